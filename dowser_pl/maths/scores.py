@@ -1,0 +1,81 @@
+"""The importance of a weight: output sensitivity x magnitude x input activation.
+
+Hwang, Nguyen, Kim: "Model-Dowser: Data-Free Importance Probing to Mitigate Catastrophic Forgetting in
+Multimodal Large Language Models", ICML 2026, arXiv 2602.04509, section 3:
+
+    S_ij = ||J_i||_2 * |W_ij| * |h_j|        z = W h,  J = d logits / d z
+
+averaged over prompts. Within one prompt the activation does not depend on the probe, so the average of the
+outer products is one matrix product of two thin factors; no (O, I) matrix is accumulated while probing.
+
+Legend: O outputs, I inputs of a matrix; N prompts; R probes per prompt; T positions of a prompt; G groups.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["group_means", "hutchinson_norm", "importance", "mean_outer"]
+
+
+def hutchinson_norm(mean_square: Tensor) -> Tensor:
+    """Row norms of the Jacobian, from Rademacher probes (Hutchinson; arXiv 2602.04509, section 3).
+
+    For a Rademacher vector xi over the logits f, ``E[(d(xi . f) / dz_i)^2] = ||J_i||_2^2``.
+
+    Args:
+        mean_square: (N, O) mean over probes (and positions) of the squared probe gradients, >= 0.
+
+    Returns:
+        (N, O) estimate of ``||J_i||_2``.
+    """
+    return mean_square.sqrt()
+
+
+def group_means(factors: Tensor, group_size: int) -> Tensor:
+    """Means over consecutive groups of prompts; the last group may be smaller.
+
+    The released code of arXiv 2602.04509 averages |g| and |h| over a batch of prompts *before* it multiplies
+    them; a group is that batch. ``group_size=1`` leaves every prompt on its own.
+
+    Args:
+        factors: (N, D) one row per prompt.
+        group_size: prompts per group, >= 1.
+
+    Returns:
+        (G, D) with ``G = ceil(N / group_size)``.
+    """
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
+    return torch.stack([group.mean(dim=0) for group in factors.split(group_size)])
+
+
+def mean_outer(sensitivity: Tensor, activation: Tensor) -> Tensor:
+    """Mean over rows of ``outer(sensitivity[n], activation[n])``, as one product ``Psi^T A / N``.
+
+    Args:
+        sensitivity: (N, O) float32.
+        activation: (N, I) float32, rows matching ``sensitivity``.
+
+    Returns:
+        (O, I) float32.
+    """
+    if sensitivity.shape[0] != activation.shape[0]:
+        raise ValueError(
+            f"sensitivity has {sensitivity.shape[0]} rows and activation {activation.shape[0]}; "
+            "both need one row per prompt"
+        )
+    return sensitivity.T @ activation / sensitivity.shape[0]
+
+
+def importance(weight: Tensor, sensitivity: Tensor, activation: Tensor) -> Tensor:
+    """Model-Dowser's score ``S = |W| * mean_n outer(||J||, |h|)`` (arXiv 2602.04509, section 3).
+
+    Args:
+        weight: (O, I) pretrained weights, any float dtype.
+        sensitivity: (N, O) float32, >= 0.
+        activation: (N, I) float32, >= 0.
+
+    Returns:
+        (O, I) float32, >= 0; low = trainable. Costs one float32 matrix beside the weight.
+    """
+    return mean_outer(sensitivity, activation).mul_(weight.detach().abs().float())

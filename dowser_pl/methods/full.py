@@ -1,0 +1,23 @@
+"""Full fine-tuning: everything may move. The baseline that shows what forgetting looks like."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dowser_pl.methods.base import Layer, Method, Reference
+
+__all__ = ["Full"]
+
+
+class Full(Method):
+    """Train every entry of the tuned matrices; nothing is measured and nothing is protected."""
+
+    reference: ClassVar[Reference] = Reference(title="full fine-tuning", authors="", year=0)
+
+    def __init__(self) -> None:
+        self.update_ratio = 1.0
+
+    def mask(self, layer: Layer) -> Tensor:
+        """All True."""
+        return torch.ones_like(layer.weight, dtype=torch.bool)
