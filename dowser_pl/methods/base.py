@@ -93,4 +93,3 @@ class Method(ABC):
     def settings(self) -> dict[str, str | int | float]:
         """Name and hyper-parameters, as they stand in reports and checkpoints."""
         return {"method": type(self).__name__, **vars(self)}
-

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_update_ratio_must_be_a_share(ratio):
 def test_masks_of_rising_ratio_are_nested():
     scores = (torch.rand(31, 17, generator=torch.Generator().manual_seed(2)) * 20).floor()
     masks = [lowest(scores, k) for k in (0, 5, 50, 500, 527)]
-    for smaller, larger in zip(masks, masks[1:], strict=False):
+    for smaller, larger in itertools.pairwise(masks):
         assert bool((larger | ~smaller).all())
 
 

@@ -8,9 +8,7 @@ import torch
 from dowser_pl import methods
 from dowser_pl.methods import Full, Layer, Magnitude, Method, ModelDowser, Random
 
-ALL = [
-    cls for _, cls in inspect.getmembers(methods, inspect.isclass) if issubclass(cls, Method) and cls is not Method
-]
+ALL = [cls for _, cls in inspect.getmembers(methods, inspect.isclass) if issubclass(cls, Method) and cls is not Method]
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]])
 GOLDEN = {
     # |W|: .25 and .5 are smallest

@@ -1,0 +1,156 @@
+"""The method callback: measure the base model, build the masks, enforce them, check them.
+
+Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``,
+so a resumed run finds its masks there and never scores tuned weights. ``on_before_optimizer_step`` runs after
+unscaling and before clipping, so what is clipped is the masked gradient.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dowser_pl.callbacks.importance import measure_importance
+from dowser_pl.maths.masks import jaccard
+from dowser_pl.methods import Layer, Magnitude, Method, ModelDowser
+from dowser_pl.probing import Factors, Probe
+from dowser_pl.training import Counts, FrozenEntries
+
+__all__ = ["Dowser"]
+
+
+class Dowser(Callback):
+    """Protects the pretrained skills of a model while it learns a new one.
+
+    Args:
+        method: decides which entries of the tuned matrices may move.
+        probe: settings of the importance pass; used by methods that need one.
+        cache_dir: where importance factors are kept between runs; None = always probe.
+    """
+
+    def __init__(
+        self,
+        method: Method = ModelDowser(),  # noqa: B008 - immutable, and the default that YAML shows
+        probe: Probe = Probe(),  # noqa: B008
+        cache_dir: str | None = "runs/cache",
+    ) -> None:
+        self.method = method
+        self.probe = probe
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.probe_seconds = 0.0
+        self.counts: tuple[Counts, Counts] | None = None
+        """(frozen, trainable), filled when training ends."""
+        self.diagnostics: dict[str, float] = {}
+        self._entries: FrozenEntries | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def entries(self) -> FrozenEntries:
+        """Masks and base of the tuned matrices.
+
+        Raises:
+            RuntimeError: before ``on_fit_start``.
+        """
+        if self._entries is None:
+            raise RuntimeError("masks are built in on_fit_start, which the Trainer calls")
+        return self._entries
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Masks: from the checkpoint when resuming, else from the base model."""
+        if trainer.strategy.restore_checkpoint_after_setup:
+            raise ValueError(
+                f"{type(trainer.strategy).__name__} is not supported yet: it restores checkpoints after masks are "
+                "built. Use --trainer.strategy auto or ddp"
+            )
+        layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
+        weights = {name: layer.weight for name, layer in layers.items()}
+        if self._loaded is not None:
+            self._entries = FrozenEntries.from_state(weights, self._loaded["entries"])
+        elif trainer.ckpt_path is not None:
+            raise ValueError(
+                f"{trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are never "
+                "computed on weights that were already tuned; start a fresh run from the base model instead"
+            )
+        else:
+            self._entries = FrozenEntries(weights, self._masks(trainer, pl_module, layers))
+        rank_zero_info(
+            f"{type(self.method).__name__}: {self.entries.num_trainable:,} of "
+            f"{sum(weight.numel() for weight in weights.values()):,} entries in {len(layers)} matrices are trainable"
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put frozen entries back after every step of every optimizer."""
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self._after_step)
+
+    def on_before_optimizer_step(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        optimizer: Optimizer,
+    ) -> None:
+        """Zero the gradients of frozen entries."""
+        self.entries.mask_gradients()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare every entry with the base.
+
+        Raises:
+            RuntimeError: if a frozen entry moved; nothing is exported then.
+        """
+        self.counts = self.entries.verify()
+        if self.counts[0].changed:
+            raise RuntimeError(
+                f"{self.counts[0].changed} of {self.counts[0].entries} frozen entries changed during training; this is "
+                "a bug, or another callback writes weights"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks in global coordinates, the base values they cannot give back, and what they belong to."""
+        if self._entries is None:
+            return self._loaded or {}
+        return {
+            "method": self.method.settings(),
+            "entries": self._entries.state_dict(),
+            "probe_seconds": self.probe_seconds,
+            "diagnostics": self.diagnostics,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the masks of a checkpoint.
+
+        Raises:
+            ValueError: if they were made by another method or other hyper-parameters.
+        """
+        if not state_dict:
+            return
+        if state_dict["method"] != self.method.settings():
+            raise ValueError(
+                f"the checkpoint was trained with {state_dict['method']}, this run asks for "
+                f"{self.method.settings()}; resume with the same --dowser.method"
+            )
+        self._loaded = state_dict
+        self.probe_seconds = state_dict["probe_seconds"]
+        self.diagnostics = state_dict["diagnostics"]
+
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self.entries.restore()
+
+    def _masks(self, trainer: Trainer, pl_module: LightningModule, layers: dict[str, nn.Linear]) -> dict[str, Tensor]:
+        start = time.monotonic()
+        factors = Factors({})
+        if self.method.needs:
+            factors = measure_importance(trainer, pl_module, layers, self.probe, self.cache_dir)
+        masks, overlaps = {}, []
+        for name, linear in layers.items():
+            measured = factors.layers.get(name)
+            layer = Layer(name, linear.weight.detach(), **(vars(measured) if measured else {}))
+            masks[name] = self.method.mask(layer)
+            overlaps.append(jaccard(masks[name], Magnitude(self.method.update_ratio).mask(layer)))
+        self.probe_seconds = time.monotonic() - start
+        self.diagnostics = {"mask_overlap_with_magnitude": sum(overlaps) / len(overlaps)}
+        return masks

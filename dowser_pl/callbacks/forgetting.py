@@ -1,0 +1,134 @@
+"""The forgetting report: every task before and after, on the same questions.
+
+"Before" is Lightning's sanity check run over the whole validation data (``num_sanity_val_steps: -1``): it
+comes after the masks are built and before the first step, inside an isolated random state. "After" is the
+validation at the end of the last epoch, or one more if training stopped in between.
+"""
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from dowser_pl.callbacks.dowser import Dowser
+from dowser_pl.callbacks.memory import peak_memory_bytes
+from dowser_pl.reporting import Report, TaskScore, text_table, write_report
+
+__all__ = ["Forgetting"]
+
+
+class Forgetting(Callback):
+    """Measures every task before, during and after training; writes ``report.json``, ``.md`` and ``.png``."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self._evaluated_at = -1
+        self._seconds = {"fit": 0.0, "evaluate": 0.0}  # of earlier parts of a resumed run, and so far
+        self._fit_start: float | None = None
+        self._evaluate_start = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse settings under which there would be no "before" column, before anything is computed."""
+        trains = stage == "fit" and trainer.limit_train_batches != 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trains and trainer.num_sanity_val_steps != float("inf"):
+            raise ValueError(
+                "the report compares with the base model, which is measured on all evaluation data before training: "
+                f"set --trainer.num_sanity_val_steps -1, got {trainer.num_sanity_val_steps}"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start the clock; when resuming it goes on where the checkpoint left it."""
+        self._fit_start = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start the evaluation clock."""
+        self._evaluate_start = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """The latest scores, and the time they took."""
+        seconds = time.monotonic() - self._evaluate_start
+        self._seconds["evaluate"] += seconds
+        if trainer.sanity_checking:
+            self.before = dict(pl_module.scores)
+        else:
+            self._seconds["fit"] -= seconds  # the clock of training runs on meanwhile
+            self.after = dict(pl_module.scores)
+            self._evaluated_at = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Make sure that "after" is the final model, then write and print the report."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self._evaluated_at != trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+        if trainer.is_global_zero:
+            report = self.report(trainer, pl_module)
+            folder = Path(trainer.default_root_dir)
+            write_report(report, folder)
+            rank_zero_info(f"\n{text_table(report)}\n\nReport written to {folder}/report.json, .md and .png")
+
+    def report(self, trainer: Trainer, pl_module: Any) -> Report:
+        """Everything known about the run.
+
+        Raises:
+            ValueError: if the Dowser callback is not there or has not counted entries yet.
+        """
+        dowser = next((callback for callback in trainer.callbacks if isinstance(callback, Dowser)), None)  # type: ignore[attr-defined]
+        if dowser is None or dowser.counts is None:
+            raise ValueError("the report needs the Dowser callback, placed before it in trainer.callbacks")
+        frozen, trainable = dowser.counts
+        settings = dowser.method.settings()
+        return Report(
+            method=str(settings["method"]),
+            update_ratio=dowser.method.update_ratio,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),  # where seed_everything records it
+            tasks={
+                task.name: TaskScore(task.role, task.metric, self.before[task.name], self.after[task.name])
+                for task in pl_module.tasks()
+            },
+            frozen=frozen,
+            trainable=trainable,
+            seconds={"probe": dowser.probe_seconds, **self._total_seconds()},
+            peak_memory_bytes=peak_memory_bytes(),
+            versions=_versions(),
+            learning_rate=trainer.optimizers[0].defaults["lr"],
+            steps=trainer.global_step,
+            model=pl_module.path,
+            run=Path(trainer.default_root_dir).name,
+            diagnostics=dowser.diagnostics,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores and seconds so far."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "evaluated_at": self._evaluated_at,
+            "seconds": self._total_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the base model's scores from the checkpoint: the weights are no longer the base."""
+        self.before, self.after = state_dict["before"], state_dict["after"]
+        self._evaluated_at = state_dict["evaluated_at"]
+        self._seconds = dict(state_dict["seconds"])
+
+    def _total_seconds(self) -> dict[str, float]:
+        running = 0.0 if self._fit_start is None else time.monotonic() - self._fit_start
+        return {"fit": self._seconds["fit"] + running, "evaluate": self._seconds["evaluate"]}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("dowser_pl", "torch", "lightning", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}} | {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    }

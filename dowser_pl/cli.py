@@ -1,0 +1,114 @@
+"""The command line: LightningCLI over one module, any data module and one method.
+
+Importing the packages below is what makes short class names work in YAML.
+"""
+
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+import dowser_pl.data
+import dowser_pl.methods  # noqa: F401
+from dowser_pl.callbacks import Dowser, Export, Forgetting, Predictions, RandomState
+from dowser_pl.config_paths import resolve_configs
+from dowser_pl.files import write_atomically
+from dowser_pl.module import MultimodalModule
+from dowser_pl.trainer import DowserTrainer
+
+__all__ = ["main"]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration to ``<run>/config.yaml``."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """On the first rank, before anything runs."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text)
+
+
+class DowserCLI(LightningCLI):
+    """``fit | validate | test | predict | probe``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs and ``probe``."""
+        return {**LightningCLI.subcommands(), "probe": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The method, what is written at the end, and where checkpoints go."""
+        parser.add_lightning_class_args(Dowser, "dowser")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Forgetting, "report")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True})
+        parser.link_arguments(
+            "trainer.default_root_dir", "checkpoint.dirpath", compute_fn=lambda root: str(Path(root) / "checkpoints")
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that logs to CSV and TensorBoard under ``<run>/logs`` unless the user names loggers."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
+            kwargs["logger"] = _loggers(config["default_root_dir"]) if self.subcommand == "fit" else False
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Training needs data."""
+        if self.datamodule is None:
+            raise ValueError(
+                "no training data: set data.class_path, for example ConversationData with data.init_args.train_file"
+            )
+
+    before_validate = before_test = before_predict = before_fit
+
+
+def _loggers(root: str) -> list[Logger]:
+    csv = CSVLogger(root, name="logs")
+    return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        args: the command line without the program; None = ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: with status 1 and one readable message for a mistake of the user's; with 2 for an argument
+            that does not exist.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a choice, not a problem
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # checkpoints of a resumed run
+    try:
+        DowserCLI(
+            MultimodalModule,
+            trainer_class=DowserTrainer,
+            trainer_defaults={
+                "default_root_dir": "runs/default",
+                "num_sanity_val_steps": -1,
+                "callbacks": [Predictions(), RandomState()],
+            },
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            args=resolve_configs(sys.argv[1:] if args is None else args),
+        )
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        sys.exit(f"\ndowser_pl: error: {error}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the message was written by this package, so that a traceback would only hide it."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)

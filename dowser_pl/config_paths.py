@@ -1,0 +1,50 @@
+"""Short names of the shipped configurations: ``-c base`` is ``configs/base.yaml``."""
+
+from pathlib import Path
+
+__all__ = ["resolve_configs"]
+
+_PACKAGED = Path(__file__).parent / "configs"  # in a wheel
+_CHECKOUT = Path(__file__).parent.parent / "configs"  # in a clone
+
+
+def resolve_configs(args: list[str]) -> list[str]:
+    """Replace short names after ``-c``, ``--config`` and ``--config=`` by paths; other values stay as they are.
+
+    A file of that path wins; then ``configs/<name>[.yaml]`` under the working folder, then the shipped ones.
+
+    Args:
+        args: the command line without the program.
+
+    Raises:
+        ValueError: if neither exists, naming what there is.
+    """
+    resolved = []
+    for position, argument in enumerate(args):
+        if argument.startswith("--config="):
+            resolved.append("--config=" + _find(argument.removeprefix("--config=")))
+        elif position and args[position - 1] in ("-c", "--config"):
+            resolved.append(_find(argument))
+        else:
+            resolved.append(argument)
+    return resolved
+
+
+def _find(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    relative = name.removeprefix("configs/")
+    for folder in (Path("configs"), _PACKAGED, _CHECKOUT):
+        for candidate in (folder / relative, folder / f"{relative}.yaml"):
+            if candidate.is_file():
+                return str(candidate)
+    raise ValueError(
+        f"there is no configuration file {name!r}, neither under {Path.cwd()} nor among the shipped ones "
+        f"({', '.join(shipped())})"
+    )
+
+
+def shipped() -> list[str]:
+    """Short names of the configurations that come with the package."""
+    folder = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))

@@ -1,0 +1,198 @@
+"""The LightningModule: loss in training, greedy answers in evaluation, one optimizer over what is tuned."""
+
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import Metric
+from transformers import PreTrainedModel, get_scheduler
+
+from dowser_pl.metrics import build_metric
+from dowser_pl.models.generation import greedy_answers
+from dowser_pl.models.layers import find_layers, named_part, text_model
+from dowser_pl.models.loading import load_model, load_processor
+from dowser_pl.reporting import aggregate
+
+__all__ = ["MultimodalModule"]
+
+Part = Literal["projector", "lm_head", "norms", "embeddings", "vision"]
+
+
+class MultimodalModule(LightningModule):
+    """Wraps any Hugging Face image-text-to-text model.
+
+    Args:
+        path: hub id, local folder, or ``embedded:world`` for the small model shipped with the package.
+        dtype: of the weights; ``auto`` takes that of the files.
+        attn_implementation: as in ``from_pretrained`` (``sdpa``, ``eager``, ``flash_attention_2``); None = its choice.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        trust_remote_code: run code that comes with the model; only for sources you trust.
+        last_n_layers: tune only the last n layers of the text decoder; None = all of them.
+        targets: which matrices of those layers are tuned, under the mask of the method.
+        also_train: further parts to train in full, *without* a mask; nothing protects them.
+        optimizer: any torch-like optimizer, over the tuned parameters.
+        scheduler: learning-rate schedule, stepped after every optimizer step.
+        warmup_ratio: share of all steps over which the learning rate rises from 0.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        last_n_layers: int | None = None,
+        targets: list[Literal["attn", "mlp"]] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
+        also_train: list[Part] = [],  # noqa: B006
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.0),
+        scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine",
+        warmup_ratio: float = 0.03,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= warmup_ratio <= 1.0:
+            raise ValueError(f"model.warmup_ratio is a share of all steps, in [0, 1]; got {warmup_ratio}")
+        self.path = path
+        self.dtype_name = dtype
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.trust_remote_code = trust_remote_code
+        self.last_n_layers = last_n_layers
+        self.targets = list(targets)
+        self.also_train = list(also_train)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.warmup_ratio = warmup_ratio
+        self.model: PreTrainedModel | None = None
+        self.scores: dict[str, float] = {}
+        """Task name -> score of the latest evaluation."""
+        self._metrics: list[Metric] = []
+
+    @cached_property
+    def processor(self) -> Any:
+        """The Hugging Face processor of the model; data modules ask for it in their ``setup``."""
+        return load_processor(self.path, trust_remote_code=self.trust_remote_code)
+
+    def configure_model(self) -> None:
+        """Load the weights once and leave a gradient only to what is tuned."""
+        if self.model is not None:
+            return
+        self.model = load_model(
+            self.path,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        if self.model.dtype == torch.float16 and not str(self.trainer.precision).startswith("16"):
+            raise ValueError(
+                f"{self.path} has float16 weights, in which small updates are lost and gradients overflow; set "
+                "--model.dtype bfloat16 (or float32)"
+            )
+        self.model.requires_grad_(False)
+        for layer in self.tuned_layers().values():
+            layer.weight.requires_grad_(True)
+        for part in self.also_train:
+            for parameter in named_part(self.model, part).values():
+                parameter.requires_grad_(True)
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The Hugging Face model, once it is loaded."""
+        if self.model is None:
+            raise RuntimeError("the model is loaded in configure_model, which the Trainer calls")
+        return self.model
+
+    def tuned_layers(self) -> dict[str, nn.Linear]:
+        """Run-time name -> matrix that the method may mask."""
+        return find_layers(self.network, self.last_n_layers, self.targets)
+
+    def text_model(self) -> nn.Module:
+        """The part that runs on text alone."""
+        return text_model(self.network)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Cross-entropy of the assistant's tokens.
+
+        Raises:
+            ValueError: when the loss is not finite; the last checkpoint is kept.
+        """
+        rows = batch.pop("ids", None)
+        loss: Tensor = self.network(**batch, use_cache=False).loss
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.global_step} (batch {batch_idx}, rows {rows}); nothing of "
+                "this step was applied and the last checkpoint is intact. Lower --model.optimizer.lr, check those "
+                "rows, or train in bfloat16 instead of float16"
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over parameters that take a gradient, with a per-step schedule."""
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_scheduler(
+            self.scheduler,
+            optimizer,
+            num_warmup_steps=round(self.warmup_ratio * steps),
+            num_training_steps=steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def tasks(self) -> list[Any]:
+        """The evaluation tasks of the data module, one per evaluation loader."""
+        tasks = getattr(self.trainer.datamodule, "tasks", None)  # type: ignore[attr-defined]
+        if tasks is None:
+            raise ValueError(
+                f"{type(self.trainer.datamodule).__name__} has no `tasks`: evaluation needs one "  # type: ignore[attr-defined]
+                "dowser_pl.data.Task per validation loader (name, role, metric, max_new_tokens), in their order"
+            )
+        return list(tasks)
+
+    def on_validation_epoch_start(self) -> None:
+        """Fresh metrics, one per task."""
+        self._metrics = [build_metric(task.metric).to(self.device) for task in self.tasks()]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer one batch of one task and score it."""
+        answers = self._answer(batch, dataloader_idx)
+        self._metrics[dataloader_idx].update(answers, batch["references"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/<task>/<metric>`` and the aggregates."""
+        self._log_scores("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/<task>/<metric>`` and the aggregates."""
+        self._log_scores("test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Answers of one batch as rows ``task, id, prediction, references``."""
+        task = self.tasks()[dataloader_idx]
+        answers = self._answer(batch, dataloader_idx)
+        return [
+            {"task": task.name, "id": row, "prediction": answer, "references": references}
+            for row, answer, references in zip(batch["ids"], answers, batch["references"], strict=True)
+        ]
+
+    def _answer(self, batch: dict[str, Any], dataloader_idx: int) -> list[str]:
+        task = self.tasks()[dataloader_idx]
+        return greedy_answers(self.network, self.processor.tokenizer, batch["inputs"], task.max_new_tokens)
+
+    def _log_scores(self, stage: str) -> None:
+        tasks = self.tasks()
+        self.scores = {task.name: float(metric.compute()) for task, metric in zip(tasks, self._metrics, strict=True)}
+        for task in tasks:
+            self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
+        for name, value in aggregate([(task.role, self.scores[task.name]) for task in tasks]).items():
+            self.log(f"{stage}/{name}", value, prog_bar=True)

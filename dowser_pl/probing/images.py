@@ -1,0 +1,43 @@
+"""Images of uniform noise, as the processor of the model makes them."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dowser_pl.maths.streams import stream
+from dowser_pl.probing.settings import Probe
+
+__all__ = ["noise_images"]
+
+_SIDE = 336  # pixels before the processor resizes; CLIP's own resolution
+
+
+def noise_images(processor: Any, settings: Probe) -> list[dict[str, Tensor]]:
+    """One noise image per prompt, without text.
+
+    Args:
+        processor: Hugging Face processor with an image token.
+        settings: number of prompts and seed.
+
+    Returns:
+        Per prompt the processor's output: ``input_ids`` (1, L) and the image inputs.
+
+    Raises:
+        ValueError: if the processor has no image token to place an image by.
+    """
+    token = getattr(processor, "image_token", None)
+    if not isinstance(token, str):
+        raise ValueError(
+            f"{type(processor).__name__} has no image token, so probe.noise_images cannot place an image; "
+            "set --dowser.probe.noise_images false"
+        )
+    start = (processor.tokenizer.bos_token or "") + token
+    encoded = []
+    for index in range(settings.num_prompts):
+        random = stream(settings.seed, "noise", index)
+        pixels = torch.randint(0, 256, (_SIDE, _SIDE, 3), generator=random, dtype=torch.uint8)
+        image = Image.fromarray(pixels.numpy())
+        encoded.append(dict(processor(text=[start], images=[image], return_tensors="pt", add_special_tokens=False)))
+    return encoded

@@ -1,0 +1,158 @@
+"""Prompts the model writes itself: BOS + a few random tokens, continued by sampling.
+
+No data is needed to score a model that can write its own (arXiv 2602.04509, section 3). The random prefix is
+kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from dowser_pl.maths.streams import stream
+from dowser_pl.probing.sampling import SampleFromStreams
+from dowser_pl.probing.settings import Probe
+
+__all__ = ["Prompt", "Tokens", "write_prompts"]
+
+
+class Tokens(Protocol):
+    """The part of a Hugging Face tokenizer that prompts need."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    all_special_ids: list[int]
+    added_tokens_decoder: Mapping[int, Any]
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One synthetic sequence, on the CPU.
+
+    Attributes:
+        tokens: (T,) int64 that the decoder reads, image tokens and prefix included.
+        source: (T_source,) int64 that the encoder reads; None for decoder-only models.
+        image: what the processor made of the noise image, without ids and masks; empty for text only.
+    """
+
+    tokens: Tensor
+    source: Tensor | None = None
+    image: dict[str, Tensor] = field(default_factory=dict)
+
+
+def write_prompts(
+    model: nn.Module, tokenizer: Tokens, settings: Probe, images: list[dict[str, Tensor]] | None = None
+) -> Iterator[list[Prompt]]:
+    """Let the model write ``settings.num_prompts`` prompts.
+
+    Args:
+        model: Hugging Face model with ``generate``, in eval mode.
+        tokenizer: gives the vocabulary and the special ids.
+        settings: lengths, sampling, seed.
+        images: one entry per prompt, what the processor makes of an image without text: ``input_ids`` (1, L)
+            and the image inputs, all of one shape; None for text-only prompts.
+
+    Yields:
+        Lists of prompts in order, ``settings.batch_size`` at a time (one at a time for encoder-decoders).
+
+    Raises:
+        ValueError: if the vocabulary has no ordinary token to start from.
+    """
+    ordinary, special = _split_vocabulary(tokenizer)
+    if model.config.is_encoder_decoder:
+        for index in range(settings.num_prompts):
+            source = _prefix(ordinary, settings, index)[None]
+            start = torch.tensor([[model.config.decoder_start_token_id]])
+            forced = torch.empty(1, 0, dtype=torch.int64)
+            yield _write(model, tokenizer, settings, special, [index], start, forced, {}, source)
+        return
+    for first in range(0, settings.num_prompts, settings.batch_size):
+        batch = list(range(first, min(first + settings.batch_size, settings.num_prompts)))
+        forced = torch.full((len(batch), settings.max_prefix), -1)
+        for row, index in enumerate(batch):
+            prefix = _prefix(ordinary, settings, index)
+            forced[row, : len(prefix)] = prefix
+        image: dict[str, Tensor] = {}
+        if images is not None:
+            image = {name: torch.cat([images[index][name] for index in batch]) for name in images[0]}
+            start = image.pop("input_ids")
+        elif tokenizer.bos_token_id is not None:
+            start = torch.full((len(batch), 1), tokenizer.bos_token_id)
+        else:  # no BOS in this family: the first random token starts the text
+            start, forced = forced[:, :1], forced[:, 1:]
+        yield _write(model, tokenizer, settings, special, batch, start, forced, image, None)
+
+
+def _split_vocabulary(tokenizer: Tokens) -> tuple[Tensor, list[int]]:
+    """Ordinary ids to draw prefixes from, and special ids that must not be written (EOS may)."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ordinary = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
+    if not len(ordinary):
+        raise ValueError(f"all {len(tokenizer)} tokens of the vocabulary are special: no prefix can be drawn")
+    return ordinary, sorted(special - {tokenizer.eos_token_id})
+
+
+def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
+    """min_prefix..max_prefix random ordinary tokens."""
+    random = stream(settings.seed, "prefix", index)
+    count = int(torch.randint(settings.min_prefix, settings.max_prefix + 1, (), generator=random))
+    return ordinary[torch.randint(len(ordinary), (count,), generator=random)]
+
+
+@torch.no_grad()
+def _write(
+    model: nn.Module,
+    tokenizer: Tokens,
+    settings: Probe,
+    special: list[int],
+    batch: list[int],
+    start: Tensor,
+    forced: Tensor,
+    image: dict[str, Tensor],
+    source: Tensor | None,
+) -> list[Prompt]:
+    device = next(model.parameters()).device
+    num_new = settings.num_tokens - (0 if image else 1)
+    streams = [stream(settings.seed, "sample", index) for index in batch]
+    uniforms = torch.stack([torch.rand(num_new, generator=random) for random in streams])
+    sampler = SampleFromStreams(start.shape[1], forced, uniforms, special, settings)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    inputs = {name: value.to(device) for name, value in image.items()}
+    if source is None:
+        inputs |= {"input_ids": start.to(device), "attention_mask": torch.ones_like(start).to(device)}
+    else:
+        inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
+    rows = model.generate(  # type: ignore[operator]
+        **inputs,
+        logits_processor=[sampler],
+        generation_config=GenerationConfig(
+            max_new_tokens=num_new,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=pad,
+            use_cache=True,
+        ),
+    ).cpu()
+    image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
+    return [
+        Prompt(
+            _until_end(row, start.shape[1], tokenizer.eos_token_id),
+            None if source is None else source[0],
+            {name: value[i] for name, value in image_rows.items() if name != "attention_mask"},
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _until_end(tokens: Tensor, start: int, eos: int | None) -> Tensor:
+    """The row up to and including its first written end of text; the rest is padding."""
+    ends = (tokens[start:] == eos).nonzero() if eos is not None else []
+    return tokens if not len(ends) else tokens[: start + int(ends[0]) + 1]

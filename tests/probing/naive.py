@@ -1,0 +1,93 @@
+"""The published loop, written plainly: the oracle of the importance pass.
+
+Forward again for every probe, weight gradients on, dense (O, I) products into a running mean
+(released code of arXiv 2602.04509). Slow on purpose; shares nothing with the package but the probe vectors.
+"""
+
+import torch
+
+from dowser_pl.maths.streams import stream
+
+
+def published_loop(model, layers, prompts, num_probes, seed, group_size):
+    """`authors`: means of |g| and |h| over the group and its positions, then the product with |W|."""
+    mean = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    count = 0
+    for first in range(0, len(prompts), group_size):
+        group = prompts[first : first + group_size]
+        for probe in range(num_probes):
+            recorded = per_row(model, layers, group, first, probe, seed)
+            count += 1
+            for name, layer in layers.items():
+                psi = torch.stack([g.abs().mean(dim=0) for _, g in recorded[name]]).mean(dim=0)
+                a = torch.stack([h.abs().mean(dim=0) for h, _ in recorded[name]]).mean(dim=0)
+                mean[name] += (torch.outer(psi, a) * layer.weight.detach().abs() - mean[name]) / count
+    return mean
+
+
+def paper_loop(model, layers, prompts, num_probes, seed):
+    """`paper`: per prompt the root of the mean squared probe gradient, then the product, then the mean."""
+    mean = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    for index, prompt in enumerate(prompts):
+        squares = {name: 0.0 for name in layers}
+        activation = {}
+        for probe in range(num_probes):
+            recorded = per_row(model, layers, [prompt], index, probe, seed)
+            for name in layers:
+                h, g = recorded[name][0]
+                squares[name] = squares[name] + (g**2).mean(dim=0) / num_probes
+                activation[name] = h.abs().mean(dim=0)
+        for name, layer in layers.items():
+            product = torch.outer(squares[name].sqrt(), activation[name]) * layer.weight.detach().abs()
+            mean[name] += (product - mean[name]) / (index + 1)
+    return mean
+
+
+def per_row(model, layers, group, first, probe, seed):
+    """name -> [(h (T, I), g (T, O)) per prompt], one forward and one backward per prompt, no padding."""
+    recorded = {name: [] for name in layers}
+    for row, prompt in enumerate(group):
+        random = stream(seed, "probe", first + row)
+        outputs = {}
+        handles = [
+            layer.register_forward_hook(
+                lambda module, inputs, output, name=name: outputs.__setitem__(name, (inputs[0].detach(), output))
+            )
+            for name, layer in layers.items()
+        ]
+        logits = model(input_ids=prompt.tokens[None]).logits[0, -1]
+        for handle in handles:
+            handle.remove()
+        signs = torch.stack(
+            [torch.randint(0, 2, (len(logits),), generator=random) * 2.0 - 1.0 for _ in range(probe + 1)]
+        )[-1]
+        gradients = torch.autograd.grad((signs * logits).sum(), [z for _, z in outputs.values()])
+        for (name, (h, _)), g in zip(outputs.items(), gradients, strict=True):
+            recorded[name].append((h[0], g[0]))
+    return recorded
+
+
+def exact_scores(model, layers, prompts):
+    """`paper` with the exact Jacobian: one backward per logit."""
+    mean = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    for prompt in prompts:
+        outputs = {}
+        handles = [
+            layer.register_forward_hook(
+                lambda module, inputs, output, name=name: outputs.__setitem__(name, (inputs[0].detach(), output))
+            )
+            for name, layer in layers.items()
+        ]
+        logits = model(input_ids=prompt.tokens[None]).logits[0, -1]
+        for handle in handles:
+            handle.remove()
+        squares = {name: 0.0 for name in layers}
+        for logit in logits:
+            gradients = torch.autograd.grad(logit, [z for _, z in outputs.values()], retain_graph=True)
+            for name, g in zip(outputs, gradients, strict=True):
+                squares[name] = squares[name] + g[0] ** 2
+        for name, layer in layers.items():
+            norm = squares[name].mean(dim=0).sqrt()
+            product = torch.outer(norm, outputs[name][0][0].abs().mean(dim=0)) * layer.weight.detach().abs()
+            mean[name] += product / len(prompts)
+    return mean

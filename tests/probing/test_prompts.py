@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from dowser_pl.probing import Probe, write_prompts
+from dowser_pl.probing.images import noise_images
+from tests.tiny_models import BOS, EOS, IMAGE, SPECIAL_TOKENS, make_processor, tiny_instructblip_t5, tiny_llava
+from tests.tiny_models import tiny_qwen2_5_vl
+
+SETTINGS = Probe(num_prompts=12, num_tokens=24, batch_size=5, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_llava().eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.mul_(6)
+    return model
+
+
+def write(model, settings=SETTINGS, images=None):
+    return [p for batch in write_prompts(model, make_processor().tokenizer, settings, images) for p in batch]
+
+
+def test_prompts_start_with_bos_and_a_random_prefix_and_hold_no_special_token(model):
+    prompts = write(model)
+    assert len(prompts) == 12
+    for prompt in prompts:
+        tokens = prompt.tokens.tolist()
+        assert tokens[0] == BOS
+        assert 3 <= len(tokens) <= 24
+        assert tokens[-1] == EOS or len(tokens) == 24
+        assert not set(tokens[1:-1]) & set(make_processor().tokenizer.all_special_ids)
+    assert len({tuple(p.tokens.tolist()) for p in prompts}) == 12
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 12])
+def test_a_prompt_belongs_to_its_index_not_to_its_batch(model, batch_size):
+    again = write(model, Probe(num_prompts=12, num_tokens=24, batch_size=batch_size, seed=3))
+    for first, second in zip(write(model), again, strict=True):
+        assert torch.equal(first.tokens, second.tokens)
+
+
+def test_the_global_random_state_is_neither_used_nor_touched(model):
+    torch.manual_seed(1)
+    first, state = write(model), torch.get_rng_state()
+    torch.manual_seed(2)
+    second = write(model)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_another_seed_writes_another_text(model):
+    other = write(model, Probe(num_prompts=12, num_tokens=24, seed=4))
+    assert not any(torch.equal(a.tokens, b.tokens) for a, b in zip(write(model), other, strict=True))
+
+
+def test_sampling_follows_the_model_distribution(model):
+    """The second token of many prompts, given the same first: frequencies against the softmax."""
+    settings = Probe(
+        num_prompts=3000, num_tokens=4, min_prefix=1, max_prefix=1, batch_size=500,
+        temperature=1.0, top_p=1.0, repetition_penalty=1.0,
+    )  # fmt: skip
+    prompts = write(model, settings)
+    counts = torch.zeros(len(make_processor().tokenizer))
+    expected = torch.zeros_like(counts)
+    blocked = [i for i in range(len(SPECIAL_TOKENS)) if i != EOS]
+    with torch.no_grad():
+        logits = model(input_ids=torch.stack([p.tokens[:2] for p in prompts])).logits[:, -1]
+    logits[:, blocked] = float("-inf")
+    expected = logits.softmax(dim=-1).sum(dim=0)
+    counts = torch.bincount(torch.stack([p.tokens[2] for p in prompts]), minlength=len(expected)).float()
+    likely = expected > 30
+    chi_square = ((counts - expected)[likely] ** 2 / expected[likely]).sum() / likely.sum()
+    assert chi_square < 1.6
+
+
+def test_noise_images_stand_before_the_text(model):
+    settings = Probe(num_prompts=3, num_tokens=12, batch_size=2, noise_images=True)
+    prompts = write(model, settings, noise_images(make_processor(), settings))
+    for prompt in prompts:
+        image_tokens = int((prompt.tokens == IMAGE).sum())
+        assert image_tokens > 1 and prompt.tokens[0] == BOS
+        assert prompt.image["pixel_values"].shape[0] == 1
+    assert not torch.equal(prompts[0].image["pixel_values"], prompts[1].image["pixel_values"])
+
+
+def test_models_without_bos_start_with_a_random_word():
+    tokenizer = make_processor().tokenizer
+    tokenizer.bos_token = None
+    model = tiny_qwen2_5_vl().eval()
+    prompts = [p for batch in write_prompts(model, tokenizer, SETTINGS) for p in batch]
+    assert all(int(p.tokens[0]) >= len(SPECIAL_TOKENS) for p in prompts)
+    assert max(len(p.tokens) for p in prompts) <= 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_prompts": 0}, "num_prompts must be at least 1"),
+        ({"min_prefix": 4, "max_prefix": 3}, "max_prefix"),
+        ({"num_tokens": 6}, "num_tokens must leave room"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Probe(**change)
