@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import dowser_pl.data
 import dowser_pl.methods  # noqa: F401
-from dowser_pl.callbacks import Dowser, Export, Forgetting, Predictions, RandomState
+from dowser_pl.callbacks import AtomicCheckpointIO, Checkpoints, Dowser, Export, Forgetting, Predictions, RandomState
 from dowser_pl.config_paths import resolve_configs
 from dowser_pl.files import write_atomically
 from dowser_pl.module import MultimodalModule
@@ -45,12 +44,11 @@ class DowserCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The method, what is written at the end, and where checkpoints go."""
         parser.add_lightning_class_args(Dowser, "dowser")
-        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Export, "export")  # before the report: a failure there loses no model
         parser.add_lightning_class_args(Forgetting, "report")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True})
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments(
-            "trainer.default_root_dir", "checkpoint.dirpath", compute_fn=lambda root: str(Path(root) / "checkpoints")
+            "trainer.default_root_dir", "checkpoint.folder", lambda root: str(Path(root) / "checkpoints")
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -58,13 +56,18 @@ class DowserCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             kwargs["logger"] = _loggers(config["default_root_dir"]) if self.subcommand == "fit" else False
+        kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Training needs data."""
+        """Refuse what would fail late: no data, or a checkpoint that is not there."""
         if self.datamodule is None:
+            raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
+        path = self._get(self.config, "ckpt_path")
+        if path not in (None, "last", "best", "hpc") and not Path(path).exists():
             raise ValueError(
-                "no training data: set data.class_path, for example ConversationData with data.init_args.train_file"
+                f"--ckpt_path {path} does not exist; `last` takes the newest checkpoint under "
+                f"{self.trainer.default_root_dir}/checkpoints"
             )
 
     before_validate = before_test = before_predict = before_fit

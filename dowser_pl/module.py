@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, get_scheduler
 
 from dowser_pl.metrics import build_metric
 from dowser_pl.models.generation import greedy_answers
-from dowser_pl.models.layers import find_layers, named_part, text_model
+from dowser_pl.models.layers import find_layers, named_part, text_inputs, text_model
 from dowser_pl.models.loading import load_model, load_processor
-from dowser_pl.reporting import aggregate
+from dowser_pl.reporting.trade_off import h_score
 
 __all__ = ["MultimodalModule"]
 
@@ -88,13 +88,13 @@ class MultimodalModule(LightningModule):
             trust_remote_code=self.trust_remote_code,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-        if self.model.dtype == torch.float16 and not str(self.trainer.precision).startswith("16"):
-            raise ValueError(
-                f"{self.path} has float16 weights, in which small updates are lost and gradients overflow; set "
-                "--model.dtype bfloat16 (or float32)"
-            )
-        self.model.requires_grad_(False)
+        self.model.train().requires_grad_(False)
         for layer in self.tuned_layers().values():
+            if layer.weight.dtype == torch.float16:
+                raise ValueError(
+                    f"{self.path} has float16 weights, in which small updates are lost and gradients overflow; set "
+                    "--model.dtype bfloat16, or float32 with --trainer.precision 16-mixed"
+                )
             layer.weight.requires_grad_(True)
         for part in self.also_train:
             for parameter in named_part(self.model, part).values():
@@ -114,6 +114,10 @@ class MultimodalModule(LightningModule):
     def text_model(self) -> nn.Module:
         """The part that runs on text alone."""
         return text_model(self.network)
+
+    def text_inputs(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What the text model takes for (B, T) tokens and their (B, T) mask."""
+        return text_inputs(self.text_model(), tokens, mask)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy of the assistant's tokens.
@@ -194,5 +198,17 @@ class MultimodalModule(LightningModule):
         self.scores = {task.name: float(metric.compute()) for task, metric in zip(tasks, self._metrics, strict=True)}
         for task in tasks:
             self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
-        for name, value in aggregate([(task.role, self.scores[task.name]) for task in tasks]).items():
+        for name, value in _means(tasks, self.scores).items():
             self.log(f"{stage}/{name}", value, prog_bar=True)
+
+
+def _means(tasks: list[Any], scores: dict[str, float]) -> dict[str, float]:
+    """``upstream_mean``, ``downstream_mean`` and, where there are both, ``h_score``."""
+    means = {}
+    for role in ("upstream", "downstream"):
+        values = [scores[task.name] for task in tasks if task.role == role]
+        if values:
+            means[f"{role}_mean"] = sum(values) / len(values)
+    if len(means) == 2:
+        means["h_score"] = h_score(means["upstream_mean"], means["downstream_mean"])
+    return means

@@ -18,7 +18,7 @@ from dowser_pl.callbacks.importance import measure_importance
 from dowser_pl.maths.masks import jaccard
 from dowser_pl.methods import Layer, Magnitude, Method, ModelDowser
 from dowser_pl.probing import Factors, Probe
-from dowser_pl.training import Counts, FrozenEntries
+from dowser_pl.training import Changes, FrozenEntries
 
 __all__ = ["Dowser"]
 
@@ -42,7 +42,7 @@ class Dowser(Callback):
         self.probe = probe
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.probe_seconds = 0.0
-        self.counts: tuple[Counts, Counts] | None = None
+        self.counts: tuple[Changes, Changes] | None = None
         """(frozen, trainable), filled when training ends."""
         self.diagnostics: dict[str, float] = {}
         self._entries: FrozenEntries | None = None

@@ -16,9 +16,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from dowser_pl import __version__
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.memory import peak_memory_bytes
-from dowser_pl.reporting import Report, TaskScore, text_table, write_report
+from dowser_pl.reporting import Counts, Report, Seconds, TaskScore, text_table, write_report
 
 __all__ = ["Forgetting"]
 
@@ -73,8 +74,9 @@ class Forgetting(Callback):
         if trainer.is_global_zero:
             report = self.report(trainer, pl_module)
             folder = Path(trainer.default_root_dir)
+            rank_zero_info(f"\n{text_table(report)}\n")
             write_report(report, folder)
-            rank_zero_info(f"\n{text_table(report)}\n\nReport written to {folder}/report.json, .md and .png")
+            rank_zero_info(f"Report written to {folder}/report.json, .md and .png")
 
     def report(self, trainer: Trainer, pl_module: Any) -> Report:
         """Everything known about the run.
@@ -95,9 +97,9 @@ class Forgetting(Callback):
                 task.name: TaskScore(task.role, task.metric, self.before[task.name], self.after[task.name])
                 for task in pl_module.tasks()
             },
-            frozen=frozen,
-            trainable=trainable,
-            seconds={"probe": dowser.probe_seconds, **self._total_seconds()},
+            frozen=Counts(**vars(frozen)),
+            trainable=Counts(**vars(trainable)),
+            seconds=Seconds(probe=dowser.probe_seconds, **self._total_seconds()),
             peak_memory_bytes=peak_memory_bytes(),
             versions=_versions(),
             learning_rate=trainer.optimizers[0].defaults["lr"],
@@ -128,7 +130,6 @@ class Forgetting(Callback):
 
 
 def _versions() -> dict[str, str]:
-    packages = ("dowser_pl", "torch", "lightning", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}} | {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    }
+    packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"dowser_pl": __version__, "python": platform.python_version(), **packages, "device": device}

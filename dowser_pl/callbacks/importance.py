@@ -60,8 +60,8 @@ def _measure(trainer: Trainer, pl_module: Any, layers: dict[str, nn.Linear], pro
     images = noise_images(pl_module.processor, probe) if probe.noise_images else None
     bar = tqdm(total=probe.num_prompts, desc="Importance pass", unit="prompt", disable=not trainer.is_global_zero)
     with bar, probing_mode(model), torch.enable_grad(), trainer.precision_plugin.forward_context():
-        prompts = write_prompts(model, pl_module.processor.tokenizer, probe, images)
-        return measure(model, layers, prompts, probe, bar.update)
+        prompts = write_prompts(model, pl_module.processor.tokenizer, probe, images, pl_module.text_inputs)
+        return measure(model, layers, prompts, probe, bar.update, pl_module.text_inputs)
 
 
 def _key(identity: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dowser_pl.maths.streams import stream
 from dowser_pl.probing.factors import Factors, LayerFactors
-from dowser_pl.probing.prompts import Prompt
+from dowser_pl.probing.prompts import Prompt, TextInputs, plain_text
 from dowser_pl.probing.recorder import Recorder
 from dowser_pl.probing.settings import Probe
 
@@ -28,6 +28,7 @@ def measure(
     prompts: Iterable[list[Prompt]],
     settings: Probe,
     on_batch: Callable[[int], None] = lambda _: None,
+    text_inputs: TextInputs = plain_text,
 ) -> Factors:
     """Measure the factors of every layer.
 
@@ -37,6 +38,7 @@ def measure(
         prompts: batches of prompts, in order.
         settings: number of probes and seed.
         on_batch: told the number of prompts done, for a progress bar.
+        text_inputs: what the model takes for tokens and their mask, where that is more than the two.
 
     Returns:
         The factors, on the CPU in float32.
@@ -48,7 +50,7 @@ def measure(
     done = 0
     with Recorder(layers) as recorder:
         for batch in prompts:
-            inputs, positions = _stack(batch, next(model.parameters()).device)
+            inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
             recorder.start(positions)
             logits = _last_logits(model(**inputs, use_cache=False).logits, positions)
             _backward(logits, done, settings)
@@ -113,7 +115,9 @@ def _last_logits(logits: Tensor, positions: Tensor | None) -> Tensor:
     return logits[torch.arange(len(logits), device=logits.device), last].float()
 
 
-def _stack(batch: list[Prompt], device: torch.device) -> tuple[dict[str, Tensor], Tensor | None]:
+def _stack(
+    batch: list[Prompt], device: torch.device, text_inputs: TextInputs
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Right-padded model inputs, and the (B, T) mask of real positions (None if no row is padded)."""
     lengths = torch.tensor([len(prompt.tokens) for prompt in batch])
     longest = int(lengths.max())
@@ -127,8 +131,10 @@ def _stack(batch: list[Prompt], device: torch.device) -> tuple[dict[str, Tensor]
         if name.endswith("token_type_ids"):  # one entry per token: text that was written later is type 0
             parts = [nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
         inputs[name] = torch.cat(parts)
-    if batch[0].source is None:
+    if inputs:
         inputs |= {"input_ids": tokens, "attention_mask": positions.long()}
+    elif batch[0].source is None:
+        inputs = text_inputs(tokens, positions.long())
     else:
         source = torch.stack([prompt.source for prompt in batch if prompt.source is not None])
         inputs |= {"input_ids": source, "decoder_input_ids": tokens}

@@ -4,7 +4,7 @@ No data is needed to score a model that can write its own (arXiv 2602.04509, sec
 kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from dowser_pl.maths.streams import stream
 from dowser_pl.probing.sampling import SampleFromStreams
 from dowser_pl.probing.settings import Probe
 
-__all__ = ["Prompt", "Tokens", "write_prompts"]
+__all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
 
 
 class Tokens(Protocol):
@@ -29,6 +29,14 @@ class Tokens(Protocol):
     added_tokens_decoder: Mapping[int, Any]
 
     def __len__(self) -> int: ...
+
+
+TextInputs = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+def plain_text(tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The inputs of most models for text: (B, T) tokens and their (B, T) mask."""
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,11 @@ class Prompt:
 
 
 def write_prompts(
-    model: nn.Module, tokenizer: Tokens, settings: Probe, images: list[dict[str, Tensor]] | None = None
+    model: nn.Module,
+    tokenizer: Tokens,
+    settings: Probe,
+    images: list[dict[str, Tensor]] | None = None,
+    text_inputs: TextInputs = plain_text,
 ) -> Iterator[list[Prompt]]:
     """Let the model write ``settings.num_prompts`` prompts.
 
@@ -57,6 +69,7 @@ def write_prompts(
         settings: lengths, sampling, seed.
         images: one entry per prompt, what the processor makes of an image without text: ``input_ids`` (1, L)
             and the image inputs, all of one shape; None for text-only prompts.
+        text_inputs: what the model takes for tokens and their mask, where that is more than the two.
 
     Yields:
         Lists of prompts in order, ``settings.batch_size`` at a time (one at a time for encoder-decoders).
@@ -70,7 +83,7 @@ def write_prompts(
             source = _prefix(ordinary, settings, index)[None]
             start = torch.tensor([[model.config.decoder_start_token_id]])
             forced = torch.empty(1, 0, dtype=torch.int64)
-            yield _write(model, tokenizer, settings, special, [index], start, forced, {}, source)
+            yield _write(model, tokenizer, settings, special, [index], start, forced, {}, source, text_inputs)
         return
     for first in range(0, settings.num_prompts, settings.batch_size):
         batch = list(range(first, min(first + settings.batch_size, settings.num_prompts)))
@@ -86,7 +99,7 @@ def write_prompts(
             start = torch.full((len(batch), 1), tokenizer.bos_token_id)
         else:  # no BOS in this family: the first random token starts the text
             start, forced = forced[:, :1], forced[:, 1:]
-        yield _write(model, tokenizer, settings, special, batch, start, forced, image, None)
+        yield _write(model, tokenizer, settings, special, batch, start, forced, image, None, text_inputs)
 
 
 def _split_vocabulary(tokenizer: Tokens) -> tuple[Tensor, list[int]]:
@@ -116,6 +129,7 @@ def _write(
     forced: Tensor,
     image: dict[str, Tensor],
     source: Tensor | None,
+    text_inputs: TextInputs,
 ) -> list[Prompt]:
     device = next(model.parameters()).device
     num_new = settings.num_tokens - (0 if image else 1)
@@ -124,8 +138,10 @@ def _write(
     sampler = SampleFromStreams(start.shape[1], forced, uniforms, special, settings)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     inputs = {name: value.to(device) for name, value in image.items()}
-    if source is None:
-        inputs |= {"input_ids": start.to(device), "attention_mask": torch.ones_like(start).to(device)}
+    if image:
+        inputs["input_ids"] = start.to(device)
+    elif source is None:
+        inputs = text_inputs(start.to(device), torch.ones_like(start).to(device))
     else:
         inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
     rows = model.generate(  # type: ignore[operator]

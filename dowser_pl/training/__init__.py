@@ -1,5 +1,5 @@
 """Training only what the mask allows."""
 
-from dowser_pl.training.frozen import Counts, FrozenEntries
+from dowser_pl.training.frozen import Changes, FrozenEntries
 
-__all__ = ["Counts", "FrozenEntries"]
+__all__ = ["Changes", "FrozenEntries"]

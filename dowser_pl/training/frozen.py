@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from dowser_pl.maths.masks import pack, unpack
 
-__all__ = ["Counts", "FrozenEntries"]
+__all__ = ["Changes", "FrozenEntries"]
 
 
 @dataclass(frozen=True)
-class Counts:
+class Changes:
     """How many entries there are of a kind, and how many differ from the base."""
 
     entries: int
@@ -71,7 +71,7 @@ class FrozenEntries:
             torch.where(self.masks[name], weight, self.base[name], out=weight.data)
 
     @torch.no_grad()
-    def verify(self) -> tuple[Counts, Counts]:
+    def verify(self) -> tuple[Changes, Changes]:
         """Compare every entry with the base, bit by bit.
 
         Returns:
@@ -85,7 +85,7 @@ class FrozenEntries:
             trainable_changed += int((changed & mask).sum())
             frozen += int((~mask).sum())
             frozen_changed += int((changed & ~mask).sum())
-        return Counts(frozen, frozen_changed), Counts(trainable, trainable_changed)
+        return Changes(frozen, frozen_changed), Changes(trainable, trainable_changed)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Packed masks and the base values of trainable entries, on the CPU.

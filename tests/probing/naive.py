@@ -29,7 +29,7 @@ def paper_loop(model, layers, prompts, num_probes, seed):
     """`paper`: per prompt the root of the mean squared probe gradient, then the product, then the mean."""
     mean = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     for index, prompt in enumerate(prompts):
-        squares = {name: 0.0 for name in layers}
+        squares = dict.fromkeys(layers, 0.0)
         activation = {}
         for probe in range(num_probes):
             recorded = per_row(model, layers, [prompt], index, probe, seed)
@@ -81,7 +81,7 @@ def exact_scores(model, layers, prompts):
         logits = model(input_ids=prompt.tokens[None]).logits[0, -1]
         for handle in handles:
             handle.remove()
-        squares = {name: 0.0 for name in layers}
+        squares = dict.fromkeys(layers, 0.0)
         for logit in logits:
             gradients = torch.autograd.grad(logit, [z for _, z in outputs.values()], retain_graph=True)
             for name, g in zip(outputs, gradients, strict=True):

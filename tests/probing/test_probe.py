@@ -6,7 +6,7 @@ from dowser_pl.methods import Layer, ModelDowser
 from dowser_pl.models.layers import find_layers
 from dowser_pl.probing import Probe, Prompt, measure, probing_mode, write_prompts
 from tests.probing import naive
-from tests.tiny_models import EOS, make_processor, tiny_llava
+from tests.tiny_models import make_processor, tiny_llava
 
 SETTINGS = Probe(num_prompts=8, num_probes=3, num_tokens=20, batch_size=3, seed=7)
 

@@ -3,8 +3,15 @@ import torch
 
 from dowser_pl.probing import Probe, write_prompts
 from dowser_pl.probing.images import noise_images
-from tests.tiny_models import BOS, EOS, IMAGE, SPECIAL_TOKENS, make_processor, tiny_instructblip_t5, tiny_llava
-from tests.tiny_models import tiny_qwen2_5_vl
+from tests.tiny_models import (
+    BOS,
+    EOS,
+    IMAGE,
+    SPECIAL_TOKENS,
+    make_processor,
+    tiny_llava,
+    tiny_qwen2_5_vl,
+)
 
 SETTINGS = Probe(num_prompts=12, num_tokens=24, batch_size=5, seed=3)
 

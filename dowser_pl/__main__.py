@@ -1,0 +1,66 @@
+"""`python -m dowser_pl <verb>`: offline verbs start at once, the others load the training command line."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from dowser_pl import __doc__ as purpose
+from dowser_pl import __version__
+
+TRAINING_VERBS = {
+    "fit": "fine-tune a model and report what it learnt and forgot",
+    "validate": "score a model on every evaluation task",
+    "test": "the same on the test sets",
+    "predict": "write the model's answers",
+    "probe": "measure the importance of each weight and fill the cache",
+}
+OFFLINE_VERBS = {"report": "show the report of a run, or compare several runs"}
+OFFLINE_MODULES = {"report": "dowser_pl.commands.report"}
+VERBS = TRAINING_VERBS | OFFLINE_VERBS
+
+
+def overview() -> str:
+    """The verbs, one line each."""
+    lines = [f"  {verb:<10}{line}" for verb, line in VERBS.items()]
+    return "\n".join(
+        [
+            f"dowser_pl {__version__}: {purpose}",
+            "",
+            "usage: python -m dowser_pl <verb> [options]",
+            "",
+            *lines,
+            "",
+            "Options of a verb: python -m dowser_pl <verb> --help",
+            "A first run:       python -m dowser_pl fit --config configs/quickstart.yaml",
+        ]
+    )
+
+
+def unknown(verb: str) -> str:
+    """The error for a verb that does not exist."""
+    near = get_close_matches(verb, VERBS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"error: unknown verb {verb!r}, expected one of: {', '.join(VERBS)}.{hint}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit status. Leading options (`--config x.yaml fit`) go to the training verbs."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help", "help"):
+        sys.stdout.write(overview() + "\n")
+    elif verb == "--version":
+        sys.stdout.write(f"dowser_pl {__version__}\n")
+    elif verb in OFFLINE_MODULES:
+        return int(import_module(OFFLINE_MODULES[verb]).main(arguments[1:]))
+    elif verb in TRAINING_VERBS or verb.startswith("-"):
+        import_module("dowser_pl.cli").main(arguments)
+    else:
+        sys.stderr.write(unknown(verb) + "\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Verbs that need no trainer; they start without importing torch or lightning."""

@@ -1,0 +1,72 @@
+"""`python -m dowser_pl report`: print the table of one run, or compare several."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from dowser_pl.commands.provenance import provenance
+from dowser_pl.files import write_atomically
+from dowser_pl.reporting import (
+    Report,
+    markdown_comparison,
+    markdown_page,
+    plot_comparison,
+    plot_report,
+    read_report,
+    text_comparison,
+    text_table,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dowser_pl report",
+        description="Show what a run learnt and forgot, or compare several runs.",
+        epilog="example: python -m dowser_pl report runs/quickstart runs/full --plot comparison.png",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its report.json")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
+    parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
+    parser.add_argument("--plot", metavar="PATH", help="also draw the picture (.png, .pdf or .svg)")
+    return parser
+
+
+def table(reports: Sequence[Report], markdown: bool) -> str:
+    """One run in full, several side by side."""
+    if len(reports) == 1:
+        return markdown_page(reports[0]).rstrip() if markdown else text_table(reports[0])
+    return markdown_comparison(reports) if markdown else text_comparison(reports)
+
+
+def write_json(path: str, argv: Sequence[str], runs: Sequence[str], reports: Sequence[Report]) -> None:
+    """The printed numbers and where they come from."""
+    entries = [{"path": run, **report.to_dict()} for run, report in zip(runs, reports, strict=True)]
+    content = provenance("report", argv) | {"runs": entries}
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def draw(path: str, reports: Sequence[Report]) -> None:
+    """The picture of one run, or of several on the trade-off plane."""
+    if len(reports) == 1:
+        plot_report(reports[0], path)
+    else:
+        plot_comparison(reports, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit status: 0, or 1 with one line on stderr if a file is not as it should be."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = build_parser().parse_args(argv)
+    try:
+        reports = [read_report(run) for run in options.runs]
+        print(table(reports, options.markdown))
+        if options.json:
+            write_json(options.json, argv, options.runs, reports)
+        if options.plot:
+            draw(options.plot, reports)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

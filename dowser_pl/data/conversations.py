@@ -1,0 +1,96 @@
+"""`ConversationData`: your own rows, in the formats people have, without code."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dowser_pl.data.base import Conversation, MultimodalData, Task
+from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
+from dowser_pl.data.holdout import NamedRow, holdout_task, split_rows
+from dowser_pl.data.json_rows import keep_good, read_rows
+from dowser_pl.data.messages import MessageReader
+
+
+class ConversationData(MultimodalData):
+    """Trains on a LLaVA-style file and evaluates on any number of sets.
+
+    If no task is downstream, `holdout` of the training rows are kept back and become the downstream task "holdout"
+    (exact match of the last answer), so that a training file alone gives a report.
+
+    Args:
+        train_file: JSON list or JSONL; see `dowser_pl.data.messages` for the formats.
+        image_folder: where image paths start; None = the folder of `train_file`.
+        tasks: evaluation sets.
+        holdout: fraction of the training rows for the downstream task when `tasks` has none; at most about 500.
+        allow_urls: fetch images from http(s); each time they are needed.
+        skip_bad_rows: leave out unusable rows, count and name them, instead of stopping at the first. Decodes every
+            image once at the start to find broken ones.
+        batch_size: training rows per process and step.
+        eval_batch_size: questions per process and `generate` call.
+        num_workers: processes that load and encode; 0 = in the training process.
+        max_length: longest training row in tokens, images included; longer rows lose text at the end.
+        seed: of the order of the training rows.
+        chat_template: Jinja text or path, instead of the model's own.
+        evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
+    """
+
+    def __init__(
+        self,
+        train_file: str,
+        image_folder: str | None = None,
+        tasks: list[TaskFile] | None = None,
+        holdout: float = 0.05,
+        allow_urls: bool = False,
+        skip_bad_rows: bool = False,
+        batch_size: int = 8,
+        eval_batch_size: int = 32,
+        num_workers: int = 0,
+        max_length: int | None = 2048,
+        seed: int = 0,
+        chat_template: str | None = None,
+        evaluation_cache_mb: int = 512,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
+        if not 0 <= holdout < 1:
+            raise ValueError(f"holdout must be at least 0 and below 1, a fraction of the training rows; got {holdout}.")
+        self.train_file = train_file
+        self.image_folder = image_folder
+        self.task_files = tasks or []
+        self.needs_holdout = all(task.role != "downstream" for task in self.task_files) and holdout > 0
+        self.holdout = holdout
+        self.allow_urls = allow_urls
+        self.skip_bad_rows = skip_bad_rows
+
+    def train_conversations(self) -> list[Conversation]:
+        """All rows, less those held out."""
+        reader = self._reader
+
+        def parse(name: str, row: dict[str, Any]) -> Conversation:
+            return Conversation(name, *reader.read(name, row))
+
+        return keep_good(self._split[0], parse, self.skip_bad_rows, self.train_file)
+
+    def evaluation_tasks(self) -> list[Task]:
+        """The sets of `tasks`, then the holdout if there is one."""
+        tasks = [read_task(task, self.allow_urls, self.skip_bad_rows) for task in self.task_files]
+        if self.needs_holdout:
+            reader = self._reader
+            questions = keep_good(
+                self._split[1], lambda name, row: question_of(name, row, reader), self.skip_bad_rows, "holdout"
+            )
+            tasks.append(holdout_task(questions))
+        return tasks
+
+    @cached_property
+    def _reader(self) -> MessageReader:
+        folder = Path(self.image_folder) if self.image_folder else Path(self.train_file).parent
+        return MessageReader(folder, self.allow_urls, verify=self.skip_bad_rows)
+
+    @cached_property
+    def _split(self) -> tuple[list[NamedRow], list[NamedRow]]:
+        rows = read_rows(self.train_file)
+        if not rows:
+            raise ValueError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
+        return split_rows(rows, self.holdout) if self.needs_holdout else (rows, [])

@@ -1,0 +1,44 @@
+"""Which encoder a processor needs."""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers import ProcessorMixin, T5Tokenizer
+
+from dowser_pl.data.encoding import Encoder
+from dowser_pl.data.inline import InlineEncoder
+from dowser_pl.data.pairs import DecoderEncoder, SuffixEncoder
+from dowser_pl.data.templates import ChatTemplate
+
+# Models that take question and answer apart were trained without a chat format: the images, then the words.
+_PAIR_TEMPLATE = (
+    "{{% for m in messages %}}{{% for p in m['content'] if p['type'] == 'image' %}}{image}{{% endfor %}}{{% endfor %}}"
+    "{{% for m in messages %}}{{% for p in m['content'] if p['type'] == 'text' %}}{{{{ p['text'] }}}}{{% endfor %}}"
+    "{{% if not loop.last %}}{{{{ ' ' }}}}{{% endif %}}{{% endfor %}}"
+)
+
+
+def build_encoder(
+    processor: ProcessorMixin, template: str | None = None, max_length: int | None = None, drop_lost: bool = False
+) -> Encoder:
+    """The encoder for a model's processor.
+
+    Args:
+        processor: of the model.
+        template: Jinja text or path; None = the model's own. Models that take the answer apart need none.
+        max_length: tokens per training row, image tokens included; None = no limit.
+        drop_lost: leave out a row whose whole answer was cut off, instead of raising.
+
+    Raises:
+        ValueError: no chat template where one is needed.
+    """
+    kind: type[Encoder] = InlineEncoder
+    if "suffix" in inspect.signature(processor.__call__).parameters:
+        kind = SuffixEncoder
+    elif isinstance(processor.tokenizer, T5Tokenizer):
+        kind = DecoderEncoder
+    if kind is not InlineEncoder and template is None:
+        in_text = type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+        template = _PAIR_TEMPLATE.format(image=getattr(processor, "image_token", "") if in_text else "")
+    return kind(processor, ChatTemplate(processor, template), max_length, drop_lost)

@@ -1,0 +1,129 @@
+"""Rows to batches: the processor does the tokenizing, the image work and the padding; this file says what is learnt.
+
+This is the part that all models share; where the answer goes differs, see `inline.py` and `pairs.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
+
+from dowser_pl.data.images import open_image
+from dowser_pl.data.rows import Conversation, Question
+from dowser_pl.data.templates import ChatTemplate
+from dowser_pl.data.truncation import truncate
+
+Batch = dict[str, Any]
+IGNORED = -100
+
+
+class Encoder(ABC):
+    """Rows -> batches for one processor.
+
+    Args:
+        processor: of the model that is trained.
+        template: how messages become text.
+        max_length: tokens per training row, image tokens included; None = no limit.
+        drop_lost: leave out a row whose whole answer was cut off, instead of raising.
+    """
+
+    def __init__(
+        self, processor: ProcessorMixin, template: ChatTemplate, max_length: int | None, drop_lost: bool
+    ) -> None:
+        self.processor: Any = processor  # its parts differ from family to family
+        self.tokenizer = processor.tokenizer
+        self.template = template
+        self.max_length = max_length
+        self.drop_lost = drop_lost
+        token = getattr(processor, "image_token", None)
+        self.image_token = None if token is None else str(token)
+        # InstructBLIP and BLIP-2 put their image tokens in front of the text instead of replacing a placeholder.
+        self.replaces_placeholders = type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # masked everywhere, so any token will do
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Conversation]) -> Batch:
+        """What the model's `forward` takes, right-padded, at full length."""
+
+    def training_batch(self, rows: Sequence[Conversation]) -> tuple[Batch, list[bool]]:
+        """What the model's `forward` takes (right-padded, at most `max_length`), plus `ids`; and which rows were cut.
+
+        Raises:
+            ValueError: names the row: image count, unreadable image, no assistant turn, or too long.
+        """
+        batch = self.encode(rows)
+        ids = [row.id for row in rows]
+        cut = truncate(batch, self.image_positions(batch["input_ids"]), self.max_length, ids)
+        lost = (batch["labels"] == IGNORED).all(dim=1).tolist()
+        if any(lost) and (all(lost) or not self.drop_lost):
+            raise ValueError(
+                f"{ids[lost.index(True)]}: no token of the assistant's turns is left to learn from, with "
+                f"max_length={self.max_length}. Raise max_length or shorten the row; `skip_bad_rows: true` leaves "
+                "such rows out, as long as a batch keeps one row."
+            )
+        if any(lost):
+            return self.training_batch([row for row, gone in zip(rows, lost, strict=True) if not gone])[0], cut
+        return {**batch, "ids": ids}, cut
+
+    def evaluation_batch(self, questions: Sequence[Question]) -> Batch:
+        """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`."""
+        texts = [self.template.render(question.messages, prompt=True) for question in questions]
+        for question, text in zip(questions, texts, strict=True):
+            self.check_images(question, text)
+        inputs = self.process(texts, questions, "left", return_tensors="pt")
+        inputs.pop("labels", None)  # PaliGemma's processor always writes some
+        self.set_qformer(inputs, texts)
+        references = [question.references for question in questions]
+        return {"inputs": inputs, "references": references, "ids": [question.id for question in questions]}
+
+    def process(self, texts: list[str], rows: Sequence[Conversation | Question], side: str, **options: Any) -> Batch:
+        """Run the processor on `texts` with the images of `rows`; `side` is that of the padding."""
+        images = [[open_image(source, row.id) for source in row.images] for row in rows]
+        bos = self.tokenizer.bos_token
+        encoded = self.processor(
+            text=list(texts),
+            images=self.arrange(images),
+            padding=True,
+            padding_side=side,
+            add_special_tokens=not (bos and texts[0].startswith(bos)),  # unless the template has written it
+            **options,
+        )
+        return dict(encoded)
+
+    def arrange(self, images: list[list[Image.Image]]) -> Any:
+        """Images per row -> what the processor takes: None without any, else nested lists."""
+        return images if any(images) else None
+
+    def check_images(self, row: Conversation | Question, text: str) -> None:
+        """Raise ValueError unless messages, placeholders in the rendered text, and images agree in number."""
+        parts = sum(part["type"] == "image" for message in row.messages for part in message["content"])
+        if parts != len(row.images):
+            raise ValueError(f"{row.id}: got {len(row.images)} images, expected {parts}: one per image part (<image>).")
+        found = text.count(self.image_token) if self.image_token else parts
+        expected = parts if self.replaces_placeholders else 0
+        if found != expected:
+            raise ValueError(
+                f"{row.id}: got {len(row.images)} images but {found} placeholders {self.image_token!r} in the rendered "
+                f"text, expected {expected}. Either the text itself contains the placeholder, or the chat template "
+                "does not write one per image."
+            )
+
+    def set_qformer(self, batch: Batch, prompts: list[str]) -> None:
+        """InstructBLIP's Q-Former reads the instruction, never the answer, and is right-padded."""
+        if "qformer_input_ids" in batch:
+            encoded = self.processor.qformer_tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
+            batch["qformer_input_ids"] = encoded["input_ids"]
+            batch["qformer_attention_mask"] = encoded["attention_mask"]
+
+    def image_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) bool: where the model will put image features."""
+        ids = list(getattr(self.processor, "image_token_ids", None) or [])
+        if self.image_token is not None:
+            ids.append(self.tokenizer.convert_tokens_to_ids(self.image_token))
+        return torch.isin(input_ids, torch.tensor([i for i in ids if i is not None], dtype=input_ids.dtype))

@@ -1,0 +1,47 @@
+"""Decoder-only models: question and answer are one text, and only what the assistant wrote has labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import BatchFeature
+
+from dowser_pl.data.encoding import IGNORED, Batch, Encoder
+from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
+from dowser_pl.data.rows import Conversation
+from dowser_pl.data.templates import Span
+
+
+class InlineEncoder(Encoder):
+    """Labels by the characters of the assistant's turns; see `Encoder` for the arguments."""
+
+    def encode(self, rows: Sequence[Conversation]) -> Batch:
+        """See `Encoder.encode`."""
+        rendered = [self._render(row) for row in rows]
+        texts = [text for text, _ in rendered]
+        wanted = {"return_text_replacement_offsets": True} if self.replaces_placeholders else {}
+        encoded = self.process(texts, rows, "right", return_offsets_mapping=True, **wanted)
+        offsets = encoded.pop("offset_mapping")
+        replacements = encoded.pop("text_replacement_offsets", None) or [[]] * len(rows)
+        marked = [
+            mark_tokens(offset, shift_spans(text, spans, replacement, row.id))
+            for row, (text, spans), offset, replacement in zip(rows, rendered, offsets, replacements, strict=True)
+        ]
+        batch = dict(BatchFeature(encoded, tensor_type="pt"))
+        input_ids = batch["input_ids"]
+        learnt = torch.stack(marked) & ~self.image_positions(input_ids)
+        batch["labels"] = input_ids.masked_fill(~learnt, IGNORED)
+        self.set_qformer(batch, [text[: spans[0][0]] for text, spans in rendered])
+        return batch
+
+    def _render(self, row: Conversation) -> tuple[str, list[Span]]:
+        roles = [message["role"] for message in row.messages]
+        if len(roles) < 2 or roles[0] == "assistant" or roles[-1] != "assistant":
+            raise ValueError(
+                f"{row.id}: a training row starts with a question and ends with an assistant turn, which is what is "
+                f"learnt; got the turns {roles}."
+            )
+        text, spans = close_turns(*self.template.render_spans(row.messages, row.id), self.tokenizer)
+        self.check_images(row, text)
+        return text, spans

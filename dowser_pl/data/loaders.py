@@ -1,0 +1,142 @@
+"""The data loaders: one item of the dataset is one encoded batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from dowser_pl.data.encoding import Encoder
+from dowser_pl.data.rows import Conversation, Question
+
+Batch = dict[str, Any]
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Row numbers -> training batch, encoded in whichever worker asks.
+
+    Args:
+        conversations: the training rows.
+        encoder: what encodes them.
+        cut: (rows,) uint8 in shared memory; set to 1 for a row that lost text to `max_length`.
+    """
+
+    def __init__(self, conversations: Sequence[Conversation], encoder: Encoder, cut: torch.Tensor) -> None:
+        self.conversations = conversations
+        self.encoder = encoder
+        self.cut = cut
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        batch, cut = self.encoder.training_batch([self.conversations[row] for row in rows])
+        for row in compress(rows, cut):
+            self.cut[row] = 1
+        return batch
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+
+class EvaluationBatches(Dataset[Batch]):
+    """Row numbers -> evaluation batch."""
+
+    def __init__(self, questions: Sequence[Question], encoder: Encoder) -> None:
+        self.questions = questions
+        self.encoder = encoder
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        return self.encoder.evaluation_batch([self.questions[row] for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+class BatchLoader(DataLoader[Any]):
+    """A loader that touches its sampler only when the first batch is asked for.
+
+    `DataLoader.__iter__` starts its workers, and they read ahead. Lightning calls `iter` on the training loader before
+    it has restored the epoch and the position inside it, so the workers of a plain loader would read ahead in the
+    order of the wrong epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, so that nothing starts yet
+        yield from super().__iter__()
+
+
+class TrainingLoader(BatchLoader):
+    """Says to Lightning, by having `state_dict`, that it can be resumed in mid epoch.
+
+    The position itself is kept by `MultimodalData.state_dict`: Lightning restores it before the loader exists, the
+    loader's own state only after.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class EvaluationLoader(BatchLoader):
+    """Keeps its encoded batches in memory once it was read to the end, if they fit into `cache_bytes`.
+
+    Evaluation sets are read after every epoch and drawing, resizing and normalising the images again would often cost
+    more than answering. Batches come out as shallow copies: take keys out of them, but do not write into the tensors.
+    """
+
+    cache_bytes = 0
+    _cache: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # see BatchLoader
+        if self._cache is not None:
+            yield from map(_shallow_copy, self._cache)
+            return
+        kept: list[Batch] = []
+        room = self.cache_bytes
+        for batch in super().__iter__():
+            room -= _num_bytes(batch)
+            if room >= 0:
+                kept.append(batch)
+            yield _shallow_copy(batch)
+        if room >= 0:
+            self._cache = kept
+
+
+Loader = TypeVar("Loader", bound=BatchLoader)
+
+
+def build_loader(
+    kind: type[Loader], batches: Dataset[Batch], order: DistributedSampler[Any], num_workers: int
+) -> Loader:
+    """A loader over `batches` in the order of `order`."""
+    return kind(
+        batches,
+        batch_size=None,  # the order hands out whole batches
+        sampler=order,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker if num_workers else None,
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Fast tokenizers complain after a fork unless told, in the child, that they shall not use threads."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _shallow_copy(batch: Batch) -> Batch:
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in batch.items()}
+
+
+def _num_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_num_bytes, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return sum(map(_num_bytes, value))
+    return 0

@@ -1,0 +1,122 @@
+"""Chat templates: which one is used, and where in the rendered text the assistant speaks.
+
+A template with `{% generation %}` says itself which characters the assistant wrote. For others the conversation is
+rendered turn by turn and the new characters of each assistant turn are taken, which is exact when every shorter
+rendering is the beginning of the longer one, and refused when it is not.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from dowser_pl.data.rows import Message
+
+Span = tuple[int, int]
+
+_TAG = re.compile(r"({%[-+]?\s*)(end)?generation(\s*[-+]?%})")
+_MARKS = ("\ue000\ue0f0\ue001", "\ue001\ue0f1\ue000")  # private-use characters: no text contains these
+_PLAIN = (
+    "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+
+
+class ChatTemplate:
+    """Messages -> text, by a Jinja template.
+
+    Args:
+        processor: renders, and has the default template.
+        template: Jinja text or path; None = the one of the processor or of its tokenizer.
+
+    Raises:
+        ValueError: there is none, or the path does not exist.
+    """
+
+    def __init__(self, processor: ProcessorMixin, template: str | None = None) -> None:
+        self.processor = processor
+        self.source = find_template(processor, template)
+        self._marked: str | None = None
+        if _TAG.search(self.source):
+            start, end = (f"print '{mark}'" for mark in _MARKS)
+            self._marked = _TAG.sub(lambda tag: tag[1] + (end if tag[2] else start) + tag[3], self.source)
+
+    def render(self, messages: list[Message], prompt: bool = False) -> str:
+        """The text of `messages`; with `prompt`, up to where the assistant would start to speak."""
+        return self._render(self.source, messages, prompt)
+
+    def render_spans(self, messages: list[Message], row: str) -> tuple[str, list[Span]]:
+        """The text, and the (start, end) characters of each assistant turn in it, in order.
+
+        Raises:
+            ValueError: neither way of finding the turns applies.
+        """
+        if self._marked is None:
+            return self._spans_by_prefix(messages, row)
+        pieces = re.split("|".join(_MARKS), self._render(self._marked, messages, False))
+        if len(pieces) < 3:
+            raise ValueError(f"{row}: the chat template marks no assistant turn by {{% generation %}} in this row.")
+        spans: list[Span] = []
+        position = 0
+        for number, piece in enumerate(pieces):
+            start, position = position, position + len(piece)
+            if number % 2 == 0 or not piece:
+                continue
+            if spans and spans[-1][1] == start:  # one turn of several parts
+                start = spans.pop()[0]
+            spans.append((start, position))
+        return "".join(pieces), spans
+
+    def _spans_by_prefix(self, messages: list[Message], row: str) -> tuple[str, list[Span]]:
+        text = self.render(messages)
+        spans = []
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = self.render(messages[:turn], prompt=True), self.render(messages[: turn + 1])
+            for part in (before, after):
+                if not text.startswith(part):
+                    raise ValueError(
+                        f"{row}: cannot tell which characters are the assistant's, because the chat template writes "
+                        f"a conversation of {turn + 1} messages differently when more follow. Wrap what the "
+                        "assistant says in {% generation %} ... {% endgeneration %} in a copy of the template, and "
+                        f"give its path as `chat_template`. Got {part[-60:]!r} where the whole text has "
+                        f"{text[max(len(part) - 60, 0) : len(part)]!r}."
+                    )
+            spans.append((len(before), len(after.rstrip())))
+        return text, spans
+
+    def _render(self, source: str, messages: list[Message], prompt: bool) -> str:
+        text: Any = self.processor.apply_chat_template(
+            messages, chat_template=source, add_generation_prompt=prompt, tokenize=False
+        )
+        if "[{'type': " in text:
+            raise ValueError(
+                "The chat template prints the message parts as Python objects: it was written for plain text messages, "
+                "not for parts like {'type': 'image'}. Give another one as `chat_template` (path or Jinja text)."
+            )
+        return str(text)
+
+
+def find_template(processor: ProcessorMixin, template: str | None) -> str:
+    """The Jinja text to use; see `ChatTemplate`."""
+    if template is not None:
+        if "{" in template:
+            return template
+        path = Path(template)
+        if not path.is_file():
+            raise ValueError(f"chat_template: expected Jinja text or the path of a file with it, got {template!r}.")
+        return path.read_text(encoding="utf-8")
+    for owner in (processor, processor.tokenizer):
+        found = getattr(owner, "chat_template", None)
+        if isinstance(found, dict):
+            found = found.get("default")
+        if found:
+            return str(found)
+    raise ValueError(
+        f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module to a path or to "
+        f"Jinja text. Plainest form: {_PLAIN}"
+    )

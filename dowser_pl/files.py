@@ -1,0 +1,135 @@
+"""Atomic writes: under the final name stands the whole new file or the whole old one, never half of either.
+
+Everything is written to a hidden neighbour `.<name>.<random>.tmp<suffix>` on the same disk, forced to the disk
+(fsync) and then renamed over the final name. A killed process can leave such a neighbour behind; it is safe to
+delete. Replacing a *folder* takes two renames (the old one aside, the new one in): between them the name is
+briefly absent, and the old folder is put back if the second fails.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 28")  # safetensors, Rust
+NEARLY_FULL = 2**20  # torch.save only says "unexpected pos" when a write fails; believed below this many bytes
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file (text as UTF-8), making its folder if needed.
+
+    Raises:
+        OSError: the disk is full (message: file, bytes needed, bytes free) or the file cannot be written; the
+            old file, if any, is untouched and nothing half-written remains.
+    """
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    with atomic_path(path, needed_bytes=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_path(path: str | Path, needed_bytes: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write a file or a folder to; it takes the final name when the block ends well.
+
+    For libraries that write by path: the temporary name keeps the suffix (".safetensors", ".png"). If the block
+    raises, what it wrote is removed and the old file or folder stays.
+
+    Args:
+        path: final name of the file or folder; its parent folder is made if needed. A link is followed.
+        needed_bytes: size of what will be written, if known: a disk without that much room is refused at once.
+
+    Raises:
+        OSError: the disk is full, also where the library hides that in an exception of its own.
+        ValueError: the block wrote nothing to the temporary path.
+    """
+    final = Path(os.path.realpath(path))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.tmp{final.suffix}")
+    try:
+        disk = shutil.disk_usage(final.parent)
+        if needed_bytes is not None and disk.total and needed_bytes > disk.free:  # some mounts report 0 of 0
+            raise OSError(errno.ENOSPC, "No space left on device")
+        yield temporary
+        if not temporary.exists():
+            raise ValueError(f"Nothing was written to {temporary}, so {path} stays as it is.")
+        force_to_disk(temporary)
+        rename_over(temporary, final)
+    except BaseException as error:
+        full = is_full_disk(error, final.parent)
+        remove(temporary)
+        if full:
+            raise full_disk_error(final, needed_bytes) from error
+        raise
+
+
+def full_disk_error(final: Path, needed_bytes: int | None) -> OSError:
+    """The error to show a person; call it after the temporary file is gone, so that the free space is right."""
+    free = f"{shutil.disk_usage(final.parent).free:,}"
+    needs = f"more than the {free} bytes" if needed_bytes is None else f"{needed_bytes:,} bytes, of {free}"
+    kept = "The old one is unchanged." if final.exists() else "Nothing was left behind."
+    return OSError(
+        errno.ENOSPC,
+        f"The disk is full: writing needs {needs} that are free there. {kept} "
+        "Free some space, or choose a folder on another disk, and write again",
+        str(final),
+    )
+
+
+def is_full_disk(error: BaseException, folder: Path) -> bool:
+    """True if the error says that the disk or the quota is full, in whichever words its library has for it."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return True
+    text = str(error)
+    torch_writer = "inline_container" in text and shutil.disk_usage(folder).free < NEARLY_FULL
+    return torch_writer or any(words in text for words in FULL_DISK_WORDS)
+
+
+def rename_over(temporary: Path, final: Path) -> None:
+    """Give a finished temporary file or folder its final name, replacing what is there."""
+    if not (temporary.is_dir() and final.is_dir()):
+        temporary.replace(final)
+        sync_folder(final.parent)
+        return
+    aside = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
+    final.rename(aside)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        aside.rename(final)
+        raise
+    sync_folder(final.parent)
+    remove(aside)
+
+
+def force_to_disk(path: Path) -> None:
+    """Flush (fsync) a file, or every file of a folder and the folders themselves."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    for entry in path.iterdir():
+        force_to_disk(entry)
+    sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush (fsync) a folder, so that a rename in it survives a power cut; Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder of ours if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""What every metric over strings shares: checked rows, and a mean that ranks can reduce exactly.
+
+A row is one prediction with the list of its accepted references. Scores lie in [0, 1], higher is better.
+The sum is kept in whole billionths (int64): integer addition gives the same total in any order and on any
+number of ranks and devices, where a float sum would not. One row is off by at most 5e-10.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+BILLION = 10**9
+
+
+def check_rows(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Refuse rows that no metric could score.
+
+    Raises:
+        ValueError: a bare string where a list belongs (it would be scored letter by letter), lengths that
+            differ, or a row without any reference.
+    """
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise ValueError(f"{metric}: got one string, expected lists: predictions and reference lists.")
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"{metric}: got {len(predictions)} predictions and {len(references)} lists of references, "
+            "expected one list of references per prediction, in the same order."
+        )
+    for row, accepted in enumerate(references):
+        if isinstance(accepted, str):
+            raise ValueError(
+                f"{metric}: the references of row {row} are the string {accepted!r}, "
+                f"expected a list of strings. Write [{accepted!r}]."
+            )
+        if not accepted:
+            raise ValueError(
+                f"{metric}: row {row} has no reference, so no prediction can be right. "
+                "Give it at least one accepted answer, or leave the row out of the evaluation set."
+            )
+
+
+class AnswerMetric(Metric):
+    """Mean over rows of a score in [0, 1]; a subclass says how one row is scored."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """Score in [0, 1] of one prediction against its accepted references (never empty)."""
+
+    def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Add rows.
+
+        Raises:
+            ValueError: lengths differ, or a row has no reference (nothing of the batch is counted then).
+        """
+        check_rows(type(self).__name__, predictions, references)
+        scores = [self.score(*row) for row in zip(predictions, references, strict=True)]
+        self.total += sum(round(score * BILLION) for score in scores)
+        self.count += len(scores)
+
+    def compute(self) -> Tensor:
+        """Mean score over all rows of all ranks, a float32 scalar in [0, 1].
+
+        Raises:
+            ValueError: no row was added on any rank.
+        """
+        count = int(self.count)
+        if count == 0:
+            raise ValueError(f"{type(self).__name__}: no row was scored, so there is no mean. Call update().")
+        mean = int(self.total) / (count * BILLION)
+        return torch.tensor(mean, dtype=torch.float32, device=self.count.device)

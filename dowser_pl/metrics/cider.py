@@ -1,0 +1,101 @@
+"""CIDEr through pycocoevalcap, over all rows of all ranks.
+
+CIDEr: Consensus-based Image Description Evaluation. Vedantam, Zitnick, Parikh, 2015. arXiv:1411.5726. What
+pycocoevalcap computes is the variant CIDEr-D, from 0 to 10 (papers print it times 100: 1.12 is their 112).
+
+Where this differs from published numbers: pycocoevalcap tokenises with Stanford's PTBTokenizer, which needs
+java. `tokenise` below follows its rules for captions without java (clitics apart, hyphenated words and
+numbers whole, punctuation dropped): the tokens are the same for all 1000 captions of pycocoevalcap's example.
+It does not split "cannot" or "gonna", and drops brackets where that tokenizer leaves "-lrb-".
+
+CIDEr weighs n-grams by their frequency over the whole set, so it is not a mean of batches: the strings
+themselves are the state, as JSON lines in one uint8 tensor per update, which ranks gather by concatenation.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pycocoevalcap.cider.cider import Cider as CocoCider
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from dowser_pl.metrics.answers import check_rows
+
+CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
+TOKEN = re.compile(
+    r"(?:[^\W\d_]\.){2,}"  # u.s., a.m.
+    r"|\d+(?:[.,:/]\d+)+"  # 3.5, 1,000, 10:30
+    r"|n't\b|'(?:s|m|d|re|ve|ll)\b"
+    r"|\w+(?:[-/'.]\w+)*"  # t-shirt, red/blue, o'clock
+    r"|[^\w\s]"
+)
+PUNCTUATION = frozenset(".,;:!?-'\"`()[]{}…—«»„“”\u2013\u2018\u2019")
+
+
+def tokenise(text: str) -> str:
+    """Lower-case tokens joined by spaces, punctuation dropped; empty if the text has no words."""
+    text = text.lower().replace("\u2019", "'")
+    return " ".join(token for token in TOKEN.findall(CLITIC.sub(r" \1", text)) if token not in PUNCTUATION)
+
+
+def gather_bytes(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    """Gather uint8 states of any length; a rank without rows brings an empty float tensor, cast here."""
+    return gather_all_tensors(tensor.to(torch.uint8), group)
+
+
+class Cider(Metric):
+    """CIDEr of the whole evaluation set, in [0, 10]; each row is one image with its reference captions."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    lines: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(dist_sync_fn=gather_bytes, **kwargs)
+        self.add_state("lines", default=[], dist_reduce_fx="cat")
+
+    def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Add rows; an empty prediction is kept and scores 0.
+
+        Raises:
+            ValueError: lengths differ, or a row has no reference with a word in it.
+        """
+        check_rows("Cider", predictions, references)
+        rows = []
+        for row, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):
+            tokenised = [tokenise(caption) for caption in captions]
+            if not any(tokenised):
+                raise ValueError(
+                    f"Cider: row {row} has the references {list(captions)!r}, expected captions with words."
+                )
+            rows.append(json.dumps([tokenise(prediction), tokenised]) + "\n")
+        encoded = bytearray("".join(rows).encode("ascii"))
+        if encoded:
+            self.lines.append(torch.frombuffer(encoded, dtype=torch.uint8).to(self.device))
+
+    def compute(self) -> Tensor:
+        """CIDEr over all rows of all ranks, a float32 scalar.
+
+        Raises:
+            ValueError: fewer than two rows: an n-gram weighs log(images / images that have it), so with one
+                image every weight and every score is 0.
+        """
+        text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
+        rows = sorted(text.splitlines())  # the same float sum on any number of ranks
+        if len(rows) < 2:
+            raise ValueError(
+                f"Cider: got {len(rows)} image(s), expected at least 2: with one image every n-gram weighs "
+                "log(1/1) = 0. Evaluate more rows, or use the metric exact_match for this task."
+            )
+        pairs = [json.loads(row) for row in rows]
+        score, _ = CocoCider().compute_score(
+            {index: references for index, (_, references) in enumerate(pairs)},
+            {index: [prediction] for index, (prediction, _) in enumerate(pairs)},
+        )
+        return torch.tensor(float(score), dtype=torch.float32, device=self.device)

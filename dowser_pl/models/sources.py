@@ -1,0 +1,115 @@
+"""Where a model comes from: hub id, local folder or the embedded world; and why it could not be had."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+__all__ = ["EMBEDDED", "explained", "locate"]
+
+EMBEDDED = {"embedded:world": Path(__file__).parents[1] / "assets" / "world"}
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def locate(path: str) -> str:
+    """The local folder behind `path`, or `path` itself if it can only be a hub id.
+
+    Raises:
+        FileNotFoundError: a folder that does not exist or holds no model.
+        ValueError: an unknown embedded model, or a file instead of a folder.
+    """
+    if path.startswith("embedded:") and path not in EMBEDDED:
+        raise ValueError(f"got {path!r}, expected one of the models shipped with the package: {list(EMBEDDED)}.")
+    if not path.strip():
+        raise ValueError("got an empty model path, expected a hub id, a folder or 'embedded:world'.")
+    folder = EMBEDDED.get(path, Path(path).expanduser())
+    if folder.is_file():
+        raise ValueError(f"got the file {path}, expected the folder that holds config.json. Fix: name its folder.")
+    if folder.is_dir():
+        _check_folder(path, folder)
+        return str(folder)
+    if path in EMBEDDED:
+        raise FileNotFoundError(f"{path} is missing from this installation ({folder}). Fix: install dowser_pl again.")
+    if not _HUB_ID.fullmatch(path):
+        raise FileNotFoundError(
+            f"got the folder {path}, which does not exist (looked for {folder.absolute()}), expected a folder with "
+            f"config.json or a hub id such as 'owner/name'. Fix: correct the path."
+        )
+    return path
+
+
+def _check_folder(path: str, folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"got {path}, which holds an adapter (LoRA) only, expected a whole model. Fix: merge the adapter into "
+            f"its base model, save the result, and name that folder."
+        )
+    inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    raise FileNotFoundError(
+        f"got the folder {path} without config.json (it holds {inside}), expected a folder written by "
+        f"save_pretrained. Fix: name the folder that holds config.json."
+    )
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads `path` into errors that say what to do.
+
+    Raises:
+        FileNotFoundError: the hub does not have it or cannot be reached.
+        ValueError: damaged or missing files, code that is not trusted, or a package that is not installed.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {path} are damaged ({error}), expected whole safetensors files. Fix: copy or download "
+            f"them again."
+        ) from error
+    except OSError as error:
+        raise _unavailable(path, error) from error
+    except (ValueError, ImportError) as error:
+        raise ValueError(_advice(path, error)) from error
+
+
+def _unavailable(path: str, error: OSError) -> Exception:
+    said = _first_line(error)
+    if path in EMBEDDED or Path(path).expanduser().is_dir():
+        return ValueError(
+            f"cannot load {path}: {said}. Expected a folder written by save_pretrained, with config.json, weights "
+            f"and the files of the processor. Fix: copy the missing files, or save the model again."
+        )
+    return FileNotFoundError(
+        f"got {path!r}: there is no such folder in {Path.cwd()}, and as a hub id it could not be fetched ({said}). "
+        f"Expected a folder with config.json, or a hub id that exists and is reachable. Fix: correct the name, "
+        f"log in if it is private (hf auth login), or go online once so that it is cached."
+    )
+
+
+def _advice(path: str, error: Exception) -> str:
+    said = str(error)
+    if "trust_remote_code" in said:
+        return (
+            f"got {path}, which brings its own Python code, expected a model class of transformers. Fix: read that "
+            f"code and, if you trust it, set trust_remote_code to true."
+        )
+    if "torchvision" in said.lower():
+        return (
+            f"the processor of {path} also reads videos, for which transformers needs torchvision. Fix: pip install "
+            f"torchvision. Images are read with Pillow all the same."
+        )
+    if "does not recognize this architecture" in said:
+        return (
+            f"got {path}, whose model_type this version of transformers does not know. Fix: correct its config.json, "
+            f"or pip install --upgrade transformers."
+        )
+    return f"cannot load {path}: {_first_line(error)}."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")

@@ -1,0 +1,28 @@
+"""What a run learnt and forgot: report.json, tables and pictures. Needs neither torch nor lightning."""
+
+from dowser_pl.reporting.comparison import markdown_comparison, text_comparison
+from dowser_pl.reporting.folder import read_report, write_report
+from dowser_pl.reporting.plot import plot_report
+from dowser_pl.reporting.plot_runs import plot_comparison
+from dowser_pl.reporting.report import Report
+from dowser_pl.reporting.scores import BeforeAfter, Counts, Seconds, TaskScore
+from dowser_pl.reporting.table import markdown_page, markdown_table, text_table
+from dowser_pl.reporting.trade_off import h_score
+
+__all__ = [
+    "BeforeAfter",
+    "Counts",
+    "Report",
+    "Seconds",
+    "TaskScore",
+    "h_score",
+    "markdown_comparison",
+    "markdown_page",
+    "markdown_table",
+    "plot_comparison",
+    "plot_report",
+    "read_report",
+    "text_comparison",
+    "text_table",
+    "write_report",
+]

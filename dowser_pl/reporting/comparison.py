@@ -1,0 +1,99 @@
+"""Several runs side by side: one line per run, then task by task what is left after each."""
+
+from collections.abc import Callable, Sequence
+
+from dowser_pl.reporting.grid import RULE, markdown_grid, text_grid
+from dowser_pl.reporting.report import Report
+from dowser_pl.reporting.scores import ROLES
+from dowser_pl.reporting.wording import NOTHING, change_text, number_text, score_text, seconds_text
+
+RUN_HEADER = ("run", "method", "ratio", "lr", "steps", "downstream", "upstream", "drop", "H", "time")
+RUN_ALIGNS = "llrrrrrrrr"
+RUNS_PER_BLOCK = 6
+Grid = Callable[[Sequence[str], Sequence[Sequence[str]], str], str]
+
+
+def run_names(reports: Sequence[Report]) -> list[str]:
+    """Names such as "1 quickstart"; the number stands for the run in the second table and in the plot."""
+    return [f"{number} {report.run or report.method}" for number, report in enumerate(reports, start=1)]
+
+
+def run_row(name: str, report: Report) -> tuple[str, ...]:
+    """One run; drop is the upstream mean lost to training (positive = forgotten)."""
+    lost = report.upstream.change
+    return (
+        name,
+        report.method,
+        number_text(report.update_ratio),
+        number_text(report.learning_rate),
+        NOTHING if report.steps is None else f"{report.steps}",
+        score_text(report.downstream.after),
+        score_text(report.upstream.after),
+        change_text(None if lost is None else -lost).lstrip("+"),
+        score_text(report.h_score.after),
+        seconds_text(report.seconds.total),
+    )
+
+
+def task_names(reports: Sequence[Report]) -> list[str]:
+    """All tasks of all runs, downstream first, each once."""
+    found = (name for role in ROLES for report in reports for name in report.of_role(role))
+    return list(dict.fromkeys(found))
+
+
+def task_row(task: str, base: Report, reports: Sequence[Report]) -> tuple[str, ...]:
+    """A task's score of the base model, then after each run; "-" where a run lacks it."""
+    cells = [score_text(report.tasks[task].after) if task in report.tasks else NOTHING for report in reports]
+    before = score_text(base.tasks[task].before) if task in base.tasks else NOTHING
+    return (task, before, *cells)
+
+
+def warnings(reports: Sequence[Report]) -> list[str]:
+    """Why the runs may not be comparable; empty if they start from the same scores on the same tasks."""
+    notes = []
+    first = reports[0]
+    for number, report in enumerate(reports[1:], start=2):
+        if set(report.tasks) != set(first.tasks):
+            notes.append(f"Run {number} has other tasks than run 1: their means are not comparable.")
+        elif any(report.tasks[name].before != task.before for name, task in first.tasks.items()):
+            notes.append(f"Run {number} starts from other scores than run 1: another model or other data.")
+    return notes
+
+
+def comparison(reports: Sequence[Report], grid: Grid) -> str:
+    """Both tables, laid out by `grid`, and the warnings.
+
+    Raises:
+        ValueError: no report.
+    """
+    if not reports:
+        raise ValueError("Got no report to compare, expected at least one.")
+    names = run_names(reports)
+    base_row = ("0 base", "", "", "", "", *before_cells(reports[0]), "")
+    parts = [grid(RUN_HEADER, [base_row, RULE, *map(run_row, names, reports)], RUN_ALIGNS)]
+    for start in range(0, len(reports), RUNS_PER_BLOCK):
+        block = reports[start : start + RUNS_PER_BLOCK]
+        header = ("task", "0 base", *(f"{number}" for number in range(start + 1, start + 1 + len(block))))
+        rows = [task_row(task, reports[0], block) for task in task_names(reports)]
+        parts.append(grid(header, rows, "l" + "r" * (len(block) + 1)))
+    return "\n\n".join([*parts, *warnings(reports)])
+
+
+def before_cells(report: Report) -> tuple[str, str, str, str]:
+    """downstream, upstream, drop, H of the base model."""
+    return (
+        score_text(report.downstream.before),
+        score_text(report.upstream.before),
+        "",
+        score_text(report.h_score.before),
+    )
+
+
+def text_comparison(reports: Sequence[Report]) -> str:
+    """For the terminal, at most 100 columns."""
+    return comparison(reports, text_grid)
+
+
+def markdown_comparison(reports: Sequence[Report]) -> str:
+    """As Markdown."""
+    return comparison(reports, markdown_grid)

@@ -1,0 +1,81 @@
+"""Reading a JSON object field by field, so that an error names the file, the field, what it is and should be."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, for an error message."""
+    return "null" if value is None else KINDS.get(type(value), f"the number {value}")
+
+
+class Fields:
+    """One object of a JSON file; `where` is its place in errors ("runs/a/report.json: tasks.colour")."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {kind(value)}, expected an object with named fields.")
+        self.value, self.where = value, where
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> "Fields":
+        """Parse a whole file; ValueError with line and column if it is not JSON."""
+        try:
+            return cls(json.loads(text), source)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{source} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
+            ) from error
+
+    def get(self, key: str) -> Any:
+        """The value of a field that must be there."""
+        if key not in self.value:
+            raise ValueError(f"{self.where} has no field {key!r}; it has: {', '.join(self.value) or 'none'}.")
+        return self.value[key]
+
+    def wrong(self, key: str, expected: str) -> ValueError:
+        """The error for a field that is there but is not what it should be."""
+        return ValueError(f"{self.where}: the field {key!r} is {kind(self.get(key))}, expected {expected}.")
+
+    def section(self, key: str) -> "Fields":
+        """A field that is itself an object."""
+        return Fields(self.get(key), f"{self.where}: {key}")
+
+    def text(self, key: str) -> str:
+        """A text."""
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
+
+    def number(self, key: str) -> float:
+        """A finite number."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.wrong(key, "a number")
+        return float(value)
+
+    def count(self, key: str) -> int:
+        """A whole number, at least 0."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.wrong(key, "a whole number of at least 0")
+        return value
+
+    def nullable(self, key: str, read: Callable[[str], T]) -> T | None:
+        """A field that must be there but may be null."""
+        return None if self.get(key) is None else read(key)
+
+    def optional(self, key: str, read: Callable[[str], T]) -> T | None:
+        """A field that may be null or missing."""
+        return read(key) if self.given(key) else None
+
+    def given(self, key: str) -> bool:
+        """False if a field is missing or null."""
+        return self.value.get(key) is not None

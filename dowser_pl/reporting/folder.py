@@ -1,0 +1,49 @@
+"""A report on disk: report.json, report.md and report.png in the folder of a run."""
+
+from pathlib import Path
+
+from dowser_pl.files import write_atomically
+from dowser_pl.reporting.plot import plot_report
+from dowser_pl.reporting.report import Report
+from dowser_pl.reporting.table import markdown_page
+
+JSON_NAME, PAGE_NAME, PICTURE_NAME = "report.json", "report.md", "report.png"
+
+
+def write_report(report: Report, folder: str | Path) -> None:
+    """Write the three files, each atomically, the numbers first; call it on one rank.
+
+    Raises:
+        OSError: a file cannot be written; what was written before it stays.
+    """
+    folder = Path(folder)
+    write_atomically(folder / JSON_NAME, report.to_json())
+    write_atomically(folder / PAGE_NAME, markdown_page(report, PICTURE_NAME))
+    plot_report(report, folder / PICTURE_NAME)
+
+
+def read_report(path: str | Path) -> Report:
+    """Read a report from its folder or from the JSON file itself.
+
+    Raises:
+        FileNotFoundError: nothing is there, or the folder has no report.json.
+        ValueError: the file is not a report; the field is named.
+    """
+    path = Path(path)
+    file = path / JSON_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(missing(path))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file in UTF-8 (byte {error.start}).") from error
+    return Report.from_json(text, str(file))
+
+
+def missing(path: Path) -> str:
+    """The message for a path without a report, with the nearest reports below it."""
+    if not path.is_dir():
+        return f"There is no file or folder {path}. Give the folder of a run, or its {JSON_NAME}."
+    below = sorted(str(file.parent) for file in path.glob(f"*/{JSON_NAME}"))
+    found = f" Reports below it: {', '.join(below)}." if below else ""
+    return f"The folder {path} has no {JSON_NAME}; a run writes it when fit ends.{found}"

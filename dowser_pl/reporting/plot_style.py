@@ -1,0 +1,70 @@
+"""How the plots look: one palette, one set of sizes, places in inches from the upper left corner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 200
+INK, MUTED, FAINT = "#1f2328", "#6b7280", "#d5d9e0"
+# Okabe and Ito's colours, told apart by readers with any common colour blindness.
+GAIN, LOSS = "#0072B2", "#D55E00"
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
+TITLE, SUBTITLE, HEADING, BODY, SMALL = 20, 12, 13, 11, 9.5  # points
+SAME = 0.0005  # a change that rounds to 0.000 is neither a gain nor a loss
+
+
+def change_colour(change: float) -> str:
+    """Blue for a gain, vermilion for a loss, grey for none."""
+    if abs(change) < SAME:
+        return MUTED
+    return GAIN if change > 0 else LOSS
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - half a second that only pictures should cost
+
+    return Figure(figsize=(width, height))
+
+
+def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Bare axes."""
+    full_width, full_height = figure.get_size_inches()
+    bottom = full_height - top - height
+    box = (left / full_width, bottom / full_height, width / full_width, height / full_height)
+    axes = figure.add_axes(box)
+    axes.tick_params(colors=MUTED, labelsize=SMALL, length=0, pad=5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def write(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
+    """Text with its baseline at `top`; `style` as for matplotlib's text."""
+    width, height = figure.get_size_inches()
+    options: dict[str, Any] = {"color": INK, "fontsize": BODY, "va": "baseline", "parse_math": False}
+    figure.text(left / width, 1 - top / height, text, **(options | style))
+
+
+def draw_circle(axes: Axes, point: tuple[float, float], colour: str, filled: bool, size: float) -> None:
+    """Hollow for the base model, full for the tuned one; also over the edge of the axes."""
+    face = colour if filled else "white"
+    axes.plot(
+        *point,
+        marker="o",
+        markersize=size,
+        markerfacecolor=face,
+        markeredgecolor=colour,
+        markeredgewidth=2,
+        clip_on=False,
+        zorder=5 if filled else 4,
+    )
+
+
+def signed(text: str) -> str:
+    """A number with a true minus sign, as wide as its plus."""
+    return text.replace("-", "\u2212")

@@ -1,0 +1,127 @@
+"""What one run learnt and what it forgot: the contents of report.json."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from dowser_pl.reporting.fields import Fields
+from dowser_pl.reporting.scores import BeforeAfter, Counts, Role, Seconds, TaskScore, mean_score, trade_off
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run.
+
+    Attributes:
+        method: class name of the method ("ModelDowser").
+        update_ratio: trainable fraction of each matrix; None for a method that has none.
+        seed: seed of the run.
+        tasks: task name to scores, in the order of the validation loaders.
+        frozen: entries the mask holds fixed; `changed` is 0 after a correct run.
+        trainable: entries the mask lets move.
+        seconds: wall clock time of each stage.
+        peak_memory_bytes: of the accelerator, else of the process; None if unknown.
+        versions: package name to version.
+        learning_rate: peak learning rate of the run.
+        steps: optimizer steps taken.
+        model: hub id or folder of the base model.
+        run: name of the run, as its folder.
+        diagnostics: further numbers by name, such as the mask's overlap with the magnitude mask.
+    """
+
+    method: str
+    update_ratio: float | None
+    seed: int
+    tasks: dict[str, TaskScore]
+    frozen: Counts
+    trainable: Counts
+    seconds: Seconds
+    peak_memory_bytes: int | None
+    versions: dict[str, str]
+    learning_rate: float | None = None
+    steps: int | None = None
+    model: str | None = None
+    run: str | None = None
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, task in self.tasks.items():
+            for moment, score in (("before", task.before), ("after", task.after)):
+                if not (math.isfinite(score) and score >= 0):
+                    raise ValueError(
+                        f"The {task.metric} of task {name!r} {moment} training is {score}, "
+                        "expected a finite score of at least 0."
+                    )
+
+    def of_role(self, role: Role) -> dict[str, TaskScore]:
+        """The tasks of one role, in order."""
+        return {name: task for name, task in self.tasks.items() if task.role == role}
+
+    @property
+    def upstream(self) -> BeforeAfter:
+        """Mean over upstream tasks: what the base model could do already."""
+        return mean_score(self.of_role("upstream").values())
+
+    @property
+    def downstream(self) -> BeforeAfter:
+        """Mean over downstream tasks: what was to be learnt."""
+        return mean_score(self.of_role("downstream").values())
+
+    @property
+    def h_score(self) -> BeforeAfter:
+        """Harmonic mean of upstream and downstream; None where a role has no task."""
+        return trade_off(self.upstream, self.downstream)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout of report.json in plain Python values."""
+        return {
+            "method": self.method,
+            "update_ratio": self.update_ratio,
+            "seed": self.seed,
+            "tasks": {name: dict(vars(task)) for name, task in self.tasks.items()},
+            "upstream": dict(vars(self.upstream)),
+            "downstream": dict(vars(self.downstream)),
+            "h_score": dict(vars(self.h_score)),
+            "frozen": dict(vars(self.frozen)),
+            "trainable": dict(vars(self.trainable)),
+            "seconds": dict(vars(self.seconds)),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "versions": dict(self.versions),
+            "learning_rate": self.learning_rate,
+            "steps": self.steps,
+            "model": self.model,
+            "run": self.run,
+            "diagnostics": dict(self.diagnostics),
+        }
+
+    def to_json(self) -> str:
+        """The text of report.json."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "report.json") -> "Report":
+        """Read what `to_json` wrote. Means are computed again from the tasks; unknown fields are ignored.
+
+        Raises:
+            ValueError: not JSON, or a field missing or of the wrong kind; `source` and the field are named.
+        """
+        fields = Fields.parse(text, source)
+        tasks, versions = fields.section("tasks"), fields.section("versions")
+        diagnostics = fields.section("diagnostics") if fields.given("diagnostics") else Fields({}, source)
+        return cls(
+            method=fields.text("method"),
+            update_ratio=fields.nullable("update_ratio", fields.number),
+            seed=fields.count("seed"),
+            tasks={name: TaskScore.read(tasks.section(name)) for name in tasks.value},
+            frozen=Counts.read(fields.section("frozen")),
+            trainable=Counts.read(fields.section("trainable")),
+            seconds=Seconds.read(fields.section("seconds")),
+            peak_memory_bytes=fields.nullable("peak_memory_bytes", fields.count),
+            versions={name: versions.text(name) for name in versions.value},
+            learning_rate=fields.optional("learning_rate", fields.number),
+            steps=fields.optional("steps", fields.count),
+            model=fields.optional("model", fields.text),
+            run=fields.optional("run", fields.text),
+            diagnostics={name: diagnostics.number(name) for name in diagnostics.value},
+        )

@@ -1,0 +1,205 @@
+import hashlib
+
+import pytest
+import torch
+
+from dowser_pl.callbacks import Dowser, importance
+from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
+from dowser_pl.models.loading import load_model
+from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import TinyData, build_module, build_trainer
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+def bits(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().view(torch.int16 if weight.element_size() == 2 else torch.int32)
+
+
+def fit(model_folder, folder, method, lr=1e-2, weight_decay=0.1, module_options=None, **options):
+    trainer = build_trainer(folder, method, limit_val_batches=1, **{"max_epochs": 1, **options})
+    module = build_module(model_folder, lr, weight_decay, **(module_options or {}))
+    trainer.fit(module, datamodule=TinyData())
+    dowser = next(c for c in trainer.callbacks if isinstance(c, Dowser))
+    return trainer, module, dowser
+
+
+SETTINGS = {
+    "plain": {},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "clip by norm": {"gradient_clip_val": 0.1},
+    "clip by value": {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16-true": {"precision": "bf16-true"},
+    "checkpointing": {"module_options": {"gradient_checkpointing": True}},
+    "last layer": {"module_options": {"last_n_layers": 1, "targets": ["mlp"]}},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("method", [ModelDowser(0.1), Random(0.3)], ids=["ModelDowser", "Random"])
+def test_frozen_entries_keep_their_bits(model_folder, tmp_path, method, setting):
+    _, module, dowser = fit(model_folder, tmp_path, method, **SETTINGS[setting])
+    base = load_model(str(model_folder), dtype="float32").to(module.network.dtype)
+    tuned_names = set()
+    for name, layer in module.tuned_layers().items():
+        original = base.get_submodule(name).weight
+        mask = dowser.entries.masks[name]
+        assert int(mask.sum()) == round(method.update_ratio * mask.numel())
+        assert torch.equal(bits(layer.weight)[~mask], bits(original)[~mask]), name
+        assert not torch.equal(layer.weight[mask], original[mask]), name
+        tuned_names.add(f"{name}.weight")
+    for name, parameter in module.network.named_parameters():  # all that is not tuned is untouched
+        if name not in tuned_names:
+            assert torch.equal(bits(parameter), bits(base.get_parameter(name))), name
+    frozen, trainable = dowser.counts
+    assert frozen.changed == 0 and trainable.changed > 0
+
+
+def test_without_the_restore_weight_decay_moves_frozen_entries(model_folder, tmp_path, monkeypatch):
+    """The check at the end of training can fail."""
+    monkeypatch.setattr(Dowser, "_after_step", lambda *_: None)
+    with pytest.raises(RuntimeError, match="frozen entries changed during training"):
+        fit(model_folder, tmp_path, Magnitude(0.1))
+
+
+def test_full_trains_everything(model_folder, tmp_path):
+    _, _, dowser = fit(model_folder, tmp_path, Full())
+    frozen, trainable = dowser.counts
+    assert frozen.entries == 0 and trainable.changed > 0.9 * trainable.entries
+
+
+def test_clipping_sees_the_masked_gradient(model_folder, tmp_path):
+    """The norm that is clipped is that of the trainable entries, so a frozen giant cannot silence them."""
+    norms = []
+
+    class Spy(Dowser):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for weight in self.entries.weights.values():
+                weight.grad[~self.entries.masks[next(n for n, w in self.entries.weights.items() if w is weight)]] = 1e6
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            norms.append(torch.cat([w.grad.flatten() for w in self.entries.weights.values()]).norm().item())
+
+    trainer = build_trainer(tmp_path, max_epochs=1, limit_val_batches=1, gradient_clip_val=0.5)
+    trainer.callbacks[0] = Spy(Magnitude(0.1), cache_dir=None)
+    trainer.fit(build_module(model_folder), datamodule=TinyData())
+    assert norms and all(norm < 1e3 for norm in norms)
+
+
+def test_the_cache_is_used_once_and_gives_the_same_masks(model_folder, tmp_path, monkeypatch):
+    options = {"cache_dir": str(tmp_path / "cache"), "max_steps": 1}
+    _, _, first = fit(model_folder, tmp_path / "a", ModelDowser(0.1), **options)
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed again"))
+    _, _, second = fit(model_folder, tmp_path / "b", ModelDowser(0.1), **options)
+    for name, mask in first.entries.masks.items():
+        assert torch.equal(mask, second.entries.masks[name])
+    _, _, third = fit(model_folder, tmp_path / "c", ModelDowser(0.2, estimator="paper"), **options)
+    assert third.entries.num_trainable > second.entries.num_trainable
+
+
+def test_a_model_with_other_weights_is_probed_again(model_folder, tmp_path):
+    options = {"cache_dir": str(tmp_path / "cache"), "max_steps": 1}
+    fit(model_folder, tmp_path / "a", ModelDowser(0.1), **options)
+    fit(save_tiny_llava(tmp_path / "other", seed=1), tmp_path / "b", ModelDowser(0.1), **options)
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
+
+
+def test_a_damaged_cache_is_refused(model_folder, tmp_path):
+    options = {"cache_dir": str(tmp_path / "cache"), "max_steps": 1}
+    fit(model_folder, tmp_path / "a", ModelDowser(0.1), **options)
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a readable importance cache"):
+        fit(model_folder, tmp_path / "b", ModelDowser(0.1), **options)
+
+
+def digest(module) -> str:
+    sha = hashlib.sha256()
+    for value in module.network.state_dict().values():
+        sha.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeypatch, stop_after):
+    """6 steps an epoch: killed inside an epoch, and just after its last step."""
+    _, whole, _ = fit(model_folder, tmp_path / "whole", ModelDowser(0.1), max_epochs=2)
+
+    class Killed(BaseException):
+        pass
+
+    class Kill(torch.nn.Module):
+        pass
+
+    from lightning.pytorch import Callback
+
+    class KillAfter(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == stop_after:
+                raise Killed
+
+    with pytest.raises(Killed):
+        fit(model_folder, tmp_path / "cut", ModelDowser(0.1), max_epochs=2, callbacks=[KillAfter()])
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed tuned weights"))
+    trainer = build_trainer(tmp_path / "cut", ModelDowser(0.1), max_epochs=2, limit_val_batches=1)
+    resumed = build_module(model_folder)
+    trainer.fit(resumed, datamodule=TinyData(), ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    assert digest(resumed) == digest(whole)
+    dowser = next(c for c in trainer.callbacks if isinstance(c, Dowser))
+    assert dowser.counts[0].changed == 0 and dowser.counts[1].changed > 0
+
+
+def test_resuming_with_another_method_is_refused(model_folder, tmp_path):
+    fit(model_folder, tmp_path, ModelDowser(0.1), max_steps=2)
+    trainer = build_trainer(tmp_path, ModelDowser(0.2))
+    with pytest.raises(ValueError, match=r"'update_ratio': 0.1.* this run asks for .*'update_ratio': 0.2"):
+        trainer.fit(build_module(model_folder), datamodule=TinyData(), ckpt_path=tmp_path / "checkpoints/last.ckpt")
+
+
+def test_a_checkpoint_without_masks_is_refused(model_folder, tmp_path):
+    fit(model_folder, tmp_path, ModelDowser(0.1), max_steps=2)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["callbacks"] = {k: v for k, v in checkpoint["callbacks"].items() if "Dowser" not in k}
+    torch.save(checkpoint, path)
+    trainer = build_trainer(tmp_path, ModelDowser(0.1))
+    with pytest.raises(ValueError, match="holds no masks.*never computed on weights that were already tuned"):
+        trainer.fit(build_module(model_folder), datamodule=TinyData(), ckpt_path=path)
+
+
+def test_a_checkpoint_is_plain_data(model_folder, tmp_path):
+    """Loads without unpickling code, with masks in bits and in global coordinates."""
+    fit(model_folder, tmp_path, ModelDowser(0.1), max_steps=2)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = (v for k, v in checkpoint["callbacks"].items() if "Dowser" in k)
+    entry = next(iter(state["entries"].values()))
+    assert entry["mask"].dtype == torch.uint8
+    assert sum(e["base"].numel() for e in state["entries"].values()) == 2304
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(model_folder, tmp_path):
+    class Poisoned(TinyData):
+        def train_dataloader(self):
+            loader = super().train_dataloader()
+            encode = loader.collate_fn
+
+            def collate(rows):
+                batch = encode(rows)
+                if any("row 7" in row for row in batch["ids"]):
+                    batch["pixel_values"] = batch["pixel_values"] * float("nan")
+                return batch
+
+            loader.collate_fn = collate
+            return loader
+
+    trainer = build_trainer(tmp_path, Magnitude(0.1), max_epochs=1, limit_val_batches=1)
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d.*row 7"):
+        trainer.fit(build_module(model_folder), datamodule=Poisoned())
+    kept = tmp_path / "checkpoints" / "last.ckpt"
+    if trainer.global_step:
+        weights = torch.load(kept, weights_only=True)["state_dict"]
+        assert all(bool(torch.isfinite(w).all()) for w in weights.values())

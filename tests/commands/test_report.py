@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dowser_pl.commands.report import main
+from dowser_pl.reporting import TaskScore, text_comparison, text_table
+from tests.reporting.samples import report
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    folders = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(report(run=name).to_json())
+        folders.append(str(tmp_path / name))
+    return folders
+
+
+def test_one_run(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(runs[:1]) == 0
+    assert capsys.readouterr().out == text_table(report(run="a")) + "\n"
+
+
+def test_several_runs(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(runs) == 0
+    assert capsys.readouterr().out == text_comparison([report(run="a"), report(run="b")]) + "\n"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_markdown(runs: list[str], count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*runs[:count], "--markdown"]) == 0
+    assert "| :--- |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_json_and_plot(runs: list[str], count: int, tmp_path: Path) -> None:
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    assert main([*runs[:count], "--json", str(out), "--plot", str(picture)]) == 0
+    content = json.loads(out.read_text())
+    assert [run["path"] for run in content["runs"]] == runs[:count]
+    assert content["runs"][0]["h_score"] == {"before": 0.0, "after": 0.5}
+    assert content["command"][:4] == ["python", "-m", "dowser_pl", "report"]
+    assert {"machine", "versions"} <= set(content)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "error: There is no file or folder nope"),
+        (["{run}", "--plot", "x.gif"], "error: Cannot plot to x.gif"),
+    ],
+)
+def test_errors_are_one_line(
+    runs: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument.format(run=runs[0]) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_plot_without_upstream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(report(tasks={"digits": TaskScore("downstream", "vqa", 0.0, 0.5)}).to_json())
+    assert main([str(path), "--plot", str(tmp_path / "a.png")]) == 0
+    assert "H-score" in capsys.readouterr().out

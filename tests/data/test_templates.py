@@ -1,0 +1,84 @@
+"""Chat templates: which one, and the assistant's characters in its text."""
+
+import pytest
+
+from dowser_pl.data.templates import ChatTemplate
+from tests.data.builders import build_llava, chat_template, many_images, one_image
+
+EOS_AT_THE_END_ONLY = (
+    "{% for m in messages %}{{ m['role'] + ':' }}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}"
+    "{% endfor %}{% if loop.last %}{{ '</s>' }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("generation", [True, False])
+def test_spans_are_the_assistants_words(generation):
+    template = ChatTemplate(build_llava(chat_template(generation)))
+    row = many_images()
+    text, spans = template.render_spans(row.messages, row.id)
+    assert text == template.render(row.messages)
+    assert [text[a:b] for a, b in spans] == [" green</s>", " blue red</s>"]
+
+
+def test_whitespace_control_in_the_tags():
+    tight = (
+        chat_template()
+        .replace("{% generation %}", "{%- generation -%}")
+        .replace("endgeneration %}", "endgeneration -%}")
+    )
+    processor = build_llava(tight)
+    row = one_image()
+    text, spans = ChatTemplate(processor).render_spans(row.messages, row.id)
+    assert text == processor.apply_chat_template(row.messages)
+    assert [text[a:b] for a, b in spans] == [" red</s>"]
+
+
+def test_parts_of_one_turn_are_one_span():
+    source = (
+        "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ p['text'] }}{% endgeneration %}{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    row = one_image()
+    row.messages[-1]["content"].append({"type": "text", "text": " or green"})
+    text, spans = ChatTemplate(build_llava(), source).render_spans(row.messages, row.id)
+    assert [text[a:b] for a, b in spans] == ["red or green"]
+
+
+def test_a_template_without_the_prefix_property_is_refused():
+    template = ChatTemplate(build_llava(EOS_AT_THE_END_ONLY))
+    with pytest.raises(ValueError, match=r"many: cannot tell which characters.*generation.*chat_template"):
+        template.render_spans(many_images().messages, "many")
+
+
+def test_a_template_that_marks_nothing_is_refused():
+    source = "{% for m in messages if m['role'] == 'tool' %}{% generation %}x{% endgeneration %}{% endfor %}hi"
+    with pytest.raises(ValueError, match="row 3: the chat template marks no assistant turn"):
+        ChatTemplate(build_llava(), source).render_spans(one_image().messages, "row 3")
+
+
+def test_where_the_template_comes_from(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("from a file {{ messages | length }}")
+    bare = build_llava()
+    bare.tokenizer.chat_template = {"default": "of the tokenizer"}
+    messages = one_image().messages
+    for template, expected in [
+        (ChatTemplate(build_llava("own")), "own"),
+        (ChatTemplate(build_llava("own"), str(path)), "from a file 2"),
+        (ChatTemplate(build_llava("own"), "given {{ messages | length }}"), "given 2"),
+        (ChatTemplate(bare), "of the tokenizer"),
+    ]:
+        assert template.render(messages) == expected
+
+
+def test_errors_say_how_to_set_a_template():
+    with pytest.raises(ValueError, match=r"LlavaProcessor has no chat template. Set `chat_template`"):
+        ChatTemplate(build_llava())
+    with pytest.raises(ValueError, match=r"chat_template: expected Jinja text or the path.*nowhere.jinja"):
+        ChatTemplate(build_llava(), "nowhere.jinja")
+
+
+def test_a_template_for_plain_strings_is_refused():
+    template = ChatTemplate(build_llava(), "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(ValueError, match="prints the message parts as Python objects"):
+        template.render(one_image().messages)

@@ -1,0 +1,1 @@
+"""Tests of dowser_pl.models."""

@@ -1,0 +1,196 @@
+"""Models and processors as from_pretrained gives them, or an error that says what is wrong with the files."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.image_processing_backends import PilBackend
+
+from dowser_pl.models import sources
+from dowser_pl.models.loading import load_model, load_processor
+from tests.tiny_models import FAMILIES, TEXT, make_processor, save_tiny_llava, tiny_llava
+
+Weights = dict[str, Tensor]
+HEAD_ON_DISK = "language_model.lm_head.weight"  # transformers renames it to lm_head.weight while it loads
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole LLaVA folder; tests copy it before they change it."""
+    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def change_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(folder: Path, change: Callable[[Weights], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def same(first: Weights, second: Weights) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_as_saved(family: str, tmp_path: Path) -> None:
+    model = FAMILIES[family]()
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert same(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype(saved: Path, tmp_path: Path, dtype: str) -> None:
+    assert load_model(str(saved), dtype=dtype).dtype == getattr(torch, dtype)
+    half = save_tiny_llava(tmp_path, dtype=getattr(torch, dtype))
+    assert load_model(str(half), dtype="auto").dtype == getattr(torch, dtype)
+
+
+def test_attention_implementation(saved: Path) -> None:
+    model = load_model(str(saved), attn_implementation="eager")
+    assert model.model.language_model.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match=r"attn_implementation=\"fast\"` is not supported"):
+        load_model(str(saved), attn_implementation="fast")
+
+
+def test_embedded_alias(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources.EMBEDDED, "embedded:world", saved)
+    assert same(load_model("embedded:world").state_dict(), tiny_llava().state_dict())
+    assert load_processor("embedded:world").tokenizer.vocab_size == 96
+
+
+def test_gradient_checkpointing_recomputes_tuned_layers_only(saved: Path) -> None:
+    tokens = torch.arange(10, 20)[None]
+    gradients, calls = [], []
+    for checkpointing in (False, True):
+        model = load_model(str(saved), gradient_checkpointing=checkpointing).train()
+        model.requires_grad_(False)
+        projections = [layer.mlp.up_proj for layer in model.model.language_model.layers]
+        projections[1].weight.requires_grad_(True)
+        forwards: list[int] = []
+        for index, projection in enumerate(projections):
+            projection.register_forward_hook(lambda *_, index=index, seen=forwards: seen.append(index))
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        gradients.append(projections[1].weight.grad)
+        calls.append(forwards)
+    assert calls == [[0, 1, 2], [0, 1, 2, 2, 1]]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda w: w.pop(HEAD_ON_DISK), "1 missing from the files: lm_head.weight"),
+        (lambda w: w.update({"extra.weight": torch.zeros(2)}), "1 unknown to the model: extra.weight"),
+        (lambda w: w.update({HEAD_ON_DISK: torch.zeros(2, 3)}), r"lm_head.weight \(2, 3\) for \(96, 32\)"),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_weights_that_do_not_fit(folder: Path, change: Callable[[Weights], object], problem: str) -> None:
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match=rf"do not fit its config.json.*{problem}"):
+        load_model(str(folder))
+
+
+def test_damaged_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"the weights of .* are damaged"):
+        load_model(str(folder))
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no file named model.safetensors.* Fix: copy the missing files"):
+        load_model(str(folder))
+
+
+def test_damaged_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json' is not a valid JSON file\. Expected a folder written by"):
+        load_model(str(folder))
+
+
+def test_model_without_images(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a LlamaForCausalLM \(model type 'llama'\), expected an image-text-to-text"):
+        load_model(str(tmp_path))
+
+
+def test_model_type_of_another_version(folder: Path) -> None:
+    change_json(folder / "config.json", model_type="later_vlm")
+    with pytest.raises(ValueError, match=r"model_type this version of transformers does not know"):
+        load_model(str(folder))
+
+
+def test_code_is_not_run_unless_trusted(folder: Path) -> None:
+    change_json(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+    with pytest.raises(ValueError, match=r"brings its own Python code.* set trust_remote_code to true"):
+        load_model(str(folder))
+
+
+def test_unknown_dtype(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"got dtype='float64', expected one of \['auto', 'float32'"):
+        load_model(str(saved), dtype="float64")
+
+
+def test_processor_reads_text_and_images_with_pillow(saved: Path) -> None:
+    processor = load_processor(str(saved))
+    image = Image.new("RGB", (30, 20), "red")
+    batch = processor(images=image, text="<s> <image> what colour ?", return_tensors="pt")
+    reference = make_processor()(images=image, text="<s> <image> what colour ?", return_tensors="pt")
+    assert isinstance(processor.image_processor, PilBackend)
+    assert same(batch, reference)
+    assert batch["input_ids"].tolist()[0].count(processor.image_token_id) == 4
+
+
+def test_image_processor_is_moved_to_pillow(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torchvision is installed and AutoProcessor prefers it."""
+
+    class Preferred(type(make_processor().image_processor).__base__.__base__):  # an image processor, not on PIL
+        pass
+
+    processor = make_processor()
+    processor.image_processor = Preferred()
+    monkeypatch.setattr("dowser_pl.models.loading.AutoProcessor.from_pretrained", lambda *_, **__: processor)
+    assert isinstance(load_processor(str(saved)).image_processor, PilBackend)
+
+
+def test_padding_token_falls_back_to_the_end_token(folder: Path) -> None:
+    config = folder / "tokenizer_config.json"
+    change_json(config, pad_token=None)
+    assert load_processor(str(folder)).tokenizer.pad_token == "</s>"
+    change_json(config, eos_token=None)
+    with pytest.raises(ValueError, match=r"neither a padding nor an end token"):
+        load_processor(str(folder))
+
+
+def test_no_processor(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"Can't load image processor"):
+        load_processor(str(folder))
+
+
+def test_tokenizer_is_not_a_processor(tmp_path: Path) -> None:
+    LlamaConfig(**TEXT).save_pretrained(tmp_path)
+    make_processor().tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a processor of images and text"):
+        load_processor(str(tmp_path))

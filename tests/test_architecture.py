@@ -1,0 +1,115 @@
+"""Who may import whom. Reads the imports; fails on every edge that is not listed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dowser_pl"
+OUR = "dowser_pl"
+
+# layer -> layers of ours that it may import (itself always)
+ALLOWED = {
+    "files": set(),
+    "config_paths": set(),
+    "maths": set(),
+    "metrics": set(),
+    "reporting": {"files"},
+    "methods": {"maths"},
+    "probing": {"maths", "files"},
+    "training": {"maths"},
+    "models": set(),
+    "data": {"metrics"},
+    "module": {"models", "metrics", "reporting"},
+    "trainer": set(),
+    "callbacks": {"maths", "methods", "probing", "training", "reporting", "files", "__init__"},
+    "commands": {"reporting", "files", "__init__"},
+    "cli": {"callbacks", "config_paths", "data", "files", "methods", "module", "trainer"},
+    "__main__": {"cli", "commands", "__init__"},
+    "__init__": set(),
+}
+# layer -> heavy libraries that it may import
+LIBRARIES = {
+    "torch": {"maths", "methods", "probing", "training", "models", "metrics", "data", "module", "callbacks"},
+    "transformers": {"models", "probing", "data", "module"},
+    "lightning": {"cli", "module", "data", "callbacks", "trainer"},
+    "torchmetrics": {"metrics", "module"},
+    "matplotlib": {"reporting"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(str(node.module))
+    return found
+
+
+def layer_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(PACKAGE)) for f in FILES])
+def test_imports_follow_the_layers(path):
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports(path):
+        if module.split(".")[0] == OUR:
+            target = layer_of(module)
+            assert target == layer or target in ALLOWED[layer], f"{layer} must not import {module}"
+        for library, layers in LIBRARIES.items():
+            if module.split(".")[0] == library:
+                assert layer in layers, f"{layer} must not import {module}"
+
+
+def test_maths_imports_torch_alone():
+    allowed = {"torch", "hashlib", OUR}
+    for path in (PACKAGE / "maths").rglob("*.py"):
+        assert {module.split(".")[0] for module in imports(path)} <= allowed, path
+
+
+def test_no_circle_between_files():
+    graph = {}
+    for path in FILES:
+        name = ".".join([OUR, *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        graph[name] = {m for m in imports(path) if m.split(".")[0] == OUR}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name in done or name not in graph:
+            return
+        for target in graph[name]:
+            visit(target, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_files_are_small_and_have_no_grab_bag_names():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 220, f"{path} holds more than one idea"
+        assert path.stem not in {"utils", "util", "helpers", "misc", "common"}, path
+
+
+@pytest.mark.parametrize("verb", [["--help"], ["report", "--help"]])
+def test_offline_verbs_load_nothing_heavy(verb):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['dowser_pl', *{verb!r}]\n"
+        "try: runpy.run_module('dowser_pl', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,127 @@
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dowser_pl import files
+from dowser_pl.files import atomic_path, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("data", ["text \u2192 \u732b\n", b"\x00\xff", "", b""])
+def test_writes_and_replaces(tmp_path: Path, data: str | bytes) -> None:
+    path = tmp_path / "new" / "file.bin"
+    for content in (b"old", data):
+        write_atomically(path, content)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert names(path.parent) == ["file.bin"]
+
+
+def test_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="halfway"), atomic_path(path) as temporary:
+        assert temporary.suffix == ".json"
+        assert temporary.parent == tmp_path
+        temporary.write_text("half")
+        raise RuntimeError("halfway")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["report.json"]
+
+
+def test_interruption_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_nothing_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Nothing was written"), atomic_path(tmp_path / "a"):
+        pass
+
+
+def test_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def write_folder(folder: Path, text: str) -> None:
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "weights").write_text(text)
+
+
+def test_folder_replaces_a_folder(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with atomic_path(tmp_path / "model") as temporary:
+            write_folder(temporary, text)
+            (temporary / text).touch()
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["new", "sub"]
+    assert (tmp_path / "model" / "sub" / "weights").read_text() == "new"
+
+
+def test_old_folder_comes_back_if_the_new_cannot_be_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "model", "old")
+    rename = Path.rename
+
+    def fail_for_new(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.EIO, "broken")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(OSError, match="broken"), atomic_path(tmp_path / "model") as temporary:
+        write_folder(temporary, "new")
+    assert (tmp_path / "model" / "sub" / "weights").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def assert_full_disk(caught: pytest.ExceptionInfo[OSError], path: Path) -> None:
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert names(path.parent) == [path.name]
+
+
+def test_known_size_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 8, 2))
+    with pytest.raises(OSError, match=r"needs 3 bytes, of 2 that are free .* old one is unchanged") as caught:
+        write_atomically(path, "new")
+    assert_full_disk(caught, path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_disk_full_while_writing(tmp_path: Path, error: Exception) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    full = pytest.raises(OSError, match="The disk is full: writing needs more than")
+    with full as caught, atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert_full_disk(caught, path)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(("free", "expected"), [(100, OSError), (2**30, RuntimeError)])
+def test_torch_hides_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: type[Exception]
+) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**31, 0, free))
+    with pytest.raises(expected), atomic_path(tmp_path / "last.ckpt"):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")

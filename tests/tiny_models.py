@@ -1,0 +1,351 @@
+"""Small real models of every supported family, random weights, built from their configs in milliseconds.
+
+Every model shares one vocabulary (`VOCABULARY`, 96 words), hidden size 32, MLP size 48 and three decoder
+layers (two for T5), so that tests can state exact counts. The same seed gives the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    GemmaConfig,
+    GPT2Config,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    T5Config,
+)
+
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>", "<vision_start>", "<vision_end>"]
+PAD, BOS, EOS, UNK, IMAGE, VIDEO, VISION_START, VISION_END = range(8)
+WORDS = (
+    "user assistant system : . , ? ! yes no a an the is are of in on and what which how many colour shape "
+    "number picture this that it red green blue yellow black white orange purple circle square triangle star "
+    "cross zero one two three four five six seven eight nine ten left right top bottom small big 0 1 2 3 4 5 "
+    "6 7 8 9 A B C D plus minus cat dog house tree car sky night day fish bird sun moon"
+)
+VOCABULARY = SPECIAL_TOKENS + WORDS.split()
+
+# Turns end with </s>; what an assistant says, its </s> included, is marked as generated.
+CHAT_TEMPLATE = (
+    "{{ '<s>' }}{% for message in messages %}{{ ' ' + message['role'] + ' :' }}"
+    "{% generation %}{% if message['role'] == 'assistant' %}{% if message['content'] is string %}"
+    "{{ ' ' + message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{{ ' ' + part['text'] }}{% endfor %}{% endif %}{{ ' </s>' }}{% endif %}{% endgeneration %}"
+    "{% if message['role'] != 'assistant' %}{% if message['content'] is string %}"
+    "{{ ' ' + message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ ' <image>' }}{% else %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' assistant :' }}{% endif %}"
+)
+
+IMAGE_SIZE, PATCH_SIZE = 16, 8
+TOKENS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+# Weights ten times the usual spread: random models then answer differently to different prompts.
+TEXT = TOKENS | {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION |= {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+QWEN_VISION = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
+QWEN_TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+QFORMER = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+QFORMER |= {"num_attention_heads": 2, "cross_attention_frequency": 1}
+
+
+def build(model_class: type[PreTrainedModel], config: object, seed: int) -> PreTrainedModel:
+    """A model in eval mode whose weights depend on `seed` alone; the global random state is kept."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model_class(config).eval()
+
+
+def qwen_text(sections: list[int], **changes: object) -> dict[str, object]:
+    """Text settings of Qwen-VL; `sections` splits the rotary half-dimension over time, height, width."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
+    return TEXT | {"rope_parameters": rope} | changes
+
+
+def tiny_llava(seed: int = 0, **text: object) -> PreTrainedModel:
+    """LLaVA on Llama: four image tokens per 16 x 16 image; `text` overrides Llama settings."""
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**(TEXT | text)),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+    )
+    return build(LlavaForConditionalGeneration, config, seed)
+
+
+def tiny_llava_mixtral(seed: int = 0) -> PreTrainedModel:
+    """LLaVA on Mixtral: the MLPs are mixtures of four experts."""
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=MixtralConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+    )
+    return build(LlavaForConditionalGeneration, config, seed)
+
+
+def tiny_llava_next(seed: int = 0) -> PreTrainedModel:
+    """LLaVA-NeXT on Mistral, with images cut into 16 x 16 tiles."""
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=MistralConfig(**TEXT),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+    )
+    return build(LlavaNextForConditionalGeneration, config, seed)
+
+
+def tiny_llava_onevision(seed: int = 0) -> PreTrainedModel:
+    """LLaVA-OneVision on Qwen2 (biases on q, k, v) with a SigLIP tower."""
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[16, 16], [16, 32], [32, 16]],
+    )
+    return build(LlavaOnevisionForConditionalGeneration, config, seed)
+
+
+def tiny_qwen2_5_vl(seed: int = 0) -> PreTrainedModel:
+    """Qwen2.5-VL: the merger that maps patches to text sits inside the vision tower."""
+    vision = QWEN_VISION | {"patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1]}
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=qwen_text([1, 1, 2]), **QWEN_TOKENS)
+    return build(Qwen2_5_VLForConditionalGeneration, config, seed)
+
+
+def tiny_qwen3_vl(seed: int = 0) -> PreTrainedModel:
+    """Qwen3-VL: one deepstack merger beside the main one."""
+    vision = QWEN_VISION | {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    config = Qwen3VLConfig(vision_config=vision, text_config=qwen_text([2, 1, 1]), **QWEN_TOKENS)
+    return build(Qwen3VLForConditionalGeneration, config, seed)
+
+
+def tiny_qwen3_vl_moe(seed: int = 0) -> PreTrainedModel:
+    """Qwen3-VL with experts held in 3-D parameters."""
+    vision = QWEN_VISION | {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    text = qwen_text([2, 1, 1], moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+    config = Qwen3VLMoeConfig(vision_config=vision, text_config=text, **QWEN_TOKENS)
+    return build(Qwen3VLMoeForConditionalGeneration, config, seed)
+
+
+def tiny_internvl(seed: int = 0) -> PreTrainedModel:
+    """InternVL on Qwen2: four image tokens per 16 x 16 tile."""
+    config = InternVLConfig(
+        vision_config=VISION | {"patch_size": 4},
+        text_config=Qwen2Config(**TEXT),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return build(InternVLForConditionalGeneration, config, seed)
+
+
+def tiny_idefics3(seed: int = 0) -> PreTrainedModel:
+    """Idefics3 on Llama: four image tokens per 16 x 16 tile."""
+    config = Idefics3Config(
+        vision_config=VISION | {"patch_size": 4},
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        pad_token_id=PAD,
+    )
+    return build(Idefics3ForConditionalGeneration, config, seed)
+
+
+def tiny_smolvlm(seed: int = 0) -> PreTrainedModel:
+    """SmolVLM on Llama: four image tokens per 16 x 16 tile."""
+    config = SmolVLMConfig(
+        vision_config=VISION | {"patch_size": 4},
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        pad_token_id=PAD,
+    )
+    return build(SmolVLMForConditionalGeneration, config, seed)
+
+
+def tiny_paligemma(seed: int = 0) -> PreTrainedModel:
+    """PaliGemma: lm_head tied to the embeddings, as in the published models."""
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False, projection_dim=32),
+        text_config=GemmaConfig(**(TEXT | {"tie_word_embeddings": True})),
+        image_token_index=IMAGE,
+        projection_dim=32,
+    )
+    return build(PaliGemmaForConditionalGeneration, config, seed)
+
+
+def tiny_instructblip(seed: int = 0, text_config: object | None = None) -> PreTrainedModel:
+    """InstructBLIP on Llama unless another text config is given: a Q-Former with four queries."""
+    config = InstructBlipConfig(
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=text_config or LlamaConfig(**TEXT),
+        num_query_tokens=4,
+        image_token_index=IMAGE,
+    )
+    return build(InstructBlipForConditionalGeneration, config, seed)
+
+
+def tiny_instructblip_t5(seed: int = 0) -> PreTrainedModel:
+    """InstructBLIP on a gated T5: two encoder and two decoder blocks, lm_head tied to the embeddings."""
+    text = T5Config(
+        vocab_size=96,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=PAD,
+    )
+    return tiny_instructblip(seed, text)
+
+
+def tiny_blip2(seed: int = 0) -> PreTrainedModel:
+    """BLIP-2 on OPT, whose decoder layers own fc1 and fc2 directly."""
+    text = OPTConfig(
+        vocab_size=96,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        **TOKENS,
+    )
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=IMAGE,
+    )
+    return build(Blip2ForConditionalGeneration, config, seed)
+
+
+def tiny_blip2_gpt2(seed: int = 0) -> PreTrainedModel:
+    """BLIP-2 on GPT-2, whose matrices are Conv1D (stored transposed)."""
+    text = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, **TOKENS)
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=IMAGE,
+    )
+    return build(Blip2ForConditionalGeneration, config, seed)
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llava": tiny_llava,
+    "llava_next": tiny_llava_next,
+    "llava_onevision": tiny_llava_onevision,
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
+    "internvl": tiny_internvl,
+    "idefics3": tiny_idefics3,
+    "smolvlm": tiny_smolvlm,
+    "paligemma": tiny_paligemma,
+    "instructblip": tiny_instructblip,
+    "instructblip_t5": tiny_instructblip_t5,
+    "blip2": tiny_blip2,
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One id per word of VOCABULARY, split at spaces; others are <unk>. Decodes to words with spaces."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def make_processor(chat_template: str | None = CHAT_TEMPLATE) -> LlavaProcessor:
+    """A processor for `tiny_llava`: PIL images resized to 16 x 16, `<image>` expanded to four tokens."""
+    images = CLIPImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    )
+    return LlavaProcessor(
+        images,
+        tiny_tokenizer(),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=chat_template,
+    )
+
+
+def make_processor_folder(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+    """Write `make_processor` into `folder` and return the folder."""
+    make_processor(chat_template).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_llava(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """Write model, generation config and processor, so that from_pretrained works; returns the folder."""
+    tiny_llava(seed).to(dtype).save_pretrained(folder)
+    return make_processor_folder(folder)

@@ -1,0 +1,80 @@
+"""A whole run on a tiny random LLaVA in a second or two: data module, module, callbacks, trainer."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, RandomState
+from dowser_pl.data import Conversation, MultimodalData, Question, Task
+from dowser_pl.methods import ModelDowser
+from dowser_pl.module import MultimodalModule
+from dowser_pl.probing import Probe
+
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
+SMALL_PROBE = Probe(num_prompts=4, num_probes=2, num_tokens=12)
+
+
+class TinyData(MultimodalData):
+    """Colours of noisy squares to learn, and the same questions as text to keep."""
+
+    def __init__(self, num_rows: int = 12, batch_size: int = 2) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=3)
+        self.num_rows = num_rows
+
+    def train_conversations(self) -> list[Conversation]:
+        return [
+            Conversation(f"row {i}", [turn("user", "what colour is it ?", True), turn("assistant", colour)], [image])
+            for i, (colour, image) in enumerate(pictures(self.num_rows))
+        ]
+
+    def evaluation_tasks(self) -> list[Task]:
+        seen = [
+            Question(f"q {i}", [turn("user", "what colour is it ?", True)], [image], [colour])
+            for i, (colour, image) in enumerate(pictures(4))
+        ]
+        text = [Question(f"t {i}", [turn("user", "is it red ?", False)], [], ["yes", "no"]) for i in range(4)]
+        return [
+            Task("colour", "downstream", "exact_match", seen, 3),
+            Task("yesno", "upstream", "exact_match", text, 3),
+        ]
+
+
+def turn(role: str, text: str, image: bool = False) -> dict:
+    return {"role": role, "content": [{"type": "image"}] * image + [{"type": "text", "text": text}]}
+
+
+def pictures(count: int) -> list[tuple[str, Image.Image]]:
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(count):
+        colour, rgb = list(COLOURS.items())[index % 3]
+        pixels = np.clip(np.array(rgb) + random.integers(-40, 40, (36, 36, 3)), 0, 255).astype(np.uint8)
+        rows.append((colour, Image.fromarray(pixels)))
+    return rows
+
+
+def build_module(model: Path, lr: float = 1e-2, weight_decay: float = 0.1, **options) -> MultimodalModule:
+    return MultimodalModule(
+        str(model), optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=weight_decay), **options
+    )
+
+
+def build_trainer(folder: Path, method=None, callbacks=(), cache_dir=None, **options) -> Trainer:
+    dowser = Dowser(method or ModelDowser(0.1), SMALL_PROBE, cache_dir)
+    options = {
+        "max_epochs": 2,
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": -1,
+        "accelerator": "cpu",
+        **options,
+    }
+    checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
+    return Trainer(
+        callbacks=[dowser, Export(enabled=False), Forgetting(), checkpoints, RandomState(), *callbacks], **options
+    )
