@@ -3,6 +3,7 @@
 Importing the packages below is what makes short class names work in YAML.
 """
 
+import logging
 import sys
 import traceback
 import warnings
@@ -47,9 +48,7 @@ class DowserCLI(LightningCLI):
         parser.add_lightning_class_args(Export, "export")  # before the report: a failure there loses no model
         parser.add_lightning_class_args(Forgetting, "report")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.link_arguments(
-            "trainer.default_root_dir", "checkpoint.folder", lambda root: str(Path(root) / "checkpoints")
-        )
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.folder", _checkpoint_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs to CSV and TensorBoard under ``<run>/logs`` unless the user names loggers."""
@@ -73,6 +72,10 @@ class DowserCLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
 
+def _checkpoint_folder(run: str) -> str:
+    return str(Path(run) / "checkpoints")
+
+
 def _loggers(root: str) -> list[Logger]:
     csv = CSVLogger(root, name="logs")
     return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
@@ -88,8 +91,7 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: with status 1 and one readable message for a mistake of the user's; with 2 for an argument
             that does not exist.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a choice, not a problem
-    warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # checkpoints of a resumed run
+    _quieten()
     try:
         DowserCLI(
             MultimodalModule,
@@ -97,6 +99,7 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={
                 "default_root_dir": "runs/default",
                 "num_sanity_val_steps": -1,
+                "enable_model_summary": False,  # it counts frozen entries of tuned matrices as trainable
                 "callbacks": [Predictions(), RandomState()],
             },
             seed_everything_default=0,
@@ -106,12 +109,33 @@ def main(args: list[str] | None = None) -> None:
             args=resolve_configs(sys.argv[1:] if args is None else args),
         )
     except (ValueError, OSError) as error:
-        if not _is_ours(error):
+        message = _our_message(error)
+        if message is None:
             raise
-        sys.exit(f"\ndowser_pl: error: {error}")
+        sys.exit(f"\ndowser_pl: error: {message}")
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether the message was written by this package, so that a traceback would only hide it."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+def _quieten() -> None:
+    """Silence messages of the libraries that ask nothing of the user."""
+    for message in (
+        ".*LightningCLI's args parameter.*",  # short names of configurations were resolved in them
+        ".*does not have many workers.*",  # a choice
+        ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+
+
+def _our_message(error: BaseException | None) -> str | None:
+    """The message this package wrote, if it wrote one: then a traceback would only hide it.
+
+    The argument parser wraps what a class says about its arguments, so the chain of causes is followed.
+    """
+    while error is not None:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None

@@ -195,7 +195,7 @@ class MultimodalModule(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         tasks = self.tasks()
-        self.scores = {task.name: float(metric.compute()) for task, metric in zip(tasks, self._metrics, strict=True)}
+        self.scores = {task.name: round(float(metric.compute()), 6) for task, metric in zip(tasks, self._metrics, strict=True)}
         for task in tasks:
             self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
         for name, value in _means(tasks, self.scores).items():

@@ -24,7 +24,7 @@ def split_rows(rows: list[NamedRow], fraction: float) -> tuple[list[NamedRow], l
     """
     groups: dict[str, list[int]] = {}
     for number, (_, row) in enumerate(rows):
-        shown = image_column(row) or [{key: value for key, value in row.items() if key != "id"}]
+        shown = _images(row) or [{key: value for key, value in row.items() if key != "id"}]
         groups.setdefault(json.dumps(shown, sort_keys=True), []).append(number)
     if len(groups) < 2:
         raise ValueError(
@@ -45,3 +45,11 @@ def holdout_task(questions: list[Question]) -> Task:
     """The held out rows as the downstream task; answers may be twice as long as the longest reference."""
     words = max(len(question.references[0].split()) for question in questions)
     return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=min(16 + 2 * words, 128))
+
+
+def _images(row: dict[str, Any]) -> list[Any]:
+    """What the row shows: its image column, and message parts that bring their own image."""
+    turns = [turn for turn in row.get("messages") or [] if isinstance(turn, dict)]
+    parts = [part for turn in turns if isinstance(turn.get("content"), list) for part in turn["content"]]
+    own = [part for part in parts if isinstance(part, dict) and "image" in str(part.get("type")) and len(part) > 1]
+    return [*image_column(row), *own]

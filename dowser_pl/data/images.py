@@ -150,13 +150,11 @@ def _decode(file: BinaryIO | io.BytesIO) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image.copy() if image.readonly else image
+    image = ImageOps.exif_transpose(image)  # decodes, and copies in any case
     if image.mode == "F":
         raise ValueError("its pixels are 32-bit floats; save it with 8 bits per channel")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip instead of scale
         image = image.convert("I").point(lambda level: level / 256).convert("L")
     if image.mode == "P":
         image = image.convert("RGBA")  # a palette with transparency loses it here without a warning
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import transformers
 from transformers import BatchFeature
 
 from dowser_pl.data.encoding import IGNORED, Batch, Encoder
@@ -24,6 +25,7 @@ class InlineEncoder(Encoder):
         encoded = self.process(texts, rows, "right", return_offsets_mapping=True, **wanted)
         offsets = encoded.pop("offset_mapping")
         replacements = encoded.pop("text_replacement_offsets", None) or [[]] * len(rows)
+        self._check_replacements(rows, replacements)
         marked = [
             mark_tokens(offset, shift_spans(text, spans, replacement, row.id))
             for row, (text, spans), offset, replacement in zip(rows, rendered, offsets, replacements, strict=True)
@@ -45,3 +47,13 @@ class InlineEncoder(Encoder):
         text, spans = close_turns(*self.template.render_spans(row.messages, row.id), self.tokenizer)
         self.check_images(row, text)
         return text, spans
+
+    def _check_replacements(self, rows: Sequence[Conversation], replacements: Sequence[Sequence[object]]) -> None:
+        """Fail closed: without knowing where images grew the text, the wrong tokens would be learnt."""
+        for row, found in zip(rows, replacements, strict=True):
+            if self.replaces_placeholders and len(found) != len(row.images):
+                raise ValueError(
+                    f"{row.id}: {type(self.processor).__name__} says where it put {len(found)} images, expected "
+                    f"{len(row.images)}, so the assistant's tokens cannot be located. Update transformers (got "
+                    f"{transformers.__version__}), or use another model."
+                )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dowser_pl.data.world_words import SHAPES, SIGNS
+from dowser_pl.data.world_words import SIGNS
 
 Bitmap = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -73,14 +73,12 @@ def handwriting() -> tuple[Bitmap, list[int]]:
 
 
 def bitmap(name: str) -> Bitmap:
-    """The bitmap of a shape or sign by its word, or of `icon:<index>` or `digit:<index>`."""
+    """What fills a whole picture: a sign by its word, `icon:<index>` or `digit:<index>`."""
     kind, _, index = name.partition(":")
     if kind == "icon":
         return icon(int(index))
     if kind == "digit":
         return handwriting()[0][int(index)]
-    if name in SHAPES:
-        return shape(name, 24)
     if name in SIGNS:
         return sign(name)
-    raise ValueError(f"unknown glyph: got {name!r}, expected a shape, a sign, icon:<index> or digit:<index>")
+    raise ValueError(f"unknown glyph: got {name!r}, expected a sign, icon:<index> or digit:<index>")

@@ -85,7 +85,7 @@ def test_image_tokens_are_never_cut(encoder):
 def test_a_row_that_loses_its_answer(encoder):
     row = Conversation("long", [turn("user", "what colour is it? " * 20), turn("assistant", "red")], [])
     encoder.max_length = 60
-    with pytest.raises(ValueError, match="long: no token of the assistant's turns is left.*max_length=60"):
+    with pytest.raises(ValueError, match=r"long: no token of the assistant's turns is left.*max_length=60"):
         encoder.training_batch([text_only(), row])
     encoder.drop_lost = True
     batch, cut = encoder.training_batch([text_only(), row])

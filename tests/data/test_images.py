@@ -65,10 +65,10 @@ def test_broken_base64(folder):
 
 def test_a_decompression_bomb_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)  # the picture has 12: Pillow warns
-    with pytest.raises(ValueError, match="row 7: cannot read .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"row 7: cannot read .*decompression bomb"):
         open_image(ImageFile(folder / "red.png"), "row 7")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)  # more than twice: Pillow raises
-    with pytest.raises(ValueError, match="row 7: cannot read .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"row 7: cannot read .*decompression bomb"):
         open_image(ImageFile(folder / "red.png"), "row 7")
 
 
@@ -87,7 +87,7 @@ def test_url_is_fetched(folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert open_image(read_source(f"{address}/red.png", None, True, "row 7"), "row 7").size == (4, 3)
-        with pytest.raises(ValueError, match="row 7: cannot read the image .*404"):
+        with pytest.raises(ValueError, match=r"row 7: cannot read the image .*404"):
             open_image(read_source(f"{address}/blue.png", None, True, "row 7"), "row 7")
         server.shutdown()
 
@@ -118,5 +118,5 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(folder):
 
 def test_float_pixels_are_refused(folder):
     Image.fromarray(np.ones((3, 4), dtype=np.float32)).save(folder / "float.tiff")
-    with pytest.raises(ValueError, match="row 7: .*32-bit floats"):
+    with pytest.raises(ValueError, match=r"row 7: .*32-bit floats"):
         open_image(ImageFile(folder / "float.tiff"), "row 7")

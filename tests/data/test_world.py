@@ -136,7 +136,7 @@ def test_what_the_world_knows_never_changes():
 
 
 def test_unknown_glyph():
-    with pytest.raises(ValueError, match=r"got 'blob', expected a shape, a sign, icon:<index> or digit:<index>"):
+    with pytest.raises(ValueError, match=r"got 'blob', expected a sign, icon:<index> or digit:<index>"):
         bitmap("blob")
 
 

@@ -1,0 +1,133 @@
+"""The formats of conversations that people have."""
+
+import pytest
+
+from dowser_pl.data.images import ImageFile, ImageText
+from dowser_pl.data.messages import MessageReader, check_order
+from tests.data.builders import IMAGE, picture, turn
+
+
+@pytest.fixture
+def reader(tmp_path):
+    for name in ("a.png", "b.png"):
+        picture().save(tmp_path / name)
+    return MessageReader(tmp_path)
+
+
+def names(images):
+    return [image.path.name for image in images]
+
+
+def test_llava(reader):
+    row = {
+        "id": "1",
+        "image": "a.png",
+        "conversations": [
+            {"from": "system", "value": "be brief"},
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": "Red."},
+        ],
+    }
+    messages, images = reader.read("row 1", row)
+    assert messages == [turn("system", "be brief"), turn("user", IMAGE, "What?"), turn("assistant", "Red.")]
+    assert names(images) == ["a.png"]
+
+
+def test_several_images_in_their_places(reader):
+    said = [{"from": "human", "value": "one <image> two <image>\n?"}, {"from": "gpt", "value": "no"}]
+    messages, images = reader.read("row 1", {"image": ["b.png", "a.png"], "conversations": said})
+    assert messages[0] == turn("user", "one", IMAGE, "two", IMAGE, "?")
+    assert names(images) == ["b.png", "a.png"]
+
+
+def test_images_without_a_place_come_first(reader):
+    said = [{"from": "system", "value": "s"}, {"from": "human", "value": "what?"}, {"from": "gpt", "value": "no"}]
+    messages, images = reader.read("row 1", {"image": ["a.png", "b.png"], "conversations": said})
+    assert messages[1] == turn("user", IMAGE, IMAGE, "what?")
+    assert len(images) == 2
+
+
+def test_text_only(reader):
+    messages, images = reader.read(
+        "row 1", {"image": None, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    )
+    assert messages == [turn("user", "a"), turn("assistant", "b")]
+    assert images == []
+
+
+def test_parts_with_their_own_images(reader):
+    parts = [
+        {"type": "image", "path": "b.png"},
+        {"type": "text", "text": "and"},
+        {"type": "image", "base64": "data:image/png;base64,AAAA"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image_url", "image_url": "a.png"},
+    ]
+    row = {
+        "messages": [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": "x"}]},
+        ]
+    }
+    messages, images = reader.read("row 1", row)
+    assert messages[0] == turn("user", IMAGE, "and", IMAGE, IMAGE, IMAGE)
+    assert [type(image) for image in images] == [ImageFile, ImageText, ImageFile, ImageFile]
+
+
+def test_open_parts_take_the_image_column_in_order(reader):
+    content = [{"type": "image"}, {"type": "text", "text": "vs"}, {"type": "image"}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]}
+    _, images = reader.read("row 1", {**row, "images": ["b.png", {"path": "a.png"}]})
+    assert names(images) == ["b.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conversations": []}, "at least one turn"),
+        (
+            {"conversations": None, "question": "?"},
+            r"at least one turn, got the keys \['conversations', 'id', 'question'\]",
+        ),
+        ({"conversations": [{"from": "human", "value": "hi"}]}, "no assistant turn"),
+        ({"conversations": [{"from": "bird", "value": "hi"}]}, "turn 1 has the role 'bird', expected one of"),
+        ({"conversations": ["hi"]}, "turn 1 has the role None"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}]},
+            "turn 2 is empty: expected text or an image",
+        ),
+        ({"conversations": [{"from": "human", "value": None}]}, "turn 1: expected text or parts"),
+        ({"conversations": [{"from": "human", "value": [{"type": "audio"}]}]}, "turn 1: expected text or parts"),
+        ({"image": ["a.png", "b.png"]}, "got 2 images, expected 1: one per <image>"),
+        ({"image": None}, "got 0 images, expected 1: one per <image>"),
+        ({"image": "c.png"}, r"no image at .*c\.png"),
+        ({"image": 3}, "an image must be a path, a URL or base64 text, got '3'"),
+    ],
+)
+def test_bad_rows(reader, changes, message):
+    good = [{"from": "human", "value": "<image> a"}, {"from": "gpt", "value": "b"}]
+    row = {"id": "1", "conversations": good, **changes}
+    with pytest.raises(ValueError, match=f"^row 1:? ?.*{message}"):
+        reader.read("row 1", row)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ["assistant", "user"],
+        ["user", "user", "assistant"],
+        ["user", "assistant", "user"],
+        ["user", "system", "assistant"],
+    ],
+)
+def test_turns_out_of_order(roles):
+    with pytest.raises(ValueError, match="row 1: the turns are out of order"):
+        check_order("row 1", roles)
+
+
+def test_verify_decodes_at_once(reader):
+    (reader.folder / "a.png").write_bytes(b"no")
+    row = {"image": "a.png", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    reader.read("row 1", row)
+    with pytest.raises(ValueError, match="row 1: cannot read the image"):
+        MessageReader(reader.folder, verify=True).read("row 1", row)

@@ -1,0 +1,278 @@
+"""The command line as a person types it, on a tiny random LLaVA."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from dowser_pl.cli import main
+from dowser_pl.models.generation import greedy_answers
+from dowser_pl.models.loading import load_processor
+from dowser_pl.reporting import read_report
+from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import pictures
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+SMALL_PROBE = "--dowser.probe.num_prompts=4 --dowser.probe.num_probes=2 --dowser.probe.num_tokens=12".split()
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def user_folder(tmp_path, monkeypatch):
+    """What a user has: LLaVA JSON and a folder of images. The working folder is theirs too."""
+    monkeypatch.chdir(tmp_path)
+    write_user_folder(tmp_path)
+    return tmp_path
+
+
+def write_user_folder(folder: Path) -> None:
+    (folder / "images").mkdir()
+    rows = []
+    for index, (colour, image) in enumerate(pictures(20)):
+        image.save(folder / "images" / f"{index}.png")
+        turns = [("human", "<image>\nwhat colour is it ?"), ("gpt", colour)]
+        conversations = [{"from": who, "value": text} for who, text in turns]
+        rows.append({"id": str(index), "image": f"{index}.png", "conversations": conversations})
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
+def user_yaml(folder: Path, model_folder: Path, **changes) -> Path:
+    """One YAML of under 15 lines and no code."""
+    text = f"""\
+model: {{path: {model_folder}, dtype: float32}}
+data:
+  class_path: ConversationData
+  init_args: {{train_file: train.json, image_folder: images, batch_size: 4, holdout: 0.2}}
+trainer: {{max_epochs: 1, accelerator: cpu, default_root_dir: runs/mine}}
+"""
+    assert len(text.splitlines()) < 15
+    config = yaml.safe_load(text)
+    for key, value in changes.items():
+        node = config
+        *path, last = key.split("__")
+        for step in path:
+            node = node.setdefault(step, {})
+        node[last] = value
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config))
+    return folder / "mine.yaml"
+
+
+def error_of(capsys, args: list[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code not in (0, None)
+    return f"{stop.value.code if isinstance(stop.value.code, str) else ''}{capsys.readouterr().err}"
+
+
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[str(p.relative_to(CONFIGS)) for p in SHIPPED])
+def test_every_shipped_yaml_is_short_and_parses(path, capsys):
+    assert len(path.read_text().splitlines()) <= 30
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", "base", "-c", "model/world", "-c", "data/world", "-c", str(path), "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for section in ("model", "data", "dowser", "trainer"):
+        assert printed[section]
+
+
+def test_axes_combine_by_short_name_and_later_ones_win(capsys):
+    with pytest.raises(SystemExit):
+        main("fit -c base -c model/world -c data/world -c method/random --dowser.method.update_ratio 0.3".split()
+             + ["--print_config"])  # fmt: skip
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["path"] == "embedded:world"
+    assert printed["dowser"]["method"]["class_path"].endswith("Random")
+    assert printed["dowser"]["method"]["init_args"]["update_ratio"] == 0.3
+
+
+def test_a_users_folder_trains_and_everything_is_written(user_folder, model_folder):
+    main(["fit", "--config", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE])
+    run = user_folder / "runs" / "mine"
+    for name in ("report.json", "report.md", "report.png", "config.yaml", "checkpoints/last.ckpt"):
+        assert (run / name).is_file(), name
+    assert list(run.glob("logs/version_0/metrics.csv")) and list(run.glob("logs/version_0/events*"))
+    assert list((user_folder / "runs" / "cache").glob("*.safetensors"))
+    report = read_report(run)
+    assert report.frozen.changed == 0 and report.trainable.changed > 0
+    raw = json.loads((run / "report.json").read_text())
+    for key in "method update_ratio seed tasks upstream downstream h_score frozen trainable seconds versions".split():
+        assert key in raw
+    assert raw["peak_memory_bytes"] > 0
+
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    exported = AutoModelForImageTextToText.from_pretrained(run / "model")
+    for name, value in exported.state_dict().items():
+        assert torch.equal(value, checkpoint[f"model.{name}"]), name
+    processor = load_processor(str(run / "model"))
+    inputs = processor(text=["what colour is it ?"], return_tensors="pt")
+    assert isinstance(greedy_answers(exported.eval(), processor.tokenizer, dict(inputs), 3)[0], str)
+
+
+def test_the_saved_configuration_repeats_the_run(user_folder, model_folder):
+    main(["fit", "-c", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE])
+    first = (user_folder / "runs/mine/report.json").read_text()
+    main(["fit", "-c", "runs/mine/config.yaml", "--trainer.default_root_dir", "runs/again"])
+    second = (user_folder / "runs/again/report.json").read_text()
+    assert comparable(first) == comparable(second)
+    assert exported(user_folder / "runs/mine") == exported(user_folder / "runs/again")
+
+
+def test_probe_fills_the_cache_that_fit_finds(user_folder, model_folder, monkeypatch):
+    config = str(user_yaml(user_folder, model_folder))
+    main(["probe", "-c", config, *SMALL_PROBE])
+    (cache,) = (user_folder / "runs" / "cache").glob("*.safetensors")
+    assert not (user_folder / "runs/mine/report.json").exists()
+    stamp = cache.stat().st_mtime_ns
+    monkeypatch.setattr("dowser_pl.callbacks.importance.measure", lambda *_: pytest.fail("probed again"))
+    main(["fit", "-c", config, *SMALL_PROBE])
+    assert cache.stat().st_mtime_ns == stamp
+
+
+def test_probe_needs_no_data(user_folder, model_folder):
+    main(["probe", f"--model.path={model_folder}", "--trainer.accelerator=cpu", *SMALL_PROBE])
+    assert list((user_folder / "runs" / "cache").glob("*.safetensors"))
+
+
+def test_validate_test_and_predict_on_the_tuned_model(user_folder, model_folder, capsys):
+    config = str(user_yaml(user_folder, model_folder))
+    main(["fit", "-c", config, "--dowser.method", "Magnitude"])
+    after = read_report(user_folder / "runs/mine").downstream.after
+    for verb in ("validate", "test"):
+        capsys.readouterr()
+        main([verb, "-c", config, "--model.path", "runs/mine/model"])
+        assert "downstream_mean" in capsys.readouterr().out
+    main(["predict", "-c", config, "--model.path", "runs/mine/model"])
+    lines = (user_folder / "runs/mine/predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    right = sum(row["prediction"] in row["references"] for row in rows)
+    assert rows and right / len(rows) == pytest.approx(after, abs=1e-6)
+
+
+def test_a_custom_data_module_by_class_path(tmp_path, model_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([
+        "fit", f"--model.path={model_folder}", "--data=tests.data.custom_data_example.ColourData",
+        "--dowser.method=Random", "--trainer.max_steps=2", "--trainer.accelerator=cpu",
+    ])  # fmt: skip
+    report = read_report(tmp_path / "runs/default")
+    assert list(report.tasks) == ["colours"]
+    assert report.upstream.before is None and report.h_score.after is None
+
+
+MISTAKES = {
+    "a configuration that is not there": (["fit", "-c", "nowhere"], "there is no configuration file 'nowhere'"),
+    "an unknown option": (["--model.lr", "3"], "lr"),
+    "an unknown method": (["--dowser.method", "Dowzer"], "Dowzer"),
+    "update ratio": (["--dowser.method.update_ratio", "1.5"], "update_ratio .* must lie in [0, 1], got 1.5"),
+    "model path": (["--model.path", "./no/such/model"], "no/such/model"),
+    "checkpoint path": (["--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt does not exist"),
+    "last n layers": (["--model.last_n_layers", "9"], "9"),
+    "a loader setting": (["--data.batch_size", "0"], "batch_size must be at least 1, got 0"),
+    "train file": (["--data.train_file", "gone.json"], "gone.json"),
+    "image folder": (["--data.image_folder", "elsewhere"], "elsewhere"),
+    "sanity steps": (["--trainer.num_sanity_val_steps", "2"], "--trainer.num_sanity_val_steps -1, got 2"),
+    "checkpoints": (["--checkpoint.every_n_steps", "0"], "every_n_steps must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_answered_in_words(user_folder, model_folder, capsys, mistake):
+    change, message = MISTAKES[mistake]
+    config = ["fit", "-c", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE]
+    error = error_of(capsys, change if change[0] == "fit" else config + change)
+    assert "Traceback" not in error
+    for part in message.split(" .* "):
+        assert part in error
+
+
+def test_broken_data_is_answered_in_words(user_folder, model_folder, capsys):
+    config = str(user_yaml(user_folder, model_folder))
+    rows = json.loads((user_folder / "train.json").read_text())
+
+    def fit_with(text: str) -> str:
+        (user_folder / "train.json").write_text(text)
+        return error_of(capsys, ["fit", "-c", config, *SMALL_PROBE])
+
+    assert "train.json:3:" in fit_with('[\n{"id": "1"},\n{"id" "2"}]')
+    assert "empty" in fit_with("[]")
+    no_answer = [{**rows[0], "conversations": rows[0]["conversations"][:1]}, *rows[1:]]
+    assert "train.json row 1 (id 0): no assistant turn" in fit_with(json.dumps(no_answer))
+    gone = [*rows[:3], {**rows[3], "image": "gone.png"}, *rows[4:]]
+    error = fit_with(json.dumps(gone))
+    assert "gone.png" in error and "row 4" in error
+    (user_folder / "images" / "0.png").write_bytes(b"not a picture")
+    error = fit_with(json.dumps(rows))
+    assert "0.png" in error and "row 1" in error and "Traceback" not in error
+
+
+def test_a_nan_loss_is_answered_in_words(user_folder, model_folder, capsys):
+    config = str(user_yaml(user_folder, model_folder, model__optimizer={"class_path": "SGD", "init_args": {"lr": 1e30}}))
+    error = error_of(capsys, ["fit", "-c", config, "--dowser.method=Full", "--trainer.max_epochs=3"])
+    assert "the loss is nan at step" in error or "the loss is inf at step" in error
+    assert "rows" in error and "--model.optimizer.lr" in error
+
+
+def comparable(report: str) -> dict:
+    """A report without what differs between two equal runs."""
+    content = json.loads(report)
+    return {k: v for k, v in content.items() if k not in ("seconds", "peak_memory_bytes", "run")}
+
+
+def exported(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def start(folder: Path, model_folder: Path, name: str, *more: str) -> subprocess.Popen:
+    """The real program on the user's folder: 4 steps an epoch, a checkpoint after each."""
+    config = user_yaml(folder, model_folder, trainer__max_epochs=2, checkpoint={"every_n_steps": 1})
+    arguments = ["fit", "-c", str(config), *SMALL_PROBE, "--trainer.default_root_dir", f"runs/{name}", *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "dowser_pl", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken_run(tmp_path_factory, model_folder):
+    folder = tmp_path_factory.mktemp("unbroken")
+    write_user_folder(folder)
+    assert start(folder, model_folder, "whole").wait(timeout=200) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kill_at", [2, 5])  # in the first epoch, before anything was validated; in the second
+def test_a_run_killed_with_sigkill_ends_like_one_that_was_not(unbroken_run, model_folder, kill_at):
+    name = f"killed_at_{kill_at}"
+    pause = ("--trainer.callbacks+=tests.slow_down.SlowDown", f"--trainer.callbacks.init_args.pause_after={kill_at}")
+    killed = start(unbroken_run, model_folder, name, *pause)
+    marker = unbroken_run / "runs" / name / "paused"
+    deadline = time.monotonic() + 200
+    while not marker.exists():
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert start(unbroken_run, model_folder, name, "--ckpt_path", "last").wait(timeout=200) == 0
+    one, other = (unbroken_run / "runs" / run for run in ("whole", name))
+    assert exported(one) == exported(other)
+    assert comparable((one / "report.json").read_text()) == comparable((other / "report.json").read_text())
