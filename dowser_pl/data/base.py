@@ -46,8 +46,8 @@ class MultimodalData(LightningDataModule):
         max_length: longest training row in tokens, images included. Longer rows lose text at the end, never image
             tokens; None = no limit.
         seed: of the order of the training rows, which is a pure function of this and the epoch.
-        chat_template: Jinja text, or a path to a file with it, instead of the processor's own; needed for models
-            that come without (InstructBLIP, base models).
+        chat_template: Jinja text, a path to a file with it, or "plain", instead of the processor's own; needed for
+            models that come without (InstructBLIP, base models).
         evaluation_cache_mb: memory for the encoded batches of each evaluation set, so that images are decoded once
             and not once per epoch; a larger set is not kept at all. 0 = never.
     """
@@ -105,9 +105,12 @@ class MultimodalData(LightningDataModule):
         """
         if self._encoder is None:
             processor = self._find_processor()
-            self._encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
+            encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
             self.tasks = self.evaluation_tasks()
             check_tasks(self.tasks)
+            self._encoder = encoder
+        if stage == "fit":
+            self._order, self._position = None, {}  # a second fit starts afresh
         if stage == "fit" and self._rows is None:
             self._rows = self.train_conversations()
             if not self._rows:
@@ -151,11 +154,9 @@ class MultimodalData(LightningDataModule):
         return self.val_dataloader()
 
     def teardown(self, stage: str) -> None:
-        """Say how many rows were cut, and forget the position in the data."""
-        if stage == "fit":
-            if self.num_truncated:
-                rank_zero_info(f"{self.num_truncated} training rows were longer than max_length={self.max_length}.")
-            self._order, self._position = None, {}  # a second fit starts afresh
+        """Say how many rows were cut."""
+        if stage == "fit" and self.num_truncated:
+            rank_zero_info(f"{self.num_truncated} training rows were longer than max_length={self.max_length}.")
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, how many of its batches are done, and what these numbers depend on."""

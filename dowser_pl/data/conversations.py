@@ -32,7 +32,7 @@ class ConversationData(MultimodalData):
         num_workers: processes that load and encode; 0 = in the training process.
         max_length: longest training row in tokens, images included; longer rows lose text at the end.
         seed: of the order of the training rows.
-        chat_template: Jinja text or path, instead of the model's own.
+        chat_template: Jinja text, path or "plain", instead of the model's own; see `MultimodalData`.
         evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
     """
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
-from transformers import ProcessorMixin, T5Tokenizer
+from transformers import PaliGemmaProcessor, ProcessorMixin, T5Tokenizer
 
 from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.inline import InlineEncoder
 from dowser_pl.data.pairs import DecoderEncoder, SuffixEncoder
-from dowser_pl.data.templates import ChatTemplate
+from dowser_pl.data.templates import ChatTemplate, has_placeholders
 
 # Models that take question and answer apart were trained without a chat format: the images, then the words.
 _PAIR_TEMPLATE = (
@@ -26,7 +24,7 @@ def build_encoder(
 
     Args:
         processor: of the model.
-        template: Jinja text or path; None = the model's own. Models that take the answer apart need none.
+        template: Jinja text, path or "plain"; None = the model's own. Models that take the answer apart need none.
         max_length: tokens per training row, image tokens included; None = no limit.
         drop_lost: leave out a row whose whole answer was cut off, instead of raising.
 
@@ -34,11 +32,11 @@ def build_encoder(
         ValueError: no chat template where one is needed.
     """
     kind: type[Encoder] = InlineEncoder
-    if "suffix" in inspect.signature(processor.__call__).parameters:
+    if isinstance(processor, PaliGemmaProcessor):
         kind = SuffixEncoder
     elif isinstance(processor.tokenizer, T5Tokenizer):
         kind = DecoderEncoder
     if kind is not InlineEncoder and template is None:
-        in_text = type(processor).replace_image_token is not ProcessorMixin.replace_image_token
-        template = _PAIR_TEMPLATE.format(image=getattr(processor, "image_token", "") if in_text else "")
+        image = getattr(processor, "image_token", "") if has_placeholders(processor) else ""
+        template = _PAIR_TEMPLATE.format(image=image)
     return kind(processor, ChatTemplate(processor, template), max_length, drop_lost)

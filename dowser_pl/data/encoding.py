@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 
 from dowser_pl.data.images import open_image
 from dowser_pl.data.rows import Conversation, Question
-from dowser_pl.data.templates import ChatTemplate
+from dowser_pl.data.templates import ChatTemplate, has_placeholders
 from dowser_pl.data.truncation import truncate
 
 Batch = dict[str, Any]
@@ -42,8 +42,7 @@ class Encoder(ABC):
         self.drop_lost = drop_lost
         token = getattr(processor, "image_token", None)
         self.image_token = None if token is None else str(token)
-        # InstructBLIP and BLIP-2 put their image tokens in front of the text instead of replacing a placeholder.
-        self.replaces_placeholders = type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+        self.replaces_placeholders = has_placeholders(processor)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masked everywhere, so any token will do
 
@@ -105,6 +104,11 @@ class Encoder(ABC):
         parts = sum(part["type"] == "image" for message in row.messages for part in message["content"])
         if parts != len(row.images):
             raise ValueError(f"{row.id}: got {len(row.images)} images, expected {parts}: one per image part (<image>).")
+        if not self.replaces_placeholders and parts != 1:
+            raise ValueError(
+                f"{row.id}: {type(self.processor).__name__} takes exactly one image per row, got {parts}. Remove the "
+                "row, or use a model with image placeholders."
+            )
         found = text.count(self.image_token) if self.image_token else parts
         expected = parts if self.replaces_placeholders else 0
         if found != expected:

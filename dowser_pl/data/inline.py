@@ -44,7 +44,9 @@ class InlineEncoder(Encoder):
                 f"{row.id}: a training row starts with a question and ends with an assistant turn, which is what is "
                 f"learnt; got the turns {roles}."
             )
-        text, spans = close_turns(*self.template.render_spans(row.messages, row.id), self.tokenizer)
+        words = [part["text"] for part in row.messages[-1]["content"] if part["type"] == "text"]
+        text, spans = self.template.render_spans(row.messages, row.id)
+        text, spans = close_turns(text, spans, words[-1] if words else "", self.tokenizer.eos_token)
         self.check_images(row, text)
         return text, spans
 

@@ -10,37 +10,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dowser_pl.data.templates import Span
 
 
-def close_turns(text: str, spans: list[Span], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+def close_turns(text: str, spans: list[Span], last_words: str, eos: str | None) -> tuple[str, list[Span]]:
     """Make every assistant turn end with something that says "I am done", and make that part of the turn.
 
-    A model that never sees the end-of-turn token as a target forgets to stop. Three cases:
+    A model that never sees an end of turn as a target forgets to stop. Three cases:
 
-    - the template writes it inside the turn: nothing changes;
-    - it writes it after `{% endgeneration %}`: the spans grow over it;
+    - the template writes one inside the turn: nothing changes;
+    - it writes one after `{% endgeneration %}`: the spans grow over it;
     - it writes none at all (LLaVA-1.5's "ASSISTANT: Red "): the tokenizer's eos token is written right behind each
       answer, as the original LLaVA training did.
 
     Args:
         text: a rendered conversation that ends with an assistant turn.
         spans: (start, end) characters of the assistant turns, in order.
-        tokenizer: knows the special tokens.
+        last_words: how the last assistant message ends; what the template writes behind them is an end of turn.
+        eos: the tokenizer's end token, if it has one.
 
     Returns:
         The text and its spans.
     """
     start, end = spans[-1]
-    said = text[start:end].rstrip()
-    if said.endswith(tuple(str(token) for token in tokenizer.added_tokens_decoder.values())):
+    if not text[start:end].rstrip().endswith(last_words.rstrip()):
         return text, spans
     if after := text[end:].rstrip():
         return text, [(a, b + len(after) if text.startswith(after, b) else b) for a, b in spans]
-    eos = str(tokenizer.eos_token or "")
-    if not eos:
+    if eos is None:
         return text, spans
     closed_text, closed, position = "", [], 0
     for start, end in spans:

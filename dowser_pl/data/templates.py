@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from dowser_pl.data.rows import Message
@@ -19,9 +20,11 @@ Span = tuple[int, int]
 
 _TAG = re.compile(r"({%[-+]?\s*)(end)?generation(\s*[-+]?%})")
 _MARKS = ("\ue000\ue0f0\ue001", "\ue001\ue0f1\ue000")  # private-use characters: no text contains these
+# Words and images one after the other, one message per line, and the end token behind each answer.
 _PLAIN = (
-    "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}"
+    "{% else %}IMAGE{% endif %}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
 )
 
 
@@ -30,7 +33,7 @@ class ChatTemplate:
 
     Args:
         processor: renders, and has the default template.
-        template: Jinja text or path; None = the one of the processor or of its tokenizer.
+        template: Jinja text, a path, or "plain"; None = the one of the processor or of its tokenizer.
 
     Raises:
         ValueError: there is none, or the path does not exist.
@@ -90,9 +93,13 @@ class ChatTemplate:
         return text, spans
 
     def _render(self, source: str, messages: list[Message], prompt: bool) -> str:
-        text: Any = self.processor.apply_chat_template(
-            messages, chat_template=source, add_generation_prompt=prompt, tokenize=False
-        )
+        try:
+            text: Any = self.processor.apply_chat_template(
+                messages, chat_template=source, add_generation_prompt=prompt, tokenize=False
+            )
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise ValueError(f"The chat template cannot write a conversation of {roles}: {error}") from error
         if "[{'type': " in text:
             raise ValueError(
                 "The chat template prints the message parts as Python objects: it was written for plain text messages, "
@@ -103,12 +110,18 @@ class ChatTemplate:
 
 def find_template(processor: ProcessorMixin, template: str | None) -> str:
     """The Jinja text to use; see `ChatTemplate`."""
+    if template == "plain":
+        return _PLAIN.replace(
+            "IMAGE", str(getattr(processor, "image_token", "")) if has_placeholders(processor) else ""
+        )
     if template is not None:
         if "{" in template:
             return template
         path = Path(template)
         if not path.is_file():
-            raise ValueError(f"chat_template: expected Jinja text or the path of a file with it, got {template!r}.")
+            raise ValueError(
+                f'chat_template: expected Jinja text, the path of a file with it, or "plain"; got {template!r}.'
+            )
         return path.read_text(encoding="utf-8")
     for owner in (processor, processor.tokenizer):
         found = getattr(owner, "chat_template", None)
@@ -117,6 +130,12 @@ def find_template(processor: ProcessorMixin, template: str | None) -> str:
         if found:
             return str(found)
     raise ValueError(
-        f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module to a path or to "
-        f"Jinja text. Plainest form: {_PLAIN}"
+        f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module: to a path or Jinja "
+        'text with the format that the model was trained on, or to "plain" (messages line by line, end token behind '
+        "each answer)."
     )
+
+
+def has_placeholders(processor: ProcessorMixin) -> bool:
+    """Whether images have a placeholder in the text; InstructBLIP and BLIP-2 put image tokens in front instead."""
+    return type(processor).replace_image_token is not ProcessorMixin.replace_image_token

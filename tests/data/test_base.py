@@ -83,7 +83,7 @@ TASK = Task("a", "upstream", "exact_match", [Question("q", [turn("user", "x")], 
         ({"tasks": [Task("a", "upstream", "exact_match", [])]}, "Task 'a' is empty"),
         ({"tasks": [TASK, TASK]}, "Two evaluation tasks are called 'a'"),
         ({"tasks": [Task("a", "upstream", "bleu", TASK.questions)]}, "Unknown metric 'bleu'"),
-        ({"chat_template": "nowhere.jinja"}, "chat_template: expected Jinja text or the path"),
+        ({"chat_template": "nowhere.jinja"}, "chat_template: expected Jinja text, the path"),
     ],
 )
 def test_bad_settings_end_the_setup(options, message):

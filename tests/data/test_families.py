@@ -134,5 +134,9 @@ def test_instructblip_shows_its_qformer_the_question_only():
     assert decode(batch["input_ids"][0]) == "<image>" * 4 + "<s>USER: \nwhat colour is it?\nASSISTANT: red</s>\n"
     assert decode(batch["labels"][0][batch["labels"][0] != -100]) == ": red</s>"
     assert "red" not in decode(batch["qformer_input_ids"][0])
+    with pytest.raises(ValueError, match="text: InstructBlipProcessor takes exactly one image per row, got 0"):
+        encoder.training_batch([one_image(), text_only()])
+    plain, _ = build_encoder(processor, "plain").training_batch([one_image()])
+    assert decode(plain["input_ids"][0]) == "<image>" * 4 + "what colour is it?\nred</s>"
     inputs = encoder.evaluation_batch([question(one_image())])["inputs"]
     assert torch.equal(inputs["qformer_input_ids"][0], batch["qformer_input_ids"][0])

@@ -5,7 +5,7 @@ import torch
 
 from dowser_pl.data.encoders import build_encoder
 from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
-from tests.data.builders import build_llava, build_tokenizer, chat_template, many_images, one_image, text_only
+from tests.data.builders import build_llava, chat_template, many_images, one_image, text_only
 
 ROWS = {
     "one image": [one_image()],
@@ -85,15 +85,16 @@ def test_a_token_across_the_edge_of_a_turn_counts():
 
 def test_close_turns_moves_later_spans():
     text = "Q A: one \nQ A: two \n"
-    closed, spans = close_turns(text, [(5, 9), (15, 19)], build_tokenizer())
+    closed, spans = close_turns(text, [(5, 9), (15, 19)], "two", "</s>")
     assert closed == "Q A: one</s> \nQ A: two</s> \n"
     assert [closed[a:b] for a, b in spans] == ["one</s>", "two</s>"]
 
 
 def test_close_turns_takes_plain_text_ends_too():
     text = "Q### A: one### Q### A: two###\n"
-    _, spans = close_turns(text, [(8, 11), (23, 26)], build_tokenizer())
+    _, spans = close_turns(text, [(8, 11), (23, 26)], "two", "</s>")
     assert [text[a:b] for a, b in spans] == ["one###", "two###"]
+    assert close_turns(text, spans, "two", "</s>") == (text, spans)  # as found without `{% generation %}`
 
 
 def test_shift_spans_refuses_a_processor_that_edits_text():

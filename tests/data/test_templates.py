@@ -2,6 +2,7 @@
 
 import pytest
 
+from dowser_pl.data.labels import close_turns
 from dowser_pl.data.templates import ChatTemplate
 from tests.data.builders import build_llava, chat_template, many_images, one_image
 
@@ -74,11 +75,62 @@ def test_where_the_template_comes_from(tmp_path):
 def test_errors_say_how_to_set_a_template():
     with pytest.raises(ValueError, match=r"LlavaProcessor has no chat template. Set `chat_template`"):
         ChatTemplate(build_llava())
-    with pytest.raises(ValueError, match=r"chat_template: expected Jinja text or the path.*nowhere.jinja"):
+    with pytest.raises(ValueError, match=r"chat_template: expected Jinja text, the path.*nowhere.jinja"):
         ChatTemplate(build_llava(), "nowhere.jinja")
+
+
+def test_the_plain_template():
+    template = ChatTemplate(build_llava(), "plain")
+    text, spans = template.render_spans(many_images().messages, "row 1")
+    assert text == "be brief\n<image>what?<image>\ngreen</s>and<image>?\nblue red</s>"
+    assert [text[a:b] for a, b in spans] == ["green</s>", "blue red</s>"]
 
 
 def test_a_template_for_plain_strings_is_refused():
     template = ChatTemplate(build_llava(), "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(ValueError, match="prints the message parts as Python objects"):
         template.render(one_image().messages)
+
+
+def test_a_template_that_raises_is_a_clear_error():
+    for source in ("{{ raise_exception('no system role') }}", "{% if %}"):
+        with pytest.raises(ValueError, match=r"chat template cannot write a conversation of \['user', 'assistant'\]"):
+            ChatTemplate(build_llava(), source).render(one_image().messages)
+
+
+TEXTS = "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}<image>{% endif %}{% endfor %}"
+PUBLISHED = {  # the shapes of published templates, and what their assistants write in `many_images`
+    "chatml": (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n"
+        "{% endif %}<|im_start|>{{ m['role'] }}\n" + TEXTS + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ["green<|im_end|>", "blue red<|im_end|>"],
+    ),
+    "llava 1.5": (
+        "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['role'] != 'assistant' %}" + TEXTS + "{{ ' ' }}"
+        "{% else %}{% for p in m['content'] %}{% generation %}{{ p['text'] + ' ' }}{% endgeneration %}{% endfor %}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+        ["green</s>", "blue red</s>"],
+    ),
+    "idefics3": (
+        "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}{% if m['content'][0]['type'] == 'image' %}:"
+        "{% else %}{{ ': ' }}{% endif %}" + TEXTS + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+        [" green<|im_end|>", " blue red<|im_end|>"],
+    ),
+    "gemma": (
+        "<s>{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+        "<start_of_turn>{{ role }}\n{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] | trim }}"
+        "{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        ["green<end_of_turn>", "blue red<end_of_turn>"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "said"), PUBLISHED.values(), ids=PUBLISHED)
+def test_published_templates(source, said):
+    row, processor = many_images(), build_llava()
+    text, spans = ChatTemplate(processor, source).render_spans(row.messages, row.id)
+    text, spans = close_turns(text, spans, "blue red", "</s>")
+    assert [text[a:b] for a, b in spans] == said
