@@ -137,5 +137,7 @@ def _our_message(error: BaseException | None) -> str | None:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
             return str(error)
+        if "Original Traceback" in str(error) and "dowser_pl" in str(error):  # from a data loader's worker process
+            return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
         error = error.__cause__ or error.__context__
     return None

@@ -111,7 +111,7 @@ class MultimodalModule(LightningModule):
         """Run-time name -> matrix that the method may mask."""
         return find_layers(self.network, self.last_n_layers, self.targets)
 
-    def text_model(self) -> nn.Module:
+    def text_model(self) -> PreTrainedModel:
         """The part that runs on text alone."""
         return text_model(self.network)
 
@@ -195,7 +195,9 @@ class MultimodalModule(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         tasks = self.tasks()
-        self.scores = {task.name: round(float(metric.compute()), 6) for task, metric in zip(tasks, self._metrics, strict=True)}
+        self.scores = {
+            task.name: round(float(metric.compute()), 6) for task, metric in zip(tasks, self._metrics, strict=True)
+        }
         for task in tasks:
             self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
         for name, value in _means(tasks, self.scores).items():

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from dowser_pl.cli import main
@@ -94,8 +93,10 @@ def test_every_shipped_yaml_is_short_and_parses(path, capsys):
 
 def test_axes_combine_by_short_name_and_later_ones_win(capsys):
     with pytest.raises(SystemExit):
-        main("fit -c base -c model/world -c data/world -c method/random --dowser.method.update_ratio 0.3".split()
-             + ["--print_config"])  # fmt: skip
+        line = (
+            "fit -c base -c model/world -c data/world -c method/random --dowser.method.update_ratio 0.3 --print_config"
+        )
+        main(line.split())
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["path"] == "embedded:world"
     assert printed["dowser"]["method"]["class_path"].endswith("Random")
@@ -223,7 +224,9 @@ def test_broken_data_is_answered_in_words(user_folder, model_folder, capsys):
 
 
 def test_a_nan_loss_is_answered_in_words(user_folder, model_folder, capsys):
-    config = str(user_yaml(user_folder, model_folder, model__optimizer={"class_path": "SGD", "init_args": {"lr": 1e30}}))
+    config = str(
+        user_yaml(user_folder, model_folder, model__optimizer={"class_path": "SGD", "init_args": {"lr": 1e30}})
+    )
     error = error_of(capsys, ["fit", "-c", config, "--dowser.method=Full", "--trainer.max_epochs=3"])
     assert "the loss is nan at step" in error or "the loss is inf at step" in error
     assert "rows" in error and "--model.optimizer.lr" in error

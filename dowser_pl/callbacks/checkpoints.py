@@ -23,9 +23,7 @@ class Checkpoints(ModelCheckpoint):
 
     def __init__(self, folder: str, every_n_steps: int | None = None, keep_all: bool = False) -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(
-                f"checkpoint.every_n_steps must be at least 1, or null for epochs; got {every_n_steps}"
-            )
+            raise ValueError(f"checkpoint.every_n_steps must be at least 1, or null for epochs; got {every_n_steps}")
         super().__init__(
             dirpath=folder,
             filename="{epoch}-{step}",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from tqdm.auto import tqdm
@@ -28,7 +28,7 @@ __all__ = ["measure_importance"]
 
 def measure_importance(
     trainer: Trainer,
-    pl_module: LightningModule,
+    pl_module: Any,
     layers: dict[str, nn.Linear],
     probe: Probe,
     cache_dir: Path | None,

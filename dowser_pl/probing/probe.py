@@ -80,11 +80,19 @@ def probing_mode(model: nn.Module) -> Iterator[None]:
     def make_root(module: nn.Module, inputs: object, output: Tensor) -> Tensor:  # noqa: ARG001
         return output.requires_grad_(True) if torch.is_grad_enabled() else output
 
-    handle = model.get_input_embeddings().register_forward_hook(make_root)  # type: ignore[operator]
+    # encoder and decoder of T5 have an embedding module each, over one shared weight
+    shared = model.get_input_embeddings().weight  # type: ignore[operator]
+    tables = [module for module in model.modules() if getattr(module, "weight", None) is shared]
+    handles = [
+        table.register_forward_hook(make_root)
+        for table in tables
+        if table is not model.get_output_embeddings()  # type: ignore[operator]
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
@@ -107,18 +115,14 @@ def _backward(logits: Tensor, first: int, settings: Probe) -> None:
         (signs[:, probe] * logits).sum().backward(retain_graph=not last)
 
 
-def _last_logits(logits: Tensor, positions: Tensor | None) -> Tensor:
+def _last_logits(logits: Tensor, positions: Tensor) -> Tensor:
     """(B, T, V) -> (B, V) float32 at the last real position of each row."""
-    if positions is None:
-        return logits[:, -1].float()
     last = positions.sum(dim=1) - 1
     return logits[torch.arange(len(logits), device=logits.device), last].float()
 
 
-def _stack(
-    batch: list[Prompt], device: torch.device, text_inputs: TextInputs
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Right-padded model inputs, and the (B, T) mask of real positions (None if no row is padded)."""
+def _stack(batch: list[Prompt], device: torch.device, text_inputs: TextInputs) -> tuple[dict[str, Tensor], Tensor]:
+    """Right-padded model inputs, and the (B, T) mask of real positions."""
     lengths = torch.tensor([len(prompt.tokens) for prompt in batch])
     longest = int(lengths.max())
     tokens = torch.zeros(len(batch), longest, dtype=torch.int64)
@@ -138,5 +142,4 @@ def _stack(
     else:
         source = torch.stack([prompt.source for prompt in batch if prompt.source is not None])
         inputs |= {"input_ids": source, "decoder_input_ids": tokens}
-    padded = not bool(positions.all())
-    return {name: value.to(device) for name, value in inputs.items()}, positions.to(device) if padded else None
+    return {name: value.to(device) for name, value in inputs.items()}, positions.to(device)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
 from dowser_pl.maths.streams import stream
 from dowser_pl.probing.sampling import SampleFromStreams
@@ -55,7 +55,7 @@ class Prompt:
 
 
 def write_prompts(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Tokens,
     settings: Probe,
     images: list[dict[str, Tensor]] | None = None,
@@ -120,7 +120,7 @@ def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
 
 @torch.no_grad()
 def _write(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Tokens,
     settings: Probe,
     special: list[int],
@@ -170,5 +170,6 @@ def _write(
 
 def _until_end(tokens: Tensor, start: int, eos: int | None) -> Tensor:
     """The row up to and including its first written end of text; the rest is padding."""
-    ends = (tokens[start:] == eos).nonzero() if eos is not None else []
-    return tokens if not len(ends) else tokens[: start + int(ends[0]) + 1]
+    if eos is None or not bool((tokens[start:] == eos).any()):
+        return tokens
+    return tokens[: start + int((tokens[start:] == eos).nonzero()[0]) + 1]

@@ -33,7 +33,7 @@ class Recorder:
         self.activation: dict[str, Tensor] = {}
         self.abs_gradient: dict[str, Tensor] = {}
         self.square_gradient: dict[str, Tensor] = {}
-        self._weights: Tensor | None = None
+        self._weights = torch.empty(0, 0)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "Recorder":
@@ -48,15 +48,15 @@ class Recorder:
             handle.remove()
         self._handles.clear()
 
-    def start(self, positions: Tensor | None) -> None:
+    def start(self, positions: Tensor) -> None:
         """Forget the last batch.
 
         Args:
-            positions: (B, T) bool, True = real token; None when no row is padded.
+            positions: (B, T) bool, True = real token.
         """
         for recorded in (self.activation, self.abs_gradient, self.square_gradient):
             recorded.clear()
-        self._weights = None if positions is None else positions / positions.sum(dim=1, keepdim=True)
+        self._weights = positions / positions.sum(dim=1, keepdim=True)
 
     def check_complete(self) -> None:
         """Fail closed when a matrix saw no activation or no gradient in this batch.
@@ -90,9 +90,15 @@ class Recorder:
             recorded[name] = recorded[name] + mean if name in recorded else mean
 
     def _mean(self, values: Tensor) -> Tensor:
-        """(B, T, D) -> (B, D), the mean over real positions."""
-        if values.dim() != 3:
-            raise ValueError(f"expected (batch, positions, features) at a decoder matrix, got {tuple(values.shape)}")
-        if self._weights is None:
+        """(B, T, D), or (B * T, D) as OPT has it, -> (B, D), the mean over real positions."""
+        num_rows, num_positions = self._weights.shape
+        if values.dim() == 2 and len(values) == num_rows * num_positions:
+            values = values.view(num_rows, num_positions, -1)
+        if values.dim() != 3 or len(values) != num_rows:
+            raise ValueError(
+                f"expected (batch, positions, features) with {num_rows} rows at a decoder matrix, got "
+                f"{tuple(values.shape)}; this model family is not supported"
+            )
+        if values.shape[1] != num_positions:  # cross-attention reads the source, which is never padded
             return values.mean(dim=1)
         return torch.einsum("bt,btd->bd", self._weights.to(values), values)

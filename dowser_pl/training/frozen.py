@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dowser_pl.maths.masks import pack, unpack
 
@@ -40,7 +40,7 @@ class FrozenEntries:
 
     def __init__(
         self,
-        weights: Mapping[str, nn.Parameter],
+        weights: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         base: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -95,9 +95,7 @@ class FrozenEntries:
         return {name: {"mask": pack(mask), "base": self.base[name][mask].cpu()} for name, mask in self.masks.items()}
 
     @classmethod
-    def from_state(
-        cls, weights: Mapping[str, nn.Parameter], state: Mapping[str, Mapping[str, Tensor]]
-    ) -> "FrozenEntries":
+    def from_state(cls, weights: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> "FrozenEntries":
         """Rebuild from :meth:`state_dict` and the weights of the same checkpoint, already loaded.
 
         Raises:

@@ -2,6 +2,7 @@ import hashlib
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Dowser, importance
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
@@ -131,11 +132,6 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeyp
 
     class Killed(BaseException):
         pass
-
-    class Kill(torch.nn.Module):
-        pass
-
-    from lightning.pytorch import Callback
 
     class KillAfter(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -43,21 +43,26 @@ def paper_loop(model, layers, prompts, num_probes, seed):
     return mean
 
 
+def run(model, layers, prompt):
+    """Logits (V,) at the last position, and name -> (h (1, T, I), z (1, T, O) with its graph)."""
+    outputs = {}
+
+    def watch(name):
+        return lambda module, inputs, output: outputs.__setitem__(name, (inputs[0].detach(), output))
+
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    logits = model(input_ids=prompt.tokens[None]).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    return logits, outputs
+
+
 def per_row(model, layers, group, first, probe, seed):
     """name -> [(h (T, I), g (T, O)) per prompt], one forward and one backward per prompt, no padding."""
     recorded = {name: [] for name in layers}
     for row, prompt in enumerate(group):
         random = stream(seed, "probe", first + row)
-        outputs = {}
-        handles = [
-            layer.register_forward_hook(
-                lambda module, inputs, output, name=name: outputs.__setitem__(name, (inputs[0].detach(), output))
-            )
-            for name, layer in layers.items()
-        ]
-        logits = model(input_ids=prompt.tokens[None]).logits[0, -1]
-        for handle in handles:
-            handle.remove()
+        logits, outputs = run(model, layers, prompt)
         signs = torch.stack(
             [torch.randint(0, 2, (len(logits),), generator=random) * 2.0 - 1.0 for _ in range(probe + 1)]
         )[-1]
@@ -71,16 +76,7 @@ def exact_scores(model, layers, prompts):
     """`paper` with the exact Jacobian: one backward per logit."""
     mean = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     for prompt in prompts:
-        outputs = {}
-        handles = [
-            layer.register_forward_hook(
-                lambda module, inputs, output, name=name: outputs.__setitem__(name, (inputs[0].detach(), output))
-            )
-            for name, layer in layers.items()
-        ]
-        logits = model(input_ids=prompt.tokens[None]).logits[0, -1]
-        for handle in handles:
-            handle.remove()
+        logits, outputs = run(model, layers, prompt)
         squares = dict.fromkeys(layers, 0.0)
         for logit in logits:
             gradients = torch.autograd.grad(logit, [z for _, z in outputs.values()], retain_graph=True)

@@ -76,7 +76,6 @@ def test_estimates_approach_the_exact_jacobian_as_probes_grow(model, layers, pro
             truth = Layer(name, torch.ones_like(exact[name]))
             overlaps.append(jaccard(method.mask(layer), lowest_by_sort(exact[truth.name], 0.1)))
         quality[num_probes] = (sum(ranks) / len(ranks), sum(overlaps) / len(overlaps))
-    print(quality)
     assert quality[1][0] < quality[8][0] < quality[64][0]
     assert quality[1][1] < quality[8][1] < quality[64][1]
     assert quality[64][0] > 0.999 and quality[64][1] > 0.95
@@ -110,7 +109,7 @@ def test_the_pass_leaves_the_model_as_it_was(model, layers, prompts):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     run(model, layers, prompts[:2])
     assert model.training and chosen.requires_grad
-    assert [p for p in model.parameters() if p.requires_grad][0] is chosen
+    assert next(p for p in model.parameters() if p.requires_grad) is chosen
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -124,7 +123,7 @@ def test_a_matrix_off_the_path_is_an_error(model, prompts):
 
 
 def test_overflow_is_an_error(model, layers, prompts):
-    name, linear = next(iter(layers.items()))
+    linear = next(iter(layers.values()))
     kept = linear.weight.data.clone()
     linear.weight.data.fill_(float("inf"))
     try:

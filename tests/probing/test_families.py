@@ -1,0 +1,40 @@
+"""The importance pass runs on every supported family, and no matrix is left out."""
+
+import pytest
+import torch
+
+from dowser_pl.models.layers import find_layers, text_inputs, text_model
+from dowser_pl.probing import Probe, measure, probing_mode, write_prompts
+from tests.tiny_models import FAMILIES, tiny_tokenizer
+
+SETTINGS = Probe(num_prompts=4, num_probes=2, num_tokens=12, batch_size=4, seed=1)
+
+
+def factors_of(model, batch_size: int):
+    layers = find_layers(model, None, ["attn", "mlp"])
+    text = text_model(model)
+
+    def inputs(tokens, mask):
+        return text_inputs(text, tokens, mask)
+
+    with probing_mode(text):
+        prompts = [p for b in write_prompts(text, tiny_tokenizer(), SETTINGS, text_inputs=inputs) for p in b]
+        if text.config.is_encoder_decoder:
+            batch_size = 1
+        batches = [prompts[i : i + batch_size] for i in range(0, 4, batch_size)]
+        return layers, measure(text, layers, batches, SETTINGS, text_inputs=inputs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_matrix_gets_factors_whatever_the_batch(family):
+    model = FAMILIES[family]().eval()
+    layers, together = factors_of(model, 4)
+    _, alone = factors_of(model, 1)
+    assert set(together.layers) == set(layers)
+    for name, layer in layers.items():
+        got = together.layers[name]
+        assert got.activation.shape == (4, layer.in_features)
+        assert got.abs_gradient.shape == got.square_gradient.shape == (4, layer.out_features)
+        assert float(got.activation.min()) >= 0 and float(got.square_gradient.max()) > 0
+        scale = float(alone.layers[name].abs_gradient.max())
+        torch.testing.assert_close(got.abs_gradient, alone.layers[name].abs_gradient, rtol=1e-3, atol=1e-4 * scale)
