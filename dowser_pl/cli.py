@@ -59,6 +59,14 @@ class DowserCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
+        """Refuse what nobody means: training without an end."""
+        if self._get(self.config, "trainer.max_epochs") is None and self.trainer.max_steps == -1:
+            raise ValueError(
+                "how long shall it train? Set --trainer.max_epochs (5 in the paper) or --trainer.max_steps"
+            )
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
         """Refuse what would fail late: no data, or a checkpoint that is not there."""
         if self.datamodule is None:
             raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
@@ -69,7 +77,7 @@ class DowserCLI(LightningCLI):
                 f"{self.trainer.default_root_dir}/checkpoints"
             )
 
-    before_validate = before_test = before_predict = before_fit
+    before_validate = before_test = before_predict = _check_inputs
 
 
 def _checkpoint_folder(run: str) -> str:
@@ -121,6 +129,7 @@ def _quieten() -> None:
         ".*LightningCLI's args parameter.*",  # short names of configurations were resolved in them
         ".*does not have many workers.*",  # a choice
         ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
+        ".*have no `val_dataloader`.*",  # `probe` needs no data
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -13,4 +13,5 @@ class DowserTrainer(Trainer):
         self.limit_train_batches = 0
         self.limit_val_batches = 0
         self.num_sanity_val_steps = 0
+        self.fit_loop.max_epochs = 1
         self.fit(model, train_dataloaders=[])

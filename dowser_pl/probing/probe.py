@@ -48,23 +48,24 @@ def measure(
     """
     rows: dict[str, list[LayerFactors]] = {name: [] for name in layers}
     done = 0
-    with Recorder(layers) as recorder:
-        for batch in prompts:
-            inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
+    recorder = Recorder(layers)
+    for batch in prompts:
+        inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
+        with recorder:  # not while the model writes the next prompts
             recorder.start(positions)
             logits = _last_logits(model(**inputs, use_cache=False).logits, positions)
             _backward(logits, done, settings)
-            recorder.check_complete()
-            for name in layers:
-                rows[name].append(
-                    LayerFactors(
-                        recorder.activation[name].cpu(),
-                        recorder.abs_gradient[name].cpu() / settings.num_probes,
-                        recorder.square_gradient[name].cpu() / settings.num_probes,
-                    )
+        recorder.check_complete()
+        for name in layers:
+            rows[name].append(
+                LayerFactors(
+                    recorder.activation[name].cpu(),
+                    recorder.abs_gradient[name].cpu() / settings.num_probes,
+                    recorder.square_gradient[name].cpu() / settings.num_probes,
                 )
-            done += len(batch)
-            on_batch(len(batch))
+            )
+        done += len(batch)
+        on_batch(len(batch))
     return Factors({name: LayerFactors.concatenate(parts) for name, parts in rows.items()}).checked()
 
 
