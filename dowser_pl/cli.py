@@ -24,6 +24,11 @@ from dowser_pl.trainer import DowserTrainer
 
 __all__ = ["main"]
 
+_FIT = """Fine-tune a model and report, task by task, what it learnt and what it forgot.
+A first run: python -m dowser_pl fit --config configs/quickstart.yaml
+Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/model_dowser --data ConversationData
+--data.train_file my/train.json --data.image_folder my/images. --print_config shows what is set."""
+
 
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration to ``<run>/config.yaml``."""
@@ -42,12 +47,16 @@ class DowserCLI(LightningCLI):
         """Lightning's verbs and ``probe``."""
         return {**LightningCLI.subcommands(), "probe": {"model", "datamodule"}}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The method, what is written at the end, and where checkpoints go."""
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What people set first comes first in ``--help``: model, data, method; the Trainer's many options last."""
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Dowser, "dowser")
         parser.add_lightning_class_args(Export, "export")  # before the report: a failure there loses no model
         parser.add_lightning_class_args(Forgetting, "report")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.folder", _checkpoint_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -114,6 +123,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
+            parser_kwargs={"prog": "python -m dowser_pl", "fit": {"description": _FIT}},
             args=resolve_configs(sys.argv[1:] if args is None else args),
         )
     except (ValueError, OSError) as error:

@@ -1,12 +1,36 @@
 """Lightning's Trainer with one more verb."""
 
+from pathlib import Path
+from typing import Any
+
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 __all__ = ["DowserTrainer"]
 
 
 class DowserTrainer(Trainer):
-    """A Trainer that can also run the importance pass alone."""
+    """Runs the verbs of the command line."""
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Fine-tune a model and report what it learnt and what it forgot.
+
+        Args:
+            model: the module.
+            train_dataloaders: instead of a data module.
+            val_dataloaders: instead of a data module.
+            datamodule: training rows and evaluation tasks.
+            ckpt_path: checkpoint to go on from; ``last`` is the newest one of this run's folder.
+            weights_only: refuse checkpoints that hold anything but tensors and plain data.
+        """
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def probe(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Run only the importance pass and fill the cache; no data is read and nothing is trained."""
