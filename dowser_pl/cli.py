@@ -3,6 +3,7 @@
 Importing the packages below is what makes short class names work in YAML.
 """
 
+import linecache
 import logging
 import sys
 import traceback
@@ -31,10 +32,12 @@ Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/mod
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration to ``<run>/config.yaml``."""
+    """Writes the resolved configuration of ``fit`` to ``<run>/config.yaml``; other verbs leave it as it was."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """On the first rank, before anything runs."""
+        if stage != "fit" or trainer.limit_train_batches == 0:  # the latter is `probe`
+            return
         text = self.parser.dump(self.config, skip_none=False)
         write_atomically(Path(trainer.default_root_dir) / "config.yaml", text)
 
@@ -67,24 +70,40 @@ class DowserCLI(LightningCLI):
         kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read the whole checkpoint here to look for settings, which ours do not hold."""
+
     def before_fit(self) -> None:
         """Refuse what nobody means: training without an end."""
-        if self._get(self.config, "trainer.max_epochs") is None and self.trainer.max_steps == -1:
+        if self._get(self.config, "trainer.max_epochs") in (None, -1) and self.trainer.max_steps == -1:
             raise ValueError(
                 "how long shall it train? Set --trainer.max_epochs (5 in the paper) or --trainer.max_steps"
             )
         self._check_inputs()
+
+    def before_probe(self) -> None:
+        """Refuse a pass that would leave nothing behind."""
+        dowser = next(callback for callback in self.trainer.callbacks if isinstance(callback, Dowser))  # type: ignore[attr-defined]
+        if not dowser.method.needs or dowser.cache_dir is None:
+            raise ValueError(
+                "probe fills the cache of a method that measures the model: got "
+                f"--dowser.method {type(dowser.method).__name__} and --dowser.cache_dir {dowser.cache_dir}; "
+                "set ModelDowser and a folder"
+            )
 
     def _check_inputs(self) -> None:
         """Refuse what would fail late: no data, or a checkpoint that is not there."""
         if self.datamodule is None:
             raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
         path = self._get(self.config, "ckpt_path")
-        if path not in (None, "last", "best", "hpc") and not Path(path).exists():
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if path == "last" and self.subcommand != "fit" and not list(folder.glob("last*.ckpt")):
             raise ValueError(
-                f"--ckpt_path {path} does not exist; `last` takes the newest checkpoint under "
-                f"{self.trainer.default_root_dir}/checkpoints"
+                f"--ckpt_path last: there is no checkpoint under {folder}, so the base model would be scored"
             )
+        if path not in (None, "last", "hpc") and not Path(path).is_file():
+            what = "is a folder (give one with --model.path)" if Path(path).is_dir() else "does not exist"
+            raise ValueError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
 
     before_validate = before_test = before_predict = _check_inputs
 
@@ -138,6 +157,7 @@ def _quieten() -> None:
     for message in (
         ".*LightningCLI's args parameter.*",  # short names of configurations were resolved in them
         ".*does not have many workers.*",  # a choice
+        ".*Checkpoint directory .* is not empty.*",  # a resumed run, or a fresh one that keeps `previous.ckpt`
         ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
         ".*have no `val_dataloader`.*",  # `probe` needs no data
     ):
@@ -153,9 +173,13 @@ def _our_message(error: BaseException | None) -> str | None:
     The argument parser wraps what a class says about its arguments, so the chain of causes is followed.
     """
     while error is not None:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        file = frame.f_code.co_filename
+        # a `raise` of ours is meant for people; what Python itself raises in our lines, as in `zip`, is a bug of ours
+        if Path(file).is_relative_to(Path(__file__).parent) and linecache.getline(file, line).split()[:1] == ["raise"]:
             return str(error)
+        if isinstance(error, PermissionError):
+            return f"{error}; choose another folder, or ask who owns this one"
         if "Original Traceback" in str(error) and "dowser_pl" in str(error):  # from a data loader's worker process
             return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
         error = error.__cause__ or error.__context__

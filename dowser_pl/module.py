@@ -3,11 +3,10 @@
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedModel, get_scheduler
 
@@ -15,7 +14,8 @@ from dowser_pl.metrics import build_metric
 from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers, named_part, text_inputs, text_model
 from dowser_pl.models.loading import load_model, load_processor
-from dowser_pl.reporting.trade_off import h_score
+from dowser_pl.reporting import role_means
+from dowser_pl.training import check_gradients, check_loss, check_precision
 
 __all__ = ["MultimodalModule"]
 
@@ -90,11 +90,6 @@ class MultimodalModule(LightningModule):
         )
         self.model.train().requires_grad_(False)
         for layer in self.tuned_layers().values():
-            if layer.weight.dtype == torch.float16:
-                raise ValueError(
-                    f"{self.path} has float16 weights, in which small updates are lost and gradients overflow; set "
-                    "--model.dtype bfloat16, or float32 with --trainer.precision 16-mixed"
-                )
             layer.weight.requires_grad_(True)
         for part in self.also_train:
             for parameter in named_part(self.model, part).values():
@@ -127,18 +122,20 @@ class MultimodalModule(LightningModule):
         """
         rows = batch.pop("ids", None)
         loss: Tensor = self.network(**batch, use_cache=False).loss
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step} (batch {batch_idx}, rows {rows}); nothing of "
-                "this step was applied and the last checkpoint is intact. Lower --model.optimizer.lr, check those "
-                "rows, or train in bfloat16 instead of float16"
-            )
+        check_loss(loss, self.global_step, batch_idx, rows)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            check_gradients(self.network.parameters(), self.global_step)
+
     def configure_optimizers(self) -> Any:
         """The optimizer over parameters that take a gradient, with a per-step schedule."""
-        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        tuned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        check_precision(tuned)  # which the trainer's precision decides only after loading
+        optimizer = self.optimizer(tuned)
         if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -200,17 +197,5 @@ class MultimodalModule(LightningModule):
         }
         for task in tasks:
             self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
-        for name, value in _means(tasks, self.scores).items():
+        for name, value in role_means([(task.role, self.scores[task.name]) for task in tasks]).items():
             self.log(f"{stage}/{name}", value, prog_bar=True)
-
-
-def _means(tasks: list[Any], scores: dict[str, float]) -> dict[str, float]:
-    """``upstream_mean``, ``downstream_mean`` and, where there are both, ``h_score``."""
-    means = {}
-    for role in ("upstream", "downstream"):
-        values = [scores[task.name] for task in tasks if task.role == role]
-        if values:
-            means[f"{role}_mean"] = sum(values) / len(values)
-    if len(means) == 2:
-        means["h_score"] = h_score(means["upstream_mean"], means["downstream_mean"])
-    return means

@@ -4,12 +4,31 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 __all__ = ["DowserTrainer"]
 
 
+class _FinishingFitLoop(_FitLoop):
+    """Ends training properly where a checkpoint of the last step leaves no step to take.
+
+    Lightning returns at once then, and a run killed in its last evaluation would never write its report.
+    """
+
+    @property
+    def skip(self) -> bool:
+        """Whether not even the end of training is left to do."""
+        return super().skip and (self.trainer.limit_train_batches == 0 or self.trainer.ckpt_path is None)
+
+
 class DowserTrainer(Trainer):
     """Runs the verbs of the command line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # the Trainer's own, which the command line looks up
+        super().__init__(*args, **kwargs)
+        steps = self.fit_loop.epoch_loop
+        self.fit_loop = _FinishingFitLoop(self, self.fit_loop.min_epochs, self.fit_loop.max_epochs)
+        self.fit_loop.epoch_loop = steps
 
     def fit(
         self,

@@ -22,7 +22,7 @@ ALLOWED = {
     "training": {"maths"},
     "models": set(),
     "data": {"metrics"},
-    "module": {"models", "metrics", "reporting"},
+    "module": {"models", "metrics", "reporting", "training"},
     "trainer": set(),
     "callbacks": {"maths", "methods", "probing", "training", "reporting", "files", "__init__"},
     "commands": {"reporting", "files", "__init__"},

@@ -13,7 +13,9 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.cli import main
+from dowser_pl.cli import _our_message, main
+from dowser_pl.files import write_atomically
+from dowser_pl.maths.masks import num_trainable
 from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.loading import load_processor
 from dowser_pl.reporting import read_report
@@ -155,6 +157,7 @@ def test_validate_test_and_predict_on_the_tuned_model(user_folder, model_folder,
     config = str(user_yaml(user_folder, model_folder))
     main(["fit", "-c", config, "--dowser.method", "Magnitude"])
     after = read_report(user_folder / "runs/mine").downstream.after
+    configuration = (user_folder / "runs/mine/config.yaml").read_text()
     for verb in ("validate", "test"):
         capsys.readouterr()
         main([verb, "-c", config, "--model.path", "runs/mine/model"])
@@ -164,6 +167,16 @@ def test_validate_test_and_predict_on_the_tuned_model(user_folder, model_folder,
     rows = [json.loads(line) for line in lines]
     right = sum(row["prediction"] in row["references"] for row in rows)
     assert rows and right / len(rows) == pytest.approx(after, abs=1e-6)
+    assert (user_folder / "runs/mine/config.yaml").read_text() == configuration
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_a_mistake(tmp_path):
+    with pytest.raises(ValueError) as mistake:
+        num_trainable(2.0, 1)
+    assert "update_ratio" in _our_message(mistake.value)
+    with pytest.raises(UnicodeEncodeError) as bug:  # a ValueError in a line of ours that raises nothing itself
+        write_atomically(tmp_path / "text", "\ud800")
+    assert _our_message(bug.value) is None
 
 
 def test_a_custom_data_module_by_class_path(tmp_path, model_folder, monkeypatch):
@@ -184,6 +197,12 @@ MISTAKES = {
     "update ratio": (["--dowser.method.update_ratio", "1.5"], "update_ratio .* must lie in [0, 1], got 1.5"),
     "model path": (["--model.path", "./no/such/model"], "no/such/model"),
     "checkpoint path": (["--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt does not exist"),
+    "a folder as checkpoint": (["--ckpt_path", "images"], "--ckpt_path images is a folder"),
+    "the best checkpoint": (["--ckpt_path", "best"], "--ckpt_path best does not exist"),
+    "no checkpoint to score": (["validate", "-c", "mine.yaml", "--ckpt_path", "last"], "no checkpoint under runs/mine"),
+    "training without an end": (["--trainer.max_epochs", "-1"], "how long shall it train?"),
+    "nothing to probe": (["probe", "-c", "mine.yaml", "--dowser.method", "Magnitude"], "a method that measures"),
+    "nowhere to probe to": (["probe", "-c", "mine.yaml", "--dowser.cache_dir", "null"], "cache_dir None"),
     "last n layers": (["--model.last_n_layers", "9"], "9"),
     "a loader setting": (["--data.batch_size", "0"], "batch_size must be at least 1, got 0"),
     "train file": (["--data.train_file", "gone.json"], "gone.json"),
@@ -197,7 +216,7 @@ MISTAKES = {
 def test_mistakes_are_answered_in_words(user_folder, model_folder, capsys, mistake):
     change, message = MISTAKES[mistake]
     config = ["fit", "-c", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE]
-    error = error_of(capsys, change if change[0] == "fit" else config + change)
+    error = error_of(capsys, config + change if change[0].startswith("--") else change)
     assert "Traceback" not in error
     for part in message.split(" .* "):
         assert part in error
@@ -242,9 +261,9 @@ def exported(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def start(folder: Path, model_folder: Path, name: str, *more: str) -> subprocess.Popen:
+def start(folder: Path, model_folder: Path, name: str, *more: str, **changes) -> subprocess.Popen:
     """The real program on the user's folder: 4 steps an epoch, a checkpoint after each."""
-    config = user_yaml(folder, model_folder, trainer__max_epochs=2, checkpoint={"every_n_steps": 1})
+    config = user_yaml(folder, model_folder, trainer__max_epochs=2, checkpoint={"every_n_steps": 1}, **changes)
     arguments = ["fit", "-c", str(config), *SMALL_PROBE, "--trainer.default_root_dir", f"runs/{name}", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "dowser_pl", *arguments],
@@ -279,3 +298,15 @@ def test_a_run_killed_with_sigkill_ends_like_one_that_was_not(unbroken_run, mode
     one, other = (unbroken_run / "runs" / run for run in ("whole", name))
     assert exported(one) == exported(other)
     assert comparable((one / "report.json").read_text()) == comparable((other / "report.json").read_text())
+
+
+def test_two_processes_agree(tmp_path, model_folder):
+    """DDP on gloo: the same masks, weights and scores on both ranks, and a report of all of them."""
+    write_user_folder(tmp_path)
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.callbacks+=tests.rank_digest.RankDigest")
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.02, "weight_decay": 0.1}}
+    assert start(tmp_path, model_folder, "pair", *ddp, model__optimizer=optimizer).wait(timeout=200) == 0
+    first, second = ((tmp_path / "runs" / "pair" / f"rank{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    report = read_report(tmp_path / "runs" / "pair")
+    assert report.frozen.changed == 0 and report.trainable.changed > 0

@@ -1,11 +1,14 @@
 """Checkpoints of a run: one ``last.ckpt`` that is whole at every moment."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.files import atomic_path
 
@@ -13,7 +16,9 @@ __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
 
 class Checkpoints(ModelCheckpoint):
-    """Saves ``last.ckpt`` as training goes; ``fit --ckpt_path last`` goes on from the newest one, bit for bit.
+    """Saves ``last.ckpt`` as training goes and when it ends; ``fit --ckpt_path last`` goes on from it, bit for bit.
+
+    A fresh run into the same folder keeps the checkpoint of the earlier one as ``previous.ckpt``.
 
     Args:
         folder: where they lie; ``<run>/checkpoints``.
@@ -26,11 +31,33 @@ class Checkpoints(ModelCheckpoint):
             raise ValueError(f"checkpoint.every_n_steps must be at least 1, or null for epochs; got {every_n_steps}")
         super().__init__(
             dirpath=folder,
-            filename="{epoch}-{step}",
-            save_last=True,
-            save_top_k=-1 if keep_all else 0,
+            filename="{epoch}-{step}" if keep_all else "last",
+            save_last=keep_all,  # a second file beside those that are kept
+            save_top_k=-1 if keep_all else 1,
             every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=True,  # whenever validation runs: between steps gradients may be half accumulated
+            enable_version_counter=False,  # `last.ckpt` of a second run would be `last-v1.ckpt`
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the checkpoint of an earlier run aside, so that ``last`` is never of another run."""
+        super().on_train_start(trainer, pl_module)
+        # Lightning forgets this when it resumes and would save again before the next step, in mid accumulation
+        self._last_global_step_saved = trainer.global_step
+        last = Path(str(self.dirpath)) / "last.ckpt"
+        if trainer.ckpt_path is None and trainer.is_global_zero and last.exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            last.replace(last.with_name("previous.ckpt"))
+            rank_zero_info(
+                f"This is a fresh run: the {last} of an earlier one is now previous.ckpt. "
+                "To go on with an earlier run, add --ckpt_path last to its command"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The trained model, where the last step was not one to save at."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,3 +74,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: if the file is not one.
+        """
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error

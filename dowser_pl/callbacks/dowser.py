@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.importance import measure_importance
-from dowser_pl.maths.masks import jaccard
+from dowser_pl.maths.masks import jaccard, pack, unpack
 from dowser_pl.methods import Layer, Magnitude, Method, ModelDowser
 from dowser_pl.probing import Factors, Probe
 from dowser_pl.training import Changes, FrozenEntries
@@ -70,10 +70,16 @@ class Dowser(Callback):
         weights = {name: layer.weight for name, layer in layers.items()}
         if self._loaded is not None:
             self._entries = FrozenEntries.from_state(weights, self._loaded["entries"])
+            self._loaded = None
         elif trainer.ckpt_path is not None:
             raise ValueError(
                 f"{trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are never "
                 "computed on weights that were already tuned; start a fresh run from the base model instead"
+            )
+        elif self._already_tuned(weights):
+            raise ValueError(
+                "this model was tuned by an earlier fit, and masks are never computed on tuned weights; go on from its "
+                "checkpoint with ckpt_path, or start from a newly loaded model"
             )
         else:
             self._entries = FrozenEntries(weights, self._masks(trainer, pl_module, layers))
@@ -137,6 +143,11 @@ class Dowser(Callback):
         self.probe_seconds = state_dict["probe_seconds"]
         self.diagnostics = state_dict["diagnostics"]
 
+    def _already_tuned(self, weights: dict[str, Tensor]) -> bool:
+        known = {} if self._entries is None else self._entries.weights
+        same = all(known.get(name) is weight for name, weight in weights.items())
+        return same and self.entries.verify()[1].changed > 0
+
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.restore()
 
@@ -151,6 +162,8 @@ class Dowser(Callback):
             layer = Layer(name, linear.weight.detach(), **(vars(measured) if measured else {}))
             masks[name] = self.method.mask(layer)
             overlaps.append(jaccard(masks[name], Magnitude(self.method.update_ratio).mask(layer)))
+            if trainer.world_size > 1:  # kernels may round differently: every rank takes the first one's mask
+                masks[name] = unpack(trainer.strategy.broadcast(pack(masks[name])), masks[name].shape)
         self.probe_seconds = time.monotonic() - start
         self.diagnostics = {"mask_overlap_with_magnitude": sum(overlaps) / len(overlaps)}
         return masks

@@ -23,7 +23,7 @@ class Export(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write everything into a temporary folder first, then rename it: never half a model."""
-        if not self.enabled or not trainer.is_global_zero:
+        if not self.enabled or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir) / "model"
         with atomic_path(folder) as temporary:

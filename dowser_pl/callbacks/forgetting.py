@@ -43,10 +43,29 @@ class Forgetting(Callback):
                 "the report compares with the base model, which is measured on all evaluation data before training: "
                 f"set --trainer.num_sanity_val_steps -1, got {trainer.num_sanity_val_steps}"
             )
+        if trains and trainer.limit_val_batches == 0:
+            raise ValueError(
+                "--trainer.limit_val_batches 0 leaves nothing to report; give a small number or share instead"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Do not measure "before" again: Lightning does after a checkpoint of an epoch's end, on tuned weights."""
+        if trainer.ckpt_path is not None:
+            trainer.num_sanity_val_steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Start the clock; when resuming it goes on where the checkpoint left it."""
+        """Start the clock; when resuming it goes on where the checkpoint left it.
+
+        Raises:
+            ValueError: if a task was not measured on the base model, before hours of training rather than after.
+        """
         self._fit_start = time.monotonic()
+        missing = [task.name for task in pl_module.tasks() if task.name not in self.before]
+        if missing and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"the base model was not measured on {', '.join(missing)}: got {', '.join(self.before) or 'no task'} "
+                "in the checkpoint; resume with the evaluation data it was made with"
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the evaluation clock."""
@@ -69,7 +88,9 @@ class Forgetting(Callback):
             return
         if self._evaluated_at != trainer.global_step:
             trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False  # after a resume at the last step it would take all batches for done
+            validation.run()
             trainer.training = True
         if trainer.is_global_zero:
             report = self.report(trainer, pl_module)

@@ -40,11 +40,13 @@ def measure_importance(
     """
     identity = {
         "weights": fingerprint(pl_module.network),
+        "model": _digest(_behaviour(pl_module.network)),
+        "processor": _digest(_text_and_images(pl_module.processor, probe.noise_images)),
         "probe": probe.identity(),
         "precision": str(trainer.precision),
-        "layers": hashlib.sha256("\n".join(layers).encode()).hexdigest(),
+        "layers": _digest(list(layers)),
     }
-    path = None if cache_dir is None else cache_dir / f"{_key(identity)}.safetensors"
+    path = None if cache_dir is None else cache_dir / f"{_digest(identity)}.safetensors"
     if path is not None and path.exists():
         rank_zero_info(f"Importance of this model is known: {path}")
         return load_factors(path, identity, list(layers))
@@ -64,5 +66,20 @@ def _measure(trainer: Trainer, pl_module: Any, layers: dict[str, nn.Linear], pro
         return measure(model, layers, prompts, probe, bar.update, pl_module.text_inputs)
 
 
-def _key(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def _behaviour(network: Any) -> dict[str, Any]:
+    """What the same weights compute: activations, rotary settings, attention ..., but not where they lie."""
+    settings = json.loads(network.config.to_json_string(use_diff=False))
+    for unrelated in ("_name_or_path", "transformers_version"):
+        settings.pop(unrelated, None)
+    return settings | {"attention": network.config._attn_implementation}
+
+
+def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
+    """What decides which prompts are drawn: vocabulary and special tokens, and for images how they are prepared."""
+    tokenizer = processor.tokenizer
+    settings = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    return settings | ({"images": processor.image_processor.to_json_string()} if with_images else {})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

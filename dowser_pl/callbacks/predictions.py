@@ -18,6 +18,11 @@ class Predictions(Callback):
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse several processes: each would answer its share and write it over the others'."""
+        if stage == "predict" and trainer.world_size > 1:
+            raise ValueError(f"predict runs in one process, got {trainer.world_size}: set --trainer.devices 1")
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
 from dowser_pl.data.holdout import NamedRow, holdout_task, split_rows
 from dowser_pl.data.json_rows import keep_good, read_rows
 from dowser_pl.data.messages import MessageReader
+from dowser_pl.data.packed import PackedRows, pack
 
 
 class ConversationData(MultimodalData):
@@ -63,34 +65,34 @@ class ConversationData(MultimodalData):
         self.allow_urls = allow_urls
         self.skip_bad_rows = skip_bad_rows
 
-    def train_conversations(self) -> list[Conversation]:
+    def train_conversations(self) -> PackedRows:
         """All rows, less those held out."""
-        reader = self._reader
-
-        def parse(name: str, row: dict[str, Any]) -> Conversation:
-            return Conversation(name, *reader.read(name, row))
-
-        return keep_good(self._split[0], parse, self.skip_bad_rows, self.train_file)
+        packed = [pack(Conversation(name, *self._reader.read(name, row))) for name, row in self._split[0]]
+        del self._split  # the raw rows, a multiple of their file in memory
+        return PackedRows(packed)
 
     def evaluation_tasks(self) -> list[Task]:
         """The sets of `tasks`, then the holdout if there is one."""
         tasks = [read_task(task, self.allow_urls, self.skip_bad_rows) for task in self.task_files]
         if self.needs_holdout:
-            reader = self._reader
-            questions = keep_good(
-                self._split[1], lambda name, row: question_of(name, row, reader), self.skip_bad_rows, "holdout"
-            )
-            tasks.append(holdout_task(questions))
+            tasks.append(holdout_task([question_of(name, row, self._reader) for name, row in self._split[1]]))
         return tasks
 
     @cached_property
     def _reader(self) -> MessageReader:
         folder = Path(self.image_folder) if self.image_folder else Path(self.train_file).parent
-        return MessageReader(folder, self.allow_urls, verify=self.skip_bad_rows)
+        return MessageReader(folder.expanduser(), self.allow_urls)
 
     @cached_property
     def _split(self) -> tuple[list[NamedRow], list[NamedRow]]:
+        """(training rows, rows held out); bad rows are left out before, or they could be all that is held out."""
         rows = read_rows(self.train_file)
         if not rows:
             raise ValueError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
+        if self.skip_bad_rows:
+            rows = keep_good(rows, self._check, skip_bad=True, what=self.train_file)
         return split_rows(rows, self.holdout) if self.needs_holdout else (rows, [])
+
+    def _check(self, name: str, row: dict[str, Any]) -> NamedRow:
+        replace(self._reader, verify=True).read(name, row)
+        return name, row

@@ -16,10 +16,9 @@ from transformers import ProcessorMixin
 from dowser_pl.data.images import open_image
 from dowser_pl.data.rows import Conversation, Question
 from dowser_pl.data.templates import ChatTemplate, has_placeholders
-from dowser_pl.data.truncation import truncate
+from dowser_pl.data.truncation import IGNORED, truncate
 
 Batch = dict[str, Any]
-IGNORED = -100
 
 
 class Encoder(ABC):

@@ -49,7 +49,8 @@ def holdout_task(questions: list[Question]) -> Task:
 
 def _images(row: dict[str, Any]) -> list[Any]:
     """What the row shows: its image column, and message parts that bring their own image."""
-    turns = [turn for turn in row.get("messages") or [] if isinstance(turn, dict)]
+    messages = row.get("messages")
+    turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
     parts = [part for turn in turns if isinstance(turn.get("content"), list) for part in turn["content"]]
     own = [part for part in parts if isinstance(part, dict) and "image" in str(part.get("type")) and len(part) > 1]
     return [*image_column(row), *own]

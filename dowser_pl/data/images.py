@@ -133,7 +133,7 @@ def open_image(source: ImageSource, row: str) -> Image.Image:
         ValueError: it cannot be read, or it claims more pixels than is plausible (a decompression bomb).
     """
     try:
-        return _upright_rgb(source if isinstance(source, Image.Image) else source.load())
+        return _upright_rgb(source) if isinstance(source, Image.Image) else source.load()
     except (*_BROKEN, urllib.error.URLError) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
@@ -150,7 +150,11 @@ def _decode(file: BinaryIO | io.BytesIO) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)  # decodes, and copies in any case
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)  # copies in any case
+    except _BROKEN:  # damaged notes of the camera; the picture itself is whole
+        image = image.copy()
     if image.mode == "F":
         raise ValueError("its pixels are 32-bit floats; save it with 8 bits per channel")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip instead of scale

@@ -8,10 +8,11 @@ import torch
 import transformers
 from transformers import BatchFeature
 
-from dowser_pl.data.encoding import IGNORED, Batch, Encoder
+from dowser_pl.data.encoding import Batch, Encoder
 from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
 from dowser_pl.data.rows import Conversation
 from dowser_pl.data.templates import Span
+from dowser_pl.data.truncation import IGNORED
 
 
 class InlineEncoder(Encoder):

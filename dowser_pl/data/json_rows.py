@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +24,14 @@ def read_rows(path: str | Path) -> list[tuple[str, Row]]:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8, not JSON (file:line:column), or not a list of objects.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"No data file at {path} (working directory {Path.cwd()}).")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}. Save the file as UTF-8.") from error
-    if text.lstrip()[:1] == "[":
+    if re.match(r"\s*\[", text):
         rows = [(f"{path.name} row {i}", row) for i, row in enumerate(_parse(text, path), start=1)]
     else:
         lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -77,4 +78,5 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
 def _full_name(name: str, row: Any) -> str:
     if not isinstance(row, dict):
         raise ValueError(f"{name}: expected an object like {{...}}, got {str(row)[:60]!r}.")
-    return f"{name} (id {row['id']})" if "id" in row else name
+    own = row.get("id", row.get("question_id"))
+    return name if own is None else f"{name} (id {own})"

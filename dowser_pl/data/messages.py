@@ -6,7 +6,8 @@ r"""One row of a data file -> chat messages and images, whichever of the usual f
   column, or `{"type": "image_url", "image_url": {"url": ...}}`.
 
 `<image>` in a text stands for the next image of the column. If the row has images but nothing says where, they come
-before the first question. Line breaks around `<image>` are dropped: the chat template brings its own.
+before the first question. Space at both ends of a turn is dropped, also around images there, because the chat template
+brings its own; all other space stays as written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.data.images import ImageSource, open_image, read_source
+from dowser_pl.data.images import ImageSource, ImageText, open_image, read_source
 from dowser_pl.data.rows import Message
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -43,7 +44,7 @@ class MessageReader:
         Raises:
             ValueError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
         """
-        turns = row.get("conversations", row.get("messages"))
+        turns = row.get("conversations") or row.get("messages")  # null where tables were exported
         if not isinstance(turns, list) or not turns:
             raise ValueError(
                 f'{name}: expected a list "conversations" (LLaVA) or "messages" with at least one turn, got the keys '
@@ -77,9 +78,13 @@ class MessageReader:
             placed = [None] * len(images)
         num_open = placed.count(None)
         if num_open != len(images):
-            raise ValueError(
-                f"{name}: got {len(images)} images, expected {num_open}: one per {PLACEHOLDER} in the text. "
+            fix = (
                 "Remove the surplus, or write no placeholder at all to put all images before the first question."
+                if num_open < len(images)
+                else "Add the missing ones under `image`, or remove the placeholder from the text."
+            )
+            raise ValueError(
+                f"{name}: got {len(images)} images, expected {num_open}: one per {PLACEHOLDER} in the text. {fix}"
             )
         column = iter(images)
         sources = [next(column) if source is None else source for source in placed]
@@ -87,11 +92,14 @@ class MessageReader:
 
     def source(self, name: str, value: Any) -> ImageSource:
         """What one image entry (string, or an object with path, url, base64 or image) points to."""
+        kind = None
         if isinstance(value, dict):
-            value = value.get("path") or value.get("url") or value.get("base64") or value.get("image")
+            kind = next((key for key in _SOURCES if value.get(key)), None)
+            value = value.get(kind)
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
-        source = read_source(value, self.folder, self.allow_urls, name)
+        code = kind == "base64"  # said, so nothing has to be guessed from its length
+        source = ImageText(value) if code else read_source(value, self.folder, self.allow_urls, name)
         if self.verify:
             open_image(source, name)
         return source
@@ -119,14 +127,14 @@ def read_content(turn: str, value: Any) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{turn}: expected text or parts of type text, image or image_url, got {str(piece)[:60]!r}."
             )
-    if not parts:
+    if not (parts := _trim(parts)):
         raise ValueError(f"{turn} is empty: expected text or an image.")
     return parts
 
 
 def image_column(row: dict[str, Any]) -> list[Any]:
     """The row's `image` or `images`, as a list."""
-    value = row.get("images", row.get("image"))
+    value = row.get("images") or row.get("image")
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list) else [value]
@@ -146,13 +154,24 @@ def check_order(name: str, roles: list[str]) -> None:
 
 
 def _split_text(text: str) -> list[dict[str, Any]]:
+    """Text and image parts; every space stays."""
     parts: list[dict[str, Any]] = []
     for number, piece in enumerate(text.split(PLACEHOLDER)):
         if number:
             parts.append({"type": "image", "source": None})
-        if piece.strip():
-            parts.append({"type": "text", "text": piece.strip()})
+        parts.append({"type": "text", "text": piece})
     return parts
+
+
+def _trim(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without space before the first and behind the last word of a turn, and without empty parts."""
+    texts = [part for part in parts if part["type"] == "text"]
+    for order, strip in ((texts, str.lstrip), (texts[::-1], str.rstrip)):
+        for part in order:
+            part["text"] = strip(part["text"])
+            if part["text"]:
+                break
+    return [part for part in parts if part.get("text") != ""]
 
 
 def _role_and_value(turn: str, said: Any) -> tuple[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from dowser_pl.data.encoding import IGNORED, Batch, Encoder
-from dowser_pl.data.rows import Conversation
+from dowser_pl.data.encoding import Batch, Encoder
+from dowser_pl.data.rows import Conversation, Question
+from dowser_pl.data.truncation import IGNORED
 
 
 class PairEncoder(Encoder):
@@ -40,6 +41,15 @@ class PairEncoder(Encoder):
 
 class SuffixEncoder(PairEncoder):
     """Prefix language models (PaliGemma): the processor takes the answer as `suffix` and writes the labels itself."""
+
+    def check_images(self, row: Conversation | Question, text: str) -> None:
+        """See `Encoder.check_images`; the processor puts the start token in the wrong place without an image."""
+        super().check_images(row, text)
+        if not row.images:
+            raise ValueError(
+                f"{row.id}: {type(self.processor).__name__} takes at least one image per row, got 0. Remove the row, "
+                "or use a model that reads text alone."
+            )
 
     def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
         """See `PairEncoder.encode_pairs`."""

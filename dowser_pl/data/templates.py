@@ -117,7 +117,7 @@ def find_template(processor: ProcessorMixin, template: str | None) -> str:
     if template is not None:
         if "{" in template:
             return template
-        path = Path(template)
+        path = Path(template).expanduser()
         if not path.is_file():
             raise ValueError(
                 f'chat_template: expected Jinja text, the path of a file with it, or "plain"; got {template!r}.'

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
+IGNORED = -100
 _PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask", "labels"}
 
 
 def truncate(batch: dict[str, Any], is_image: torch.Tensor, max_length: int | None, ids: Sequence[str]) -> list[bool]:
     """Drop the columns beyond `max_length`, in place; they are text or padding, because padding is on the right.
 
+    An encoder-decoder has labels of their own length, to which the limit applies too.
+
     Args:
-        batch: of B right-padded rows of T tokens.
+        batch: of B right-padded rows of T tokens, with `labels`.
         is_image: (B, T) bool, the image tokens.
         max_length: the limit; None = no limit.
         ids: of the rows, for the message.
@@ -25,7 +28,8 @@ def truncate(batch: dict[str, Any], is_image: torch.Tensor, max_length: int | No
     Raises:
         ValueError: a row has image tokens beyond the limit.
     """
-    if max_length is None or batch["input_ids"].shape[1] <= max_length:
+    keys = _PER_TOKEN & batch.keys()
+    if max_length is None or all(batch[key].shape[1] <= max_length for key in keys):
         return [False] * len(ids)
     for row, images in zip(ids, is_image, strict=True):
         if images[max_length:].any():
@@ -34,7 +38,8 @@ def truncate(batch: dict[str, Any], is_image: torch.Tensor, max_length: int | No
                 f"max_length={max_length}. Image tokens are never cut: raise max_length, use fewer or smaller images, "
                 "or put the images first."
             )
-    lengths = batch["attention_mask"].sum(dim=1)
-    for key in _PER_TOKEN & batch.keys():
+    lost = batch["attention_mask"].sum(dim=1) > max_length
+    lost |= (batch["labels"][:, max_length:] != IGNORED).any(dim=1)
+    for key in keys:
         batch[key] = batch[key][:, :max_length]
-    return (lengths > max_length).tolist()
+    return [bool(row) for row in lost]

@@ -4,12 +4,14 @@ References are `[letter]` or `[letter, option text, ...]`. A prediction is right
 (normalised as in `exact_match`; not used for options that are themselves one letter), or if the letter read
 from it is the reference's. A letter is read from, in this order:
 
-1. the start: "B", "b", "(B)", "B.", "B: a dog", "B) a dog" (but not "A dog": that is an article);
+1. the start: "B", "b", "(B)", "B.", "B: a dog", "B) a dog", a line with "B" alone (but not "A dog": that is an
+   article);
 2. after "answer", "option" or "choice": "The answer is B", "Option (c)", "answer: b." (a lower-case letter
    counts only in brackets or at the end of a sentence: "the answer is a dog" names no letter);
 3. brackets anywhere: "I would say (C), the dog".
 
-Markdown around it is ignored. Two letters in the same place ("A or B", "maybe (A) or (C)") are no choice.
+Markdown and quotation marks around it are ignored. Two letters in the same place ("A or B", "maybe (A) or (C)") are
+no choice.
 """
 
 import re
@@ -19,9 +21,9 @@ from dowser_pl.metrics.answers import AnswerMetric
 from dowser_pl.metrics.exact_match import normalise
 
 ONE_LETTER = re.compile(r"[A-Za-z]")
-MARKDOWN = re.compile(r"[*`$_]")
+MARKS = re.compile(r"[*`$_\"“”]")
 BRACKETED = r"[(\[{<]\s*([A-Za-z])\s*[)\]}>]"
-AT_START = re.compile(rf"\s*(?:{BRACKETED}|([A-Za-z])\s*(?:[.:)\],;]|$))")
+AT_START = re.compile(rf"\s*(?:{BRACKETED}|([A-Za-z])\s*?(?:[.:)\],;]|\n|$))")
 AFTER_WORD = re.compile(
     rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is|would be|should be))?\s*[:=]?\s*"
     rf"(?:(?i:option|choice)\s+)?(?:{BRACKETED}|([A-Z])\b(?!')|([a-z])\s*(?:[.:),;]|$))"
@@ -42,7 +44,7 @@ def only_letter(pattern: re.Pattern[str], text: str) -> str | None:
 
 def chosen_letter(prediction: str) -> str | None:
     """The upper-case letter a prediction chooses, None where it does not clearly choose one."""
-    text = MARKDOWN.sub("", prediction).strip()
+    text = MARKS.sub("", prediction).strip()
     start = AT_START.match(text)
     if start:
         another = ANOTHER_LETTER.match(text, start.end()) or ANOTHER_LETTER.match(text, start.end() - 1)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from dowser_pl.files import write_atomically
+from dowser_pl.files import atomic_path
 
 __all__ = ["Factors", "LayerFactors", "load_factors", "save_factors"]
 
@@ -82,8 +82,8 @@ def save_factors(factors: Factors, path: Path, identity: Mapping[str, object]) -
         for field in fields(layer)
     }
     metadata = {"format": str(FORMAT), "identity": json.dumps(identity, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata))
+    with atomic_path(path, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def load_factors(path: Path, identity: Mapping[str, object], names: Sequence[str]) -> Factors:

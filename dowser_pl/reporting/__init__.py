@@ -5,7 +5,7 @@ from dowser_pl.reporting.folder import read_report, write_report
 from dowser_pl.reporting.plot import plot_report
 from dowser_pl.reporting.plot_runs import plot_comparison
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.scores import BeforeAfter, Counts, Seconds, TaskScore
+from dowser_pl.reporting.scores import BeforeAfter, Counts, Seconds, TaskScore, role_means
 from dowser_pl.reporting.table import markdown_page, markdown_table, text_table
 from dowser_pl.reporting.trade_off import h_score
 
@@ -22,6 +22,7 @@ __all__ = [
     "plot_comparison",
     "plot_report",
     "read_report",
+    "role_means",
     "text_comparison",
     "text_table",
     "write_report",

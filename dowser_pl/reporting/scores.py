@@ -95,3 +95,14 @@ def trade_off(upstream: BeforeAfter, downstream: BeforeAfter) -> BeforeAfter:
     if upstream.after is None or downstream.after is None:
         return BeforeAfter(None, None)
     return BeforeAfter(h_score(upstream.before, downstream.before), h_score(upstream.after, downstream.after))
+
+
+def role_means(scores: Iterable[tuple[Role, float]]) -> dict[str, float]:
+    """``upstream_mean`` and ``downstream_mean`` of one evaluation, and ``h_score`` where both roles have a task."""
+    by_role: dict[Role, list[float]] = {}
+    for role, score in scores:
+        by_role.setdefault(role, []).append(score)
+    means = {f"{role}_mean": fmean(values) for role, values in by_role.items()}
+    if len(means) == len(ROLES):
+        means["h_score"] = h_score(means["upstream_mean"], means["downstream_mean"])
+    return means

@@ -32,7 +32,7 @@ class FrozenEntries:
     Args:
         weights: run-time name -> (O, I) parameter.
         masks: name -> (O, I) bool, True = trainable; one for every weight.
-        base: name -> (O, I) pretrained values; cloned from ``weights`` when None.
+        base: name -> (O, I) pretrained values, kept as they are; cloned from ``weights`` when None.
 
     Raises:
         ValueError: if a weight has no mask or the shapes differ; it would train unprotected.
@@ -50,8 +50,7 @@ class FrozenEntries:
                 raise ValueError(f"{name} needs a mask of shape {tuple(weight.shape)}, got {found}")
         self.weights = dict(weights)
         self.masks = {name: masks[name].to(weight.device) for name, weight in weights.items()}
-        source = weights if base is None else base
-        self.base = {name: source[name].detach().clone() for name in weights}
+        self.base = dict(base) if base is not None else {n: weight.detach().clone() for n, weight in weights.items()}
 
     @property
     def num_trainable(self) -> int:

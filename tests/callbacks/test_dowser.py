@@ -8,7 +8,7 @@ from dowser_pl.callbacks import Dowser, importance
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
 from dowser_pl.models.loading import load_model
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +199,57 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(model_folder
     if trainer.global_step:
         weights = torch.load(kept, weights_only=True)["state_dict"]
         assert all(bool(torch.isfinite(w).all()) for w in weights.values())
+
+
+def test_an_infinite_gradient_stops_before_it_reaches_the_weights(model_folder, tmp_path):
+    class Overflow(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 3:
+                layer = next(iter(pl_module.tuned_layers().values()))
+                layer.weight.grad.fill_(float("inf"))
+
+    with pytest.raises(ValueError, match="a gradient is not finite at step 3"):
+        fit(model_folder, tmp_path, Magnitude(0.1), callbacks=[Overflow()])
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 3 and all(bool(torch.isfinite(w).all()) for w in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("options", [{"precision": "16-true"}, {"module_options": {"dtype": "float16"}}])
+def test_float16_weights_are_refused(model_folder, tmp_path, options):
+    with pytest.raises(ValueError, match="would train float16 weights"):
+        fit(model_folder, tmp_path, Magnitude(0.1), **options)
+
+
+def test_a_model_that_was_tuned_is_not_scored_again(model_folder, tmp_path):
+    trainer, module, _ = fit(model_folder, tmp_path, Magnitude(0.1))
+    trainer.fit_loop.max_epochs = 2
+    with pytest.raises(ValueError, match="tuned by an earlier fit"):
+        trainer.fit(module, datamodule=TinyData())
+
+
+def test_a_fit_without_evaluation_is_refused_before_training(model_folder, tmp_path):
+    trainer = build_trainer(tmp_path, Magnitude(0.1), limit_val_batches=0)
+    with pytest.raises(ValueError, match="limit_val_batches 0"):
+        trainer.fit(build_module(model_folder), datamodule=TinyData())
+
+
+CHANGES = {
+    "the same": (lambda module: None, 1),
+    "the same weights in another folder": (lambda module: setattr(module.network.config, "_name_or_path", "x"), 1),
+    "rotary settings": (lambda module: module.network.config.text_config.rope_parameters.update(rope_theta=5.0), 2),
+    "attention": (lambda module: module.network.set_attn_implementation("eager"), 2),
+    "vocabulary": (lambda module: module.processor.tokenizer.add_tokens(["news"]), 2),
+    "special tokens": (lambda module: setattr(module.processor.tokenizer, "bos_token", "red"), 2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_cache_knows_what_the_factors_depend_on_beside_weights(model_folder, tmp_path, change):
+    alter, num_files = CHANGES[change]
+    trainer = build_trainer(tmp_path)
+    for act in (lambda module: None, alter):
+        module = build_module(model_folder)
+        module.configure_model()
+        act(module)
+        importance.measure_importance(trainer, module, module.tuned_layers(), SMALL_PROBE, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == num_files

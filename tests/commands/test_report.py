@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def test_one_run(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_several_runs(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(runs) == 0
     assert capsys.readouterr().out == text_comparison([report(run="a"), report(run="b")]) + "\n"
+
+
+def test_a_closed_pipe_is_no_error(runs: list[str]) -> None:
+    code = f"import sys; from dowser_pl.commands.report import main; sys.exit(main({runs[:1]!r}))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("count", [1, 2])

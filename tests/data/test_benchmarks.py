@@ -32,6 +32,7 @@ def task(tmp_path):
             {"question": "q", "answers": [{"answer": "a", "answer_id": 1}, {"answer": "a"}, {"answer": "b"}]},
             ["a", "a", "b"],
         ),
+        ({"question": "q", "answer": "a", "answers": ["a", "b"]}, ["a", "b"]),  # all annotators, not the commonest
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["a"]),
     ],
 )
@@ -46,7 +47,7 @@ def test_images_and_suffix(task):
     rows = [{"image": "a.png", "question": "q", "answer": "a"}, {"image": "a.png", "text": "q\n<image>", "answer": "a"}]
     first, second = task(*rows, prompt_suffix="One word.").questions
     assert first.messages == [turn("user", IMAGE, "q\nOne word.")]
-    assert second.messages == [turn("user", "q", IMAGE, "One word.")]
+    assert second.messages == [turn("user", "q\n", IMAGE, "\nOne word.")]
     assert first.images[0].path.name == "a.png"
 
 
@@ -56,6 +57,36 @@ def test_multiple_choice(task, answer, options):
     (question,) = task({"question": "q", "choices": options, "answer": answer}, metric="multiple_choice").questions
     assert question.messages == [turn("user", "q\nA. red\nB. blue")]
     assert question.references == ["B", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "right"),
+    [
+        (["1", "2", "3"], 1, ["B", "2"]),  # ScienceQA: a JSON number is the index
+        (["1", "2", "3"], "1", ["A", "1"]),
+        ([3, 2, 1], 1, ["C", "1"]),
+        ({"A": "red", "B": "blue", "C": None}, "blue", ["B", "blue"]),
+    ],
+)
+def test_options_that_are_numbers_or_missing(task, options, answer, right):
+    (question,) = task({"question": "q", "options": options, "answer": answer}, metric="multiple_choice").questions
+    assert question.references == right
+    assert "None" not in question.messages[0]["content"][0]["text"]
+
+
+def test_captions_need_no_question(task):
+    (question,) = task({"image": "a.png", "caption": ["a", "b"]}, metric="cider", prompt_suffix="Describe.").questions
+    assert question.messages == [turn("user", IMAGE, "Describe.")]
+
+
+def test_question_id_names_the_row(task):
+    assert task({"question_id": 17, "text": "q", "answer": "a"}).questions[0].id == "task.jsonl line 1 (id 17)"
+
+
+@pytest.mark.parametrize(("metric", "answer"), [("multiple_choice", "a dog"), ("cider", "...")])
+def test_a_reference_that_the_metric_cannot_score(task, metric, answer):
+    with pytest.raises(ValueError, match=r"task\.jsonl line 1: .*expected"):
+        task({"question": "q", "answer": answer}, metric=metric)
 
 
 def test_limit_is_spread_over_the_file(task):
@@ -72,6 +103,8 @@ def test_limit_is_spread_over_the_file(task):
         ({"question": "q"}, r"line 1: no reference"),
         ({"question": "q", "answers": []}, r"line 1: no reference"),
         ({"question": "q", "answer": "x", "options": ["a", "b"]}, r"line 1: the answer \['x'\] is none of the options"),
+        ({"question": "q", "answer": "x", "options": "['x', 'y']"}, r"line 1: options are a list of at most 26"),
+        ({"question": "q", "answer": "x", "options": ["x"] * 27}, r"line 1: options are a list of at most 26"),
         ({"question": "<image> q", "answer": "x"}, "line 1: got 0 images, expected 1"),
         ({"question": "q", "answer": "x", "image": "z.png"}, r"line 1: no image at .*z\.png"),
     ],

@@ -163,3 +163,13 @@ def test_truncated_rows_are_counted_in_workers(folder):
     data.setup("fit")
     assert sum(len(batch["ids"]) for batch in data.train_dataloader()) == 20
     assert data.num_truncated == 1
+
+
+def test_bad_rows_are_left_out_before_the_holdout_is_chosen(folder):
+    (folder / "images").joinpath("5.png").write_bytes(b"no picture")
+    edit(folder, lambda rows: rows.__setitem__(slice(None), rows[5:7]))  # alone, 5.png would be held out
+    edit(folder, lambda rows: rows.append({**rows[-1], "image": "7.png"}))
+    data = build(folder, skip_bad_rows=True)
+    with pytest.warns(UserWarning, match="left out 1 of 3 rows"):
+        data.setup("fit")
+    assert (len(data.train_conversations()), len(data.tasks[0].questions)) == (1, 1)

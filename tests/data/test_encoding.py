@@ -129,6 +129,11 @@ def test_decoder_labels():
     batch, _ = encoder.training_batch([text_only(), longer])
     assert processor.tokenizer.batch_decode(batch["input_ids"]) == ["hello", "hello"]
     assert [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]] == ["no", "green green"]
+    encoder.max_length = batch["input_ids"].shape[1]  # no question is longer; the limit is the decoder's too
+    wordy = Conversation("wordy", [turn("user", "hello"), turn("assistant", "green " * 20)], [])
+    batch, cut = encoder.training_batch([text_only(), wordy])
+    assert batch["labels"].shape == batch["input_ids"].shape
+    assert cut == [False, True]
     with pytest.raises(ValueError, match="many: LlavaProcessor takes one question and one answer per row"):
         encoder.training_batch([many_images()])
 

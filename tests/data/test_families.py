@@ -118,6 +118,11 @@ def test_paligemma_takes_the_answer_as_suffix():
     inputs = encoder.evaluation_batch([question(one_image())])["inputs"]
     assert "labels" not in inputs
     assert processor.tokenizer.decode(inputs["input_ids"][0]).endswith("<s>what colour is it?\n")
+    for row in (text_only(), many_images()):  # alone or not: else it would depend on the batch
+        with pytest.raises(ValueError, match=f"{row.id}: PaliGemmaProcessor takes"):
+            encoder.training_batch([one_image(), row])
+    with pytest.raises(ValueError, match="text: PaliGemmaProcessor takes at least one image per row, got 0"):
+        encoder.evaluation_batch([question(text_only())])
     with pytest.raises(ValueError, match="many: PaliGemmaProcessor takes one question and one answer"):
         encoder.training_batch([many_images()])
 

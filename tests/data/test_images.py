@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dowser_pl.data.images import ImageFile, ImageText, ImageURL, open_image, read_source
 
@@ -98,6 +98,18 @@ def test_exif_orientation_is_applied(folder):
     exif[0x0112] = 6  # the camera was turned
     image.save(folder / "turned.jpg", exif=exif)
     assert open_image(ImageFile(folder / "turned.jpg"), "row 1").size == (3, 4)
+
+
+def test_damaged_exif_does_not_cost_the_picture(folder):
+    Image.new("RGB", (4, 3), "red").save(folder / "odd.jpg", exif=b"Exif\0\0nonsense")
+    assert open_image(ImageFile(folder / "odd.jpg"), "row 1").size == (4, 3)
+
+
+def test_a_picture_is_turned_and_copied_once(folder, monkeypatch):
+    turned = []
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: turned.append(image) or image.copy())
+    open_image(ImageFile(folder / "red.png"), "row 1")
+    assert len(turned) == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])

@@ -36,8 +36,29 @@ def test_llava(reader):
 def test_several_images_in_their_places(reader):
     said = [{"from": "human", "value": "one <image> two <image>\n?"}, {"from": "gpt", "value": "no"}]
     messages, images = reader.read("row 1", {"image": ["b.png", "a.png"], "conversations": said})
-    assert messages[0] == turn("user", "one", IMAGE, "two", IMAGE, "?")
+    assert messages[0] == turn("user", "one ", IMAGE, " two ", IMAGE, "\n?")
     assert names(images) == ["b.png", "a.png"]
+
+
+def test_space_inside_a_turn_is_kept(reader):
+    code = [{"type": "text", "text": "\ndef f():\n"}, {"type": "text", "text": "    return 1\n"}]
+    said = [{"from": "human", "value": "<image>\n<image>\nis it? \n<image> "}, {"from": "gpt", "value": code}]
+    messages, _ = reader.read("row 1", {"image": ["a.png"] * 3, "conversations": said})
+    assert messages[0] == turn("user", IMAGE, IMAGE, "is it?", IMAGE)
+    assert messages[1] == turn("assistant", "def f():\n", "    return 1")
+
+
+@pytest.mark.parametrize("empty", [None, []])
+def test_empty_columns_of_an_exported_table(reader, empty):
+    said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "no"}]
+    row = {"images": empty, "image": "a.png", "conversations": empty, "messages": said}
+    assert names(reader.read("row 1", row)[1]) == ["a.png"]
+
+
+def test_base64_that_says_so_may_be_short(reader):
+    content = [{"type": "image", "base64": "AAAA"}, {"type": "text", "text": "?"}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]}
+    assert reader.read("row 1", row)[1] == [ImageText("AAAA")]
 
 
 def test_images_without_a_place_come_first(reader):
@@ -98,8 +119,8 @@ def test_open_parts_take_the_image_column_in_order(reader):
         ),
         ({"conversations": [{"from": "human", "value": None}]}, "turn 1: expected text or parts"),
         ({"conversations": [{"from": "human", "value": [{"type": "audio"}]}]}, "turn 1: expected text or parts"),
-        ({"image": ["a.png", "b.png"]}, "got 2 images, expected 1: one per <image>"),
-        ({"image": None}, "got 0 images, expected 1: one per <image>"),
+        ({"image": ["a.png", "b.png"]}, "got 2 images, expected 1: one per <image>.*Remove the surplus"),
+        ({"image": None}, "got 0 images, expected 1: one per <image>.*Add the missing"),
         ({"image": "c.png"}, r"no image at .*c\.png"),
         ({"image": 3}, "an image must be a path, a URL or base64 text, got '3'"),
     ],

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dowser_pl.reporting import BeforeAfter, Report, TaskScore
+from dowser_pl.reporting import BeforeAfter, Report, TaskScore, role_means
 from tests.reporting.samples import report
 
 LAYOUT = [
@@ -112,3 +112,11 @@ def test_broken_json_names_the_line() -> None:
         Report.from_json('{"method":\n', "a.json")
     with pytest.raises(ValueError, match=r"a\.json is a list, expected an object"):
         Report.from_json("[]", "a.json")
+
+
+def test_role_means_agree_with_the_report() -> None:
+    scores = [("upstream", 0.9), ("downstream", 0.5), ("upstream", 0.7)]
+    assert role_means(scores) == pytest.approx(
+        {"upstream_mean": 0.8, "downstream_mean": 0.5, "h_score": 2 * 0.8 * 0.5 / 1.3}
+    )
+    assert role_means([("upstream", 0.9)]) == {"upstream_mean": 0.9}

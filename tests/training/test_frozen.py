@@ -115,3 +115,9 @@ def test_a_checkpoint_of_other_matrices_is_refused():
     state = FrozenEntries(weights, masks).state_dict()
     with pytest.raises(ValueError, match="masks of 2 matrices and this run tunes 1.*'b'"):
         FrozenEntries.from_state({"a": weights["a"]}, state)
+
+
+def test_resuming_copies_the_base_once():
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    base = {"a": torch.ones(2, 3)}
+    assert FrozenEntries({"a": weight}, {"a": torch.ones(2, 3, dtype=torch.bool)}, base).base["a"] is base["a"]

@@ -1,0 +1,56 @@
+"""Numbers that are not finite stop the training before they reach the weights and the next checkpoint."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_gradients", "check_loss", "check_precision"]
+
+
+def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> None:
+    """Stop on a loss that is no number; waits for the device.
+
+    Args:
+        loss: () of this batch.
+        step: optimizer steps so far.
+        batch: index of the batch in its epoch.
+        rows: ids of its rows, if the data module gives them.
+
+    Raises:
+        ValueError: naming the step and the rows.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"the loss is {loss.item()} at step {step} (batch {batch}, rows {rows}); nothing of this step was applied "
+            "and the last checkpoint is intact. Lower --model.optimizer.lr, check those rows, or train in bfloat16 "
+            "instead of float16"
+        )
+
+
+def check_gradients(weights: Iterable[Tensor], step: int) -> None:
+    """Stop on a gradient that is infinite or no number, which a finite loss can have; one pass over them.
+
+    Raises:
+        ValueError: naming the step.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, math.inf))):
+        raise ValueError(
+            f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
+            "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"
+        )
+
+
+def check_precision(weights: Iterable[Tensor]) -> None:
+    """Refuse to train in float16 weights.
+
+    Raises:
+        ValueError: saying what to set instead.
+    """
+    if any(weight.dtype == torch.float16 for weight in weights):
+        raise ValueError(
+            "this would train float16 weights, in which small updates are lost and gradients overflow; set "
+            "--trainer.precision bf16-true, or --model.dtype float32 with --trainer.precision 16-mixed"
+        )
