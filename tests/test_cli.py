@@ -274,30 +274,27 @@ def start(folder: Path, model_folder: Path, name: str, *more: str, **changes) ->
     )
 
 
-@pytest.fixture(scope="module")
-def unbroken_run(tmp_path_factory, model_folder):
-    folder = tmp_path_factory.mktemp("unbroken")
-    write_user_folder(folder)
-    assert start(folder, model_folder, "whole").wait(timeout=200) == 0
-    return folder
-
-
-@pytest.mark.parametrize("kill_at", [2, 5])  # in the first epoch, before anything was validated; in the second
-def test_a_run_killed_with_sigkill_ends_like_one_that_was_not(unbroken_run, model_folder, kill_at):
-    name = f"killed_at_{kill_at}"
-    pause = ("--trainer.callbacks+=tests.slow_down.SlowDown", f"--trainer.callbacks.init_args.pause_after={kill_at}")
-    killed = start(unbroken_run, model_folder, name, *pause)
-    marker = unbroken_run / "runs" / name / "paused"
+def test_runs_killed_with_sigkill_end_like_one_that_was_not(tmp_path, model_folder):
+    """Killed in the first epoch, before anything was validated, and in the second; all runs side by side."""
+    write_user_folder(tmp_path)
+    whole = start(tmp_path, model_folder, "whole")
+    killed = {}
+    for step in (2, 5):
+        pause = ("--trainer.callbacks+=tests.slow_down.SlowDown", f"--trainer.callbacks.init_args.pause_after={step}")
+        killed[f"killed_at_{step}"] = start(tmp_path, model_folder, f"killed_at_{step}", *pause)
     deadline = time.monotonic() + 200
-    while not marker.exists():
-        assert time.monotonic() < deadline and killed.poll() is None
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert start(unbroken_run, model_folder, name, "--ckpt_path", "last").wait(timeout=200) == 0
-    one, other = (unbroken_run / "runs" / run for run in ("whole", name))
-    assert exported(one) == exported(other)
-    assert comparable((one / "report.json").read_text()) == comparable((other / "report.json").read_text())
+    for name, run in killed.items():
+        while not (tmp_path / "runs" / name / "paused").exists():
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+    resumed = [start(tmp_path, model_folder, name, "--ckpt_path", "last") for name in killed]
+    assert [run.wait(timeout=200) for run in (whole, *resumed)] == [0, 0, 0]
+    one = tmp_path / "runs" / "whole"
+    for other in (tmp_path / "runs" / name for name in killed):
+        assert exported(one) == exported(other)
+        assert comparable((one / "report.json").read_text()) == comparable((other / "report.json").read_text())
 
 
 def test_two_processes_agree(tmp_path, model_folder):

@@ -127,7 +127,7 @@ class Forgetting(Callback):
             steps=trainer.global_step,
             model=pl_module.path,
             run=Path(trainer.default_root_dir).name,
-            diagnostics=dowser.diagnostics,
+            diagnostics=dowser.diagnostics | _unmasked(dowser, pl_module),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,6 +148,13 @@ class Forgetting(Callback):
     def _total_seconds(self) -> dict[str, float]:
         running = 0.0 if self._fit_start is None else time.monotonic() - self._fit_start
         return {"fit": self._seconds["fit"] + running, "evaluate": self._seconds["evaluate"]}
+
+
+def _unmasked(dowser: Dowser, pl_module: Any) -> dict[str, float]:
+    """What `model.also_train` trains in full; left out where there is none."""
+    trained = sum(parameter.numel() for parameter in pl_module.network.parameters() if parameter.requires_grad)
+    unmasked = trained - sum(weight.numel() for weight in dowser.entries.weights.values())
+    return {"entries_trained_without_a_mask": unmasked} if unmasked else {}
 
 
 def _versions() -> dict[str, str]:

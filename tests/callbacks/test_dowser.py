@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from dowser_pl.callbacks import Dowser, importance
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
 from dowser_pl.models.loading import load_model
+from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
@@ -65,6 +66,13 @@ def test_without_the_restore_weight_decay_moves_frozen_entries(model_folder, tmp
     monkeypatch.setattr(Dowser, "_after_step", lambda *_: None)
     with pytest.raises(RuntimeError, match="frozen entries changed during training"):
         fit(model_folder, tmp_path, Magnitude(0.1))
+
+
+def test_parts_trained_without_a_mask_are_told(model_folder, tmp_path):
+    _, module, dowser = fit(model_folder, tmp_path, Random(0.1), module_options={"also_train": ["lm_head"]})
+    report = read_report(tmp_path)
+    assert report.diagnostics["entries_trained_without_a_mask"] == module.network.lm_head.weight.numel()
+    assert report.frozen.changed == 0 and dowser.counts[1].changed > 0
 
 
 def test_full_trains_everything(model_folder, tmp_path):
