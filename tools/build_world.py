@@ -1,4 +1,4 @@
-"""Build the embedded world's model: `python tools/build_world.py` (a quarter of an hour on two CPU cores).
+"""Build the embedded world's model: `python tools/build_world.py` (about half an hour on two busy CPU cores).
 
 Two stages, deterministic from the seed on one machine: the vision tower alone; then projector and decoder on
 conversations and running text, the vision tower frozen. What was tried on the way: everything at once stays on

@@ -61,7 +61,8 @@ def test_masks_equal_the_published_loop(model, layers, prompts, estimator):
 
 
 def test_estimates_approach_the_exact_jacobian_as_probes_grow(model, layers, prompts):
-    """Mean over layers: rank correlation with the exact score .995 -> .9997, overlap of 10 % masks .87 -> .97."""
+    """With 1, 8 and 64 probes, mean over layers, against the exact Jacobian: rank correlation .936, .992, .9991
+    and overlap (Jaccard) of the 10 % masks .70, .91, .97."""
     few = [Prompt(prompt.tokens[:10]) for prompt in prompts[:3]]
     exact = naive.exact_scores(model, layers, few)
     method = ModelDowser(0.1, estimator="paper")
@@ -73,8 +74,7 @@ def test_estimates_approach_the_exact_jacobian_as_probes_grow(model, layers, pro
         for name, linear in layers.items():
             layer = layer_of(name, linear, factors)
             ranks.append(spearman(method.score(layer), exact[name]))
-            truth = Layer(name, torch.ones_like(exact[name]))
-            overlaps.append(jaccard(method.mask(layer), lowest_by_sort(exact[truth.name], 0.1)))
+            overlaps.append(jaccard(method.mask(layer), lowest_by_sort(exact[name], 0.1)))
         quality[num_probes] = (sum(ranks) / len(ranks), sum(overlaps) / len(overlaps))
     assert quality[1][0] < quality[8][0] < quality[64][0]
     assert quality[1][1] < quality[8][1] < quality[64][1]
