@@ -244,7 +244,9 @@ def test_broken_data_is_answered_in_words(user_folder, model_folder, capsys):
 
 def test_a_nan_loss_is_answered_in_words(user_folder, model_folder, capsys):
     config = str(
-        user_yaml(user_folder, model_folder, model__optimizer={"class_path": "SGD", "init_args": {"lr": 1e30}})
+        user_yaml(
+            user_folder, model_folder, model__optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
+        )
     )
     error = error_of(capsys, ["fit", "-c", config, "--dowser.method=Full", "--trainer.max_epochs=3"])
     assert "the loss is nan at step" in error or "the loss is inf at step" in error
