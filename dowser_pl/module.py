@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, get_scheduler
 
 from dowser_pl.metrics import build_metric
 from dowser_pl.models.generation import greedy_answers
-from dowser_pl.models.layers import find_layers, named_part, text_inputs, text_model
+from dowser_pl.models.layers import find_blocks, find_layers, named_part, text_inputs, text_model
 from dowser_pl.models.loading import load_model, load_processor
+from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.reporting import role_means
 from dowser_pl.training import check_gradients, check_loss, check_precision
 
@@ -30,6 +31,8 @@ class MultimodalModule(LightningModule):
         dtype: of the weights; ``auto`` takes that of the files.
         attn_implementation: as in ``from_pretrained`` (``sdpa``, ``eager``, ``flash_attention_2``); None = its choice.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        quantization: load the matrices in ``8bit`` or ``4bit`` (bitsandbytes), to score (``probe``), validate or
+            predict where memory is short; such weights cannot be tuned.
         trust_remote_code: run code that comes with the model; only for sources you trust.
         last_n_layers: tune only the last n layers of the text decoder; None = all of them.
         targets: which matrices of those layers are tuned, under the mask of the method.
@@ -45,6 +48,7 @@ class MultimodalModule(LightningModule):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        quantization: Literal["none", "8bit", "4bit"] = "none",
         trust_remote_code: bool = False,
         last_n_layers: int | None = None,
         targets: list[Literal["attn", "mlp"]] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
@@ -60,6 +64,7 @@ class MultimodalModule(LightningModule):
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
+        self.quantization = quantization
         self.trust_remote_code = trust_remote_code
         self.last_n_layers = last_n_layers
         self.targets = list(targets)
@@ -87,10 +92,11 @@ class MultimodalModule(LightningModule):
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
             gradient_checkpointing=self.gradient_checkpointing,
+            quantization=self.quantization,
         )
         self.model.train().requires_grad_(False)
         for layer in self.tuned_layers().values():
-            layer.weight.requires_grad_(True)
+            layer.weight.requires_grad_(not is_quantized(layer))
         for part in self.also_train:
             for parameter in named_part(self.model, part).values():
                 parameter.requires_grad_(True)
@@ -105,6 +111,12 @@ class MultimodalModule(LightningModule):
     def tuned_layers(self) -> dict[str, nn.Linear]:
         """Run-time name -> matrix that the method may mask."""
         return find_layers(self.network, self.last_n_layers, self.targets)
+
+    def tuned_blocks(self) -> dict[str, str]:
+        """Run-time name of each of these matrices -> name of the decoder layer it sits in."""
+        return find_blocks(self.network, self.tuned_layers())
+
+    base_weight = staticmethod(base_weight)
 
     def text_model(self) -> PreTrainedModel:
         """The part that runs on text alone."""
@@ -135,6 +147,8 @@ class MultimodalModule(LightningModule):
         """The optimizer over parameters that take a gradient, with a per-step schedule."""
         tuned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         check_precision(tuned)  # which the trainer's precision decides only after loading
+        if not tuned:  # quantized; only `probe` comes here then
+            return None
         optimizer = self.optimizer(tuned)
         if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
             return optimizer

@@ -14,9 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dowser_pl.callbacks.importance import measure_importance
-from dowser_pl.maths.masks import jaccard, pack, unpack
-from dowser_pl.methods import Layer, Magnitude, Method, ModelDowser
+from dowser_pl.callbacks.importance import Importance, ImportancePass
+from dowser_pl.maths.masks import pack, unpack
+from dowser_pl.methods import (
+    Agreement,
+    Layer,
+    Method,
+    ModelDowser,
+    Scored,
+    build_masks,
+    magnitude_overlap,
+    split_half,
+)
 from dowser_pl.probing import Factors, Probe
 from dowser_pl.training import Changes, FrozenEntries
 
@@ -30,6 +39,8 @@ class Dowser(Callback):
         method: decides which entries of the tuned matrices may move.
         probe: settings of the importance pass; used by methods that need one.
         cache_dir: where importance factors are kept between runs; None = always probe.
+        factors_file: read importance from exactly this file that ``probe`` wrote; an error if it belongs to other
+            weights or settings.
     """
 
     def __init__(
@@ -37,10 +48,12 @@ class Dowser(Callback):
         method: Method = ModelDowser(),  # noqa: B008 - immutable, and the default that YAML shows
         probe: Probe = Probe(),  # noqa: B008
         cache_dir: str | None = "runs/cache",
+        factors_file: str | None = None,
     ) -> None:
         self.method = method
         self.probe = probe
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.factors_file = None if factors_file is None else Path(factors_file)
         self.probe_seconds = 0.0
         self.counts: tuple[Changes, Changes] | None = None
         """(frozen, trainable), filled when training ends."""
@@ -67,7 +80,15 @@ class Dowser(Callback):
                 "built. Use --trainer.strategy auto or ddp"
             )
         layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
+        if trainer.limit_train_batches == 0:  # the verb `probe`
+            self._measure(trainer, pl_module, layers)
+            return
         weights = {name: layer.weight for name, layer in layers.items()}
+        if not all(weight.is_floating_point() for weight in weights.values()):
+            raise ValueError(
+                "the matrices to tune are quantized: they can be scored and run, not tuned. Use --model.quantization "
+                "none, or the verbs probe, validate and predict"
+            )
         if self._loaded is not None:
             self._entries = FrozenEntries.from_state(weights, self._loaded["entries"])
             self._loaded = None
@@ -151,19 +172,43 @@ class Dowser(Callback):
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.restore()
 
-    def _masks(self, trainer: Trainer, pl_module: LightningModule, layers: dict[str, nn.Linear]) -> dict[str, Tensor]:
+    def _masks(self, trainer: Trainer, pl_module: Any, layers: dict[str, nn.Linear]) -> dict[str, Tensor]:
         start = time.monotonic()
-        factors = Factors({})
-        if self.method.needs:
-            factors = measure_importance(trainer, pl_module, layers, self.probe, self.cache_dir)
-        masks, overlaps = {}, []
-        for name, linear in layers.items():
-            measured = factors.layers.get(name)
-            layer = Layer(name, linear.weight.detach(), **(vars(measured) if measured else {}))
-            masks[name] = self.method.mask(layer)
-            overlaps.append(jaccard(masks[name], Magnitude(self.method.update_ratio).mask(layer)))
-            if trainer.world_size > 1:  # kernels may round differently: every rank takes the first one's mask
-                masks[name] = unpack(trainer.strategy.broadcast(pack(masks[name])), masks[name].shape)
+        importance = self._measure(trainer, pl_module, layers)
+
+        def layer_of(name: str) -> Layer:
+            return _layer(pl_module, layers, importance.factors, name)
+
+        masks = {}
+        for name, mask in build_masks(self.method, pl_module.tuned_blocks(), layer_of):
+            # kernels may round differently: every process takes the first one's mask
+            masks[name] = mask
+            if trainer.world_size > 1:
+                masks[name] = unpack(trainer.strategy.broadcast(pack(mask)), mask.shape)
         self.probe_seconds = time.monotonic() - start
-        self.diagnostics = {"mask_overlap_with_magnitude": sum(overlaps) / len(overlaps)}
+        self.diagnostics |= magnitude_overlap(self.method, map(layer_of, layers))
         return masks
+
+    def _measure(self, trainer: Trainer, pl_module: Any, layers: dict[str, nn.Linear]) -> Importance:
+        """What the method needs to know of the base model; nothing, for some."""
+
+        def agree(factors: Factors) -> Agreement | None:
+            method = self.method
+            return (
+                split_half(method, (_layer(pl_module, layers, factors, name) for name in layers))
+                if isinstance(method, Scored)
+                else None
+            )
+
+        if not self.method.needs:
+            return Importance(Factors({}, 0), None, {}, None)
+        work = ImportancePass(trainer, pl_module, layers, self.method, self.probe, agree)
+        importance = work.run(self.cache_dir, self.factors_file)
+        self.diagnostics = {"prompts": importance.factors.num_prompts}
+        if importance.agreement is not None:
+            self.diagnostics |= importance.agreement.as_dict()
+        return importance
+
+
+def _layer(pl_module: Any, layers: dict[str, nn.Linear], factors: Factors, name: str) -> Layer:
+    return Layer(name, pl_module.base_weight(layers[name]), **factors.layers.get(name, {}))

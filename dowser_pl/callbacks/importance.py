@@ -1,85 +1,205 @@
-"""The importance pass inside a Trainer: cache, progress bar, precision."""
+"""The importance pass inside a Trainer: what the cache holds, what is still to measure, when it is enough."""
 
-import hashlib
-import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from tqdm.auto import tqdm
 
+from dowser_pl import sharding
+from dowser_pl.callbacks.identity import identity
+from dowser_pl.methods import Agreement, Method
 from dowser_pl.probing import (
+    FACTORS,
+    Cache,
     Factors,
     Probe,
-    fingerprint,
-    load_factors,
+    Prompt,
     measure,
     probing_mode,
-    save_factors,
     write_prompts,
 )
+from dowser_pl.probing.batches import aligned
 from dowser_pl.probing.images import noise_images
 
-__all__ = ["measure_importance"]
+__all__ = ["Importance", "ImportancePass"]
+
+_FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
+_CHUNK = 64  # prompts whose factors are held one by one before groups are formed
 
 
-def measure_importance(
-    trainer: Trainer,
-    pl_module: Any,
-    layers: dict[str, nn.Linear],
-    probe: Probe,
-    cache_dir: Path | None,
-) -> Factors:
-    """Factors of the base model, from the cache when it holds exactly these, else measured and cached.
+@dataclass(frozen=True)
+class Importance:
+    """What the pass gave.
 
-    Raises:
-        ValueError: if a cache file is damaged or belongs to something else.
+    Attributes:
+        factors: of every tuned matrix.
+        agreement: of two halves of the prompts; None where there is nothing to split.
+        seconds: by phase, ``prompts`` and ``probes``; empty when all came from the cache.
+        path: the file they lie in; None without a cache.
     """
-    identity = {
-        "weights": fingerprint(pl_module.network),
-        "model": _digest(_behaviour(pl_module.network)),
-        "processor": _digest(_text_and_images(pl_module.processor, probe.noise_images)),
-        "probe": probe.identity(),
-        "precision": str(trainer.precision),
-        "layers": _digest(list(layers)),
-    }
-    path = None if cache_dir is None else cache_dir / f"{_digest(identity)}.safetensors"
-    if path is not None and path.exists():
-        rank_zero_info(f"Importance of this model is known: {path}")
-        return load_factors(path, identity, list(layers))
-    factors = _measure(trainer, pl_module, layers, probe)
-    if path is not None:
-        save_factors(factors, path, identity)
-        rank_zero_info(f"Importance written to {path}")
-    return factors
+
+    factors: Factors
+    agreement: Agreement | None
+    seconds: dict[str, float]
+    path: Path | None
 
 
-def _measure(trainer: Trainer, pl_module: Any, layers: dict[str, nn.Linear], probe: Probe) -> Factors:
-    model = pl_module.network if probe.noise_images else pl_module.text_model()
-    images = noise_images(pl_module.processor, probe) if probe.noise_images else None
-    bar = tqdm(total=probe.num_prompts, desc="Importance pass", unit="prompt", disable=not trainer.is_global_zero)
-    with bar, probing_mode(model), torch.enable_grad(), trainer.precision_plugin.forward_context():
-        prompts = write_prompts(model, pl_module.processor.tokenizer, probe, images, pl_module.text_inputs)
-        return measure(model, layers, prompts, probe, bar.update, pl_module.text_inputs)
+@dataclass
+class ImportancePass:
+    """Factors of the base model, on every process.
 
+    Args:
+        trainer: its precision and processes.
+        pl_module: the model and its processor.
+        layers: run-time name -> matrix.
+        method: what it needs is measured.
+        probe: settings.
+        agree: agreement of two halves of the given factors.
+    """
 
-def _behaviour(network: Any) -> dict[str, Any]:
-    """What the same weights compute: activations, rotary settings, attention ..., but not where they lie."""
-    settings = json.loads(network.config.to_json_string(use_diff=False))
-    for unrelated in ("_name_or_path", "transformers_version"):
-        settings.pop(unrelated, None)
-    return settings | {"attention": network.config._attn_implementation}
+    trainer: Trainer
+    pl_module: Any
+    layers: dict[str, nn.Linear]
+    method: Method
+    probe: Probe
+    agree: Callable[[Factors], Agreement | None]
+    seconds: dict[str, float] = field(default_factory=dict)
 
+    def run(self, cache_dir: Path | None, factors_file: Path | None) -> Importance:
+        """Factors from the cache as far as it holds them, else measured, and then cached.
 
-def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
-    """What decides which prompts are drawn: vocabulary and special tokens, and for images how they are prepared."""
-    tokenizer = processor.tokenizer
-    settings = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
-    return settings | ({"images": processor.image_processor.to_json_string()} if with_images else {})
+        Args:
+            cache_dir: the folder of the cache; None = none.
+            factors_file: read exactly this file instead, measure nothing.
 
+        Raises:
+            ValueError: if a file is damaged or belongs to something else.
+        """
+        cache = self._cache(cache_dir or Path())
+        if factors_file is not None:
+            factors = self._enough(sharding.from_first(lambda: cache.load(factors_file)), factors_file)
+            return Importance(factors, self.agree(factors), {}, factors_file)
+        path, stored = self._stored(cache) if cache_dir is not None else (None, None)
+        whole = stored if stored is not None else Factors({}, 0, cache.prompts_per_row)
+        known = whole.num_prompts
+        factors, whole, agreement = self._converge(whole, cache)
+        if cache_dir is not None and (path is None or whole.num_prompts > known or known == 0):
+            notes = {"agreement": agreement.as_dict() if agreement else None, "method": self.method.settings()}
+            path = sharding.from_first(lambda: cache.save(whole, notes))
+            rank_zero_info(f"Importance written to {path}")
+        elif path is not None:
+            rank_zero_info(f"Importance of this model is known: {path}")
+        return Importance(factors.grouped(self.method.prompts_per_row), agreement, self.seconds, path)
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def _cache(self, folder: Path) -> Cache:
+        everything = self.probe.keep == "all" and self.method.needs <= set(FACTORS)
+        statistics = frozenset(FACTORS) if everything else frozenset(self.method.needs)
+        rows = 1 if everything else self.method.prompts_per_row
+        whose = sharding.from_first(lambda: identity(self.pl_module, self.probe, str(self.trainer.precision)))
+        return Cache(folder, whose, list(self.layers), statistics, rows)
+
+    def _stored(self, cache: Cache) -> tuple[Path | None, Factors | None]:
+        found = sharding.from_first(cache.find)
+        if found is not None:
+            return found
+        for line in sharding.from_first(cache.near_misses):
+            rank_zero_info(f"Not this importance, though of the same weights: {line}")
+        return None, None
+
+    def _enough(self, factors: Factors, path: Path) -> Factors:
+        wanted = self.probe.num_prompts
+        enough = factors if wanted == "auto" else factors.first(int(wanted))
+        if wanted not in ("auto", enough.num_prompts):
+            raise ValueError(
+                f"{path} holds {factors.num_prompts} prompts in rows of {factors.prompts_per_row}, expected {wanted}; "
+                f"set --dowser.probe.num_prompts {factors.num_prompts}, or probe again"
+            )
+        return enough
+
+    def _converge(self, whole: Factors, cache: Cache) -> tuple[Factors, Factors, Agreement | None]:
+        """The factors asked for, all there are, and the agreement of the former's halves."""
+        if self.probe.num_prompts != "auto":
+            whole = self._grow(whole, self.probe.num_prompts, cache)
+            factors = whole.first(self.probe.num_prompts)
+            agreement = self._halves_agree(factors)
+            return factors, whole, agreement
+        num_prompts = min(_FIRST_TRY, self.probe.max_prompts)
+        while True:
+            whole = self._grow(whole, num_prompts, cache)
+            factors = whole.first(num_prompts)
+            agreement = self._halves_agree(factors)
+            if agreement is None:
+                raise ValueError(
+                    "num_prompts auto compares two halves of the prompts, which this method and estimator do not keep "
+                    "apart; set --dowser.probe.num_prompts to a number"
+                )
+            if agreement.overlap >= self.probe.target_overlap:
+                return factors, whole, agreement
+            if num_prompts >= self.probe.max_prompts:
+                rank_zero_warn(
+                    f"the masks of two halves of {num_prompts} prompts overlap by {agreement.overlap:.3f}, below "
+                    f"dowser.probe.target_overlap {self.probe.target_overlap}; raise dowser.probe.max_prompts"
+                )
+                return factors, whole, agreement
+            num_prompts = min(2 * num_prompts, self.probe.max_prompts)
+
+    def _halves_agree(self, factors: Factors) -> Agreement | None:
+        agreement = self.agree(factors.grouped(self.method.prompts_per_row))
+        if agreement is not None:
+            rank_zero_info(f"{factors.num_prompts} prompts: {agreement} between their halves")
+        return agreement
+
+    def _grow(self, whole: Factors, num_prompts: int, cache: Cache) -> Factors:
+        """``whole``, continued until it has the first ``num_prompts`` prompts."""
+        known = whole.first(num_prompts)
+        if known.num_prompts == num_prompts and known.layers:
+            return whole
+        if not (whole.factorised and whole.num_prompts):
+            known = Factors({}, 0, cache.prompts_per_row)
+        missing = range(known.num_prompts, num_prompts)
+        # sums over prompts are made in one go; rows are made in chunks that hold whole groups
+        rows = cache.prompts_per_row
+        size = max(rows, _CHUNK // rows * rows) if cache.statistics <= set(FACTORS) else num_prompts
+        model = self.pl_module.network if self.probe.noise_images else self.pl_module.text_model()
+        bar = tqdm(total=len(missing), desc="Importance pass", unit="prompt", disable=sharding.rank() > 0)
+        with bar, probing_mode(model), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
+            prompts = self._prompts(model, missing)
+            start = time.monotonic()
+            for chunk in aligned(missing, size):
+                measured = measure(
+                    model,
+                    self.layers,
+                    [prompts[index - missing.start] for index in chunk],
+                    self.probe,
+                    cache.statistics,
+                    chunk.start,
+                    bar.update,
+                    self.pl_module.text_inputs,
+                )
+                known = known.followed_by(measured.grouped(rows))
+            bar.update(len(missing) - bar.n)  # other processes did the rest
+            self.seconds["probes"] = self.seconds.get("probes", 0.0) + time.monotonic() - start
+        return known
+
+    def _prompts(self, model: Any, indices: range) -> list[Prompt]:
+        """Written by the first process for all: in half precision another batch would write another text."""
+        start = time.monotonic()
+        processor, probe = self.pl_module.processor, self.probe
+
+        def images(batch: range) -> list[dict[str, torch.Tensor]]:
+            return noise_images(processor, probe, batch)
+
+        def write() -> list[Prompt]:
+            with_images = images if probe.noise_images else None
+            return write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
+
+        prompts = sharding.from_first(write)
+        self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
+        return prompts

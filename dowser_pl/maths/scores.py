@@ -14,7 +14,9 @@ Legend: O outputs, I inputs of a matrix; N prompts; R probes per prompt; T posit
 import torch
 from torch import Tensor
 
-__all__ = ["group_means", "hutchinson_norm", "importance", "mean_outer"]
+__all__ = ["group_means", "hutchinson_norm", "importance", "importance_of_statistic", "mean_outer"]
+
+_CHUNK = 1 << 20  # entries of the score that are formed in float64 at a time
 
 
 def hutchinson_norm(mean_square: Tensor) -> Tensor:
@@ -46,6 +48,8 @@ def group_means(factors: Tensor, group_size: int) -> Tensor:
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}")
+    if group_size == 1:
+        return factors
     return torch.stack([group.mean(dim=0) for group in factors.split(group_size)])
 
 
@@ -53,11 +57,11 @@ def mean_outer(sensitivity: Tensor, activation: Tensor) -> Tensor:
     """Mean over rows of ``outer(sensitivity[n], activation[n])``, as one product ``Psi^T A / N``.
 
     Args:
-        sensitivity: (N, O) float32.
-        activation: (N, I) float32, rows matching ``sensitivity``.
+        sensitivity: (N, O) float.
+        activation: (N, I) float, rows matching ``sensitivity``.
 
     Returns:
-        (O, I) float32.
+        (O, I) in the precision of the factors.
     """
     if sensitivity.shape[0] != activation.shape[0]:
         raise ValueError(
@@ -70,6 +74,8 @@ def mean_outer(sensitivity: Tensor, activation: Tensor) -> Tensor:
 def importance(weight: Tensor, sensitivity: Tensor, activation: Tensor) -> Tensor:
     """Model-Dowser's score ``S = |W| * mean_n outer(||J||, |h|)`` (arXiv 2602.04509, section 3).
 
+    Formed in float64, a few rows at a time: the order of a sum then decides no mask, and neither does TF32.
+
     Args:
         weight: (O, I) pretrained weights, any float dtype.
         sensitivity: (N, O) float32, >= 0.
@@ -78,4 +84,25 @@ def importance(weight: Tensor, sensitivity: Tensor, activation: Tensor) -> Tenso
     Returns:
         (O, I) float32, >= 0; low = trainable. Costs one float32 matrix beside the weight.
     """
-    return mean_outer(sensitivity, activation).mul_(weight.detach().abs().float())
+    exact = torch.float32 if weight.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    scores = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    activation = activation.to(exact)
+    rows = max(1, _CHUNK // weight.shape[1])
+    for first in range(0, weight.shape[0], rows):
+        part = slice(first, first + rows)
+        product = mean_outer(sensitivity[:, part].to(exact), activation)
+        scores[part] = product.mul_(weight[part].detach().abs())
+    return scores
+
+
+def importance_of_statistic(weight: Tensor, statistic: Tensor) -> Tensor:
+    """``|W| * statistic`` for sensitivities that were measured entry by entry and do not factorise.
+
+    Args:
+        weight: (O, I) pretrained weights, any float dtype.
+        statistic: (O, I) float32, >= 0.
+
+    Returns:
+        (O, I) float32, >= 0; low = trainable.
+    """
+    return weight.detach().abs().float().mul_(statistic)

@@ -3,21 +3,24 @@
 A method holds hyper-parameters and decisions, never tensors: the callback measures what the method needs,
 hands it one layer at a time, and owns the resulting masks.
 
-Legend: O outputs, I inputs of a matrix; N prompts.
+Legend: O outputs, I inputs of a matrix; N rows of factors (one per group of prompts).
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from dowser_pl.maths.masks import num_trainable
 from dowser_pl.maths.merges import masked_move
+from dowser_pl.maths.selection import lowest
 
-__all__ = ["Layer", "Method", "Need", "Reference"]
+__all__ = ["Layer", "Method", "Need", "Reference", "Scope", "Scored"]
 
-Need = Literal["activation", "sensitivity", "gradient", "tuned"]
+Need = Literal["activation", "abs_gradient", "square_gradient", "token_product", "weight_square", "gradient", "tuned"]
 Moment = Literal["before_fit", "each_step", "after_fit"]
+Scope = Literal["matrix", "layer", "model"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,11 @@ class Layer:
     Attributes:
         name: run-time name of the matrix' module, as in ``model.named_modules()``.
         weight: (O, I) pretrained weights.
-        activation: (N, I) float32, per prompt the mean |h_j| over positions.
-        abs_gradient: (N, O) float32, per prompt the mean |g_i| over probes and positions.
-        square_gradient: (N, O) float32, per prompt the mean g_i^2 over probes and positions.
+        activation: (N, I) float32, the mean |h_j| over positions and the prompts of a row.
+        abs_gradient: (N, O) float32, the mean |g_i| over probes, positions and the prompts of a row.
+        square_gradient: (N, O) float32, the mean g_i^2 over the same.
+        token_product: (O, I) float32, the mean over prompts, probes and positions t of |g_ti| |h_tj|.
+        weight_square: (O, I) float32, the mean over prompts and probes of (d(xi . f) / dW_ij)^2.
         tuned: (O, I) weights after training.
     """
 
@@ -48,10 +53,12 @@ class Layer:
     activation: Tensor | None = None
     abs_gradient: Tensor | None = None
     square_gradient: Tensor | None = None
+    token_product: Tensor | None = None
+    weight_square: Tensor | None = None
     tuned: Tensor | None = None
 
-    def measured(self, what: Literal["activation", "abs_gradient", "square_gradient", "tuned"]) -> Tensor:
-        """The measurement ``what``.
+    def measured(self, what: Need) -> Tensor:
+        """The measurement ``what``, on the device of the weight.
 
         Raises:
             ValueError: if it was not taken. A weight without a score is never left trainable.
@@ -63,24 +70,32 @@ class Layer:
                 "scored. Methods list what they need in `needs`; factors from a cache file must cover every "
                 "layer that is tuned"
             )
-        return value
+        return value.to(self.weight.device)
 
 
 class Method(ABC):
     """A rule that decides, matrix by matrix, what may move.
 
     Attributes:
-        needs: what the callback has to measure before :meth:`mask` is called.
         moment: when the mask is decided.
         reference: the publication.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
     moment: ClassVar[Moment] = "before_fit"
     reference: ClassVar[Reference]
 
     update_ratio: float
     """Trainable share of each matrix, in [0, 1] (the paper's rho)."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the callback has to measure before :meth:`mask` is called: fields of :class:`Layer`."""
+        return frozenset()
+
+    @property
+    def prompts_per_row(self) -> int:
+        """How many prompts are averaged into one row of the factors."""
+        return 1
 
     @abstractmethod
     def mask(self, layer: Layer) -> Tensor:
@@ -93,3 +108,28 @@ class Method(ABC):
     def settings(self) -> dict[str, str | int | float]:
         """Name and hyper-parameters, as they stand in reports and checkpoints."""
         return {"method": type(self).__name__, **vars(self)}
+
+
+class Scored(Method):
+    """A method that gives every entry a score and lets the lowest-scoring share move.
+
+    Args:
+        update_ratio: trainable share, in [0, 1].
+        scope: which entries compete for it: those of one ``matrix``, of all matrices of one decoder ``layer``, or
+            of the whole ``model``.
+    """
+
+    def __init__(self, update_ratio: float, scope: Scope) -> None:
+        num_trainable(update_ratio, 0)
+        if scope not in get_args(Scope):
+            raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}")
+        self.update_ratio = update_ratio
+        self.scope = scope
+
+    @abstractmethod
+    def score(self, layer: Layer) -> Tensor:
+        """(O, I) float32 >= 0, low = trainable."""
+
+    def mask(self, layer: Layer) -> Tensor:
+        """The lowest-scoring entries of the matrix, were it alone (scope ``matrix``)."""
+        return lowest(self.score(layer), num_trainable(self.update_ratio, layer.weight.numel()))

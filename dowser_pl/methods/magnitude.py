@@ -4,17 +4,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.maths.masks import lowest, num_trainable
-from dowser_pl.methods.base import Layer, Method, Reference
+from dowser_pl.methods.base import Layer, Reference, Scope, Scored
 
 __all__ = ["Magnitude"]
 
 
-class Magnitude(Method):
-    """Train the ``update_ratio`` entries of smallest |W| in each matrix; nothing is measured.
+class Magnitude(Scored):
+    """Train the entries of smallest |W|; nothing is measured.
 
     Args:
-        update_ratio: trainable share of each matrix, in [0, 1].
+        update_ratio: trainable share, in [0, 1].
+        scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model``.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -24,11 +24,9 @@ class Magnitude(Method):
         arxiv="1506.02626",
     )
 
-    def __init__(self, update_ratio: float = 0.1) -> None:
-        num_trainable(update_ratio, 0)
-        self.update_ratio = update_ratio
+    def __init__(self, update_ratio: float = 0.1, scope: Scope = "matrix") -> None:
+        super().__init__(update_ratio, scope)
 
-    def mask(self, layer: Layer) -> Tensor:
-        """The entries of smallest magnitude."""
-        scores = layer.weight.detach().abs()
-        return lowest(scores, num_trainable(self.update_ratio, scores.numel()))
+    def score(self, layer: Layer) -> Tensor:
+        """|W|."""
+        return layer.weight.detach().abs().float()

@@ -6,7 +6,7 @@ name, because a matrix that is overlooked is neither scored nor masked.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from dowser_pl.models.decoder import decoder_layers, is_block
 from dowser_pl.models.parts import named_part, text_inputs, text_model
 
-__all__ = ["TARGETS", "decoder_layers", "find_layers", "named_part", "text_inputs", "text_model"]
+__all__ = ["TARGETS", "decoder_layers", "find_blocks", "find_layers", "named_part", "text_inputs", "text_model"]
 
 TARGETS = ("attn", "mlp")
 
@@ -61,6 +61,21 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
         )
     _refuse_tied(model, found)
     return found
+
+
+def find_blocks(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Which decoder layer each matrix sits in.
+
+    Args:
+        model: the whole model.
+        names: run-time names from :func:`find_layers`.
+
+    Returns:
+        Name of the matrix to name of its decoder layer, in the order of `names`.
+    """
+    runtime = {module: name for name, module in model.named_modules()}
+    blocks = [runtime[layer] for layer in decoder_layers(model)]
+    return {name: next(block for block in blocks if name.startswith(f"{block}.")) for name in names}
 
 
 def _kind(layer_name: str, layer: nn.Module, name: str) -> str:

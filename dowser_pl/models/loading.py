@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.image_processing_backends import PilBackend
 
+from dowser_pl.models.quantized import Quantization, quantization_options
 from dowser_pl.models.sources import explained, locate
 
 __all__ = ["Dtype", "load_model", "load_processor"]
@@ -28,6 +29,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
+    quantization: Quantization = "none",
 ) -> PreTrainedModel:
     """An image-text-to-text model in eval mode, every weight of it read from the files.
 
@@ -37,6 +39,7 @@ def load_model(
         attn_implementation: as in from_pretrained ("sdpa", "eager", "flash_attention_2"); None for its choice.
         trust_remote_code: run Python code that comes with the model.
         gradient_checkpointing: recompute activations in the backward pass; works in train mode only.
+        quantization: load the matrices in 8 or 4 bits (bitsandbytes); such weights can be scored, not tuned.
 
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -57,6 +60,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported by _check_weights, with names and shapes
+            **quantization_options(quantization, dtype),
         )
     model: PreTrainedModel = loaded[0]
     _check_weights(path, report=loaded[1])

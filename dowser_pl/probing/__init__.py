@@ -1,19 +1,27 @@
 """The importance pass: prompts the model writes itself, probes of its logits, two thin factors per matrix."""
 
-from dowser_pl.probing.factors import Factors, load_factors, save_factors
+from dowser_pl.probing.cache import Cache, digest
+from dowser_pl.probing.factors import Factors
+from dowser_pl.probing.files import load_factors, read_notes, save_factors
 from dowser_pl.probing.fingerprint import fingerprint
 from dowser_pl.probing.probe import measure, probing_mode
 from dowser_pl.probing.prompts import Prompt, write_prompts
+from dowser_pl.probing.recorder import FACTORS, PRODUCTS
 from dowser_pl.probing.settings import Probe
 
 __all__ = [
+    "FACTORS",
+    "PRODUCTS",
+    "Cache",
     "Factors",
     "Probe",
     "Prompt",
+    "digest",
     "fingerprint",
     "load_factors",
     "measure",
     "probing_mode",
+    "read_notes",
     "save_factors",
     "write_prompts",
 ]

@@ -1,56 +1,50 @@
-"""What the importance pass leaves behind: two or three thin factors per matrix, and their file.
+"""What the importance pass leaves behind: two thin factors per matrix.
 
-Any update ratio and either estimator can be read from the factors without probing again. The file is one
-safetensors file whose metadata says which weights and which settings it belongs to; a file that does not
-match is refused, never reused.
+Rows belong to prompts, and a prompt's row depends on its number alone: factors of more prompts continue those of
+fewer, and factors of several processes are put together in order.
 
-Legend: N prompts, O outputs, I inputs of a matrix.
+Legend: N rows, one per prompt or per group of prompts; O outputs, I inputs of a matrix.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dowser_pl.files import atomic_path
+from dowser_pl.maths.scores import group_means
+from dowser_pl.probing.recorder import FACTORS
 
-__all__ = ["Factors", "LayerFactors", "load_factors", "save_factors"]
+__all__ = ["Factors", "Statistics", "joined"]
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class LayerFactors:
-    """Per-prompt vectors of one matrix, float32 on the CPU.
-
-    Attributes:
-        activation: (N, I) mean |h_j| over positions.
-        abs_gradient: (N, O) mean |g_i| over probes and positions.
-        square_gradient: (N, O) mean g_i^2 over probes and positions.
-    """
-
-    activation: Tensor
-    abs_gradient: Tensor
-    square_gradient: Tensor
-
-    @staticmethod
-    def concatenate(parts: Sequence["LayerFactors"]) -> "LayerFactors":
-        """Factors of all prompts, from those of consecutive batches."""
-        return LayerFactors(
-            *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LayerFactors))
-        )
+Statistics = dict[str, dict[str, Tensor]]
+"""Matrix -> statistic -> tensor. Matrices with the same input share one activation tensor."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Factors by run-time name of the matrix."""
+    """Statistics of every matrix, float32 on the CPU.
 
-    layers: dict[str, LayerFactors]
+    Attributes:
+        layers: run-time name of the matrix -> ``activation`` (N, I), ``abs_gradient`` and ``square_gradient`` (N, O),
+            ``token_product`` and ``weight_square`` (O, I): those that were measured.
+        num_prompts: how many prompts they come from.
+        prompts_per_row: how many prompts one row is the mean of; the last row may have fewer.
+    """
+
+    layers: Statistics
+    num_prompts: int
+    prompts_per_row: int = 1
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """What was measured."""
+        return frozenset().union(*self.layers.values())
+
+    @property
+    def factorised(self) -> bool:
+        """Whether all statistics have one row per prompt or group, so that rows can be added and left out."""
+        return self.statistics <= set(FACTORS)
 
     def checked(self) -> "Factors":
         """Itself, if every number is finite.
@@ -59,71 +53,62 @@ class Factors:
             ValueError: naming the matrix; NaN or infinity come from overflow in half precision.
         """
         for name, layer in self.layers.items():
-            for field in fields(layer):
-                if not bool(torch.isfinite(getattr(layer, field.name)).all()):
+            for statistic, value in layer.items():
+                if not bool(torch.isfinite(value).all()):
                     raise ValueError(
-                        f"the importance pass gave a {field.name.replace('_', ' ')} of {name} that is not finite; "
+                        f"the importance pass gave a {statistic.replace('_', ' ')} of {name} that is not finite; "
                         "use model.dtype bfloat16 or float32 for this model"
                     )
         return self
 
+    def grouped(self, prompts_per_row: int) -> "Factors":
+        """Means over groups of prompts; see :func:`dowser_pl.maths.scores.group_means`.
 
-def save_factors(factors: Factors, path: Path, identity: Mapping[str, object]) -> None:
-    """Write the factors atomically.
+        Raises:
+            ValueError: if the rows are groups of another size already.
+        """
+        if prompts_per_row == self.prompts_per_row or not self.factorised:
+            return self
+        if self.prompts_per_row != 1:
+            raise ValueError(f"rows of {self.prompts_per_row} prompts cannot be made rows of {prompts_per_row}")
+        grouped = _map(self.layers, lambda value: group_means(value, prompts_per_row))
+        return replace(self, layers=grouped, prompts_per_row=prompts_per_row)
 
-    Args:
-        factors: what was measured.
-        path: the file; its folder is made.
-        identity: what the factors depend on (weights fingerprint, settings ...), JSON-able.
-    """
-    tensors = {
-        f"{name}.{field.name}": getattr(layer, field.name).contiguous()
-        for name, layer in factors.layers.items()
-        for field in fields(layer)
-    }
-    metadata = {"format": str(FORMAT), "identity": json.dumps(identity, sort_keys=True)}
-    with atomic_path(path, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        save_file(tensors, temporary, metadata)
+    def first(self, num_prompts: int) -> "Factors":
+        """The complete rows among the first ``num_prompts`` prompts; all rows if there are just so many prompts."""
+        if num_prompts == self.num_prompts:
+            return self
+        rows = min(num_prompts, self.num_prompts) // self.prompts_per_row
+        kept = _map(self.layers, lambda value: value[:rows])
+        return replace(self, layers=kept, num_prompts=rows * self.prompts_per_row)
 
-
-def load_factors(path: Path, identity: Mapping[str, object], names: Sequence[str]) -> Factors:
-    """Read factors that belong to exactly these weights, settings and matrices.
-
-    Args:
-        path: a file written by :func:`save_factors`.
-        identity: what the present run would measure.
-        names: the matrices that are needed.
-
-    Raises:
-        ValueError: if the file is damaged or belongs to something else; the message says what differs.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _refuse_foreign(path, metadata, identity)
-            missing = [name for name in names if f"{name}.activation" not in file.keys()]  # noqa: SIM118
-            if missing:
-                raise ValueError(
-                    f"{path} has no factors of {len(missing)} tuned matrices, first {missing[0]!r}; "
-                    "delete the file to probe again"
-                )
-            return Factors(
-                {
-                    name: LayerFactors(*(file.get_tensor(f"{name}.{f.name}") for f in fields(LayerFactors)))
-                    for name in names
-                }
-            ).checked()
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
+    def followed_by(self, more: "Factors") -> "Factors":
+        """These rows and then ``more``."""
+        if not self.num_prompts:
+            return more
+        layers = joined([self.layers, more.layers])
+        return replace(self, layers=layers, num_prompts=self.num_prompts + more.num_prompts)
 
 
-def _refuse_foreign(path: Path, metadata: Mapping[str, str], identity: Mapping[str, object]) -> None:
-    found = json.loads(metadata.get("identity", "{}"))
-    wanted = json.loads(json.dumps(identity))
-    differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    if metadata.get("format") != str(FORMAT) or differing:
-        details = "; ".join(f"{k}: got {found.get(k)!r}, expected {wanted.get(k)!r}" for k in differing)
-        raise ValueError(
-            f"{path} holds the importance of another model or of other settings ({details or 'file format'}); "
-            "delete it or name another cache folder with --dowser.cache_dir"
-        )
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Rows of all parts, one after the other; tensors that were shared in every part are shared again."""
+    memo: dict[tuple[int, ...], Tensor] = {}
+    layers: Statistics = {}
+    for name, statistics in parts[0].items() if parts else ():
+        layers[name] = {}
+        for statistic in statistics:
+            tensors = [part[name][statistic] for part in parts]
+            key = tuple(id(tensor) for tensor in tensors)
+            if key not in memo:
+                memo[key] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+            layers[name][statistic] = memo[key]
+    return layers
+
+
+def _map(layers: Statistics, function: Callable[[Tensor], Tensor]) -> Statistics:
+    memo: dict[int, Tensor] = {}
+    for statistics in layers.values():
+        for value in statistics.values():
+            if id(value) not in memo:
+                memo[id(value)] = function(value)
+    return {name: {s: memo[id(value)] for s, value in statistics.items()} for name, statistics in layers.items()}

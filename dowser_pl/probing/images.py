@@ -14,12 +14,13 @@ __all__ = ["noise_images"]
 _SIDE = 336  # pixels before the processor resizes; CLIP's own resolution
 
 
-def noise_images(processor: Any, settings: Probe) -> list[dict[str, Tensor]]:
+def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[str, Tensor]]:
     """One noise image per prompt, without text.
 
     Args:
         processor: Hugging Face processor with an image token.
-        settings: number of prompts and seed.
+        settings: the seed.
+        indices: numbers of the prompts.
 
     Returns:
         Per prompt the processor's output: ``input_ids`` (1, L) and the image inputs.
@@ -35,7 +36,7 @@ def noise_images(processor: Any, settings: Probe) -> list[dict[str, Tensor]]:
         )
     start = (processor.tokenizer.bos_token or "") + token
     encoded = []
-    for index in range(settings.num_prompts):
+    for index in indices:
         random = stream(settings.seed, "noise", index)
         pixels = torch.randint(0, 256, (_SIDE, _SIDE, 3), generator=random, dtype=torch.uint8)
         image = Image.fromarray(pixels.numpy())

@@ -2,21 +2,25 @@
 
 Hutchinson: for xi in {-1, +1}^V, E[(d(xi . f) / dz_i)^2] = ||J_i||^2 with f the logits at the last position
 (arXiv 2602.04509, section 3). The graph is kept for all probes of a batch; weights take no gradient, so a
-backward costs half of a training backward and no weight-sized memory.
+backward costs half of a training backward and no weight-sized memory. The head runs on the probed position alone.
 
 Legend: N prompts, B prompts of a batch, T positions, V vocabulary, R probes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dowser_pl import sharding
 from dowser_pl.maths.streams import stream
-from dowser_pl.probing.factors import Factors, LayerFactors
+from dowser_pl.probing.batches import aligned, halving
+from dowser_pl.probing.factors import Factors, Statistics, joined
 from dowser_pl.probing.prompts import Prompt, TextInputs, plain_text
-from dowser_pl.probing.recorder import Recorder
+from dowser_pl.probing.recorder import FACTORS, Recorder
 from dowser_pl.probing.settings import Probe
 
 __all__ = ["measure", "probing_mode"]
@@ -25,101 +29,135 @@ __all__ = ["measure", "probing_mode"]
 def measure(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    prompts: Iterable[list[Prompt]],
+    prompts: Sequence[Prompt],
     settings: Probe,
+    statistics: Collection[str] = FACTORS,
+    first: int = 0,
     on_batch: Callable[[int], None] = lambda _: None,
     text_inputs: TextInputs = plain_text,
 ) -> Factors:
-    """Measure the factors of every layer.
+    """Measure every layer on the prompts ``first``, ``first + 1`` ...
+
+    With several processes each takes every n-th batch and all get all factors, the same as one process would.
 
     Args:
         model: runs the prompts; in :func:`probing_mode`.
         layers: run-time name -> linear module; every one must lie on the way from the embeddings to the logits.
-        prompts: batches of prompts, in order.
-        settings: number of probes and seed.
+        prompts: in order.
+        settings: number of probes, batch and seed.
+        statistics: what to measure; see :class:`~dowser_pl.probing.recorder.Recorder`.
+        first: number of the first prompt, which fixes its probes.
         on_batch: told the number of prompts done, for a progress bar.
         text_inputs: what the model takes for tokens and their mask, where that is more than the two.
 
     Returns:
-        The factors, on the CPU in float32.
+        One row per prompt, on the CPU in float32.
 
     Raises:
-        ValueError: if a layer is not reached, or a factor is not finite.
+        ValueError: if a layer is not reached, a number is not finite, or one prompt is too much for the memory.
     """
-    rows: dict[str, list[LayerFactors]] = {name: [] for name in layers}
-    done = 0
-    recorder = Recorder(layers)
-    for batch in prompts:
-        inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
-        with recorder:  # not while the model writes the next prompts
-            recorder.start(positions)
-            logits = _last_logits(model(**inputs, use_cache=False).logits, positions)
-            _backward(logits, done, settings)
+    recorder = Recorder(layers, statistics)
+    batch_size = 1 if prompts[0].source is not None else settings.batch_size
+    batches = list(enumerate(aligned(range(first, first + len(prompts)), batch_size)))
+    if not recorder.products:  # sums over prompts are not split: their rounding would depend on the split
+        batches = batches[sharding.rank() :: sharding.world_size()]
+
+    def run(indices: range) -> Statistics:
+        batch = [prompts[index - first] for index in indices]
+        return _measure_batch(model, recorder, batch, indices, settings, text_inputs)
+
+    rows: dict[int, Statistics] = {}
+    for number, indices in batches:
+        done = [run(indices)] if recorder.products else halving(run, indices, "probe.batch_size")
+        rows[number] = joined(done)
+        on_batch(len(indices))
+    layers_measured = joined(list(rows.values()) if recorder.products else sharding.gather(rows))
+    count = len(prompts) * settings.num_probes
+    for statistic, sums in recorder.products.items():
+        for name, total in sums.items():
+            layers_measured.setdefault(name, {})[statistic] = total.div_(count)
+    return Factors(layers_measured, len(prompts)).checked()
+
+
+def _measure_batch(
+    model: nn.Module,
+    recorder: Recorder,
+    batch: list[Prompt],
+    indices: range,
+    settings: Probe,
+    text_inputs: TextInputs,
+) -> Statistics:
+    inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
+    with recorder:  # not while the model writes the next prompts
+        recorder.start(positions)
+        logits, probed = _probed_logits(model, inputs, positions, settings)
+        _backward(logits, probed, recorder.roots, indices, settings)
         recorder.check_complete()
-        for name in layers:
-            rows[name].append(
-                LayerFactors(
-                    recorder.activation[name].cpu(),
-                    recorder.abs_gradient[name].cpu() / settings.num_probes,
-                    recorder.square_gradient[name].cpu() / settings.num_probes,
-                )
-            )
-        done += len(batch)
-        on_batch(len(batch))
-    return Factors({name: LayerFactors.concatenate(parts) for name, parts in rows.items()}).checked()
+    rows: Statistics = {name: {} for name in recorder.layers}
+    for statistic, recorded in recorder.factors.items():
+        on_cpu: dict[int, Tensor] = {}  # matrices with the same input keep sharing one tensor
+        scale = 1 if statistic == "activation" else settings.num_probes
+        for name, value in recorded.items():
+            if id(value) not in on_cpu:
+                on_cpu[id(value)] = value.cpu() / scale
+            rows[name][statistic] = on_cpu[id(value)]
+    return rows
 
 
 @contextmanager
 def probing_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, frozen weights, and embedding outputs as the root of the graph; all undone on exit."""
+    """Eval mode and frozen weights; both undone on exit."""
     training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
-
-    def make_root(module: nn.Module, inputs: object, output: Tensor) -> Tensor:  # noqa: ARG001
-        return output.requires_grad_(True) if torch.is_grad_enabled() else output
-
-    # encoder and decoder of T5 have an embedding module each, over one shared weight
-    shared = model.get_input_embeddings().weight  # type: ignore[operator]
-    tables = [module for module in model.modules() if getattr(module, "weight", None) is shared]
-    handles = [
-        table.register_forward_hook(make_root)
-        for table in tables
-        if table is not model.get_output_embeddings()  # type: ignore[operator]
-    ]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
 
 
-def _backward(logits: Tensor, first: int, settings: Probe) -> None:
-    """R backward passes over one graph; the recorder's hooks see the output gradients on the way."""
-    num_rows, vocabulary = logits.shape
-    signs = torch.stack(
-        [
-            torch.randint(0, 2, (settings.num_probes, vocabulary), generator=stream(settings.seed, "probe", index))
-            for index in range(first, first + num_rows)
-        ]
-    )
-    signs = (2 * signs - 1).to(logits)
+def _backward(logits: Tensor, probed: Tensor, roots: Sequence[Tensor], indices: range, settings: Probe) -> None:
+    """R backward passes over one graph; the recorder's hooks see the output gradients on the way.
+
+    Args:
+        logits: (B, P, V) float32.
+        probed: (B, P) bool, True = probed position.
+        roots: where the passes end.
+        indices: numbers of the prompts, which fix their probes.
+        settings: number of probes and seed.
+    """
+    streams = [stream(settings.seed, "probe", index) for index in indices]
+    if not roots:
+        return  # the recorder says which matrices were not reached
+    roots = tuple(roots)  # gradient checkpointing runs the hooks, and adds roots, once more
     for probe in range(settings.num_probes):
-        last = probe == settings.num_probes - 1
+        signs = torch.zeros(logits.shape)
+        for row, random in enumerate(streams):
+            count = int(probed[row].sum())
+            signs[row, :count] = torch.randint(0, 2, (count, logits.shape[-1]), generator=random) * 2.0 - 1.0
         # one scalar for the whole batch: rows do not influence each other, so its gradient splits by row
-        (signs[:, probe] * logits).sum().backward(retain_graph=not last)
+        total = (signs.to(logits) * logits).sum()
+        torch.autograd.grad(total, roots, retain_graph=probe < settings.num_probes - 1, allow_unused=True)
 
 
-def _last_logits(logits: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, V) -> (B, V) float32 at the last real position of each row."""
+def _probed_logits(
+    model: nn.Module, inputs: dict[str, Tensor], positions: Tensor, settings: Probe
+) -> tuple[Tensor, Tensor]:
+    """(B, P, V) float32 logits, probed positions first in each row, and the (B, P) mask of probed positions."""
+    if settings.positions == "all":
+        return model(**inputs, use_cache=False).logits.float(), positions
     last = positions.sum(dim=1) - 1
-    return logits[torch.arange(len(logits), device=logits.device), last].float()
+    options: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"], last = last.unique(return_inverse=True)
+    logits = model(**inputs, use_cache=False, **options).logits
+    chosen = logits[torch.arange(len(logits), device=logits.device), last]
+    return chosen[:, None].float(), positions[:, :1]
 
 
 def _stack(batch: list[Prompt], device: torch.device, text_inputs: TextInputs) -> tuple[dict[str, Tensor], Tensor]:

@@ -4,7 +4,7 @@ No data is needed to score a model that can write its own (arXiv 2602.04509, sec
 kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,10 +13,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from dowser_pl.maths.streams import stream
+from dowser_pl.probing.batches import aligned, halving
 from dowser_pl.probing.sampling import SampleFromStreams
 from dowser_pl.probing.settings import Probe
 
 __all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
+
+
+_WRITTEN_TOGETHER = 64
 
 
 class Tokens(Protocol):
@@ -58,48 +62,112 @@ def write_prompts(
     model: PreTrainedModel,
     tokenizer: Tokens,
     settings: Probe,
-    images: list[dict[str, Tensor]] | None = None,
+    indices: range,
+    images: Callable[[range], list[dict[str, Tensor]]] | None = None,
     text_inputs: TextInputs = plain_text,
-) -> Iterator[list[Prompt]]:
-    """Let the model write ``settings.num_prompts`` prompts.
+) -> list[Prompt]:
+    """Let the model write the prompts of the given numbers.
+
+    Text is written 64 prompts at a time whatever ``settings.batch_size`` is: generating one token costs about the
+    same for one prompt and for many. Prompts with images take more memory and keep to the batch size, and those of
+    encoder-decoders are written one at a time.
 
     Args:
         model: Hugging Face model with ``generate``, in eval mode.
         tokenizer: gives the vocabulary and the special ids.
         settings: lengths, sampling, seed.
-        images: one entry per prompt, what the processor makes of an image without text: ``input_ids`` (1, L)
+        indices: numbers of the prompts; a prompt depends on its number alone.
+        images: gives for numbers of prompts what the processor makes of an image without text: ``input_ids`` (1, L)
             and the image inputs, all of one shape; None for text-only prompts.
         text_inputs: what the model takes for tokens and their mask, where that is more than the two.
 
-    Yields:
-        Lists of prompts in order, ``settings.batch_size`` at a time (one at a time for encoder-decoders).
+    Returns:
+        The prompts, in order.
 
     Raises:
         ValueError: if the vocabulary has no ordinary token to start from.
     """
     ordinary, special = _split_vocabulary(tokenizer)
-    if model.config.is_encoder_decoder:
-        for index in range(settings.num_prompts):
-            source = _prefix(ordinary, settings, index)[None]
-            start = torch.tensor([[model.config.decoder_start_token_id]])
-            forced = torch.empty(1, 0, dtype=torch.int64)
-            yield _write(model, tokenizer, settings, special, [index], start, forced, {}, source, text_inputs)
-        return
-    for first in range(0, settings.num_prompts, settings.batch_size):
-        batch = list(range(first, min(first + settings.batch_size, settings.num_prompts)))
-        forced = torch.full((len(batch), settings.max_prefix), -1)
+    writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs)
+    encoder_decoder = model.config.is_encoder_decoder
+    size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
+    option = "probe.batch_size" if images else "prompts are written 64 at a time"
+    run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
+    return [prompt for batch in aligned(indices, size) for part in halving(run, batch, option) for prompt in part]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    model: Any
+    tokenizer: Tokens
+    settings: Probe
+    ordinary: Tensor
+    special: list[int]
+    images: Callable[[range], list[dict[str, Tensor]]] | None
+    text_inputs: TextInputs
+
+    def answer_sources(self, batch: range) -> list[Prompt]:
+        """Encoder-decoders: the random tokens are the source, what is written is the target."""
+        source = _prefix(self.ordinary, self.settings, batch.start)[None]
+        start = torch.tensor([[self.model.config.decoder_start_token_id]])
+        return self._write(batch, start, torch.empty(1, 0, dtype=torch.int64), {}, source)
+
+    def continue_prefixes(self, batch: range) -> list[Prompt]:
+        """BOS or an image, a random prefix, then samples."""
+        forced = torch.full((len(batch), self.settings.max_prefix), -1)
         for row, index in enumerate(batch):
-            prefix = _prefix(ordinary, settings, index)
+            prefix = _prefix(self.ordinary, self.settings, index)
             forced[row, : len(prefix)] = prefix
         image: dict[str, Tensor] = {}
-        if images is not None:
-            image = {name: torch.cat([images[index][name] for index in batch]) for name in images[0]}
+        if self.images is not None:
+            encoded = self.images(batch)
+            image = {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
             start = image.pop("input_ids")
-        elif tokenizer.bos_token_id is not None:
-            start = torch.full((len(batch), 1), tokenizer.bos_token_id)
+        elif self.tokenizer.bos_token_id is not None:
+            start = torch.full((len(batch), 1), self.tokenizer.bos_token_id)
         else:  # no BOS in this family: the first random token starts the text
             start, forced = forced[:, :1], forced[:, 1:]
-        yield _write(model, tokenizer, settings, special, batch, start, forced, image, None, text_inputs)
+        return self._write(batch, start, forced, image, None)
+
+    @torch.no_grad()
+    def _write(
+        self, batch: range, start: Tensor, forced: Tensor, image: dict[str, Tensor], source: Tensor | None
+    ) -> list[Prompt]:
+        device = next(self.model.parameters()).device
+        num_new = self.settings.num_tokens - (0 if image else 1)
+        streams = [stream(self.settings.seed, "sample", index) for index in batch]
+        uniforms = torch.stack([torch.rand(num_new, generator=random) for random in streams])
+        sampler = SampleFromStreams(start.shape[1], forced, uniforms, self.special, self.settings)
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        inputs = {name: value.to(device) for name, value in image.items()}
+        if image:
+            inputs["input_ids"] = start.to(device)
+        elif source is None:
+            inputs = self.text_inputs(start.to(device), torch.ones_like(start).to(device))
+        else:
+            inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
+        rows = self.model.generate(
+            **inputs,
+            logits_processor=[sampler],
+            generation_config=GenerationConfig(
+                max_new_tokens=num_new,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                eos_token_id=end,
+                pad_token_id=end if pad is None else pad,
+                use_cache=True,
+            ),
+        ).cpu()
+        image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
+        return [
+            Prompt(
+                _until_end(row, start.shape[1], end),
+                None if source is None else source[0],
+                {name: value[i] for name, value in image_rows.items() if name != "attention_mask"},
+            )
+            for i, row in enumerate(rows)
+        ]
 
 
 def _split_vocabulary(tokenizer: Tokens) -> tuple[Tensor, list[int]]:
@@ -116,56 +184,6 @@ def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
     random = stream(settings.seed, "prefix", index)
     count = int(torch.randint(settings.min_prefix, settings.max_prefix + 1, (), generator=random))
     return ordinary[torch.randint(len(ordinary), (count,), generator=random)]
-
-
-@torch.no_grad()
-def _write(
-    model: PreTrainedModel,
-    tokenizer: Tokens,
-    settings: Probe,
-    special: list[int],
-    batch: list[int],
-    start: Tensor,
-    forced: Tensor,
-    image: dict[str, Tensor],
-    source: Tensor | None,
-    text_inputs: TextInputs,
-) -> list[Prompt]:
-    device = next(model.parameters()).device
-    num_new = settings.num_tokens - (0 if image else 1)
-    streams = [stream(settings.seed, "sample", index) for index in batch]
-    uniforms = torch.stack([torch.rand(num_new, generator=random) for random in streams])
-    sampler = SampleFromStreams(start.shape[1], forced, uniforms, special, settings)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    inputs = {name: value.to(device) for name, value in image.items()}
-    if image:
-        inputs["input_ids"] = start.to(device)
-    elif source is None:
-        inputs = text_inputs(start.to(device), torch.ones_like(start).to(device))
-    else:
-        inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
-    rows = model.generate(  # type: ignore[operator]
-        **inputs,
-        logits_processor=[sampler],
-        generation_config=GenerationConfig(
-            max_new_tokens=num_new,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=pad,
-            use_cache=True,
-        ),
-    ).cpu()
-    image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
-    return [
-        Prompt(
-            _until_end(row, start.shape[1], tokenizer.eos_token_id),
-            None if source is None else source[0],
-            {name: value[i] for name, value in image_rows.items() if name != "attention_mask"},
-        )
-        for i, row in enumerate(rows)
-    ]
 
 
 def _until_end(tokens: Tensor, start: int, eos: int | None) -> Tensor:

@@ -2,38 +2,50 @@
 
 Forward hooks *assign* the activation, because gradient checkpointing runs them once or twice; gradients are
 reduced inside tensor hooks on the outputs, so no output gradient outlives its hook and no weight gradient is
-ever formed.
+ever formed. The first matrices on the way from the embeddings are the roots of the graph: nothing below them is
+differentiated.
 
 Legend: B prompts of a batch, T positions, O outputs, I inputs of a matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Recorder"]
+__all__ = ["FACTORS", "PRODUCTS", "Recorder"]
+
+FACTORS = ("activation", "abs_gradient", "square_gradient")
+"""Statistics with one row per prompt."""
+PRODUCTS = ("token_product", "weight_square")
+"""Statistics with one number per weight, which do not factorise."""
 
 
 class Recorder:
-    """Context manager that records ``|h|``, ``|g|`` and ``g^2`` of the given matrices, batch by batch.
+    """Context manager that records the statistics of the given matrices, batch by batch.
 
     Args:
         layers: run-time name -> the linear module.
+        statistics: from :data:`FACTORS` and :data:`PRODUCTS`.
 
     Attributes:
-        activation: name -> (B, I) float32, mean over real positions of |h_j|.
-        abs_gradient: name -> (B, O) float32, *sum* over probes of the mean over real positions of |g_i|.
-        square_gradient: name -> (B, O) float32, the same of g_i^2.
+        factors: statistic -> name -> (B, I) or (B, O) float32 of the present batch. ``activation``: mean over real
+            positions of |h_j|; ``abs_gradient`` and ``square_gradient``: *sum* over probes of the mean over real
+            positions of |g_i| and g_i^2. Matrices with the same input share one tensor.
+        products: statistic -> name -> (O, I) float32, *sum* over all prompts and probes so far.
+        roots: where the backward pass ends.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], statistics: Collection[str]) -> None:
         self.layers = layers
-        self.activation: dict[str, Tensor] = {}
-        self.abs_gradient: dict[str, Tensor] = {}
-        self.square_gradient: dict[str, Tensor] = {}
+        self.factors: dict[str, dict[str, Tensor]] = {name: {} for name in FACTORS if name in statistics}
+        self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
+        self.roots: list[Tensor] = []
         self._weights = torch.empty(0, 0)
+        self._seen: set[str] = set()
+        self._inputs: dict[str, Tensor] = {}
+        self._last_input: tuple[Tensor, Tensor] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "Recorder":
@@ -47,24 +59,29 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.roots.clear()
+        self._inputs.clear()
+        self._last_input = None
 
     def start(self, positions: Tensor) -> None:
-        """Forget the last batch.
+        """Forget the factors of the last batch.
 
         Args:
             positions: (B, T) bool, True = real token.
         """
-        for recorded in (self.activation, self.abs_gradient, self.square_gradient):
+        for recorded in self.factors.values():
             recorded.clear()
+        self.roots.clear()
+        self._seen.clear()
         self._weights = positions / positions.sum(dim=1, keepdim=True)
 
     def check_complete(self) -> None:
-        """Fail closed when a matrix saw no activation or no gradient in this batch.
+        """Fail closed when a matrix saw no gradient in this batch.
 
         Raises:
             ValueError: naming the matrices; they would otherwise have no score.
         """
-        missing = [name for name in self.layers if name not in self.abs_gradient]
+        missing = [name for name in self.layers if name not in self._seen]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self.layers)} matrices got no probe gradient, first {missing[0]!r}: "
@@ -73,24 +90,52 @@ class Recorder:
             )
 
     def _watch(self, name: str):  # type: ignore[no-untyped-def]
-        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-            self.activation[name] = self._mean(inputs[0].detach().float().abs())
-            if output.requires_grad:
-                output.register_hook(lambda gradient: self._add(name, gradient))
+        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG001
+            if "activation" in self.factors:
+                self.factors["activation"][name] = self._activation(inputs[0])
+            if self.products:
+                self._inputs[name] = inputs[0].detach()
+            if not torch.is_grad_enabled():
+                return output
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+                self.roots.append(output)
+            output.register_hook(lambda gradient: self._add(name, gradient.detach()))
+            return output
 
         return forward
 
+    def _activation(self, value: Tensor) -> Tensor:
+        if self._last_input is None or self._last_input[0] is not value:  # q, k and v read the same tensor
+            self._last_input = (value, self._mean(value.detach().abs()))
+        return self._last_input[1]
+
     def _add(self, name: str, gradient: Tensor) -> None:
-        gradient = gradient.detach().float()
-        for recorded, value in (
-            (self.abs_gradient, gradient.abs()),
-            (self.square_gradient, gradient.square()),
-        ):
-            mean = self._mean(value)
-            recorded[name] = recorded[name] + mean if name in recorded else mean
+        self._seen.add(name)
+        if "abs_gradient" in self.factors:
+            _accumulate(self.factors["abs_gradient"], name, self._mean(gradient.abs()))
+        if "square_gradient" in self.factors:
+            _accumulate(self.factors["square_gradient"], name, self._mean(gradient.float().square()))
+        if not self.products:
+            return
+        g, h = self._by_prompt(gradient).float(), self._by_prompt(self._inputs[name]).float()
+        for statistic, sums in self.products.items():
+            if name not in sums:
+                sums[name] = g.new_zeros(g.shape[-1], h.shape[-1])
+            if statistic == "token_product":
+                weighted = g.abs() * self._position_weights(g)[..., None]
+                sums[name].addmm_(weighted.flatten(0, 1).T, h.abs().flatten(0, 1))
+            else:
+                for g_prompt, h_prompt in zip(g, h, strict=True):  # a square is taken prompt by prompt
+                    derivative = g_prompt.T @ h_prompt
+                    sums[name].addcmul_(derivative, derivative)
 
     def _mean(self, values: Tensor) -> Tensor:
-        """(B, T, D), or (B * T, D) as OPT has it, -> (B, D), the mean over real positions."""
+        """(B, T, D), or (B * T, D) as OPT has it, -> (B, D) float32, the mean over real positions."""
+        values = self._by_prompt(values).float()
+        return torch.bmm(self._position_weights(values)[:, None], values)[:, 0]
+
+    def _by_prompt(self, values: Tensor) -> Tensor:
         num_rows, num_positions = self._weights.shape
         if values.dim() == 2 and len(values) == num_rows * num_positions:
             values = values.view(num_rows, num_positions, -1)
@@ -99,6 +144,15 @@ class Recorder:
                 f"expected (batch, positions, features) with {num_rows} rows at a decoder matrix, got "
                 f"{tuple(values.shape)}; this model family is not supported"
             )
-        if values.shape[1] != num_positions:  # cross-attention reads the source, which is never padded
-            return values.mean(dim=1)
-        return torch.einsum("bt,btd->bd", self._weights.to(values), values)
+        return values
+
+    def _position_weights(self, values: Tensor) -> Tensor:
+        """(B, T) float32 that sum to one over the real positions of each row."""
+        if values.shape[1] == self._weights.shape[1]:
+            return self._weights
+        # cross-attention reads the source, which is never padded
+        return values.new_full(values.shape[:2], 1 / values.shape[1])
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name].add_(value) if name in sums else value

@@ -1,0 +1,162 @@
+"""Exactly the k lowest scores, by a radix select on the float bit pattern.
+
+The bits of non-negative floats order like the floats, so two histograms of 16 bits each give the exact k-th value
+without sorting. Histograms add up: scores may come in pieces, be they matrices that share one budget or shards of
+one matrix on several ranks, and no more than one piece is ever held. Ties are broken by position, pieces in order,
+so the count is exact on coarse scores too, where ``score <= kthvalue`` would keep every tie.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Threshold",
+    "count_ties",
+    "find_threshold",
+    "histogram",
+    "lowest",
+    "lowest_of_pieces",
+    "ordered_bits",
+    "take",
+]
+
+_CHUNK = 1 << 22  # entries per histogram pass: bounds the temporaries to tens of megabytes
+_BINS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a selection ends.
+
+    Attributes:
+        bits: all entries of lower bits are taken.
+        ties: of those with exactly these bits, the first so many are taken too.
+        equal: how many have exactly these bits.
+    """
+
+    bits: int
+    ties: int
+    equal: int
+
+
+def lowest(scores: Tensor, k: int) -> Tensor:
+    """Mask of exactly the ``k`` lowest scores, ties going to the lower flat index.
+
+    Args:
+        scores: any shape, float, all >= 0 and not NaN; compared in float32.
+        k: number of True entries wanted, 0 <= k <= scores.numel().
+
+    Returns:
+        Bool tensor of the shape of ``scores`` with exactly ``k`` True.
+
+    Raises:
+        ValueError: if k is out of range or a score is negative or NaN.
+    """
+    _check(k, scores.numel())
+    if k in (0, scores.numel()):
+        return torch.full_like(scores, k > 0, dtype=torch.bool)
+    bits = ordered_bits(scores)
+    return take(bits, find_threshold(lambda prefix: histogram(bits, prefix), k)).view(scores.shape)
+
+
+def lowest_of_pieces(pieces: Sequence[Callable[[], Tensor]], k: int) -> Iterator[Tensor]:
+    """Masks of exactly the ``k`` lowest scores of all pieces together, ties going to the earlier piece and index.
+
+    Args:
+        pieces: each computes its scores anew whenever it is called (three times), so that only one is held.
+        k: entries wanted over all pieces.
+
+    Yields:
+        One bool mask per piece, in order.
+
+    Raises:
+        ValueError: if k is out of range or a score is negative or NaN.
+    """
+
+    def sum_over_pieces(prefix: int | None) -> Tensor:
+        return sum((histogram(ordered_bits(piece()), prefix).cpu() for piece in pieces), torch.zeros(_BINS).long())
+
+    top = sum_over_pieces(None)
+    _check(k, int(top.sum()))
+    threshold = find_threshold(lambda prefix: top if prefix is None else sum_over_pieces(prefix), k)
+    before = 0
+    for piece in pieces:
+        scores = piece()
+        bits = ordered_bits(scores)
+        yield take(bits, threshold, before).view(scores.shape)
+        before += count_ties(bits, threshold) if threshold.ties < threshold.equal else 0
+
+
+def ordered_bits(scores: Tensor) -> Tensor:
+    """Flat int32 patterns that order like the scores.
+
+    Raises:
+        ValueError: if a score is negative or NaN.
+    """
+    flat = scores.detach().float().reshape(-1)
+    lowest_score = flat.min() if flat.numel() else flat.sum()  # NaN if there is one
+    if not bool(lowest_score >= 0):
+        raise ValueError("scores must be non-negative numbers, got a negative one or NaN")
+    bits = flat.view(torch.int32)
+    return bits if bool(lowest_score > 0) else bits & 0x7FFFFFFF  # -0.0, whose bits would sort last
+
+
+def histogram(bits: Tensor, prefix: int | None) -> Tensor:
+    """(65536,) int64 counts of the upper 16 bits, or of the lower 16 bits below one upper prefix."""
+    counts = torch.zeros(_BINS, dtype=torch.int64, device=bits.device)
+    for chunk in bits.split(_CHUNK):
+        upper = chunk >> 16
+        digits = upper if prefix is None else chunk[upper == prefix] & 0xFFFF
+        counts += torch.bincount(digits, minlength=_BINS)
+    return counts
+
+
+def find_threshold(histogram_of: Callable[[int | None], Tensor], k: int) -> Threshold:
+    """The threshold of the ``k`` lowest, from histograms summed over all pieces or ranks.
+
+    Args:
+        histogram_of: called with None, then with the upper 16 bits to look below; see :func:`histogram`.
+        k: entries wanted, at least 0 and at most as many as there are.
+    """
+    if k == 0:
+        return Threshold(0, 0, 0)
+    upper, rank, _ = _descend(histogram_of(None), k)
+    lower, rank, equal = _descend(histogram_of(upper), rank)
+    return Threshold(upper << 16 | lower, rank, equal)
+
+
+def _descend(counts: Tensor, rank: int) -> tuple[int, int, int]:
+    """The bin that holds the rank-th entry (from 1), its rank within the bin, and the size of the bin."""
+    below = counts.cumsum(0)
+    digit = int(torch.searchsorted(below, rank))
+    size = int(counts[digit])
+    return digit, rank - (int(below[digit]) - size), size
+
+
+def count_ties(bits: Tensor, threshold: Threshold) -> int:
+    """How many entries of a piece lie exactly on the threshold."""
+    return int(torch.count_nonzero(bits == threshold.bits))
+
+
+def take(bits: Tensor, threshold: Threshold, ties_before: int = 0) -> Tensor:
+    """The mask of one piece.
+
+    Args:
+        bits: its :func:`ordered_bits`.
+        threshold: of all pieces together.
+        ties_before: entries on the threshold in the pieces (or shards) before this one.
+    """
+    if threshold.ties == threshold.equal:  # every tie is taken: one comparison does it
+        return bits <= threshold.bits if threshold.equal else torch.zeros_like(bits, dtype=torch.bool)
+    mask = bits < threshold.bits
+    left = max(0, threshold.ties - ties_before)
+    mask[(bits == threshold.bits).nonzero().flatten()[:left]] = True
+    return mask
+
+
+def _check(k: int, numel: int) -> None:
+    if not 0 <= k <= numel:
+        raise ValueError(f"cannot select {k} of {numel} entries")

@@ -1,0 +1,43 @@
+"""Who competes with whom: the update ratio of one matrix, of one decoder layer, or of the whole model."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor
+
+from dowser_pl.maths.masks import num_trainable
+from dowser_pl.maths.selection import lowest_of_pieces
+from dowser_pl.methods.base import Layer, Method, Scored
+
+__all__ = ["build_masks"]
+
+
+def build_masks(
+    method: Method,
+    blocks: Mapping[str, str],
+    layer_of: Callable[[str], Layer],
+) -> Iterator[tuple[str, Tensor]]:
+    """The mask of every matrix, one at a time.
+
+    With a shared budget every score is computed three times (twice for the threshold, once for the mask) and never
+    more than one matrix of scores is held.
+
+    Args:
+        method: decides.
+        blocks: name of each matrix -> name of the decoder layer it sits in, in model order.
+        layer_of: hands over a matrix and its measurements by name.
+
+    Yields:
+        (name, (O, I) bool mask), every name once.
+    """
+    if not isinstance(method, Scored) or method.scope == "matrix":
+        for name in blocks:
+            yield name, method.mask(layer_of(name))
+        return
+    groups: dict[str, list[str]] = {}
+    for name, block in blocks.items():
+        groups.setdefault(block if method.scope == "layer" else "", []).append(name)
+    for names in groups.values():
+        total = sum(layer_of(name).weight.numel() for name in names)
+        pieces = [lambda name=name: method.score(layer_of(name)) for name in names]
+        masks = lowest_of_pieces(pieces, num_trainable(method.update_ratio, total))
+        yield from zip(names, masks, strict=True)

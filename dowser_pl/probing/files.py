@@ -1,0 +1,141 @@
+"""The file of an importance pass: one safetensors file that says which weights and which settings it belongs to.
+
+Any update ratio, any scope and every estimator that reduces the same statistics is read from it without probing
+again, and so are fewer prompts. A file that does not belong is refused, never reused. Activations that several
+matrices share are stored once.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dowser_pl import __version__
+from dowser_pl.files import atomic_path
+from dowser_pl.probing.factors import Factors, Statistics
+
+__all__ = ["differences", "load_factors", "read_notes", "save_factors"]
+
+FORMAT = 2
+
+
+def save_factors(
+    factors: Factors,
+    path: Path,
+    identity: Mapping[str, object],
+    notes: Mapping[str, object] | None = None,
+) -> None:
+    """Write the factors atomically.
+
+    Args:
+        factors: what was measured.
+        path: the file; its folder is made.
+        identity: what the factors depend on (weights fingerprint, settings ...), JSON-able.
+        notes: what is worth knowing besides (agreement of halves ...), JSON-able.
+    """
+    owners: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    for name, statistics in factors.layers.items():
+        for statistic, value in statistics.items():
+            key = f"{name}.{statistic}"
+            owner = owners.setdefault(id(value), key)
+            if owner == key:
+                tensors[key] = value.contiguous()
+            else:
+                shared[key] = owner
+    metadata = {
+        "format": str(FORMAT),
+        "identity": json.dumps(identity, sort_keys=True),
+        "shared": json.dumps(shared, sort_keys=True),
+        "num_prompts": str(factors.num_prompts),
+        "prompts_per_row": str(factors.prompts_per_row),
+        "versions": json.dumps(_versions(), sort_keys=True),
+        "notes": json.dumps(dict(notes or {}), sort_keys=True),
+    }
+    with atomic_path(path, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_factors(
+    path: Path, identity: Mapping[str, object], names: Iterable[str], statistics: Iterable[str]
+) -> Factors:
+    """Read factors that belong to exactly these weights and settings.
+
+    Args:
+        path: a file written by :func:`save_factors`.
+        identity: what the present run would measure.
+        names: the matrices that are needed; the file may hold more.
+        statistics: what is needed of them; the file may hold more.
+
+    Raises:
+        ValueError: if the file is damaged, belongs to something else or lacks what is needed; the message says which.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _refuse_foreign(path, metadata, identity)
+            shared: dict[str, str] = json.loads(metadata["shared"])
+            present = {*file.keys(), *shared}
+            wanted = [(name, statistic) for name in names for statistic in sorted(statistics)]
+            missing = [f"{name}.{statistic}" for name, statistic in wanted if f"{name}.{statistic}" not in present]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks {len(missing)} of the {len(wanted)} factors that are needed, first {missing[0]!r}; "
+                    "name another file, or delete it to probe again"
+                )
+            read: dict[str, Tensor] = {}
+            layers: Statistics = {}
+            for name, statistic in wanted:
+                owner = shared.get(f"{name}.{statistic}", f"{name}.{statistic}")
+                if owner not in read:
+                    read[owner] = file.get_tensor(owner)
+                layers.setdefault(name, {})[statistic] = read[owner]
+            return Factors(layers, int(metadata["num_prompts"]), int(metadata["prompts_per_row"])).checked()
+    except (SafetensorError, FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """What a file says of itself: ``identity``, ``num_prompts``, ``prompts_per_row``, ``versions``, ``notes``.
+
+    Raises:
+        ValueError: if it is damaged or no importance cache.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
+    known = ("identity", "num_prompts", "prompts_per_row", "versions", "notes")
+    return {key: json.loads(metadata[key]) for key in known if key in metadata}
+
+
+def _versions() -> dict[str, str]:
+    return {"dowser_pl": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _refuse_foreign(path: Path, metadata: Mapping[str, str], identity: Mapping[str, object]) -> None:
+    found = json.loads(metadata.get("identity", "{}"))
+    wanted = json.loads(json.dumps(identity))
+    differing = list(differences(found, wanted))
+    if metadata.get("format") != str(FORMAT) or differing:
+        raise ValueError(
+            f"{path} holds the importance of another model or of other settings "
+            f"({'; '.join(differing) or 'file format'}); delete it or name another one"
+        )
+
+
+def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
+    """How two identities differ: ``probe.seed: got 0, expected 1`` and so on, setting by setting."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            yield from differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+    elif found != wanted:
+        yield f"{name}: got {found!r}, expected {wanted!r}"
