@@ -31,6 +31,7 @@ from dowser_pl.probing.images import noise_images
 __all__ = ["Importance", "ImportancePass"]
 
 _FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
+_SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
 _CHUNK = 64  # prompts whose factors are held one by one before groups are formed
 
 
@@ -99,11 +100,18 @@ class ImportancePass:
         return Importance(factors.grouped(self.method.prompts_per_row), agreement, self.seconds, path)
 
     def _cache(self, folder: Path) -> Cache:
-        everything = self.probe.keep == "all" and self.method.needs <= set(FACTORS)
+        everything = self.method.needs <= set(FACTORS) and self._keep_all()
         statistics = frozenset(FACTORS) if everything else frozenset(self.method.needs)
         rows = 1 if everything else self.method.prompts_per_row
         whose = sharding.from_first(lambda: identity(self.pl_module, self.probe, str(self.trainer.precision)))
         return Cache(folder, whose, list(self.layers), statistics, rows)
+
+    def _keep_all(self) -> bool:
+        if self.probe.keep != "auto":
+            return self.probe.keep == "all"
+        widths = sum(layer.in_features + 2 * layer.out_features for layer in self.layers.values())
+        prompts = self.probe.max_prompts if self.probe.num_prompts == "auto" else self.probe.num_prompts
+        return 4 * widths * prompts <= _SMALL
 
     def _stored(self, cache: Cache) -> tuple[Path | None, Factors | None]:
         found = sharding.from_first(cache.find)

@@ -30,5 +30,5 @@ class Random(Scored):
 
     def score(self, layer: Layer) -> Tensor:
         """Uniform numbers, drawn on the CPU so that devices agree."""
-        scores = torch.rand(layer.weight.shape, generator=stream(self.seed, "mask", layer.name))
+        scores = torch.rand(layer.weight.shape, generator=stream(self.seed, "mask", layer.name), dtype=torch.float32)
         return scores.to(layer.weight.device)

@@ -23,6 +23,7 @@ from dowser_pl.probing.factors import Factors, Statistics
 __all__ = ["differences", "load_factors", "read_notes", "save_factors"]
 
 FORMAT = 2
+_HEAD = "dowser_pl_importance"
 
 
 def save_factors(
@@ -50,15 +51,16 @@ def save_factors(
                 tensors[key] = value.contiguous()
             else:
                 shared[key] = owner
-    metadata = {
-        "format": str(FORMAT),
-        "identity": json.dumps(identity, sort_keys=True),
-        "shared": json.dumps(shared, sort_keys=True),
-        "num_prompts": str(factors.num_prompts),
-        "prompts_per_row": str(factors.prompts_per_row),
-        "versions": json.dumps(_versions(), sort_keys=True),
-        "notes": json.dumps(dict(notes or {}), sort_keys=True),
+    head = {
+        "format": FORMAT,
+        "identity": identity,
+        "shared": shared,
+        "num_prompts": factors.num_prompts,
+        "prompts_per_row": factors.prompts_per_row,
+        "versions": _versions(),
+        "notes": notes or {},
     }
+    metadata = {_HEAD: json.dumps(head, sort_keys=True)}  # one entry: several are written in random order
     with atomic_path(path, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -79,9 +81,9 @@ def load_factors(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _refuse_foreign(path, metadata, identity)
-            shared: dict[str, str] = json.loads(metadata["shared"])
+            head = _head(file)
+            _refuse_foreign(path, head, identity)
+            shared: dict[str, str] = head["shared"]
             present = {*file.keys(), *shared}
             wanted = [(name, statistic) for name in names for statistic in sorted(statistics)]
             missing = [f"{name}.{statistic}" for name, statistic in wanted if f"{name}.{statistic}" not in present]
@@ -97,7 +99,7 @@ def load_factors(
                 if owner not in read:
                     read[owner] = file.get_tensor(owner)
                 layers.setdefault(name, {})[statistic] = read[owner]
-            return Factors(layers, int(metadata["num_prompts"]), int(metadata["prompts_per_row"])).checked()
+            return Factors(layers, head["num_prompts"], head["prompts_per_row"]).checked()
     except (SafetensorError, FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
 
@@ -110,22 +112,24 @@ def read_notes(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return _head(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
-    known = ("identity", "num_prompts", "prompts_per_row", "versions", "notes")
-    return {key: json.loads(metadata[key]) for key in known if key in metadata}
+
+
+def _head(file: Any) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEAD, "{}"))
+    return head
 
 
 def _versions() -> dict[str, str]:
     return {"dowser_pl": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _refuse_foreign(path: Path, metadata: Mapping[str, str], identity: Mapping[str, object]) -> None:
-    found = json.loads(metadata.get("identity", "{}"))
+def _refuse_foreign(path: Path, head: Mapping[str, Any], identity: Mapping[str, object]) -> None:
     wanted = json.loads(json.dumps(identity))
-    differing = list(differences(found, wanted))
-    if metadata.get("format") != str(FORMAT) or differing:
+    differing = list(differences(head.get("identity", {}), wanted))
+    if head.get("format") != FORMAT or differing:
         raise ValueError(
             f"{path} holds the importance of another model or of other settings "
             f"({'; '.join(differing) or 'file format'}); delete it or name another one"

@@ -91,7 +91,7 @@ def _measure_batch(
     with recorder:  # not while the model writes the next prompts
         recorder.start(positions)
         logits, probed = _probed_logits(model, inputs, positions, settings)
-        _backward(logits, probed, recorder.roots, indices, settings)
+        _backward(logits, probed, indices, settings)
         recorder.check_complete()
     rows: Statistics = {name: {} for name in recorder.layers}
     for statistic, recorded in recorder.factors.items():
@@ -121,28 +121,25 @@ def probing_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _backward(logits: Tensor, probed: Tensor, roots: Sequence[Tensor], indices: range, settings: Probe) -> None:
+def _backward(logits: Tensor, probed: Tensor, indices: range, settings: Probe) -> None:
     """R backward passes over one graph; the recorder's hooks see the output gradients on the way.
 
     Args:
         logits: (B, P, V) float32.
         probed: (B, P) bool, True = probed position.
-        roots: where the passes end.
         indices: numbers of the prompts, which fix their probes.
         settings: number of probes and seed.
     """
     streams = [stream(settings.seed, "probe", index) for index in indices]
-    if not roots:
-        return  # the recorder says which matrices were not reached
-    roots = tuple(roots)  # gradient checkpointing runs the hooks, and adds roots, once more
     for probe in range(settings.num_probes):
-        signs = torch.zeros(logits.shape)
+        signs = torch.zeros(logits.shape, dtype=torch.float32)
         for row, random in enumerate(streams):
             count = int(probed[row].sum())
             signs[row, :count] = torch.randint(0, 2, (count, logits.shape[-1]), generator=random) * 2.0 - 1.0
         # one scalar for the whole batch: rows do not influence each other, so its gradient splits by row
         total = (signs.to(logits) * logits).sum()
-        torch.autograd.grad(total, roots, retain_graph=probe < settings.num_probes - 1, allow_unused=True)
+        if total.requires_grad:  # if not, the recorder says which matrices were not reached
+            total.backward(retain_graph=probe < settings.num_probes - 1)
 
 
 def _probed_logits(

@@ -136,7 +136,7 @@ class _Writer:
         device = next(self.model.parameters()).device
         num_new = self.settings.num_tokens - (0 if image else 1)
         streams = [stream(self.settings.seed, "sample", index) for index in batch]
-        uniforms = torch.stack([torch.rand(num_new, generator=random) for random in streams])
+        uniforms = torch.stack([torch.rand(num_new, generator=each, dtype=torch.float32) for each in streams])
         sampler = SampleFromStreams(start.shape[1], forced, uniforms, self.special, self.settings)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         inputs = {name: value.to(device) for name, value in image.items()}

@@ -34,14 +34,12 @@ class Recorder:
             positions of |h_j|; ``abs_gradient`` and ``square_gradient``: *sum* over probes of the mean over real
             positions of |g_i| and g_i^2. Matrices with the same input share one tensor.
         products: statistic -> name -> (O, I) float32, *sum* over all prompts and probes so far.
-        roots: where the backward pass ends.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], statistics: Collection[str]) -> None:
         self.layers = layers
         self.factors: dict[str, dict[str, Tensor]] = {name: {} for name in FACTORS if name in statistics}
         self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
-        self.roots: list[Tensor] = []
         self._weights = torch.empty(0, 0)
         self._seen: set[str] = set()
         self._inputs: dict[str, Tensor] = {}
@@ -59,7 +57,6 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.roots.clear()
         self._inputs.clear()
         self._last_input = None
 
@@ -71,9 +68,9 @@ class Recorder:
         """
         for recorded in self.factors.values():
             recorded.clear()
-        self.roots.clear()
         self._seen.clear()
-        self._weights = positions / positions.sum(dim=1, keepdim=True)
+        counts = positions.sum(dim=1, keepdim=True)
+        self._weights = positions.float() / counts.float()  # explicit: half precision changes the default dtype
 
     def check_complete(self) -> None:
         """Fail closed when a matrix saw no gradient in this batch.
@@ -97,10 +94,11 @@ class Recorder:
                 self._inputs[name] = inputs[0].detach()
             if not torch.is_grad_enabled():
                 return output
-            if not output.requires_grad:
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._add(name, gradient.detach()))
+            else:  # among the first on the way: the backward pass ends here
                 output = output.detach().requires_grad_()
-                self.roots.append(output)
-            output.register_hook(lambda gradient: self._add(name, gradient.detach()))
+                output.register_post_accumulate_grad_hook(lambda root: self._add_root(name, root))
             return output
 
         return forward
@@ -109,6 +107,11 @@ class Recorder:
         if self._last_input is None or self._last_input[0] is not value:  # q, k and v read the same tensor
             self._last_input = (value, self._mean(value.detach().abs()))
         return self._last_input[1]
+
+    def _add_root(self, name: str, root: Tensor) -> None:
+        if root.grad is not None:
+            self._add(name, root.grad)
+            root.grad = None
 
     def _add(self, name: str, gradient: Tensor) -> None:
         self._seen.add(name)

@@ -30,8 +30,8 @@ class Probe:
         positions: whose logits are probed: the ``last`` position (as published) or ``all`` of a prompt at once.
         target_overlap: Jaccard index of the masks of two halves of the prompts at which ``auto`` stops.
         max_prompts: where ``auto`` stops at the latest.
-        keep: what the cache holds: ``needed`` by the method's estimator, or ``all``: every prompt on its own and both
-            ``authors`` and ``paper``, in a file several times larger.
+        keep: what the cache holds: what the method's estimator ``needed``, or ``all``: every prompt on its own, for
+            ``authors`` with any group and for ``paper``. ``auto``: all, where the file stays below 256 MiB.
         batch_size: prompts per forward pass; changes memory and speed, not the result.
         seed: of prefixes, sampling, noise and probes.
     """
@@ -48,7 +48,7 @@ class Probe:
     positions: Literal["last", "all"] = "last"
     target_overlap: float = 0.9
     max_prompts: int = 1024
-    keep: Literal["needed", "all"] = "needed"
+    keep: Literal["auto", "needed", "all"] = "auto"
     batch_size: int = 16
     seed: int = 0
 
@@ -71,9 +71,10 @@ class Probe:
             )
         if not 0 < self.target_overlap < 1:
             raise ValueError(f"probe.target_overlap is a Jaccard index in (0, 1), got {self.target_overlap}")
-        if self.positions not in ("last", "all") or self.keep not in ("needed", "all"):
+        if self.positions not in ("last", "all") or self.keep not in ("auto", "needed", "all"):
             raise ValueError(
-                f"probe.positions is last or all and probe.keep is needed or all, got {self.positions} and {self.keep}"
+                "probe.positions is last or all, and probe.keep auto, needed or all; got "
+                f"{self.positions} and {self.keep}"
             )
 
     def identity(self) -> dict[str, object]:

@@ -9,7 +9,7 @@ from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
 from dowser_pl.models.loading import load_model
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
+from tests.tiny_run import TinyData, build_module, build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -241,23 +241,25 @@ def test_a_fit_without_evaluation_is_refused_before_training(model_folder, tmp_p
         trainer.fit(build_module(model_folder), datamodule=TinyData())
 
 
-CHANGES = {
-    "the same": (lambda module: None, 1),
-    "the same weights in another folder": (lambda module: setattr(module.network.config, "_name_or_path", "x"), 1),
-    "rotary settings": (lambda module: module.network.config.text_config.rope_parameters.update(rope_theta=5.0), 2),
-    "attention": (lambda module: module.network.set_attn_implementation("eager"), 2),
-    "vocabulary": (lambda module: module.processor.tokenizer.add_tokens(["news"]), 2),
-    "special tokens": (lambda module: setattr(module.processor.tokenizer, "bos_token", "red"), 2),
-}
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_a_shared_budget_trains_its_share_of_all_matrices_together(model_folder, tmp_path, scope):
+    _, module, dowser = fit(model_folder, tmp_path, ModelDowser(0.1, scope=scope))
+    shares = {name: float(mask.float().mean()) for name, mask in dowser.entries.masks.items()}
+    assert max(shares.values()) > 0.12 and min(shares.values()) < 0.08, "matrices compete"
+    assert dowser.counts[0].changed == 0
+    numel = {name: mask.numel() for name, mask in dowser.entries.masks.items()}
+    groups: dict[str, list[str]] = {}
+    for name, block in module.tuned_blocks().items():
+        groups.setdefault(block if scope == "layer" else "", []).append(name)
+    assert len(groups) == (3 if scope == "layer" else 1)
+    for names in groups.values():
+        chosen = sum(int(dowser.entries.masks[name].sum()) for name in names)
+        assert chosen == round(0.1 * sum(numel[name] for name in names))
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_the_cache_knows_what_the_factors_depend_on_beside_weights(model_folder, tmp_path, change):
-    alter, num_files = CHANGES[change]
-    trainer = build_trainer(tmp_path)
-    for act in (lambda module: None, alter):
-        module = build_module(model_folder)
-        module.configure_model()
-        act(module)
-        importance.measure_importance(trainer, module, module.tuned_layers(), SMALL_PROBE, tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) == num_files
+def test_the_report_says_how_well_the_prompts_agree(model_folder, tmp_path):
+    fit(model_folder, tmp_path, ModelDowser(0.1, group_size=1))
+    diagnostics = read_report(tmp_path).diagnostics
+    assert diagnostics["prompts"] == 4
+    assert 0 < diagnostics["split_half_overlap"] < 1 and 0 < diagnostics["split_half_rank_correlation"] < 1
+    assert 0 < diagnostics["mask_overlap_with_magnitude"] < 1

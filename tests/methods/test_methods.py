@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from dowser_pl import methods
-from dowser_pl.methods import Full, Layer, Magnitude, Method, ModelDowser, Random
+from dowser_pl.methods import Full, Layer, Magnitude, Method, ModelDowser, Random, Scored, build_masks
 
-ALL = [cls for _, cls in inspect.getmembers(methods, inspect.isclass) if issubclass(cls, Method) and cls is not Method]
+ALL = [
+    cls
+    for _, cls in inspect.getmembers(methods, inspect.isclass)
+    if issubclass(cls, Method) and cls not in (Method, Scored)
+]
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]])
 GOLDEN = {
     # |W|: .25 and .5 are smallest
@@ -55,21 +59,26 @@ def test_golden(cls):
     assert method.reference.title
 
 
-@pytest.mark.parametrize("estimator", ["paper", "authors"])
+@pytest.mark.parametrize("estimator", ["paper", "authors", "token", "weight"])
 def test_model_dowser_scores_by_hand(estimator):
-    two = Layer(
+    layer = Layer(
         "m",
         WEIGHT,
         activation=torch.tensor([[1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]),
         abs_gradient=torch.tensor([[1.0, 2.0], [3.0, 0.0]]),
         square_gradient=torch.tensor([[4.0, 9.0], [16.0, 0.0]]),
+        token_product=torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+        weight_square=torch.tensor([[1.0, 4.0, 9.0], [16.0, 0.0, 1.0]]),
     )
-    scores = ModelDowser(estimator=estimator, group_size=2).score(two)
-    if estimator == "paper":  # roots, products, then the mean: outer([2,3],[1,0,2]) and outer([4,0],[3,2,0])
-        mean = torch.tensor([[7.0, 4.0, 2.0], [1.5, 0.0, 3.0]])
-    else:  # means, then the product: outer([2,1],[2,1,1])
-        mean = torch.tensor([[4.0, 2.0, 2.0], [2.0, 1.0, 1.0]])
-    assert torch.equal(scores, WEIGHT.abs() * mean)
+    expected = {
+        # roots, products, then the mean: outer([2,3],[1,0,2]) and outer([4,0],[3,2,0])
+        "paper": [[7.0, 4.0, 2.0], [1.5, 0.0, 3.0]],
+        # outer([1,2],[1,0,2]) and outer([3,0],[3,2,0]); rows are the means of a group already
+        "authors": [[5.0, 3.0, 1.0], [1.0, 0.0, 2.0]],
+        "token": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
+        "weight": [[1.0, 2.0, 3.0], [4.0, 0.0, 1.0]],
+    }
+    assert torch.equal(ModelDowser(estimator=estimator).score(layer), WEIGHT.abs() * torch.tensor(expected[estimator]))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1e-6, 0.1, 1.0])
@@ -93,10 +102,10 @@ def test_a_ratio_outside_0_and_1_is_refused_when_the_method_is_made(cls, ratio):
         cls(update_ratio=ratio)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in ALL if cls.needs])
-def test_a_weight_without_a_score_is_an_error(cls):
+@pytest.mark.parametrize("estimator", ["authors", "paper", "token", "weight"])
+def test_a_weight_without_a_score_is_an_error(estimator):
     with pytest.raises(ValueError, match="was not measured"):
-        cls().mask(Layer("decoder.layers.0.q_proj", WEIGHT))
+        ModelDowser(estimator=estimator).mask(Layer("decoder.layers.0.q_proj", WEIGHT))
 
 
 def test_merge_needs_tuned_weights_and_keeps_frozen_bits():
@@ -118,3 +127,36 @@ def test_options_that_do_not_exist_are_named():
         ModelDowser(estimator="exact")
     with pytest.raises(ValueError, match="group_size"):
         ModelDowser(group_size=0)
+
+
+@pytest.mark.parametrize("cls", [Magnitude, ModelDowser, Random])
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_a_shared_budget_is_the_lowest_of_all_together(cls, scope):
+    matrices = {name: Layer(name, *_measured((rows, 10), rows)) for name, rows in (("a", 4), ("b", 12), ("c", 7))}
+    blocks = {"a": "layers.0", "b": "layers.1", "c": "layers.1"}
+    method = cls(update_ratio=0.1, scope=scope)
+    masks = dict(build_masks(method, blocks, matrices.__getitem__))
+    for group in (["a"], ["b", "c"]) if scope == "layer" else (["a", "b", "c"],):
+        scores = torch.cat([method.score(matrices[name]).flatten() for name in group])
+        chosen = torch.cat([masks[name].flatten() for name in group])
+        assert int(chosen.sum()) == round(0.1 * scores.numel())
+        assert float(scores[chosen].max()) <= float(scores[~chosen].min())
+    if scope == "model":
+        assert sum(int(mask.sum()) for mask in masks.values()) == 23
+
+
+def test_scope_matrix_gives_every_matrix_its_share():
+    matrices = {name: Layer(name, *_measured((rows, 10), rows)) for name, rows in (("a", 4), ("b", 12))}
+    masks = dict(build_masks(ModelDowser(0.25), dict.fromkeys(matrices, "x"), matrices.__getitem__))
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {"a": 10, "b": 30}
+    with pytest.raises(ValueError, match="scope must be one of matrix, layer, model, got 'all'"):
+        ModelDowser(scope="all")
+
+
+def _measured(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(shape, generator=generator),
+        torch.rand(6, shape[1], generator=generator),
+        torch.rand(6, shape[0], generator=generator),
+    )

@@ -1,10 +1,12 @@
 """The importance pass runs on every supported family, and no matrix is left out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
-from dowser_pl.probing import Probe, measure, probing_mode, write_prompts
+from dowser_pl.probing import FACTORS, PRODUCTS, Probe, measure, probing_mode, write_prompts
 from tests.tiny_models import FAMILIES, tiny_tokenizer
 
 SETTINGS = Probe(num_prompts=4, num_probes=2, num_tokens=12, batch_size=4, seed=1)
@@ -18,11 +20,9 @@ def factors_of(model, batch_size: int):
         return text_inputs(text, tokens, mask)
 
     with probing_mode(text):
-        prompts = [p for b in write_prompts(text, tiny_tokenizer(), SETTINGS, text_inputs=inputs) for p in b]
-        if text.config.is_encoder_decoder:
-            batch_size = 1
-        batches = [prompts[i : i + batch_size] for i in range(0, 4, batch_size)]
-        return layers, measure(text, layers, batches, SETTINGS, text_inputs=inputs)
+        prompts = write_prompts(text, tiny_tokenizer(), SETTINGS, range(4), text_inputs=inputs)
+        settings = replace(SETTINGS, batch_size=batch_size)
+        return layers, measure(text, layers, prompts, settings, FACTORS + PRODUCTS, text_inputs=inputs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,8 +33,11 @@ def test_every_matrix_gets_factors_whatever_the_batch(family):
     assert set(together.layers) == set(layers)
     for name, layer in layers.items():
         got = together.layers[name]
-        assert got.activation.shape == (4, layer.in_features)
-        assert got.abs_gradient.shape == got.square_gradient.shape == (4, layer.out_features)
-        assert float(got.activation.min()) >= 0 and float(got.square_gradient.max()) > 0
-        scale = float(alone.layers[name].abs_gradient.max())
-        torch.testing.assert_close(got.abs_gradient, alone.layers[name].abs_gradient, rtol=1e-3, atol=1e-4 * scale)
+        assert got["activation"].shape == (4, layer.in_features)
+        assert got["abs_gradient"].shape == got["square_gradient"].shape == (4, layer.out_features)
+        assert got["token_product"].shape == got["weight_square"].shape == layer.weight.shape
+        assert float(got["activation"].min()) >= 0
+        for statistic, expected in alone.layers[name].items():
+            scale = float(expected.max())
+            assert scale > 0
+            torch.testing.assert_close(got[statistic], expected, rtol=1e-3, atol=1e-4 * scale)

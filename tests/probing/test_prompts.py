@@ -26,7 +26,7 @@ def model():
 
 
 def write(model, settings=SETTINGS, images=None):
-    return [p for batch in write_prompts(model, make_processor().tokenizer, settings, images) for p in batch]
+    return write_prompts(model, make_processor().tokenizer, settings, range(int(settings.num_prompts)), images)
 
 
 def test_prompts_start_with_bos_and_a_random_prefix_and_hold_no_special_token(model):
@@ -41,11 +41,14 @@ def test_prompts_start_with_bos_and_a_random_prefix_and_hold_no_special_token(mo
     assert len({tuple(p.tokens.tolist()) for p in prompts}) == 12
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 12])
-def test_a_prompt_belongs_to_its_index_not_to_its_batch(model, batch_size):
-    again = write(model, Probe(num_prompts=12, num_tokens=24, batch_size=batch_size, seed=3))
-    for first, second in zip(write(model), again, strict=True):
+@pytest.mark.parametrize("together", [1, 4, 12])
+def test_a_prompt_belongs_to_its_index_not_to_its_batch(model, together, monkeypatch):
+    expected = write(model)
+    monkeypatch.setattr("dowser_pl.probing.prompts._WRITTEN_TOGETHER", together)
+    for first, second in zip(expected, write(model), strict=True):
         assert torch.equal(first.tokens, second.tokens)
+    some = write_prompts(model, make_processor().tokenizer, SETTINGS, range(5, 9))
+    assert [p.tokens.tolist() for p in some] == [p.tokens.tolist() for p in expected[5:9]]
 
 
 def test_the_global_random_state_is_neither_used_nor_touched(model):
@@ -85,7 +88,7 @@ def test_sampling_follows_the_model_distribution(model):
 
 def test_noise_images_stand_before_the_text(model):
     settings = Probe(num_prompts=3, num_tokens=12, batch_size=2, noise_images=True)
-    prompts = write(model, settings, noise_images(make_processor(), settings))
+    prompts = write(model, settings, lambda indices: noise_images(make_processor(), settings, indices))
     for prompt in prompts:
         image_tokens = int((prompt.tokens == IMAGE).sum())
         assert image_tokens > 1 and prompt.tokens[0] == BOS
@@ -97,7 +100,7 @@ def test_models_without_bos_start_with_a_random_word():
     tokenizer = make_processor().tokenizer
     tokenizer.bos_token = None
     model = tiny_qwen2_5_vl().eval()
-    prompts = [p for batch in write_prompts(model, tokenizer, SETTINGS) for p in batch]
+    prompts = write_prompts(model, tokenizer, SETTINGS, range(12))
     assert all(int(p.tokens[0]) >= len(SPECIAL_TOKENS) for p in prompts)
     assert max(len(p.tokens) for p in prompts) <= 24
 
@@ -110,6 +113,9 @@ def test_models_without_bos_start_with_a_random_word():
         ({"num_tokens": 6}, "num_tokens must leave room"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.1}, "top_p"),
+        ({"target_overlap": 1.0}, "target_overlap"),
+        ({"positions": "first"}, "positions is last or all"),
+        ({"num_prompts": "many"}, "num_prompts must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, message):

@@ -1,0 +1,249 @@
+"""The importance pass with its cache: what is reused, what is measured, what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dowser_pl.callbacks import importance
+from dowser_pl.callbacks.importance import ImportancePass
+from dowser_pl.methods import Layer, ModelDowser, split_half
+from dowser_pl.probing import load_factors, measure, read_notes, save_factors
+from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import SMALL_PROBE, build_module, build_trainer
+
+PROBE = replace(SMALL_PROBE, num_prompts=8, num_probes=1, batch_size=4, keep="needed")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def module(model_folder):
+    module = build_module(model_folder)
+    module.configure_model()
+    return module
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The numbers of the prompts that were measured, in order."""
+    numbers: list[int] = []
+
+    def spy(model, layers, prompts, settings, statistics, first, *rest):
+        numbers.extend(range(first, first + len(prompts)))
+        return measure(model, layers, prompts, settings, statistics, first, *rest)
+
+    monkeypatch.setattr(importance, "measure", spy)
+    return numbers
+
+
+def run(module, folder, probe=PROBE, method=None, factors_file=None, layers=None):
+    method = method or ModelDowser(0.1)
+    layers = layers or module.tuned_layers()
+
+    def agree(factors):
+        return split_half(method, [Layer(n, layers[n].weight.detach(), **factors.layers[n]) for n in layers])
+
+    trainer = build_trainer(folder or factors_file.parent)
+    return ImportancePass(trainer, module, layers, method, probe, agree).run(folder, factors_file)
+
+
+def masks(module, factors, method):
+    layers = module.tuned_layers()
+    return {n: method.mask(Layer(n, layers[n].weight.detach(), **s)) for n, s in factors.layers.items()}
+
+
+def assert_same(first, second):
+    assert set(first.layers) == set(second.layers) and first.num_prompts == second.num_prompts
+    for name, statistics in first.layers.items():
+        for statistic, value in statistics.items():
+            assert torch.equal(value, second.layers[name][statistic]), (name, statistic)
+
+
+def test_any_ratio_and_scope_comes_from_one_file_with_the_same_masks(module, tmp_path, measured):
+    fresh = run(module, tmp_path)
+    assert measured == list(range(8)) and set(fresh.seconds) == {"prompts", "probes"}
+    for method in (ModelDowser(0.1), ModelDowser(0.5), ModelDowser(0.1, scope="model")):
+        again = run(module, tmp_path, method=method)
+        assert_same(fresh.factors, again.factors)
+        assert again.seconds == {} and again.path == fresh.path
+        direct = masks(module, fresh.factors, method)
+        assert all(torch.equal(mask, direct[name]) for name, mask in masks(module, again.factors, method).items())
+    assert measured == list(range(8))
+
+
+def test_more_prompts_continue_the_file_and_fewer_are_read_from_it(module, tmp_path, measured):
+    run(module, tmp_path / "grown")
+    measured.clear()
+    grown = run(module, tmp_path / "grown", replace(PROBE, num_prompts=18))
+    assert measured == list(range(8, 18))
+    fresh = run(module, tmp_path / "fresh", replace(PROBE, num_prompts=18))
+    assert_same(grown.factors, fresh.factors)
+    assert grown.path.read_bytes() == fresh.path.read_bytes()
+    measured.clear()
+    fewer = run(module, tmp_path / "grown", replace(PROBE, num_prompts=12))
+    assert measured == [] and fewer.factors.num_prompts == 12
+    assert_same(fewer.factors, fresh.factors.first(12))
+    run(module, tmp_path / "grown", replace(PROBE, num_prompts=20))
+    assert measured == [16, 17, 18, 19], "the last group, of two prompts, is measured again as a whole"
+
+
+@pytest.mark.parametrize("keep", ["all", "auto"])
+def test_everything_kept_serves_both_published_estimators_and_any_group(module, tmp_path, measured, keep):
+    stored = run(module, tmp_path, replace(PROBE, keep=keep))
+    measured.clear()
+    for method in (ModelDowser(estimator="paper"), ModelDowser(), ModelDowser(group_size=2)):
+        from_file = run(module, tmp_path, method=method)
+        assert from_file.path == stored.path and measured == []
+        direct = run(module, tmp_path / str(len(measured)), method=method)
+        expected = masks(module, direct.factors, method)
+        assert all(torch.equal(mask, expected[name]) for name, mask in masks(module, from_file.factors, method).items())
+        measured.clear()
+
+
+def test_a_large_file_holds_what_was_needed_only(module, tmp_path, monkeypatch):
+    small = run(module, tmp_path / "small", replace(PROBE, keep="auto"))
+    monkeypatch.setattr(importance, "_SMALL", 1000)
+    large = run(module, tmp_path / "large", replace(PROBE, keep="auto"))
+    assert read_notes(small.path)["prompts_per_row"] == 1 and read_notes(large.path)["prompts_per_row"] == 4
+    assert large.path.stat().st_size < small.path.stat().st_size / 3
+    assert_same(large.factors, replace(small.factors, layers=_only(small.factors.layers, large.factors.layers)))
+
+
+def _only(layers, wanted):
+    return {name: {s: layers[name][s] for s in statistics} for name, statistics in wanted.items()}
+
+
+def test_what_the_file_does_not_hold_is_measured(module, tmp_path, measured):
+    run(module, tmp_path)
+    for method in (ModelDowser(estimator="paper"), ModelDowser(group_size=2), ModelDowser(estimator="weight")):
+        measured.clear()
+        run(module, tmp_path, method=method)
+        assert measured == list(range(8))
+    measured.clear()
+    run(module, tmp_path, method=ModelDowser(estimator="weight"))
+    assert measured == []
+    run(module, tmp_path, replace(PROBE, num_prompts=9), ModelDowser(estimator="weight"))
+    assert measured == list(range(9)), "a sum over prompts is not continued"
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+def test_a_file_of_all_layers_serves_the_last_ones(module, model_folder, tmp_path, measured):
+    every = run(module, tmp_path)
+    measured.clear()
+    last = {name: layer for name, layer in module.tuned_layers().items() if ".layers.2." in name}
+    few = run(module, tmp_path, layers=last)
+    assert measured == [] and set(few.factors.layers) == set(last)
+    assert_same(few.factors, replace(every.factors, layers={name: every.factors.layers[name] for name in last}))
+
+
+def test_auto_asks_prompts_until_halves_agree_whatever_the_cache_holds(module, tmp_path, measured, capsys, caplog):
+    auto = replace(PROBE, num_prompts="auto", target_overlap=0.85, max_prompts=256)
+    first = run(module, tmp_path / "a", auto)
+    number = first.factors.num_prompts
+    assert number in (64, 128, 256) and measured == list(range(number))
+    assert first.agreement.overlap >= 0.85
+    assert read_notes(first.path)["notes"]["agreement"] == first.agreement.as_dict()
+    run(module, tmp_path / "b", replace(PROBE, num_prompts=300))
+    measured.clear()
+    assert_same(run(module, tmp_path / "b", auto).factors, first.factors)
+    assert measured == []
+    less = run(module, tmp_path / "a", replace(auto, max_prompts=40, target_overlap=0.99))
+    assert less.factors.num_prompts == 40
+
+
+def test_auto_needs_rows_that_can_be_split(module, tmp_path):
+    with pytest.raises(ValueError, match="num_prompts auto compares two halves"):
+        run(module, tmp_path, replace(PROBE, num_prompts="auto"), ModelDowser(estimator="token"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"another model or of other settings \(probe.seed: got 0, expected 1\)"),
+        ({"num_prompts": 12}, "holds 8 prompts in rows of 4, expected 12; set --dowser.probe.num_prompts 8"),
+        ({"keep": "all"}, "lacks .* of the .* factors that are needed"),
+    ],
+)
+def test_a_named_file_that_does_not_belong_is_refused(module, tmp_path, change, message, measured):
+    path = run(module, tmp_path).path
+    assert_same(run(module, None, factors_file=path).factors, run(module, None, factors_file=path).factors)
+    with pytest.raises(ValueError, match=message):
+        run(module, None, replace(PROBE, **change), factors_file=path)
+    with pytest.raises(ValueError, match="means of 4 prompts, expected 2"):
+        run(module, None, method=ModelDowser(group_size=2), factors_file=path)
+    with pytest.raises(ValueError, match="not a readable importance cache"):
+        run(module, None, factors_file=tmp_path / "typo.safetensors")
+    assert measured == list(range(8))
+
+
+def test_a_damaged_or_foreign_file_in_its_place_is_refused(module, tmp_path):
+    path = run(module, tmp_path).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a readable importance cache.*delete it"):
+        run(module, tmp_path)
+    path.write_bytes(whole)
+    notes = read_notes(path)
+    factors = load_factors(path, notes["identity"], module.tuned_layers(), ["activation", "abs_gradient"])
+    save_factors(factors, path, notes["identity"] | {"weights": "another model"})
+    with pytest.raises(ValueError, match="weights: got 'another model', expected"):
+        run(module, tmp_path)
+
+
+def test_remains_of_an_interrupted_write_and_damaged_neighbours_do_no_harm(module, tmp_path, measured):
+    path = run(module, tmp_path).path
+    (tmp_path / f".{path.name}.tmp").write_bytes(b"half")
+    (tmp_path / f"{path.name[:12]}-0000.safetensors").write_bytes(b"half")
+    measured.clear()
+    run(module, tmp_path)
+    assert measured == []
+    run(module, tmp_path, replace(PROBE, seed=1))
+    assert measured == list(range(8))
+
+
+def test_it_says_why_a_file_of_the_same_weights_does_not_serve(module, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(importance, "rank_zero_info", said.append)
+    run(module, tmp_path)
+    run(module, tmp_path, replace(PROBE, seed=5, num_tokens=14))
+    (line,) = (line for line in said if "same weights" in line)
+    assert "probe.num_tokens: got 12, expected 14; probe.seed: got 0, expected 5" in line
+
+
+CHANGES = {
+    "the same": (lambda module: None, 1),
+    "the same weights in another folder": (lambda module: setattr(module.network.config, "_name_or_path", "x"), 1),
+    "another dtype": (lambda module: module.network.to(torch.bfloat16), 2),
+    "one bit of one weight": (lambda module: module.network.lm_head.weight.data[0, 0].mul_(-1), 2),
+    "rotary settings": (lambda module: module.network.config.text_config.rope_parameters.update(rope_theta=5.0), 2),
+    "attention": (lambda module: module.network.set_attn_implementation("eager"), 2),
+    "vocabulary": (lambda module: module.processor.tokenizer.add_tokens(["news"]), 2),
+    "special tokens": (lambda module: setattr(module.processor.tokenizer, "bos_token", "red"), 2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_cache_knows_what_the_factors_depend_on(model_folder, tmp_path, change):
+    alter, num_files = CHANGES[change]
+    for act in (lambda module: None, alter):
+        module = build_module(model_folder)
+        module.configure_model()
+        act(module)
+        run(module, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == num_files
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_masks_do_not_depend_on_the_number_of_threads(module, tmp_path, threads):
+    one = masks(module, run(module, tmp_path / "1").factors, ModelDowser(0.1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        several = masks(module, run(module, tmp_path / "n").factors, ModelDowser(0.1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(mask, several[name]) for name, mask in one.items())
