@@ -84,11 +84,11 @@ class DowserCLI(LightningCLI):
     def before_probe(self) -> None:
         """Refuse a pass that would leave nothing behind."""
         dowser = next(callback for callback in self.trainer.callbacks if isinstance(callback, Dowser))  # type: ignore[attr-defined]
-        if not dowser.method.needs or dowser.cache_dir is None:
+        if not dowser.method.needs or dowser.cache_dir is None or dowser.factors_file is not None:
             raise ValueError(
                 "probe fills the cache of a method that measures the model: got "
-                f"--dowser.method {type(dowser.method).__name__} and --dowser.cache_dir {dowser.cache_dir}; "
-                "set ModelDowser and a folder"
+                f"--dowser.method {type(dowser.method).__name__}, --dowser.cache_dir {dowser.cache_dir} and "
+                f"--dowser.factors_file {dowser.factors_file}; set ModelDowser, a folder, and no file to read from"
             )
 
     def _check_inputs(self) -> None:
@@ -160,6 +160,7 @@ def _quieten() -> None:
         ".*Checkpoint directory .* is not empty.*",  # a resumed run, or a fresh one that keeps `previous.ckpt`
         ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
         ".*have no `val_dataloader`.*",  # `probe` needs no data
+        ".*returned `None`, this fit will run with no optimizer.*",  # nor, on a quantized model, an optimizer
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -114,6 +114,7 @@ def test_a_users_folder_trains_and_everything_is_written(user_folder, model_fold
     assert list((user_folder / "runs" / "cache").glob("*.safetensors"))
     report = read_report(run)
     assert report.frozen.changed == 0 and report.trainable.changed > 0
+
     raw = json.loads((run / "report.json").read_text())
     for key in "method update_ratio seed tasks upstream downstream h_score frozen trainable seconds versions".split():
         assert key in raw
@@ -309,3 +310,39 @@ def test_two_processes_agree(tmp_path, model_folder):
     assert first == second
     report = read_report(tmp_path / "runs" / "pair")
     assert report.frozen.changed == 0 and report.trainable.changed > 0
+
+
+@pytest.mark.parametrize("estimator", ["authors", "weight"])
+def test_two_processes_share_the_prompts_and_measure_what_one_does(user_folder, model_folder, estimator):
+    """Three batches over two processes; the files are equal byte for byte."""
+    arguments = ["probe", f"--model.path={model_folder}", "--trainer.accelerator=cpu", *SMALL_PROBE]
+    arguments += ["--dowser.probe.num_prompts=9", "--dowser.probe.batch_size=3"]
+    arguments += [f"--dowser.method.estimator={estimator}"]
+    pair = [sys.executable, "-m", "dowser_pl", *arguments, "--trainer.strategy=ddp", "--trainer.devices=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*pair, "--dowser.cache_dir=two"], env=environment, check=True, capture_output=True, timeout=200)
+    main([*arguments, "--dowser.cache_dir=one"])
+    (one,), (two,) = (list((user_folder / folder).iterdir()) for folder in ("one", "two"))
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+
+
+def test_a_quantized_model_is_scored_and_not_tuned(user_folder, model_folder):
+    config = str(user_yaml(user_folder, model_folder))
+    main(["probe", "-c", config, *SMALL_PROBE, "--model.quantization=8bit"])
+    assert len(list((user_folder / "runs" / "cache").glob("*.safetensors"))) == 1
+    with pytest.raises(SystemExit, match="quantized: they can be scored and run, not tuned"):
+        main(["fit", "-c", config, *SMALL_PROBE, "--model.quantization=8bit"])
+
+
+def test_a_named_file_serves_and_a_wrong_one_is_an_error(user_folder, model_folder, monkeypatch):
+    config = str(user_yaml(user_folder, model_folder))
+    main(["probe", "-c", config, *SMALL_PROBE, "--dowser.cache_dir=kept"])
+    (file,) = (user_folder / "kept").iterdir()
+    monkeypatch.setattr("dowser_pl.callbacks.importance.measure", lambda *_: pytest.fail("probed again"))
+    named = f"--dowser.factors_file={file}"
+    with pytest.raises(SystemExit, match="probe.seed: got 0, expected 1"):
+        main(["fit", "-c", config, *SMALL_PROBE, named, "--dowser.probe.seed=1"])
+    with pytest.raises(SystemExit, match="factors_file"):
+        main(["probe", "-c", config, *SMALL_PROBE, named])
+    main(["fit", "-c", config, *SMALL_PROBE, named])
+    assert not (user_folder / "runs" / "cache").exists()

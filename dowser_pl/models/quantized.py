@@ -46,6 +46,8 @@ def base_weight(linear: nn.Linear) -> Tensor:
         return linear.weight.detach()
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # noqa: PLC0415 - slow, rarely needed
 
+    if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
+        linear.state_dict()  # evaluation on the CPU reorders 4-bit weights; saving puts them in order again
     # a fresh 8-bit layer keeps its scales in the weight, a used one in its state
     weight: Any = linear.weight
     value: Tensor = dequantize_bnb_weight(weight, getattr(linear, "state", None))
