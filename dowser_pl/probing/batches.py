@@ -20,20 +20,25 @@ def aligned(indices: range, size: int) -> Iterator[range]:
         start = stop
 
 
-def halving(run: Callable[[range], T], indices: range, option: str) -> list[T]:
+def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: bool = True) -> list[T]:
     """Results of ``run`` on the indices, in as few halves as the memory of the GPU allows.
 
     Args:
         run: works on a batch.
         indices: of the batch.
         option: the setting to lower, for the message.
+        can_repeat: whether a batch may be run again; not where sums over batches are half made.
 
     Raises:
-        ValueError: if even one prompt is too much.
+        ValueError: if even one prompt is too much, or the batch may not be run again.
     """
     try:
         return [run(indices)]
     except torch.OutOfMemoryError as error:
+        if not can_repeat:
+            raise ValueError(
+                f"{len(indices)} prompts at a time do not fit the GPU ({error}); lower {option}"
+            ) from error
         if len(indices) == 1:
             raise ValueError(
                 f"the GPU has too little free memory for one prompt ({error}); lower --dowser.probe.num_tokens, load "
@@ -42,4 +47,8 @@ def halving(run: Callable[[range], T], indices: range, option: str) -> list[T]:
     torch.cuda.empty_cache()  # outside of `except`, whose traceback would keep the tensors alive
     middle = indices.start + len(indices) // 2
     warnings.warn(f"{len(indices)} prompts at a time do not fit the GPU; trying half as many ({option})", stacklevel=2)
-    return halving(run, range(indices.start, middle), option) + halving(run, range(middle, indices.stop), option)
+    return [
+        part
+        for half in (range(indices.start, middle), range(middle, indices.stop))
+        for part in halving(run, half, option)
+    ]

@@ -68,7 +68,7 @@ def measure(
 
     rows: dict[int, Statistics] = {}
     for number, indices in batches:
-        done = [run(indices)] if recorder.products else halving(run, indices, "probe.batch_size")
+        done = halving(run, indices, "probe.batch_size", can_repeat=not recorder.products)
         rows[number] = joined(done)
         on_batch(len(indices))
     layers_measured = joined(list(rows.values()) if recorder.products else sharding.gather(rows))

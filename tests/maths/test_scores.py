@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dowser_pl.maths.scores import group_means, hutchinson_norm, importance, mean_outer
+from dowser_pl.maths.scores import group_means, hutchinson_norm, importance, importance_of_statistic, mean_outer
 
 
 def test_importance_by_hand():
@@ -47,3 +47,18 @@ def test_hutchinson_recovers_row_norms_of_a_known_jacobian():
     signs = (torch.randint(0, 2, (20_000, 50), generator=generator) * 2 - 1).float()
     estimate = hutchinson_norm((signs @ jacobian).square().mean(dim=0))
     torch.testing.assert_close(estimate, jacobian.norm(dim=0), rtol=0.03, atol=0)
+
+
+def test_importance_formed_in_chunks_is_the_float64_product(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(23, 17, generator=generator)
+    sensitivity, activation = torch.rand(9, 23, generator=generator), torch.rand(9, 17, generator=generator)
+    exact = (sensitivity.double().T @ activation.double() / 9 * weight.double().abs()).float()
+    assert torch.equal(importance(weight, sensitivity, activation), exact)
+    monkeypatch.setattr("dowser_pl.maths.scores._CHUNK", 40)
+    assert torch.equal(importance(weight, sensitivity, activation), exact)
+
+
+def test_importance_of_a_statistic_is_its_product_with_the_magnitude():
+    score = importance_of_statistic(torch.tensor([[-2.0, 3.0]], dtype=torch.bfloat16), torch.tensor([[0.5, 1.0]]))
+    assert score.dtype == torch.float32 and score.tolist() == [[1.0, 3.0]]

@@ -113,3 +113,10 @@ def test_shards_select_what_the_whole_matrix_selects(cuts):
 def test_pieces_refuse_an_impossible_count():
     with pytest.raises(ValueError, match="cannot select 8 of 7"):
         list(lowest_of_pieces([lambda: torch.rand(3), lambda: torch.rand(4)], 8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_selects_what_the_cpu_selects():
+    for name, scores in score_cases((640, 129)).items():
+        k = num_trainable(0.1, scores.numel())
+        assert torch.equal(lowest(scores.cuda(), k).cpu(), lowest(scores, k)), name

@@ -3,6 +3,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dowser_pl.methods import ModelDowser
 from dowser_pl.probing import FACTORS, Factors, Probe, fingerprint, load_factors, read_notes, save_factors
 
 IDENTITY = {"weights": "abc", "probe": Probe().identity(), "precision": "32-true"}
@@ -134,6 +135,22 @@ def test_rows_of_prompts_and_groups(factors):
     assert torch.equal(again.layers[NAMES[2]]["square_gradient"], factors.layers[NAMES[2]]["square_gradient"])
     with pytest.raises(ValueError, match="rows of 2 prompts cannot be made rows of 4"):
         grouped.grouped(4)
+
+
+def test_the_file_of_a_7b_model_is_under_a_twentieth_of_its_weights(tmp_path):
+    """One of 32 equal decoder layers of LLaVA-1.5-7B (bfloat16) at the default budget and estimator."""
+    hidden, mlp, rows = 4096, 11008, Probe().num_prompts // ModelDowser().prompts_per_row
+    attention, between, after = (torch.rand(rows, hidden) for _ in range(3))
+    shapes = dict.fromkeys(("q", "k", "v"), (hidden, attention)) | {"o": (hidden, between)}
+    shapes |= {"gate": (mlp, after), "up": (mlp, after), "down": (hidden, torch.rand(rows, mlp))}
+    layers = {
+        name: {"activation": activation, "abs_gradient": torch.rand(rows, outputs)}
+        for name, (outputs, activation) in shapes.items()
+    }
+    save_factors(Factors(layers, 128, 4), tmp_path / "layer.safetensors", IDENTITY)
+    weights = 2 * (4 * hidden * hidden + 3 * hidden * mlp)
+    size = (tmp_path / "layer.safetensors").stat().st_size
+    assert size < weights / 20  # 1/48: 270 MB for the whole model
 
 
 def test_fingerprint_sees_every_bit_and_the_dtype():
