@@ -115,6 +115,7 @@ def test_pieces_refuse_an_impossible_count():
         list(lowest_of_pieces([lambda: torch.rand(3), lambda: torch.rand(4)], 8))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_selects_what_the_cpu_selects():
     for name, scores in score_cases((640, 129)).items():
