@@ -69,7 +69,7 @@ def main() -> int:
         print(f"| {cell[0]} | {cell[1]:g} | {cell[2]} | {numbers} | {'best' if cell in best.values() else ''} |")
     if arguments.json:
         rows = [{"epochs": cell[2], "best": cell in best.values(), **reports[cell].to_dict()} for cell in CELLS]
-        content = provenance("tune_quickstart", sys.argv[1:]) | {"rows": rows}
+        content = provenance("tools/tune_quickstart.py", sys.argv[1:]) | {"rows": rows}
         write_atomically(arguments.json, json.dumps(content, indent=2) + "\n")
     return 0
 

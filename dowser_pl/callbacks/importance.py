@@ -94,7 +94,8 @@ class ImportancePass:
         if cache_dir is not None and (path is None or whole.num_prompts > known or known == 0):
             notes = {"agreement": agreement.as_dict() if agreement else None, "method": self.method.settings()}
             path = sharding.from_first(lambda: cache.save(whole, notes))
-            rank_zero_info(f"Importance written to {path}")
+            seconds = ", ".join(f"{phase} {duration:.1f} s" for phase, duration in self.seconds.items())
+            rank_zero_info(f"Importance written to {path} ({seconds})")
         elif path is not None:
             rank_zero_info(f"Importance of this model is known: {path}")
         return Importance(factors.grouped(self.method.prompts_per_row), agreement, self.seconds, path)
@@ -167,10 +168,8 @@ class ImportancePass:
     def _grow(self, whole: Factors, num_prompts: int, cache: Cache) -> Factors:
         """``whole``, continued until it has the first ``num_prompts`` prompts."""
         known = whole.first(num_prompts)
-        if known.num_prompts == num_prompts and known.layers:
+        if known.num_prompts == num_prompts:
             return whole
-        if not (whole.factorised and whole.num_prompts):
-            known = Factors({}, 0, cache.prompts_per_row)
         missing = range(known.num_prompts, num_prompts)
         # sums over prompts are made in one go; rows are made in chunks that hold whole groups
         rows = cache.prompts_per_row

@@ -20,9 +20,15 @@ def installed_version(package: str) -> str:
 
 
 def provenance(verb: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Command, machine and versions, ready for JSON."""
+    """Command, machine and versions, ready for JSON.
+
+    Args:
+        verb: of the program, or the path of a script such as ``tools/bench_probe.py``.
+        argv: what followed.
+    """
+    program = [verb] if verb.endswith(".py") else ["-m", "dowser_pl", verb]
     return {
-        "command": ["python", "-m", "dowser_pl", verb, *argv],
+        "command": ["python", *program, *argv],
         "machine": {
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),

@@ -75,9 +75,14 @@ class Factors:
         return replace(self, layers=grouped, prompts_per_row=prompts_per_row)
 
     def first(self, num_prompts: int) -> "Factors":
-        """The complete rows among the first ``num_prompts`` prompts; all rows if there are just so many prompts."""
+        """The complete rows among the first ``num_prompts`` prompts; all rows if there are just so many prompts.
+
+        Nothing, of statistics that are sums over another number of prompts.
+        """
         if num_prompts == self.num_prompts:
             return self
+        if not self.factorised:
+            return replace(self, layers={}, num_prompts=0)
         rows = min(num_prompts, self.num_prompts) // self.prompts_per_row
         kept = _map(self.layers, lambda value: value[:rows])
         return replace(self, layers=kept, num_prompts=rows * self.prompts_per_row)

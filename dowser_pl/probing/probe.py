@@ -75,7 +75,7 @@ def measure(
     count = len(prompts) * settings.num_probes
     for statistic, sums in recorder.products.items():
         for name, total in sums.items():
-            layers_measured.setdefault(name, {})[statistic] = total.div_(count)
+            layers_measured.setdefault(name, {})[statistic] = total.div_(count).cpu()
     return Factors(layers_measured, len(prompts)).checked()
 
 

@@ -126,8 +126,13 @@ def test_what_the_file_does_not_hold_is_measured(module, tmp_path, measured):
     measured.clear()
     run(module, tmp_path, method=ModelDowser(estimator="weight"))
     assert measured == []
-    run(module, tmp_path, replace(PROBE, num_prompts=9), ModelDowser(estimator="weight"))
-    assert measured == list(range(9)), "a sum over prompts is not continued"
+    for number in (9, 3, 1):
+        measured.clear()
+        run(module, tmp_path, replace(PROBE, num_prompts=number), ModelDowser(estimator="weight"))
+        assert measured == list(range(number)), "a sum over prompts is neither continued nor cut"
+    with pytest.raises(ValueError, match="holds 9 prompts .* expected 8"):
+        stored = run(module, tmp_path, replace(PROBE, num_prompts=1), ModelDowser(estimator="weight")).path
+        run(module, None, method=ModelDowser(estimator="weight"), factors_file=stored)
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 

@@ -1,0 +1,159 @@
+"""The two sides of `bench_probe.py`: our importance pass and the loop as published, timed by phase, memory watched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from peak_memory import PeakMemory
+from phase_clock import PhaseClock
+from probe_bench_model import PlainTokens
+from probe_naive import NaiveLoop
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dowser_pl.methods import Layer, ModelDowser
+from dowser_pl.probing import Factors, Probe, Prompt, measure, probing_mode, write_prompts
+
+__all__ = ["GROUP", "METHOD", "Ours", "Published", "Subject"]
+
+GROUP = 4  # prompts of one batch of the loop, and of one row of our factors
+METHOD = ModelDowser(0.1, group_size=GROUP)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What both sides score."""
+
+    model: PreTrainedModel
+    layers: dict[str, nn.Linear]
+    tokenizer: PlainTokens
+
+    def write(self, settings: Probe, indices: range) -> list[Prompt]:
+        """The prompts of the given numbers."""
+        return write_prompts(self.model, self.tokenizer, settings, indices)
+
+
+@dataclass
+class Ours:
+    """Our pass with one budget, run as often as one likes.
+
+    Attributes:
+        seconds: of every pass, by phase and in total.
+        peaks: of every pass.
+        prompts: of the last pass.
+        factors: of the last pass.
+        masks: of the last pass.
+    """
+
+    subject: Subject
+    settings: Probe
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    peaks: list[PeakMemory] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
+    factors: Factors = field(default_factory=lambda: Factors({}, 0))
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """One more pass: prompts, probes, masks."""
+        model, layers = self.subject.model, self.subject.layers
+        clock = PhaseClock(model.device)
+        self.masks = {}  # not held while the next ones are made
+        with PeakMemory(model.device) as peak:
+            with probing_mode(model), torch.enable_grad():
+                with clock.phase("prompts"):
+                    self.prompts = self.subject.write(self.settings, range(self.settings.num_prompts))
+                with clock.phase("probes"):
+                    measured = measure(model, layers, self.prompts, self.settings, METHOD.needs)
+                    self.factors = measured.grouped(METHOD.prompts_per_row)
+            with clock.phase("masks"):
+                self.masks = {name: METHOD.mask(self.layer(name)) for name in layers}
+        self.seconds.append(clock.with_total())
+        self.peaks.append(peak)
+
+    def layer(self, name: str) -> Layer:
+        """A matrix with its factors."""
+        return Layer(name, self.subject.layers[name].weight, **self.factors.layers[name])
+
+    def median(self) -> dict[str, float]:
+        """Seconds of the pass in the middle; of an even number the slower of the two there."""
+        return sorted(self.seconds, key=lambda seconds: seconds["total"])[len(self.seconds) // 2]
+
+
+class Published:
+    """The loop, batch by batch.
+
+    Args:
+        subject: what is scored; all parameters require a gradient from here on.
+        settings: prompts, probes and seed.
+        num_probes: how many probes of the first batch to run and multiply up; None = all of all batches.
+
+    Attributes:
+        batches: numbers of the prompts of each batch that is run.
+        prompts: those written so far.
+        masks: once chosen.
+    """
+
+    def __init__(self, subject: Subject, settings: Probe, num_probes: int | None) -> None:
+        self.subject = subject
+        self.settings = settings
+        self.extrapolated = num_probes is not None
+        self.num_probes = num_probes or settings.num_probes
+        num_prompts = GROUP if self.extrapolated else int(settings.num_prompts)
+        self.batches = [range(first, first + GROUP) for first in range(0, num_prompts, GROUP)]
+        self.prompts: list[Prompt] = []
+        self.masks: dict[str, Tensor] = {}
+        self.peaks: list[tuple[PeakMemory, int]] = []
+        self._clock = PhaseClock(subject.model.device)
+        self._loop = self._new_loop()
+
+    def warm_up(self) -> None:
+        """One probe that is not timed."""
+        loop = self._new_loop()
+        loop.run(self.subject.write(self.settings, self.batches[0]), 0, 1, PhaseClock(self.subject.model.device))
+        if self.extrapolated:  # nothing that is done once may be multiplied, and masks mean nothing anyway
+            self._loop = loop
+
+    def run(self, batch: range) -> None:
+        """One batch: prompts, then its probes."""
+        state = self._loop.state_bytes
+        with PeakMemory(self.subject.model.device) as peak:
+            with self._clock.phase("prompts"):
+                prompts = self.subject.write(self.settings, batch)
+            self._loop.run(prompts, batch.start, self.num_probes, self._clock)
+        self.peaks.append((peak, state))
+        self.prompts += prompts
+
+    def choose(self) -> None:
+        """The masks of all batches."""
+        state = self._loop.state_bytes
+        with PeakMemory(self.subject.model.device) as peak, self._clock.phase("masks"):
+            self.masks = self._loop.masks(METHOD.update_ratio)
+        self.peaks.append((peak, state))
+
+    def seconds(self) -> dict[str, float]:
+        """By phase and in total, multiplied up where only a part was run."""
+        batches = int(self.settings.num_prompts) / GROUP / len(self.batches)
+        factors = {"prompts": batches, "masks": 1.0}
+        probes = batches * self.settings.num_probes / self.num_probes
+        seconds = {phase: value * factors.get(phase, probes) for phase, value in self._clock.seconds.items()}
+        return {**seconds, "total": sum(seconds.values())}
+
+    def _new_loop(self) -> NaiveLoop:
+        return NaiveLoop(self.subject.model.requires_grad_(True), self.subject.layers, self.settings.seed)
+
+
+def peak_memory(peaks: Sequence[tuple[PeakMemory, int]]) -> dict[str, int | None]:
+    """The largest peak: host and device together, and each.
+
+    Args:
+        peaks: of each block, with the bytes that it held on the host already when it began.
+    """
+    hosts = [None if peak.host_bytes is None else peak.host_bytes + held for peak, held in peaks]
+    known = [host for host in hosts if host is not None]
+    device = max(peak.device_bytes for peak, _ in peaks)
+    host = max(known) if len(known) == len(hosts) else None
+    return {
+        "peak_memory_bytes": None if host is None else host + device,
+        "peak_host_bytes": host,
+        "peak_device_bytes": device,
+    }
