@@ -6,9 +6,14 @@ Both sides score the same matrices of the same random model by the same prompts 
 the same tenth of each matrix move (`ModelDowser(0.1)`, estimator `authors`); `probe_naive.py` says what the loop does.
 They are interleaved in one process: our pass runs before the first batch of the loop, after the last, and evenly in
 between, and the median pass is reported (of two, the slower). So is a pass with our default budget, twice the prompts
-with one probe each. Peak memory is that beyond the model and beyond whatever else was held when a block began; the loop
-is charged for its running statistics all along. About 3 minutes (60m) and 12 (250m) on 2 cores. Preset 7b needs a GPU;
-there the loop runs a few probes of one batch, whose seconds are multiplied up, and no masks are compared.
+with one probe each. Seconds mean little on a busy machine: what share of its threads' time the process had is told.
+
+Peak memory is that beyond the model and beyond whatever else was held when a block began; the loop is charged for its
+running statistics all along. Two figures: memory in use, measured afterwards with a malloc that keeps nothing back, and
+memory resident while the time was taken, which holds what malloc failed to reuse as well.
+
+About 3 minutes (60m) and 12 (250m) on 2 cores. Preset 7b needs a GPU; there the loop runs a few probes of one batch,
+whose seconds are multiplied up, and no masks are compared.
 """
 
 import argparse
@@ -16,21 +21,21 @@ import dataclasses
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from probe_bench_model import PRESETS, PlainTokens, Preset, build_model
-from probe_sides import GROUP, METHOD, Ours, Published, Subject, peak_memory
+from probe_sides import GROUP, METHOD, Ours, Published, Subject, memory_in_use, peak_bytes
+from probe_table import lines
 from roofline import PassSize, measure_ceilings, roofline
 
 from dowser_pl.commands.provenance import provenance
 from dowser_pl.files import write_atomically
 from dowser_pl.models.layers import find_layers
 from dowser_pl.probing import Probe, save_factors
-
-ROUNDING = 1e-6  # relative; scores that differ by less are equal up to the rounding of float32 sums
 
 
 def run(preset: Preset) -> dict[str, Any]:
@@ -41,35 +46,41 @@ def run(preset: Preset) -> dict[str, Any]:
     ours = Ours(subject, settings)
     default = Ours(subject, dataclasses.replace(settings, num_prompts=2 * preset.num_prompts, num_probes=1))
     naive = Published(subject, settings, preset.naive_probes)
-    interleave(ours, default, naive, preset.passes)
+    share = interleave(ours, default, naive, preset.passes)
     size = _pass_size(subject, settings)
     bound = roofline(size, measure_ceilings(model.device, preset.dtype))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "factors.safetensors"
-        save_factors(ours.factors, path, {})
-        cache_bytes = path.stat().st_size
+    comparison = compare(ours, naive)
     sides = {
-        "ours": _summary(ours) | peak_memory([(peak, 0) for peak in ours.peaks]) | {"cache_bytes": cache_bytes},
-        "naive": {"seconds": naive.seconds(), "extrapolated": naive.extrapolated} | peak_memory(naive.peaks),
+        "ours": _summary(ours) | {"cache_bytes": _cache_bytes(ours)},
+        "naive": {"seconds": naive.seconds(), "extrapolated": naive.extrapolated},
         "default_budget": _summary(default),
     }
+    resident = {"ours": peak_bytes(ours), "naive": peak_bytes(naive)}
+    for name, in_use in memory_in_use(ours, naive).items():
+        sides[name] |= {"peak_memory_bytes": in_use["total"], "peak_memory": in_use, "peak_resident": resident[name]}
     return {
         "sizes": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "target_weights": size.target_weights,
         },
+        "cpu_share": share,
         **sides,
         "ratio": _ratios(sides, bound["seconds"]["total"]),
-        **compare(ours, naive),
+        **comparison,
         "roofline": bound,
         "problem": ours.peaks[0].problem,
     }
 
 
-def interleave(ours: Ours, default: Ours, naive: Published, passes: int) -> None:
-    """All of the loop, with ``passes`` passes of ours spread over it; at least two."""
+def interleave(ours: Ours, default: Ours, naive: Published, passes: int) -> float:
+    """All of the loop, with ``passes`` passes of ours spread over it; at least two.
+
+    Returns:
+        The share of its threads' time that this process had.
+    """
     Ours(ours.subject, dataclasses.replace(ours.settings, num_prompts=GROUP, num_probes=1)).run()
     naive.warm_up()
+    start = time.perf_counter(), time.process_time()
     stops = [round(number * len(naive.batches) / (passes - 1)) for number in range(passes)]
     for number, batch in enumerate([*naive.batches, None]):
         for _ in range(stops.count(number)):
@@ -78,6 +89,7 @@ def interleave(ours: Ours, default: Ours, naive: Published, passes: int) -> None
         if batch is not None:
             naive.run(batch)
     naive.choose()
+    return (time.process_time() - start[1]) / (time.perf_counter() - start[0]) / torch.get_num_threads()
 
 
 def compare(ours: Ours, naive: Published) -> dict[str, Any]:
@@ -137,46 +149,27 @@ def _summary(side: Ours) -> dict[str, Any]:
     }
 
 
+def _cache_bytes(side: Ours) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "factors.safetensors"
+        save_factors(side.factors, path, {})
+        return path.stat().st_size
+
+
 def _ratios(sides: dict[str, dict[str, Any]], roofline_seconds: float) -> dict[str, float | None]:
     ours, naive = sides["ours"]["seconds"]["total"], sides["naive"]["seconds"]["total"]
-    memory, naive_memory = (sides[side]["peak_memory_bytes"] for side in ("ours", "naive"))
+
+    def memory(kind: str) -> float | None:
+        part, whole = sides["ours"][kind]["total"], sides["naive"][kind]["total"]
+        return part / whole if part is not None and whole else None
+
     return {
         "seconds": naive / ours,
         "default_budget_seconds": naive / sides["default_budget"]["seconds"]["total"],
-        "peak_memory": memory / naive_memory if memory is not None and naive_memory else None,
+        "peak_memory": memory("peak_memory"),
+        "peak_resident": memory("peak_resident"),
         "roofline": ours / roofline_seconds,
     }
-
-
-def lines(result: dict[str, Any]) -> list[str]:
-    """The result for people."""
-    columns = {name: result[name]["seconds"] for name in ("naive", "ours", "default_budget", "roofline")}
-    phases = list(dict.fromkeys(phase for seconds in columns.values() for phase in seconds if phase != "total"))
-    text = [f"{'seconds':<12}" + "".join(f"{name:>16}" for name in columns)]
-    for phase in [*phases, "total"]:
-        cells = [f"{seconds[phase]:.3f}" if phase in seconds else "" for seconds in columns.values()]
-        text.append(f"{phase:<12}" + "".join(f"{cell:>16}" for cell in cells))
-    ratio, sizes = result["ratio"], result["sizes"]
-    text += [
-        "",
-        f"{sizes['parameters']:,} parameters, {sizes['target_weights']:,} of them scored; the cache takes "
-        f"{result['ours']['cache_bytes'] / 2**20:.2f} MiB",
-        f"naive / ours {ratio['seconds']:.2f}, naive / default budget {ratio['default_budget_seconds']:.2f}, "
-        f"ours / roofline {ratio['roofline']:.2f}",
-    ]
-    if ratio["peak_memory"] is None:
-        text.append(result["problem"] or "peak memory: too small to compare")
-    else:
-        peaks = [result[side]["peak_memory_bytes"] / 2**20 for side in ("ours", "naive")]
-        text.append(f"peak memory {peaks[0]:.1f} MiB, naive {peaks[1]:.1f} MiB: ratio {ratio['peak_memory']:.3f}")
-    if result["naive"]["extrapolated"]:
-        text.append("the loop ran a few probes of one batch: its seconds are multiplied up, its masks not compared")
-        return text
-    distance = result["largest_distance_to_threshold"]
-    why = f"(below {ROUNDING:g}: rounding)" if distance < ROUNDING else "(more than rounding explains)"
-    equal = "masks equal" if result["masks_equal"] else f"masks differ, at most {distance:.1e} from the threshold {why}"
-    text.append(f"{equal}: {result['differing_entries']} differing of {result['selected_entries']:,} selected entries")
-    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,18 +184,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = PRESETS[options.preset]
     if options.batch_size is not None:
         preset = dataclasses.replace(preset, batch_size=options.batch_size)
-    result = run(preset)
-    print("\n".join(lines(result)))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    content = provenance("bench_probe", arguments)
+    content |= {"command": ["python", "tools/bench_probe.py", *arguments], "threads": options.threads}
+    content |= {"preset": options.preset, "settings": _settings(preset)} | run(preset)
+    print("\n".join(lines(content)))
     if options.json:
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        content = provenance("tools/bench_probe.py", arguments)
-        content |= {"threads": options.threads, "preset": options.preset, "settings": _settings(preset)} | result
         write_atomically(options.json, json.dumps(content, indent=2) + "\n")
     return 0
 
 
 def _settings(preset: Preset) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if preset.device == "cuda" else preset.device
+    device = torch.cuda.get_device_name() if preset.device == "cuda" and torch.cuda.is_available() else preset.device
     return dataclasses.asdict(preset) | {"dtype": str(preset.dtype).removeprefix("torch."), "device": device}
 
 

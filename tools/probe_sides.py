@@ -1,10 +1,11 @@
 """The two sides of `bench_probe.py`: our importance pass and the loop as published, timed by phase, memory watched."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
-from peak_memory import PeakMemory
+from peak_memory import PeakMemory, nothing_kept_back
 from phase_clock import PhaseClock
 from probe_bench_model import PlainTokens
 from probe_naive import NaiveLoop
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from dowser_pl.methods import Layer, ModelDowser
 from dowser_pl.probing import Factors, Probe, Prompt, measure, probing_mode, write_prompts
 
-__all__ = ["GROUP", "METHOD", "Ours", "Published", "Subject"]
+__all__ = ["GROUP", "METHOD", "Ours", "Published", "Subject", "memory_in_use", "peak_bytes"]
 
 GROUP = 4  # prompts of one batch of the loop, and of one row of our factors
 METHOD = ModelDowser(0.1, group_size=GROUP)
@@ -39,7 +40,7 @@ class Ours:
 
     Attributes:
         seconds: of every pass, by phase and in total.
-        peaks: of every pass.
+        peaks: of every pass, as malloc is.
         prompts: of the last pass.
         factors: of the last pass.
         masks: of the last pass.
@@ -115,20 +116,20 @@ class Published:
 
     def run(self, batch: range) -> None:
         """One batch: prompts, then its probes."""
-        state = self._loop.state_bytes
-        with PeakMemory(self.subject.model.device) as peak:
+        with self._watched():
             with self._clock.phase("prompts"):
                 prompts = self.subject.write(self.settings, batch)
             self._loop.run(prompts, batch.start, self.num_probes, self._clock)
-        self.peaks.append((peak, state))
         self.prompts += prompts
 
     def choose(self) -> None:
         """The masks of all batches."""
-        state = self._loop.state_bytes
-        with PeakMemory(self.subject.model.device) as peak, self._clock.phase("masks"):
+        with self._watched(), self._clock.phase("masks"):
             self.masks = self._loop.masks(METHOD.update_ratio)
-        self.peaks.append((peak, state))
+
+    def forget(self) -> None:
+        """Let go of the running statistics."""
+        self._loop = self._new_loop()
 
     def seconds(self) -> dict[str, float]:
         """By phase and in total, multiplied up where only a part was run."""
@@ -138,22 +139,37 @@ class Published:
         seconds = {phase: value * factors.get(phase, probes) for phase, value in self._clock.seconds.items()}
         return {**seconds, "total": sum(seconds.values())}
 
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        held = self._loop.state_bytes  # resident already, and to be counted
+        with PeakMemory(self.subject.model.device) as peak:
+            yield
+        self.peaks.append((peak, held))
+
     def _new_loop(self) -> NaiveLoop:
         return NaiveLoop(self.subject.model.requires_grad_(True), self.subject.layers, self.settings.seed)
 
 
-def peak_memory(peaks: Sequence[tuple[PeakMemory, int]]) -> dict[str, int | None]:
-    """The largest peak: host and device together, and each.
-
-    Args:
-        peaks: of each block, with the bytes that it held on the host already when it began.
-    """
+def peak_bytes(side: Ours | Published) -> dict[str, int | None]:
+    """The largest peak of all blocks so far: host and device together, and each; None where it is not known."""
+    peaks = [(peak, 0) for peak in side.peaks] if isinstance(side, Ours) else side.peaks
     hosts = [None if peak.host_bytes is None else peak.host_bytes + held for peak, held in peaks]
-    known = [host for host in hosts if host is not None]
+    host = None if None in hosts else max(known for known in hosts if known is not None)
     device = max(peak.device_bytes for peak, _ in peaks)
-    host = max(known) if len(known) == len(hosts) else None
-    return {
-        "peak_memory_bytes": None if host is None else host + device,
-        "peak_host_bytes": host,
-        "peak_device_bytes": device,
-    }
+    return {"total": None if host is None else host + device, "host": host, "device": device}
+
+
+def memory_in_use(ours: Ours, naive: Published) -> dict[str, dict[str, int | None]]:
+    """Peaks of one pass and of one batch of the loop with all its state, in use rather than resident; not timed.
+
+    Two probes each are enough: from the second on, every probe of the loop finds the state that the first has set up.
+    """
+    naive.forget()
+    settings = replace(ours.settings, num_probes=min(2, ours.settings.num_probes))
+    pass_ = Ours(ours.subject, settings)
+    loop = Published(naive.subject, settings, num_probes=settings.num_probes)
+    with nothing_kept_back():
+        pass_.run()
+        loop.run(loop.batches[0])
+        loop.choose()
+    return {"ours": peak_bytes(pass_), "naive": peak_bytes(loop)}

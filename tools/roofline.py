@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -86,7 +87,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     return Ceilings(2.0 * side**3 / seconds, 2.0 * size / _best(lambda: target.copy_(source), device))
 
 
-def roofline(size: PassSize, ceilings: Ceilings) -> dict[str, object]:
+def roofline(size: PassSize, ceilings: Ceilings) -> dict[str, Any]:
     """Seconds by phase, in total, and the numbers they come from."""
     work = {"prompts": size.prompts(), "probes": size.probes(), "masks": size.masks()}
     seconds = {phase: max(flops / ceilings.flops, moved / ceilings.bandwidth) for phase, (flops, moved) in work.items()}

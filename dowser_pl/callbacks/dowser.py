@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.importance import Importance, ImportancePass
+from dowser_pl.callbacks.measuring import Measuring
 from dowser_pl.maths.masks import pack, unpack
 from dowser_pl.methods import (
     Agreement,
@@ -80,10 +81,12 @@ class Dowser(Callback):
                 "built. Use --trainer.strategy auto or ddp"
             )
         layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
-        if trainer.limit_train_batches == 0:  # the verb `probe`
-            self._measure(trainer, pl_module, layers)
-            return
         weights = {name: layer.weight for name, layer in layers.items()}
+        if self._loaded is None:
+            self._refuse_tuned(trainer, pl_module)
+            if trainer.limit_train_batches == 0:  # the verb `probe`
+                self._measure(trainer, pl_module, layers)
+                return
         if not all(weight.is_floating_point() for weight in weights.values()):
             raise ValueError(
                 "the matrices to tune are quantized: they can be scored and run, not tuned. Use --model.quantization "
@@ -92,18 +95,9 @@ class Dowser(Callback):
         if self._loaded is not None:
             self._entries = FrozenEntries.from_state(weights, self._loaded["entries"])
             self._loaded = None
-        elif trainer.ckpt_path is not None:
-            raise ValueError(
-                f"{trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are never "
-                "computed on weights that were already tuned; start a fresh run from the base model instead"
-            )
-        elif self._already_tuned(weights):
-            raise ValueError(
-                "this model was tuned by an earlier fit, and masks are never computed on tuned weights; go on from its "
-                "checkpoint with ckpt_path, or start from a newly loaded model"
-            )
         else:
             self._entries = FrozenEntries(weights, self._masks(trainer, pl_module, layers))
+        pl_module.protected = self._entries  # type: ignore[assignment]
         rank_zero_info(
             f"{type(self.method).__name__}: {self.entries.num_trainable:,} of "
             f"{sum(weight.numel() for weight in weights.values()):,} entries in {len(layers)} matrices are trainable"
@@ -164,10 +158,19 @@ class Dowser(Callback):
         self.probe_seconds = state_dict["probe_seconds"]
         self.diagnostics = state_dict["diagnostics"]
 
-    def _already_tuned(self, weights: dict[str, Tensor]) -> bool:
-        known = {} if self._entries is None else self._entries.weights
-        same = all(known.get(name) is weight for name, weight in weights.items())
-        return same and self.entries.verify()[1].changed > 0
+    def _refuse_tuned(self, trainer: Trainer, pl_module: Any) -> None:
+        """Masks are never computed on weights that were already tuned."""
+        if trainer.ckpt_path is not None:
+            raise ValueError(
+                f"{trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are never "
+                "computed on weights that were already tuned; start a fresh run from the base model instead"
+            )
+        protected: FrozenEntries | None = getattr(pl_module, "protected", None)
+        if protected is not None and protected.verify()[1].changed:
+            raise ValueError(
+                "this model was tuned by an earlier fit, and masks are never computed on tuned weights; go on from its "
+                "checkpoint with ckpt_path, or start from a newly loaded model"
+            )
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.restore()
@@ -202,7 +205,7 @@ class Dowser(Callback):
 
         if not self.method.needs:
             return Importance(Factors({}, 0), None, {}, None)
-        work = ImportancePass(trainer, pl_module, layers, self.method, self.probe, agree)
+        work = ImportancePass(Measuring(trainer, pl_module, layers, self.probe), self.method, agree)
         importance = work.run(self.cache_dir, self.factors_file)
         self.diagnostics = {"prompts": importance.factors.num_prompts}
         if importance.agreement is not None:

@@ -25,7 +25,8 @@ def _behaviour(network: Any) -> dict[str, Any]:
     settings = json.loads(network.config.to_json_string(use_diff=False))
     for unrelated in ("_name_or_path", "transformers_version"):
         settings.pop(unrelated, None)
-    return settings | {"attention": network.config._attn_implementation}
+    parts = [(name, part) for name, part in network.named_modules() if hasattr(part, "config")]
+    return settings | {"attention": {name: part.config._attn_implementation for name, part in parts}}
 
 
 def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The importance pass: prompts the model writes itself, probes of its logits, two thin factors per matrix."""
 
-from dowser_pl.probing.cache import Cache, digest
+from dowser_pl.probing.cache import Cache, Request, digest
 from dowser_pl.probing.factors import Factors
-from dowser_pl.probing.files import load_factors, read_notes, save_factors
+from dowser_pl.probing.files import load_factors, read_head, save_factors
 from dowser_pl.probing.fingerprint import fingerprint
 from dowser_pl.probing.probe import measure, probing_mode
 from dowser_pl.probing.prompts import Prompt, write_prompts
@@ -16,12 +16,13 @@ __all__ = [
     "Factors",
     "Probe",
     "Prompt",
+    "Request",
     "digest",
     "fingerprint",
     "load_factors",
     "measure",
     "probing_mode",
-    "read_notes",
+    "read_head",
     "save_factors",
     "write_prompts",
 ]

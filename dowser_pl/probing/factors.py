@@ -47,13 +47,15 @@ class Factors:
         return self.statistics <= set(FACTORS)
 
     def checked(self) -> "Factors":
-        """Itself, if every number is finite.
+        """Itself, if every number is float32 and finite.
 
         Raises:
             ValueError: naming the matrix; NaN or infinity come from overflow in half precision.
         """
         for name, layer in self.layers.items():
             for statistic, value in layer.items():
+                if value.dtype != torch.float32:
+                    raise ValueError(f"{statistic.replace('_', ' ')} of {name}: got {value.dtype}, expected float32")
                 if not bool(torch.isfinite(value).all()):
                     raise ValueError(
                         f"the importance pass gave a {statistic.replace('_', ' ')} of {name} that is not finite; "

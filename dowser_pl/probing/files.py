@@ -6,7 +6,8 @@ matrices share are stored once.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from dowser_pl import __version__
 from dowser_pl.files import atomic_path
 from dowser_pl.probing.factors import Factors, Statistics
 
-__all__ = ["differences", "load_factors", "read_notes", "save_factors"]
+__all__ = ["differences", "load_factors", "read_head", "save_factors"]
 
-FORMAT = 2
+FORMAT = 3
 _HEAD = "dowser_pl_importance"
+_KEYS = {"identity", "shared", "num_prompts", "prompts_per_row", "versions", "notes"}
 
 
 def save_factors(
@@ -79,61 +81,65 @@ def load_factors(
     Raises:
         ValueError: if the file is damaged, belongs to something else or lacks what is needed; the message says which.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            head = _head(file)
-            _refuse_foreign(path, head, identity)
-            shared: dict[str, str] = head["shared"]
-            present = {*file.keys(), *shared}
-            wanted = [(name, statistic) for name in names for statistic in sorted(statistics)]
-            missing = [f"{name}.{statistic}" for name, statistic in wanted if f"{name}.{statistic}" not in present]
-            if missing:
-                raise ValueError(
-                    f"{path} lacks {len(missing)} of the {len(wanted)} factors that are needed, first {missing[0]!r}; "
-                    "name another file, or delete it to probe again"
-                )
-            read: dict[str, Tensor] = {}
-            layers: Statistics = {}
-            for name, statistic in wanted:
-                owner = shared.get(f"{name}.{statistic}", f"{name}.{statistic}")
+    names, statistics = list(names), sorted(statistics)
+    head = read_head(path, identity, names, statistics)
+    read: dict[str, Tensor] = {}
+    layers: Statistics = {}
+    with _opened(path) as file:
+        for name in names:
+            layers[name] = {}
+            for statistic in statistics:
+                owner = head["shared"].get(f"{name}.{statistic}", f"{name}.{statistic}")
                 if owner not in read:
                     read[owner] = file.get_tensor(owner)
-                layers.setdefault(name, {})[statistic] = read[owner]
-            return Factors(layers, head["num_prompts"], head["prompts_per_row"]).checked()
-    except (SafetensorError, FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
+                layers[name][statistic] = read[owner]
+    return Factors(layers, head["num_prompts"], head["prompts_per_row"]).checked()
 
 
-def read_notes(path: Path) -> dict[str, Any]:
-    """What a file says of itself: ``identity``, ``num_prompts``, ``prompts_per_row``, ``versions``, ``notes``.
+def read_head(
+    path: Path,
+    identity: Mapping[str, object] | None = None,
+    names: Iterable[str] = (),
+    statistics: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What a file says of itself, without its tensors.
+
+    Args:
+        path: a file written by :func:`save_factors`.
+        identity: what it must belong to; None = anything.
+        names: the matrices it must hold.
+        statistics: what it must hold of them.
+
+    Returns:
+        ``identity``, ``num_prompts``, ``prompts_per_row``, ``shared``, ``versions``, ``notes``.
 
     Raises:
-        ValueError: if it is damaged or no importance cache.
+        ValueError: if it is damaged, no importance cache, or not what it must be; the message says which.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _head(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
-
-
-def _head(file: Any) -> dict[str, Any]:
-    head: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEAD, "{}"))
-    return head
-
-
-def _versions() -> dict[str, str]:
-    return {"dowser_pl": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def _refuse_foreign(path: Path, head: Mapping[str, Any], identity: Mapping[str, object]) -> None:
-    wanted = json.loads(json.dumps(identity))
-    differing = list(differences(head.get("identity", {}), wanted))
-    if head.get("format") != FORMAT or differing:
+    with _opened(path) as file:
+        head = _parse((file.metadata() or {}).get(_HEAD, ""))
+        present = {*file.keys(), *head.get("shared", {})}
+    if head.get("format") != FORMAT or not set(head) >= _KEYS:
         raise ValueError(
-            f"{path} holds the importance of another model or of other settings "
-            f"({'; '.join(differing) or 'file format'}); delete it or name another one"
+            f"{path} holds no importance, or that of another version of dowser_pl (format {head.get('format')}, "
+            f"expected {FORMAT}); delete it or name another one"
         )
+    if identity is not None:
+        differing = list(differences(head["identity"], json.loads(json.dumps(identity))))
+        if differing:
+            raise ValueError(
+                f"{path} holds the importance of another model or of other settings ({'; '.join(differing)}); delete "
+                "it or name another one"
+            )
+    statistics = sorted(statistics)
+    wanted = [f"{name}.{statistic}" for name in names for statistic in statistics]
+    missing = [key for key in wanted if key not in present]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} factors that are needed, first {missing[0]!r}; name "
+            "another file, or delete it to probe again"
+        )
+    return head
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
@@ -143,3 +149,24 @@ def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
             yield from differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     elif found != wanted:
         yield f"{name}: got {found!r}, expected {wanted!r}"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        head = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    return {"dowser_pl": __version__, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -66,12 +66,15 @@ def measure(
         batch = [prompts[index - first] for index in indices]
         return _measure_batch(model, recorder, batch, indices, settings, text_inputs)
 
-    rows: dict[int, Statistics] = {}
-    for number, indices in batches:
-        done = halving(run, indices, "probe.batch_size", can_repeat=not recorder.products)
-        rows[number] = joined(done)
-        on_batch(len(indices))
-    layers_measured = joined(list(rows.values()) if recorder.products else sharding.gather(rows))
+    def run_share() -> dict[int, Statistics]:
+        rows: dict[int, Statistics] = {}
+        for number, indices in batches:
+            done = halving(run, indices, "probe.batch_size", can_repeat=not recorder.products)
+            rows[number] = joined(done)
+            on_batch(len(indices))
+        return rows
+
+    layers_measured = joined(sharding.gather(run_share))
     count = len(prompts) * settings.num_probes
     for statistic, sums in recorder.products.items():
         for name, total in sums.items():

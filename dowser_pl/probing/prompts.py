@@ -4,7 +4,8 @@ No data is needed to score a model that can write its own (arXiv 2602.04509, sec
 kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -146,19 +147,18 @@ class _Writer:
             inputs = self.text_inputs(start.to(device), torch.ones_like(start).to(device))
         else:
             inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
-        rows = self.model.generate(
-            **inputs,
-            logits_processor=[sampler],
-            generation_config=GenerationConfig(
-                max_new_tokens=num_new,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                eos_token_id=end,
-                pad_token_id=end if pad is None else pad,
-                use_cache=True,
-            ),
-        ).cpu()
+        settings = GenerationConfig(
+            max_new_tokens=num_new,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=end,
+            pad_token_id=end if pad is None else pad,
+            use_cache=True,
+            decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
+        )
+        with _without_defaults(self.model):
+            rows = self.model.generate(**inputs, logits_processor=[sampler], generation_config=settings).cpu()
         image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
         return [
             Prompt(
@@ -168,6 +168,17 @@ class _Writer:
             )
             for i, row in enumerate(rows)
         ]
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """``generate`` fills what is not set from the model's own configuration, which may forbid or force tokens."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _split_vocabulary(tokenizer: Tokens) -> tuple[Tensor, list[int]]:

@@ -89,7 +89,8 @@ class Recorder:
     def _watch(self, name: str):  # type: ignore[no-untyped-def]
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG001
             if "activation" in self.factors:
-                self.factors["activation"][name] = self._activation(inputs[0])
+                with torch.autocast(output.device.type, enabled=False):
+                    self.factors["activation"][name] = self._activation(inputs[0])
             if self.products:
                 self._inputs[name] = inputs[0].detach()
             if not torch.is_grad_enabled():
@@ -115,6 +116,10 @@ class Recorder:
 
     def _add(self, name: str, gradient: Tensor) -> None:
         self._seen.add(name)
+        with torch.autocast(gradient.device.type, enabled=False):  # sums are float32 whatever the model computes in
+            self._add_exactly(name, gradient)
+
+    def _add_exactly(self, name: str, gradient: Tensor) -> None:
         if "abs_gradient" in self.factors:
             _accumulate(self.factors["abs_gradient"], name, self._mean(gradient.abs()))
         if "square_gradient" in self.factors:

@@ -4,11 +4,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dowser_pl.callbacks import importance
+from dowser_pl.callbacks import importance, measuring
 from dowser_pl.callbacks.importance import ImportancePass
+from dowser_pl.callbacks.measuring import Measuring
 from dowser_pl.methods import Layer, ModelDowser, split_half
-from dowser_pl.probing import load_factors, measure, read_notes, save_factors
+from dowser_pl.probing import (
+    FACTORS,
+    PRODUCTS,
+    Factors,
+    Prompt,
+    Request,
+    load_factors,
+    measure,
+    probing_mode,
+    read_head,
+    save_factors,
+)
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, build_module, build_trainer
 
@@ -36,7 +49,7 @@ def measured(monkeypatch):
         numbers.extend(range(first, first + len(prompts)))
         return measure(model, layers, prompts, settings, statistics, first, *rest)
 
-    monkeypatch.setattr(importance, "measure", spy)
+    monkeypatch.setattr(measuring, "measure", spy)
     return numbers
 
 
@@ -48,7 +61,7 @@ def run(module, folder, probe=PROBE, method=None, factors_file=None, layers=None
         return split_half(method, [Layer(n, layers[n].weight.detach(), **factors.layers[n]) for n in layers])
 
     trainer = build_trainer(folder or factors_file.parent)
-    return ImportancePass(trainer, module, layers, method, probe, agree).run(folder, factors_file)
+    return ImportancePass(Measuring(trainer, module, layers, probe), method, agree).run(folder, factors_file)
 
 
 def masks(module, factors, method):
@@ -108,7 +121,7 @@ def test_a_large_file_holds_what_was_needed_only(module, tmp_path, monkeypatch):
     small = run(module, tmp_path / "small", replace(PROBE, keep="auto"))
     monkeypatch.setattr(importance, "_SMALL", 1000)
     large = run(module, tmp_path / "large", replace(PROBE, keep="auto"))
-    assert read_notes(small.path)["prompts_per_row"] == 1 and read_notes(large.path)["prompts_per_row"] == 4
+    assert read_head(small.path)["prompts_per_row"] == 1 and read_head(large.path)["prompts_per_row"] == 4
     assert large.path.stat().st_size < small.path.stat().st_size / 3
     assert_same(large.factors, replace(small.factors, layers=_only(small.factors.layers, large.factors.layers)))
 
@@ -130,10 +143,95 @@ def test_what_the_file_does_not_hold_is_measured(module, tmp_path, measured):
         measured.clear()
         run(module, tmp_path, replace(PROBE, num_prompts=number), ModelDowser(estimator="weight"))
         assert measured == list(range(number)), "a sum over prompts is neither continued nor cut"
-    with pytest.raises(ValueError, match="holds 9 prompts .* expected 8"):
+    for number in (9, 3, 1):
+        measured.clear()
+        run(module, tmp_path, replace(PROBE, num_prompts=number), ModelDowser(estimator="weight"))
+        assert measured == []
+    with pytest.raises(ValueError, match="sums over 1 prompts, which serve no other number: expected 8"):
         stored = run(module, tmp_path, replace(PROBE, num_prompts=1), ModelDowser(estimator="weight")).path
         run(module, None, method=ModelDowser(estimator="weight"), factors_file=stored)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize("keep", ["auto", "needed"])
+def test_a_file_that_holds_enough_serves_whatever_would_be_written(module, tmp_path, measured, monkeypatch, keep):
+    """A large file holds what was needed only; a smaller request would keep everything, but needs nothing more."""
+    probe = replace(PROBE, num_prompts=16, keep=keep)
+    monkeypatch.setattr(importance, "_SMALL", 1000)
+    large = run(module, tmp_path, probe)
+    monkeypatch.undo()
+    measured.clear()
+    spied = measuring.measure
+    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("probed again"))
+    last = {name: layer for name, layer in module.tuned_layers().items() if ".layers.2." in name}
+    assert_same(run(module, tmp_path, replace(probe, num_prompts=8)).factors, large.factors.first(8))
+    assert run(module, tmp_path, probe, layers=last).path == large.path
+    assert run(module, None, probe, layers=last, factors_file=large.path).factors.num_prompts == 16
+    monkeypatch.setattr(measuring, "measure", spied)
+
+
+def test_the_file_with_the_most_prompts_is_chosen(module, tmp_path, measured):
+    run(module, tmp_path)
+    run(module, tmp_path, replace(PROBE, num_prompts=24, keep="all"))
+    measured.clear()
+    assert run(module, tmp_path, replace(PROBE, num_prompts=20)).factors.num_prompts == 20
+    assert measured == []
+
+
+def test_prompts_that_are_cached_are_never_dropped(module, tmp_path, measured):
+    """Asking for a number that cuts a group measures the rest of it, and keeps what is there."""
+    method = ModelDowser(group_size=3)
+    path = run(module, tmp_path, replace(PROBE, num_prompts=66), method).path
+    before = path.read_bytes()
+    measured.clear()
+    ten = run(module, tmp_path, replace(PROBE, num_prompts=10), method)
+    assert measured == [9] and path.read_bytes() == before
+    assert_same(ten.factors, run(module, tmp_path / "fresh", replace(PROBE, num_prompts=10), method).factors)
+    measured.clear()
+    auto = run(module, tmp_path, replace(PROBE, num_prompts="auto", target_overlap=0.99, max_prompts=66), method)
+    assert measured == [] and auto.factors.num_prompts == 66 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("group_size", [3, 5, 32, 48])
+def test_auto_asks_whole_groups(module, tmp_path, group_size):
+    auto = replace(PROBE, num_prompts="auto", target_overlap=0.01)
+    found = run(module, tmp_path, auto, ModelDowser(group_size=group_size))
+    assert found.factors.num_prompts % group_size == 0 and found.agreement is not None
+    with pytest.raises(ValueError, match="got max_prompts 4 and groups of"):
+        run(module, tmp_path / "new", replace(auto, max_prompts=4), ModelDowser(group_size=max(group_size, 4)))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_factors_are_float32_in_every_precision(module, model_folder, precision):
+    module = build_module(model_folder)
+    module.configure_model()
+    trainer = build_trainer(model_folder, precision=precision)
+    module = trainer.precision_plugin.convert_module(module)
+    request = Request(frozenset(FACTORS) | frozenset(PRODUCTS), 1)
+    probe = replace(PROBE, num_probes=2)
+    factors = Measuring(trainer, module, module.tuned_layers(), probe).grow(Factors({}, 0), 8, request)
+    for name, statistics in factors.layers.items():
+        assert set(statistics) == request.statistics
+        for statistic, value in statistics.items():
+            assert value.dtype == torch.float32 and float(value.sum()) > 0, (name, statistic)
+
+
+def test_small_gradients_survive_half_precision(module):
+    """Reduced in float16 under autocast, their squares would be zeros, and nothing would tell."""
+    layers = module.tuned_layers()
+    prompts = [Prompt(torch.tensor([1, *range(10, 20)])), Prompt(torch.tensor([1, *range(20, 30)]))]
+    head = module.network.get_output_embeddings().weight
+    found = []
+    for enabled in (False, True):
+        with torch.no_grad():
+            head.mul_(1e-3)
+        with probing_mode(module.network), torch.autocast("cpu", torch.float16, enabled=enabled):
+            found.append(measure(module.network, layers, prompts, PROBE))
+        with torch.no_grad():
+            head.mul_(1e3)
+    for name, statistics in found[0].layers.items():
+        for statistic, value in statistics.items():
+            other = found[1].layers[name][statistic]
+            assert other.dtype == torch.float32 and float((other - value).norm() / value.norm()) < 0.1
 
 
 def test_a_file_of_all_layers_serves_the_last_ones(module, model_folder, tmp_path, measured):
@@ -151,7 +249,7 @@ def test_auto_asks_prompts_until_halves_agree_whatever_the_cache_holds(module, t
     number = first.factors.num_prompts
     assert number in (64, 128, 256) and measured == list(range(number))
     assert first.agreement.overlap >= 0.85
-    assert read_notes(first.path)["notes"]["agreement"] == first.agreement.as_dict()
+    assert read_head(first.path)["notes"]["agreement"] == first.agreement.as_dict()
     run(module, tmp_path / "b", replace(PROBE, num_prompts=300))
     measured.clear()
     assert_same(run(module, tmp_path / "b", auto).factors, first.factors)
@@ -170,7 +268,7 @@ def test_auto_needs_rows_that_can_be_split(module, tmp_path):
     [
         ({"seed": 1}, r"another model or of other settings \(probe.seed: got 0, expected 1\)"),
         ({"num_prompts": 12}, "holds 8 prompts in rows of 4, expected 12; set --dowser.probe.num_prompts 8"),
-        ({"keep": "all"}, "lacks .* of the .* factors that are needed"),
+        ({"positions": "all"}, r"probe.positions: got 'last', expected 'all'"),
     ],
 )
 def test_a_named_file_that_does_not_belong_is_refused(module, tmp_path, change, message, measured):
@@ -185,6 +283,17 @@ def test_a_named_file_that_does_not_belong_is_refused(module, tmp_path, change, 
     assert measured == list(range(8))
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "{", '{"format": 3}'])
+def test_a_file_with_a_strange_head_is_no_use_and_no_harm(module, tmp_path, measured, content):
+    path = run(module, tmp_path).path
+    save_file({"x": torch.ones(1)}, tmp_path / f"{path.name[:12]}-0000.safetensors", {"dowser_pl_importance": content})
+    run(module, tmp_path)
+    run(module, tmp_path, replace(PROBE, seed=1))
+    save_file({"x": torch.ones(1)}, path, {"dowser_pl_importance": content})
+    with pytest.raises(ValueError, match="holds no importance|another model"):
+        run(module, tmp_path)
+
+
 def test_a_damaged_or_foreign_file_in_its_place_is_refused(module, tmp_path):
     path = run(module, tmp_path).path
     whole = path.read_bytes()
@@ -192,7 +301,7 @@ def test_a_damaged_or_foreign_file_in_its_place_is_refused(module, tmp_path):
     with pytest.raises(ValueError, match="not a readable importance cache.*delete it"):
         run(module, tmp_path)
     path.write_bytes(whole)
-    notes = read_notes(path)
+    notes = read_head(path)
     factors = load_factors(path, notes["identity"], module.tuned_layers(), ["activation", "abs_gradient"])
     save_factors(factors, path, notes["identity"] | {"weights": "another model"})
     with pytest.raises(ValueError, match="weights: got 'another model', expected"):
@@ -226,6 +335,8 @@ CHANGES = {
     "one bit of one weight": (lambda module: module.network.lm_head.weight.data[0, 0].mul_(-1), 2),
     "rotary settings": (lambda module: module.network.config.text_config.rope_parameters.update(rope_theta=5.0), 2),
     "attention": (lambda module: module.network.set_attn_implementation("eager"), 2),
+    "attention of a part": (lambda module: module.network.model.language_model.set_attn_implementation("eager"), 2),
+    "how it generates": (lambda module: setattr(module.network.generation_config, "no_repeat_ngram_size", 1), 1),
     "vocabulary": (lambda module: module.processor.tokenizer.add_tokens(["news"]), 2),
     "special tokens": (lambda module: setattr(module.processor.tokenizer, "bos_token", "red"), 2),
 }

@@ -4,7 +4,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dowser_pl.methods import ModelDowser
-from dowser_pl.probing import FACTORS, Factors, Probe, fingerprint, load_factors, read_notes, save_factors
+from dowser_pl.probing import FACTORS, Factors, Probe, fingerprint, load_factors, read_head, save_factors
 
 IDENTITY = {"weights": "abc", "probe": Probe().identity(), "precision": "32-true"}
 NAMES = ("layers.0.q_proj", "layers.0.k_proj", "layers.1.q_proj")
@@ -36,7 +36,7 @@ def test_round_trip_is_exact_and_shared_activations_lie_there_once(factors, tmp_
     assert [p.name for p in path.parent.iterdir()] == ["cache.safetensors"]
     with safe_open(path, framework="pt") as file:
         assert len(file.keys()) == 8
-    notes = read_notes(path)
+    notes = read_head(path)
     assert notes["identity"] == IDENTITY and notes["notes"] == {"agreement": 0.9}
     assert set(notes["versions"]) == {"dowser_pl", "torch", "transformers"}
     save_factors(loaded, tmp_path / "again.safetensors", IDENTITY, {"agreement": 0.9})
@@ -75,13 +75,13 @@ def test_a_torn_file_is_refused(factors, tmp_path, keep):
     with pytest.raises(ValueError, match="not a readable importance cache.*delete it"):
         load_factors(path, IDENTITY, NAMES, FACTORS)
     with pytest.raises(ValueError, match="not a readable importance cache.*delete it"):
-        read_notes(path)
+        read_head(path)
 
 
 def test_another_safetensors_file_is_no_importance(tmp_path):
     torch_file = tmp_path / "model.safetensors"
     save_file({"weight": torch.ones(2)}, torch_file)
-    with pytest.raises(ValueError, match="another model or of other settings"):
+    with pytest.raises(ValueError, match=r"holds no importance, .* \(format None, expected"):
         load_factors(torch_file, IDENTITY, NAMES, FACTORS)
     with pytest.raises(ValueError, match="not a readable importance cache"):
         load_factors(tmp_path / "nowhere.safetensors", IDENTITY, NAMES, FACTORS)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from dowser_pl.probing import Probe, write_prompts
 from dowser_pl.probing.images import noise_images
@@ -121,3 +122,16 @@ def test_models_without_bos_start_with_a_random_word():
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Probe(**change)
+
+
+def test_the_models_own_generation_settings_change_no_prompt(model):
+    """They would ban or force tokens beside the sampling that is asked for."""
+    expected = write(model)
+    own = model.generation_config
+    model.generation_config = GenerationConfig(no_repeat_ngram_size=1, min_new_tokens=20, suppress_tokens=[20, 21])
+    try:
+        again = write(model)
+        assert model.generation_config.no_repeat_ngram_size == 1
+    finally:
+        model.generation_config = own
+    assert [p.tokens.tolist() for p in again] == [p.tokens.tolist() for p in expected]

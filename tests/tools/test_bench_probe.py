@@ -5,7 +5,7 @@ import bench_probe
 import pytest
 import torch
 from bench_probe import compare
-from peak_memory import PeakMemory
+from peak_memory import PeakMemory, nothing_kept_back
 from phase_clock import PhaseClock
 from probe_bench_model import PRESETS, PlainTokens, build_model
 from probe_naive import NaiveLoop, RunningMoments
@@ -14,6 +14,8 @@ from probe_sides import METHOD, Ours, Published, Subject
 from dowser_pl.models.layers import find_layers
 from dowser_pl.probing import Probe
 from tests.probing.naive import published_loop
+
+WHERE = ("host", "device")
 
 
 def test_the_benchmark_writes_its_numbers_and_the_masks_are_equal(tmp_path, capsys):
@@ -40,6 +42,9 @@ def test_the_benchmark_writes_its_numbers_and_the_masks_are_equal(tmp_path, caps
     assert ratio["seconds"] == pytest.approx(naive / result["ours"]["seconds"]["total"])
     assert ratio["default_budget_seconds"] == pytest.approx(naive / result["default_budget"]["seconds"]["total"])
     assert ratio["roofline"] > 1  # nothing is faster than the machine
+    for side in ("ours", "naive"):
+        peak = result[side]["peak_memory_bytes"]
+        assert result["problem"] if peak is None else peak == sum(result[side]["peak_memory"][k] for k in WHERE) > 0
     assert result["default_budget"]["num_prompts"] == 16 and result["default_budget"]["num_probes"] == 1
     assert "masks equal: 0 differing" in capsys.readouterr().out
 
@@ -95,7 +100,19 @@ def test_peak_memory_is_that_of_the_block_alone():
     with PeakMemory(torch.device("cpu")) as after:
         kept.add_(1)
     assert before.problem or before.host_bytes == pytest.approx(size, rel=0.1)
-    assert after.problem or after.host_bytes < size / 4
+    assert after.problem or after.host_bytes < 1 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_in_use_has_no_freed_blocks():
+    """Every second block is freed, so that none of the heap could be handed back as a whole."""
+    size, count = 1 << 18, 128
+    with nothing_kept_back(), PeakMemory(torch.device("cpu")) as peak:
+        blocks = [torch.ones(size, dtype=torch.uint8) for _ in range(count)]
+        del blocks[::2]
+        blocks += [torch.ones(2 * size, dtype=torch.uint8) for _ in range(count // 4)]  # into no hole of theirs
+    assert peak.problem or peak.host_bytes < 1.1 * count * size
+    assert len(blocks) == 3 * count // 4
 
 
 def test_a_preset_for_a_gpu_says_so_without_one(monkeypatch):
