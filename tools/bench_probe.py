@@ -6,10 +6,11 @@ Both sides score the same matrices of the same random model by the same prompts 
 the same tenth of each matrix move (`ModelDowser(0.1)`, estimator `authors`); `probe_naive.py` says what the loop does.
 They are interleaved in one process: our pass runs before the first batch of the loop, after the last, and evenly in
 between, and the median pass is reported (of two, the slower). So is a pass with our default budget, twice the prompts
-with one probe each. Seconds mean little on a busy machine: what share of its threads' time the process had is told.
+with one probe each. Both sides get the same prompts, so the ratio of seconds is that of the rest; how long writing them
+took, 4 at a time as the loop does and all at once as ours does, stands beside it. Seconds mean little on a busy machine: what share of its threads' time the process had is told.
 
 Peak memory is that beyond the model and beyond whatever else was held when a block began; the loop is charged for its
-running statistics all along. Two figures: memory in use, measured afterwards with a malloc that keeps nothing back, and
+running statistics all along. Two figures: memory in use, measured first with a malloc that keeps nothing back, and
 memory resident while the time was taken, which holds what malloc failed to reuse as well.
 
 About 3 minutes (60m) and 12 (250m) on 2 cores. Preset 7b needs a GPU; there the loop runs a few probes of one batch,
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import nothing_kept_back
 from probe_bench_model import PRESETS, PlainTokens, Preset, build_model
 from probe_sides import GROUP, METHOD, Ours, Published, Subject, memory_in_use, peak_bytes
 from probe_table import lines
@@ -40,9 +42,12 @@ from dowser_pl.probing import Probe, save_factors
 
 def run(preset: Preset) -> dict[str, Any]:
     """Everything that is measured, ready for JSON."""
-    model = build_model(preset, seed=0)
-    subject = Subject(model, find_layers(model, None, ["attn", "mlp"]), PlainTokens(preset.vocab_size))
     settings = Probe(preset.num_prompts, preset.num_probes, preset.num_tokens, batch_size=preset.batch_size)
+    with nothing_kept_back():  # from the start: it does not mend a heap that has holes
+        model = build_model(preset, seed=0)
+        subject = Subject(model, find_layers(model, None, ["attn", "mlp"]), PlainTokens(preset.vocab_size))
+        Ours(subject, dataclasses.replace(settings, num_prompts=GROUP, num_probes=1)).run()  # libraries warm up
+        in_use = memory_in_use(subject, settings)
     ours = Ours(subject, settings)
     default = Ours(subject, dataclasses.replace(settings, num_prompts=2 * preset.num_prompts, num_probes=1))
     naive = Published(subject, settings, preset.naive_probes)
@@ -56,8 +61,8 @@ def run(preset: Preset) -> dict[str, Any]:
         "default_budget": _summary(default),
     }
     resident = {"ours": peak_bytes(ours), "naive": peak_bytes(naive)}
-    for name, in_use in memory_in_use(ours, naive).items():
-        sides[name] |= {"peak_memory_bytes": in_use["total"], "peak_memory": in_use, "peak_resident": resident[name]}
+    for name, peak in in_use.items():
+        sides[name] |= {"peak_memory_bytes": peak["total"], "peak_memory": peak, "peak_resident": resident[name]}
     return {
         "sizes": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -78,8 +83,7 @@ def interleave(ours: Ours, default: Ours, naive: Published, passes: int) -> floa
     Returns:
         The share of its threads' time that this process had.
     """
-    Ours(ours.subject, dataclasses.replace(ours.settings, num_prompts=GROUP, num_probes=1)).run()
-    naive.warm_up()
+    naive.warm_up()  # ours has been
     start = time.perf_counter(), time.process_time()
     stops = [round(number * len(naive.batches) / (passes - 1)) for number in range(passes)]
     for number, batch in enumerate([*naive.batches, None]):
@@ -157,18 +161,21 @@ def _cache_bytes(side: Ours) -> int:
 
 
 def _ratios(sides: dict[str, dict[str, Any]], roofline_seconds: float) -> dict[str, float | None]:
-    ours, naive = sides["ours"]["seconds"]["total"], sides["naive"]["seconds"]["total"]
+    whole = {side: numbers["seconds"]["total"] for side, numbers in sides.items()}
+    given = {side: whole[side] - numbers["seconds"]["prompts"] for side, numbers in sides.items()}
 
     def memory(kind: str) -> float | None:
-        part, whole = sides["ours"][kind]["total"], sides["naive"][kind]["total"]
-        return part / whole if part is not None and whole else None
+        ours, naive = sides["ours"][kind]["total"], sides["naive"][kind]["total"]
+        return ours / naive if ours is not None and naive else None
 
     return {
-        "seconds": naive / ours,
-        "default_budget_seconds": naive / sides["default_budget"]["seconds"]["total"],
+        "seconds": given["naive"] / given["ours"],
+        "default_budget_seconds": given["naive"] / given["default_budget"],
+        "seconds_with_prompts": whole["naive"] / whole["ours"],
+        "default_budget_seconds_with_prompts": whole["naive"] / whole["default_budget"],
         "peak_memory": memory("peak_memory"),
         "peak_resident": memory("peak_resident"),
-        "roofline": ours / roofline_seconds,
+        "roofline": whole["ours"] / roofline_seconds,
     }
 
 
@@ -176,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="60m")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; more only on an idle machine")
     parser.add_argument("--batch-size", type=int, help="prompts our pass measures at a time; the preset's by default")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers, with versions and machine")
     options = parser.parse_args(argv)
@@ -185,9 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.batch_size is not None:
         preset = dataclasses.replace(preset, batch_size=options.batch_size)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    content = provenance("bench_probe", arguments)
-    content |= {"command": ["python", "tools/bench_probe.py", *arguments], "threads": options.threads}
-    content |= {"preset": options.preset, "settings": _settings(preset)} | run(preset)
+    content = provenance("tools/bench_probe.py", arguments)
+    content |= {"threads": options.threads, "preset": options.preset, "settings": _settings(preset)} | run(preset)
     print("\n".join(lines(content)))
     if options.json:
         write_atomically(options.json, json.dumps(content, indent=2) + "\n")

@@ -43,7 +43,7 @@ class Preset:
     num_layers: int
     num_heads: int
     vocab_size: int
-    batch_size: int = 4
+    batch_size: int = 8
     passes: int = 3
     num_prompts: int = 16
     num_probes: int = 8
@@ -55,7 +55,7 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(96, 256, 3, 4, 256, num_prompts=8, num_probes=2, num_tokens=16),
-    "60m": Preset(512, 1376, 16, 8, 8192),
+    "60m": Preset(768, 2048, 7, 12, 8192),
     "250m": Preset(1024, 2816, 18, 16, 16384),
     "7b": Preset(
         *(4096, 11008, 32, 32, 32064),

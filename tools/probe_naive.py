@@ -47,8 +47,8 @@ class RunningMoments:
         value = value.to("cpu", torch.float32)
         self.count += 1
         deviation = value - self.mean
-        self.mean.add_(deviation / self.count)
-        self.squared_deviations.add_((value - self.mean) * deviation)
+        self.mean.add_(deviation * (1.0 / self.count))
+        self.squared_deviations.add_((value - self.mean) * deviation * 1.0)  # weighted by a batch's share, here equal
 
     @property
     def nbytes(self) -> int:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from peak_memory import PeakMemory, nothing_kept_back
+from peak_memory import PeakMemory
 from phase_clock import PhaseClock
 from probe_bench_model import PlainTokens
 from probe_naive import NaiveLoop
@@ -127,10 +127,6 @@ class Published:
         with self._watched(), self._clock.phase("masks"):
             self.masks = self._loop.masks(METHOD.update_ratio)
 
-    def forget(self) -> None:
-        """Let go of the running statistics."""
-        self._loop = self._new_loop()
-
     def seconds(self) -> dict[str, float]:
         """By phase and in total, multiplied up where only a part was run."""
         batches = int(self.settings.num_prompts) / GROUP / len(self.batches)
@@ -159,17 +155,14 @@ def peak_bytes(side: Ours | Published) -> dict[str, int | None]:
     return {"total": None if host is None else host + device, "host": host, "device": device}
 
 
-def memory_in_use(ours: Ours, naive: Published) -> dict[str, dict[str, int | None]]:
-    """Peaks of one pass and of one batch of the loop with all its state, in use rather than resident; not timed.
+def memory_in_use(subject: Subject, settings: Probe) -> dict[str, dict[str, int | None]]:
+    """Peaks of one pass and of one batch of the loop with all its state; not timed.
 
     Two probes each are enough: from the second on, every probe of the loop finds the state that the first has set up.
     """
-    naive.forget()
-    settings = replace(ours.settings, num_probes=min(2, ours.settings.num_probes))
-    pass_ = Ours(ours.subject, settings)
-    loop = Published(naive.subject, settings, num_probes=settings.num_probes)
-    with nothing_kept_back():
-        pass_.run()
-        loop.run(loop.batches[0])
-        loop.choose()
-    return {"ours": peak_bytes(pass_), "naive": peak_bytes(loop)}
+    settings = replace(settings, num_probes=min(2, settings.num_probes))
+    ours, naive = Ours(subject, settings), Published(subject, settings, num_probes=settings.num_probes)
+    ours.run()
+    naive.run(naive.batches[0])
+    naive.choose()
+    return {"ours": peak_bytes(ours), "naive": peak_bytes(naive)}

@@ -21,6 +21,7 @@ from dowser_pl.probing.batches import aligned, halving
 from dowser_pl.probing.factors import Factors, Statistics, joined
 from dowser_pl.probing.prompts import Prompt, TextInputs, plain_text
 from dowser_pl.probing.recorder import FACTORS, Recorder
+from dowser_pl.probing.rows import live_rows_only
 from dowser_pl.probing.settings import Probe
 
 __all__ = ["measure", "probing_mode"]
@@ -91,7 +92,7 @@ def _measure_batch(
     text_inputs: TextInputs,
 ) -> Statistics:
     inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
-    with recorder:  # not while the model writes the next prompts
+    with live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
         recorder.start(positions)
         logits, probed = _probed_logits(model, inputs, positions, settings)
         _backward(logits, probed, indices, settings)

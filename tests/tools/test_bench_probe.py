@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import bench_probe
@@ -37,16 +38,35 @@ def test_the_benchmark_writes_its_numbers_and_the_masks_are_equal(tmp_path, caps
         seconds = dict(result[side]["seconds"])
         total = seconds.pop("total")
         assert seconds.keys() == expected and total == pytest.approx(sum(seconds.values())), side
-    naive = result["naive"]["seconds"]["total"]
     ratio = result["ratio"]
-    assert ratio["seconds"] == pytest.approx(naive / result["ours"]["seconds"]["total"])
-    assert ratio["default_budget_seconds"] == pytest.approx(naive / result["default_budget"]["seconds"]["total"])
+    naive, ours, default = (result[side]["seconds"] for side in ("naive", "ours", "default_budget"))
+    given = [seconds["total"] - seconds["prompts"] for seconds in (naive, ours, default)]
+    assert ratio["seconds"] == pytest.approx(given[0] / given[1])
+    assert ratio["default_budget_seconds"] == pytest.approx(given[0] / given[2])
+    assert ratio["seconds_with_prompts"] == pytest.approx(naive["total"] / ours["total"])
     assert ratio["roofline"] > 1  # nothing is faster than the machine
     for side in ("ours", "naive"):
         peak = result[side]["peak_memory_bytes"]
         assert result["problem"] if peak is None else peak == sum(result[side]["peak_memory"][k] for k in WHERE) > 0
     assert result["default_budget"]["num_prompts"] == 16 and result["default_budget"]["num_probes"] == 1
     assert "masks equal: 0 differing" in capsys.readouterr().out
+
+
+def test_a_part_of_the_loop_is_multiplied_up():
+    """As for models whose whole loop would take hours: one of two batches, one of two probes."""
+    part = replace(PRESETS["tiny"], naive_probes=1, dtype=torch.bfloat16, passes=2)
+    result = bench_probe.run(part)
+    assert result["naive"]["extrapolated"] is True
+    assert result["masks_equal"] is result["differing_entries"] is None
+    assert len(result["ours"]["total_of_each_pass"]) == 2
+
+    subject, settings = tiny_subject()
+    naive = Published(subject, settings, num_probes=1)
+    naive.run(naive.batches[0])
+    naive.choose()
+    once = dict(naive._clock.seconds)
+    expected = {phase: seconds * {"prompts": 2, "masks": 1}.get(phase, 4) for phase, seconds in once.items()}
+    assert naive.seconds() == pytest.approx(expected | {"total": sum(expected.values())})
 
 
 def test_the_naive_loop_is_the_published_one():
