@@ -7,7 +7,8 @@ the same tenth of each matrix move (`ModelDowser(0.1)`, estimator `authors`); `p
 They are interleaved in one process: our pass runs before the first batch of the loop, after the last, and evenly in
 between, and the median pass is reported (of two, the slower). So is a pass with our default budget, twice the prompts
 with one probe each. Both sides get the same prompts, so the ratio of seconds is that of the rest; how long writing them
-took, 4 at a time as the loop does and all at once as ours does, stands beside it. Seconds mean little on a busy machine: what share of its threads' time the process had is told.
+took, 4 at a time as the loop does and all at once as ours does, stands beside it. Seconds mean little on a busy
+machine: what share of its threads' time the process had is told.
 
 Peak memory is that beyond the model and beyond whatever else was held when a block began; the loop is charged for its
 running statistics all along. Two figures: memory in use, measured first with a malloc that keeps nothing back, and

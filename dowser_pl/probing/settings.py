@@ -13,8 +13,8 @@ _NO_IDENTITY = ("num_prompts", "target_overlap", "max_prompts", "keep", "batch_s
 class Probe:
     """How the importance pass looks at the model (arXiv 2602.04509, section 3 and appendix).
 
-    The paper asks 64 prompts with 8 probes each. One probe for each of 128 prompts agrees better with the exact
-    Jacobian and costs less than half, because prompts differ more than probes do.
+    The paper asks 64 prompts with 8 probes each. One probe for each of 128 prompts is as good at less than half the
+    passes, because prompts differ more than probes do (``tools/compare_estimators.py``).
 
     Args:
         num_prompts: synthetic prompts the model writes (the paper's N); ``auto`` = as many as it takes for two
