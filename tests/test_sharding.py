@@ -1,6 +1,7 @@
 """Two gloo processes: what one computes reaches the other, and so does what goes wrong."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ for act, on, error, message in (
         assert message in str(caught), caught
     else:
         raise AssertionError("process %d did not hear of it" % me)
+distributed.destroy_process_group()
 print("done")
 """
 
@@ -60,14 +62,17 @@ def test_alone_everything_is_just_called():
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_two_processes_share_results_and_errors(tmp_path):
+def test_two_processes_share_results_and_errors():
     root = Path(__file__).parent.parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29517",
+        "MASTER_PORT": str(port),
     }
     runs = [
         subprocess.Popen(
