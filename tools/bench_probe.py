@@ -11,7 +11,7 @@ took, 4 at a time as the loop does and all at once as ours does, stands beside i
 machine: what share of its threads' time the process had is told.
 
 Peak memory is that beyond the model and beyond whatever else was held when a block began; the loop is charged for its
-running statistics all along. Two figures: memory in use, measured first with a malloc that keeps nothing back, and
+running statistics all along. Two figures: memory in use, in a process of its own whose malloc keeps nothing back, and
 memory resident while the time was taken, which holds what malloc failed to reuse as well.
 
 About 3 minutes (60m) and 12 (250m) on 2 cores. Preset 7b needs a GPU; there the loop runs a few probes of one batch,
@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import nothing_kept_back
 from probe_bench_model import PRESETS, PlainTokens, Preset, build_model
-from probe_sides import GROUP, METHOD, Ours, Published, Subject, memory_in_use, peak_bytes
+from probe_memory import memory_in_use
+from probe_sides import GROUP, METHOD, Ours, Published, Subject, peak_bytes
 from probe_table import lines
 from roofline import PassSize, measure_ceilings, roofline
 
@@ -44,11 +44,10 @@ from dowser_pl.probing import Probe, save_factors
 def run(preset: Preset) -> dict[str, Any]:
     """Everything that is measured, ready for JSON."""
     settings = Probe(preset.num_prompts, preset.num_probes, preset.num_tokens, batch_size=preset.batch_size)
-    with nothing_kept_back():  # from the start: it does not mend a heap that has holes
-        model = build_model(preset, seed=0)
-        subject = Subject(model, find_layers(model, None, ["attn", "mlp"]), PlainTokens(preset.vocab_size))
-        Ours(subject, dataclasses.replace(settings, num_prompts=GROUP, num_probes=1)).run()  # libraries warm up
-        in_use = memory_in_use(subject, settings)
+    in_use = memory_in_use(preset)
+    model = build_model(preset, seed=0)
+    subject = Subject(model, find_layers(model, None, ["attn", "mlp"]), PlainTokens(preset.vocab_size))
+    Ours(subject, dataclasses.replace(settings, num_prompts=GROUP, num_probes=1)).run()  # libraries warm up
     ours = Ours(subject, settings)
     default = Ours(subject, dataclasses.replace(settings, num_prompts=2 * preset.num_prompts, num_probes=1))
     naive = Published(subject, settings, preset.naive_probes)

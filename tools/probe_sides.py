@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from peak_memory import PeakMemory
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from dowser_pl.methods import Layer, ModelDowser
 from dowser_pl.probing import Factors, Probe, Prompt, measure, probing_mode, write_prompts
 
-__all__ = ["GROUP", "METHOD", "Ours", "Published", "Subject", "memory_in_use", "peak_bytes"]
+__all__ = ["GROUP", "METHOD", "Ours", "Published", "Subject", "peak_bytes"]
 
 GROUP = 4  # prompts of one batch of the loop, and of one row of our factors
 METHOD = ModelDowser(0.1, group_size=GROUP)
@@ -153,16 +153,3 @@ def peak_bytes(side: Ours | Published) -> dict[str, int | None]:
     host = None if None in hosts else max(known for known in hosts if known is not None)
     device = max(peak.device_bytes for peak, _ in peaks)
     return {"total": None if host is None else host + device, "host": host, "device": device}
-
-
-def memory_in_use(subject: Subject, settings: Probe) -> dict[str, dict[str, int | None]]:
-    """Peaks of one pass and of one batch of the loop with all its state; not timed.
-
-    Two probes each are enough: from the second on, every probe of the loop finds the state that the first has set up.
-    """
-    settings = replace(settings, num_probes=min(2, settings.num_probes))
-    ours, naive = Ours(subject, settings), Published(subject, settings, num_probes=settings.num_probes)
-    ours.run()
-    naive.run(naive.batches[0])
-    naive.choose()
-    return {"ours": peak_bytes(ours), "naive": peak_bytes(naive)}
