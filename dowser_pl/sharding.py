@@ -4,7 +4,6 @@ What fails on one process fails on all, with that process' message, so that none
 calls what it is given when there is one process.
 """
 
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -33,10 +32,12 @@ def from_first(compute: Callable[[], T]) -> T:
     """
     if not _several():
         return compute()
-    outcome: list[Any] = list(_attempt(compute)) if rank() == 0 else [None, None]
+    value, error = _attempt(compute) if rank() == 0 else (None, None)
+    outcome: list[Any] = [value, _sendable(error)]
     distributed.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
+    first: Exception | None = error or outcome[1]
+    if first is not None:
+        raise first
     return outcome[0]
 
 
@@ -49,12 +50,15 @@ def gather(compute: Callable[[], Mapping[int, T]]) -> list[T]:
     Raises:
         Exception: what ``compute`` raises on the first process where it raises, on every process.
     """
-    outcomes: list[Any] = [(compute(), None)] if not _several() else [None] * world_size()
-    if _several():
-        distributed.all_gather_object(outcomes, _attempt(compute))
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    if not _several():
+        parts = compute()
+        return [parts[number] for number in sorted(parts)]
+    mine, error = _attempt(compute)
+    outcomes: list[Any] = [None] * world_size()
+    distributed.all_gather_object(outcomes, (mine, _sendable(error)))
+    first: Exception | None = error or next((other for _, other in outcomes if other is not None), None)
+    if first is not None:
+        raise first
     merged = {number: part for parts, _ in outcomes for number, part in parts.items()}
     return [merged[number] for number in sorted(merged)]
 
@@ -62,12 +66,15 @@ def gather(compute: Callable[[], Mapping[int, T]]) -> list[T]:
 def _attempt(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return compute(), None
-    except Exception as error:  # noqa: BLE001 - raised again, on every process
-        try:
-            pickle.dumps(error)
-        except Exception:  # noqa: BLE001 - some errors hold what cannot be sent
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - raised on every process, once all have heard of it
         return None, error
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """What other processes raise: errors of other kinds may hold what cannot be sent or built again."""
+    if error is None or type(error) in (ValueError, OSError):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _several() -> bool:
