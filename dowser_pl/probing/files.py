@@ -153,6 +153,8 @@ def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no importance file {path}; the verb `probe` writes one and says where")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -278,7 +278,7 @@ def test_a_named_file_that_does_not_belong_is_refused(module, tmp_path, change, 
         run(module, None, replace(PROBE, **change), factors_file=path)
     with pytest.raises(ValueError, match="means of 4 prompts, expected 2"):
         run(module, None, method=ModelDowser(group_size=2), factors_file=path)
-    with pytest.raises(ValueError, match="not a readable importance cache"):
+    with pytest.raises(ValueError, match="there is no importance file .*typo.safetensors; the verb `probe` writes one"):
         run(module, None, factors_file=tmp_path / "typo.safetensors")
     assert measured == list(range(8))
 
