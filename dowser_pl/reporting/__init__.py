@@ -1,7 +1,10 @@
 """What a run learnt and forgot: report.json, tables and pictures. Needs neither torch nor lightning."""
 
+from dowser_pl.reporting.budget import BudgetChoice
 from dowser_pl.reporting.comparison import markdown_comparison, text_comparison
+from dowser_pl.reporting.curve import CurvePoint
 from dowser_pl.reporting.folder import read_report, write_report
+from dowser_pl.reporting.kneedle import knee
 from dowser_pl.reporting.plot import plot_report
 from dowser_pl.reporting.plot_runs import plot_comparison
 from dowser_pl.reporting.report import Report
@@ -11,11 +14,14 @@ from dowser_pl.reporting.trade_off import h_score
 
 __all__ = [
     "BeforeAfter",
+    "BudgetChoice",
     "Counts",
+    "CurvePoint",
     "Report",
     "Seconds",
     "TaskScore",
     "h_score",
+    "knee",
     "markdown_comparison",
     "markdown_page",
     "markdown_table",

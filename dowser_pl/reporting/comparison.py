@@ -1,16 +1,15 @@
 """Several runs side by side: one line per run, then task by task what is left after each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from dowser_pl.reporting.grid import RULE, markdown_grid, text_grid
+from dowser_pl.reporting.grid import RULE, Grid, markdown_grid, text_grid
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES
-from dowser_pl.reporting.wording import NOTHING, change_text, number_text, score_text, seconds_text
+from dowser_pl.reporting.wording import NOTHING, lost_text, number_text, score_text, seconds_text
 
 RUN_HEADER = ("run", "method", "ratio", "lr", "steps", "downstream", "upstream", "drop", "H", "time")
 RUN_ALIGNS = "llrrrrrrrr"
 RUNS_PER_BLOCK = 6
-Grid = Callable[[Sequence[str], Sequence[Sequence[str]], str], str]
 
 
 def run_names(reports: Sequence[Report]) -> list[str]:
@@ -20,16 +19,16 @@ def run_names(reports: Sequence[Report]) -> list[str]:
 
 def run_row(name: str, report: Report) -> tuple[str, ...]:
     """One run; drop is the upstream mean lost to training (positive = forgotten)."""
-    lost = report.upstream.change
+    lost, ratio = report.upstream.change, number_text(report.update_ratio)
     return (
         name,
         report.method,
-        number_text(report.update_ratio),
+        ratio if report.budget is None else f"{number_text(report.budget.update_ratio)} of {ratio}",
         number_text(report.learning_rate),
         NOTHING if report.steps is None else f"{report.steps}",
         score_text(report.downstream.after),
         score_text(report.upstream.after),
-        change_text(None if lost is None else -lost).lstrip("+"),
+        lost_text(None if lost is None else -lost),
         score_text(report.h_score.after),
         seconds_text(report.seconds.total),
     )

@@ -51,6 +51,13 @@ class Fields:
         """A field that is an object, null or missing."""
         return self.section(key) if self.given(key) else Fields({}, f"{self.where}: {key}")
 
+    def sections(self, key: str) -> list["Fields"]:
+        """A field that is a list of objects."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list of objects")
+        return [Fields(entry, f"{self.where}: {key}[{place}]") for place, entry in enumerate(value)]
+
     def text(self, key: str) -> str:
         """A text."""
         value = self.get(key)
@@ -70,6 +77,13 @@ class Fields:
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise self.wrong(key, "a whole number of at least 0")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True or false."""
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
         return value
 
     def nullable(self, key: str, read: Callable[[str], T]) -> T | None:

@@ -1,9 +1,10 @@
 """A table of strings, laid out for the terminal or as Markdown."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 GAP = "  "
+Grid = Callable[[Sequence[str], Sequence[Sequence[str]], str], str]  # lays out header, rows and aligns
 RULE: tuple[str, ...] = ()  # a row without cells: a line across the table
 
 

@@ -22,7 +22,7 @@ from dowser_pl.reporting.plot_style import (
     write,
 )
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.wording import change_text, number_text, score_text
+from dowser_pl.reporting.wording import lost_text, number_text, ratio_text, score_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +101,8 @@ def draw_list(figure: Figure, runs: Sequence[tuple[int, Report]]) -> None:
     ranked = sorted(runs, key=lambda run: -(run[1].h_score.after or 0.0))
     for line, (number, report) in enumerate(ranked):
         details = [report.run] if report.run else []
-        details += [f"ratio {number_text(report.update_ratio)}", f"lr {number_text(report.learning_rate)}"]
-        lost = signed(change_text(-(report.upstream.change or 0.0)).lstrip("+"))
+        details += [f"ratio {ratio_text(report)}", f"lr {number_text(report.learning_rate)}"]
+        lost = signed(lost_text(-(report.upstream.change or 0.0)))
         after = (report.downstream.after, report.upstream.after, report.h_score.after)
         title = (str(number), colours[number], report.method, "  \u00b7  ".join(details))
         draw_line(figure, line, title, [*map(score_text, after[:2]), lost, score_text(after[2])])

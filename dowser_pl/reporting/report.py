@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dowser_pl.reporting.budget import BudgetChoice, check_budget
+from dowser_pl.reporting.curve import CurveMeans, CurvePoint, check_curve, curve_entries, curve_knee, curve_means
 from dowser_pl.reporting.fields import Fields
 from dowser_pl.reporting.scores import BeforeAfter, Counts, Role, Seconds, TaskScore, mean_score, trade_off
 
@@ -30,6 +32,8 @@ class Report:
         diagnostics: further numbers by name, such as the mask's overlap with the magnitude mask.
         update: how the mask was kept, "compact" or "dense"; None if unknown.
         frozen_digest: content hash of all frozen entries "before" and "after" training; equal after a correct run.
+        curve: rising in ratio, from 0 (the base model) to the trained ratio; empty where it was not measured.
+        budget: what a budget chose; the scores "after" are then those at the chosen ratio.
     """
 
     method: str
@@ -48,6 +52,8 @@ class Report:
     diagnostics: dict[str, float] = field(default_factory=dict)
     update: str | None = None
     frozen_digest: dict[str, str] = field(default_factory=dict)
+    curve: list[CurvePoint] = field(default_factory=list)
+    budget: BudgetChoice | None = None
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.items():
@@ -57,6 +63,9 @@ class Report:
                         f"The {task.metric} of task {name!r} {moment} training is {score}, "
                         "expected a finite score of at least 0."
                     )
+        check_curve(self.curve, self.tasks)
+        if self.budget is not None:
+            check_budget(self.budget)
 
     def of_role(self, role: Role) -> dict[str, TaskScore]:
         """The tasks of one role, in order."""
@@ -76,6 +85,16 @@ class Report:
     def h_score(self) -> BeforeAfter:
         """Harmonic mean of upstream and downstream; None where a role has no task."""
         return trade_off(self.upstream, self.downstream)
+
+    @property
+    def curve_means(self) -> list[CurveMeans]:
+        """Means over the tasks of each role, at every ratio of the curve."""
+        return curve_means(self.curve, self.tasks)
+
+    @property
+    def knee(self) -> float | None:
+        """The update ratio where the curve bends; None where it does not, or was not measured."""
+        return curve_knee(self.curve_means)
 
     def scores(self) -> dict[str, Any]:
         """Of every task and their means, in plain Python values."""
@@ -105,6 +124,9 @@ class Report:
             "diagnostics": dict(self.diagnostics),
             "update": self.update,
             "frozen_digest": dict(self.frozen_digest),
+            "curve": curve_entries(self.curve, self.curve_means),
+            "knee": self.knee,
+            "budget": None if self.budget is None else self.budget.to_dict(),
         }
 
     def to_json(self) -> str:
@@ -116,9 +138,18 @@ class Report:
         """Read what `to_json` wrote. Means are computed again from the tasks; unknown fields are ignored.
 
         Raises:
-            ValueError: not JSON, or a field missing or of the wrong kind; `source` and the field are named.
+            ValueError: not JSON, or a field missing, of the wrong kind or impossible; `source` and the field are named.
         """
-        fields = Fields.parse(text, source)
+        try:
+            return cls.read(Fields.parse(text, source))
+        except ValueError as error:
+            if str(error).startswith(source):
+                raise
+            raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def read(cls, fields: Fields) -> "Report":
+        """All fields of report.json; those that older versions did not write may be missing."""
         tasks, versions = fields.section("tasks"), fields.section("versions")
         diagnostics, digest = (fields.section_or_empty(name) for name in ("diagnostics", "frozen_digest"))
         return cls(
@@ -138,4 +169,6 @@ class Report:
             diagnostics={name: diagnostics.number(name) for name in diagnostics.value},
             update=fields.optional("update", fields.text),
             frozen_digest={moment: digest.text(moment) for moment in digest.value},
+            curve=[CurvePoint.read(point) for point in fields.optional("curve", fields.sections) or []],
+            budget=fields.optional("budget", lambda key: BudgetChoice.read(fields.section(key))),
         )

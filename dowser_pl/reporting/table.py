@@ -2,6 +2,7 @@
 
 import textwrap
 
+from dowser_pl.reporting.curve_table import curve_parts
 from dowser_pl.reporting.grid import RULE, markdown_grid, text_grid
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, TaskScore
@@ -39,27 +40,37 @@ def text_table(report: Report) -> str:
     grid = text_grid(HEADER, [*task_rows(report), RULE, *mean_rows(report)], ALIGNS, WIDTH)
     names = max(len(name) for name, _ in facts(report))
     lines = (f"{name:<{names}}  {value}" for name, value in facts(report))
-    return "\n".join([heading, "", grid, "", *lines])
+    curve = [wrapped(part) for part in curve_parts(report, text_grid)]
+    return "\n\n".join([heading, grid, *curve, "\n".join(lines)])
+
+
+def wrapped(part: str) -> str:
+    """A sentence as lines of at most 100 columns; a table as it is."""
+    return part if "\n" in part else textwrap.fill(part, WIDTH)
 
 
 def markdown_table(report: Report) -> str:
     """The same as Markdown, without a heading."""
     means = [tuple(f"**{cell}**" if cell else "" for cell in row) for row in mean_rows(report)]
     grid = markdown_grid(HEADER, [*task_rows(report), *means], ALIGNS)
-    return "\n".join([grid, "", *(f"- {name}: {value}" for name, value in facts(report))])
+    lines = (f"- {name}: {value}" for name, value in facts(report))
+    return "\n\n".join([grid, *curve_parts(report, markdown_grid), "\n".join(lines)])
 
 
-def markdown_page(report: Report, picture: str | None = None) -> str:
-    """The contents of report.md: heading, settings, picture, table, versions.
+def markdown_page(report: Report, picture: str | None = None, curve_picture: str | None = None) -> str:
+    """The contents of report.md: heading, settings, pictures, tables, versions.
 
     Args:
         report: the run.
         picture: file name of the plot beside it, if there is one.
+        curve_picture: file name of the plot of the curve, if there is one.
     """
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     parts = [f"# {report.run or report.method}", ", ".join([f"**{report.method}**", *settings(report)])]
     if picture:
         parts.append(f"![before and after, task by task, and the trade-off]({picture})")
+    if curve_picture:
+        parts.append(f"![what is learnt and kept at every update ratio]({curve_picture})")
     parts.append(markdown_table(report))
     if versions:
         parts.append(f"Versions: {versions}")

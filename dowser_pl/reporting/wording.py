@@ -48,9 +48,20 @@ def share_text(part: int, whole: int) -> str:
     return NOTHING if whole == 0 else f"{100 * part / whole:.1f} %"
 
 
+def lost_text(lost: float | None) -> str:
+    """What was lost, as a positive number; negative where it was gained."""
+    return change_text(lost).lstrip("+")
+
+
+def ratio_text(report: Report) -> str:
+    """The trained update ratio, and the one that a budget kept of it: `0.1, kept 0.05`."""
+    trained = number_text(report.update_ratio)
+    return trained if report.budget is None else f"{trained}, kept {number_text(report.budget.update_ratio)}"
+
+
 def settings(report: Report) -> list[str]:
     """The settings that a reader needs beside the numbers, for a heading."""
-    parts = [f"update ratio {number_text(report.update_ratio)}"] if report.update_ratio is not None else []
+    parts = [f"update ratio {ratio_text(report)}"] if report.update_ratio is not None else []
     if report.learning_rate is not None:
         parts.append(f"learning rate {number_text(report.learning_rate)}")
     if report.steps is not None:
