@@ -1,8 +1,11 @@
 """Evaluation of a multimodal model: greedy answers, one metric per task, scores in the log."""
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 from transformers import PreTrainedModel
@@ -46,6 +49,26 @@ class EvaluatedModule(LightningModule):
             )
         return list(tasks)
 
+    @torch.no_grad()
+    def score_tasks(self, tasks: Sequence[Any], loaders: Sequence[Any]) -> dict[str, float]:
+        """Scores of the model as it is, outside of any loop; nothing is logged.
+
+        Args:
+            tasks: what the loaders ask.
+            loaders: one per task, as for validation; ``trainer.limit_val_batches`` holds for them as well.
+        """
+        scores = {}
+        self.network.eval()
+        with self.trainer.precision_plugin.val_step_context():
+            for task, loader in zip(tasks, loaders, strict=True):
+                metric = build_metric(task.metric).to(self.device)
+                for batch in _limited(loader, self.trainer.limit_val_batches):
+                    moved = self.trainer.strategy.batch_to_device(batch)
+                    metric.update(self._answers_of(moved, task), moved["references"])
+                scores[task.name] = round(float(metric.compute()), 6)
+        self.network.train()
+        return scores
+
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics, one per task."""
         self._metrics = [build_metric(task.metric).to(self.device) for task in self.tasks()]
@@ -76,7 +99,9 @@ class EvaluatedModule(LightningModule):
         ]
 
     def _answer(self, batch: dict[str, Any], dataloader_idx: int) -> list[str]:
-        task = self.tasks()[dataloader_idx]
+        return self._answers_of(batch, self.tasks()[dataloader_idx])
+
+    def _answers_of(self, batch: dict[str, Any], task: Any) -> list[str]:
         return greedy_answers(self.network, self.processor.tokenizer, batch["inputs"], task.max_new_tokens)
 
     def _log_scores(self, stage: str) -> None:
@@ -88,3 +113,10 @@ class EvaluatedModule(LightningModule):
             self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
         for name, value in role_means([(task.role, self.scores[task.name]) for task in tasks]).items():
             self.log(f"{stage}/{name}", value, prog_bar=True)
+
+
+def _limited(loader: Any, limit: float | None) -> Iterator[Any]:
+    """The first batches: a number of them, or a share of all."""
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return iter(loader)
+    return islice(loader, int(len(loader) * limit) if isinstance(limit, float) else limit)

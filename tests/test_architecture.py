@@ -74,6 +74,7 @@ LIBRARIES = {
         "metrics",
         "data",
         "module",
+        "evaluation",
         "protected",
         "plan",
         "merging",

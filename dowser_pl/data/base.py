@@ -9,12 +9,14 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   "references": list of list of str, "ids": list of str}`.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
+- `selection_tasks` and `selection_dataloader()`, optional: as `tasks` and `val_dataloader()`, of other questions: what
+  a run chooses by itself, such as how much of an update to keep, is chosen on these and not on those of the report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -33,7 +35,7 @@ from dowser_pl.data.loaders import (
     build_loader,
 )
 from dowser_pl.data.order import EvaluationOrder, TrainingOrder
-from dowser_pl.data.rows import Conversation, Question, Role, Task, check_tasks
+from dowser_pl.data.rows import Conversation, Question, Role, Task, checked_tasks
 
 __all__ = ["Conversation", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
 
@@ -94,6 +96,15 @@ class MultimodalData(LightningDataModule):
         """The evaluation sets; called once on every process, before `train_conversations`."""
         raise NotImplementedError
 
+    def questions_to_choose_on(self) -> list[Task]:
+        """Evaluation sets of other questions than those of the report; called only where a run chooses something."""
+        return []
+
+    @cached_property
+    def selection_tasks(self) -> list[Task]:
+        """What choices are made on; checked as `tasks` are."""
+        return checked_tasks(self.questions_to_choose_on())
+
     @property
     def num_truncated(self) -> int:
         """How many different training rows were longer than `max_length` so far, on this process."""
@@ -108,8 +119,7 @@ class MultimodalData(LightningDataModule):
         if self._encoder is None:
             processor = self._find_processor()
             encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
-            self.tasks = self.evaluation_tasks()
-            check_tasks(self.tasks)
+            self.tasks = checked_tasks(self.evaluation_tasks())
             self._encoder = encoder
         if stage == "fit":
             self._order, self._position = None, {}  # a second fit starts afresh
@@ -121,46 +131,38 @@ class MultimodalData(LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches of encoded conversations; after a resume in mid epoch, first the rest of that epoch."""
-        if self._rows is None or self._encoder is None:
-            raise ValueError('The training rows are not read yet: call setup("fit") first.')
+        batches = self._training_batches()
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set in its __init__
             raise ValueError(
                 "Trainer(overfit_batches=...) would replace the order of the rows, on which exact resuming rests. "
                 "Use limit_train_batches, or a small training file."
             )
         clock = None if self.trainer is None else partial(getattr, self.trainer, "current_epoch")
-        self._order = TrainingOrder(len(self._rows), self.batch_size, self.seed, **self._share(), clock=clock)
+        self._order = TrainingOrder(len(batches), self.batch_size, self.seed, **self._share(), clock=clock)
         self._resume()
-        batches = TrainingBatches(self._rows, self._encoder, self._cut)
         return build_loader(TrainingLoader, batches, self._order, self.num_workers)
 
     def calibration_dataloader(self) -> TrainingLoader:
         """Training batches in an order that knows nothing of how far training got: those of the first epoch."""
-        if self._rows is None or self._encoder is None:
-            raise ValueError('The training rows are not read yet: call setup("fit") first.')
-        order = TrainingOrder(len(self._rows), self.batch_size, self.seed, **self._share(), clock=None)
-        return build_loader(TrainingLoader, TrainingBatches(self._rows, self._encoder, self._cut), order, 0)
+        batches = self._training_batches()
+        order = TrainingOrder(len(batches), self.batch_size, self.seed, **self._share(), clock=None)
+        return build_loader(TrainingLoader, batches, order, 0)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in the order of `tasks`; the same objects at every call, for their caches."""
-        if self._encoder is None:
-            raise ValueError('The tasks are not read yet: call setup("validate") first.')
         if not self._evaluation_loaders:
-            for task in self.tasks:
-                order = EvaluationOrder(len(task.questions), self.eval_batch_size, **self._share())
-                batches = EvaluationBatches(task.questions, self._encoder)
-                loader = build_loader(EvaluationLoader, batches, order, self.num_workers)
-                loader.cache_bytes = self.evaluation_cache_mb * 2**20
-                self._evaluation_loaders.append(loader)
+            self._evaluation_loaders = self._loaders_of(self.tasks)
         return self._evaluation_loaders
+
+    def selection_dataloader(self) -> list[EvaluationLoader]:
+        """One loader per task of `selection_tasks`."""
+        return self._loaders_of(self.selection_tasks)
 
     def test_dataloader(self) -> list[EvaluationLoader]:
         """The same as for validation."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> list[EvaluationLoader]:
-        """The same as for validation."""
-        return self.val_dataloader()
+    predict_dataloader = test_dataloader
 
     def teardown(self, stage: str) -> None:
         """Say how many rows were cut."""
@@ -188,6 +190,21 @@ class MultimodalData(LightningDataModule):
     def _resume(self) -> None:
         if self._order is not None and self._position:
             self._order.resume(**self._position)
+
+    def _training_batches(self) -> TrainingBatches:
+        if self._rows is None or self._encoder is None:
+            raise ValueError('The training rows are not read yet: call setup("fit") first.')
+        return TrainingBatches(self._rows, self._encoder, self._cut)
+
+    def _loaders_of(self, tasks: Sequence[Task]) -> list[EvaluationLoader]:
+        if self._encoder is None:
+            raise ValueError('The tasks are not read yet: call setup("validate") first.')
+        loaders = []
+        for task in tasks:
+            order = EvaluationOrder(len(task.questions), self.eval_batch_size, **self._share())
+            batches = EvaluationBatches(task.questions, self._encoder, self.evaluation_cache_mb)
+            loaders.append(build_loader(EvaluationLoader, batches, order, self.num_workers))
+        return loaders
 
     def _share(self) -> dict[str, int]:
         """`rank` and `num_replicas` among the processes that see different rows."""

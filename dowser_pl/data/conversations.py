@@ -36,6 +36,8 @@ class ConversationData(MultimodalData):
         seed: of the order of the training rows.
         chat_template: Jinja text, path or "plain", instead of the model's own; see `MultimodalData`.
         evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
+        choose_on: evaluation sets of other questions, on which a run makes its choices (`budget.max_upstream_drop`);
+            they are not reported.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ConversationData(MultimodalData):
         seed: int = 0,
         chat_template: str | None = None,
         evaluation_cache_mb: int = 512,
+        choose_on: list[TaskFile] | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
         if not 0 <= holdout < 1:
@@ -60,6 +63,7 @@ class ConversationData(MultimodalData):
         self.train_file = train_file
         self.image_folder = image_folder
         self.task_files = tasks or []
+        self.choose_on = choose_on or []
         self.needs_holdout = all(task.role != "downstream" for task in self.task_files) and holdout > 0
         self.holdout = holdout
         self.allow_urls = allow_urls
@@ -77,6 +81,10 @@ class ConversationData(MultimodalData):
         if self.needs_holdout:
             tasks.append(holdout_task([question_of(name, row, self._reader) for name, row in self._split[1]]))
         return tasks
+
+    def questions_to_choose_on(self) -> list[Task]:
+        """The sets of `choose_on`."""
+        return [read_task(task, self.allow_urls, self.skip_bad_rows) for task in self.choose_on]
 
     @cached_property
     def _reader(self) -> MessageReader:

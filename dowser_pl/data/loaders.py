@@ -41,11 +41,18 @@ class TrainingBatches(Dataset[Batch]):
 
 
 class EvaluationBatches(Dataset[Batch]):
-    """Row numbers -> evaluation batch."""
+    """Row numbers -> evaluation batch.
 
-    def __init__(self, questions: Sequence[Question], encoder: Encoder) -> None:
+    Args:
+        questions: the rows.
+        encoder: what encodes them.
+        cache_mb: how many MiB of batches a loader may keep.
+    """
+
+    def __init__(self, questions: Sequence[Question], encoder: Encoder, cache_mb: int = 0) -> None:
         self.questions = questions
         self.encoder = encoder
+        self.cache_mb = cache_mb
 
     def __getitem__(self, rows: list[int]) -> Batch:
         return self.encoder.evaluation_batch([self.questions[row] for row in rows])
@@ -82,13 +89,12 @@ class TrainingLoader(BatchLoader):
 
 
 class EvaluationLoader(BatchLoader):
-    """Keeps its encoded batches in memory once it was read to the end, if they fit into `cache_bytes`.
+    """Keeps its encoded batches in memory once it was read to the end, if they fit into `cache_mb` of its dataset.
 
     Evaluation sets are read after every epoch and drawing, resizing and normalising the images again would often cost
     more than answering. Batches come out as shallow copies: take keys out of them, but do not write into the tensors.
     """
 
-    cache_bytes = 0
     _cache: list[Batch] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # see BatchLoader
@@ -96,7 +102,7 @@ class EvaluationLoader(BatchLoader):
             yield from map(_shallow_copy, self._cache)
             return
         kept: list[Batch] = []
-        room = self.cache_bytes
+        room = self.dataset.cache_mb * 2**20  # type: ignore[attr-defined]
         for batch in super().__iter__():
             room -= _num_bytes(batch)
             if room >= 0:

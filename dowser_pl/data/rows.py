@@ -65,8 +65,8 @@ class Task:
     max_new_tokens: int = 16
 
 
-def check_tasks(tasks: Sequence[Task]) -> None:
-    """Raise ValueError for an empty set, a name used twice or an unknown metric: before training, not after it."""
+def checked_tasks(tasks: list[Task]) -> list[Task]:
+    """The tasks; ValueError for an empty set, a name used twice or an unknown metric: before training, not after it."""
     names = [task.name for task in tasks]
     for task in tasks:
         if names.count(task.name) > 1:
@@ -74,3 +74,4 @@ def check_tasks(tasks: Sequence[Task]) -> None:
         if not task.questions:
             raise ValueError(f"Task {task.name!r} is empty: got 0 questions, expected at least 1.")
         build_metric(task.metric)
+    return tasks

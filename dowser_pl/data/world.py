@@ -13,7 +13,7 @@ from typing import Literal
 from dowser_pl.data.base import Conversation, MultimodalData, Question, Task
 from dowser_pl.data.rows import Message
 from dowser_pl.data.world_downstream import downstream_examples, num_distinct
-from dowser_pl.data.world_tasks import UPSTREAM, Example, examples
+from dowser_pl.data.world_tasks import UPSTREAM, Example, Split, examples
 
 
 class WorldData(MultimodalData):
@@ -77,16 +77,23 @@ class WorldData(MultimodalData):
         """The downstream task first, then all upstream tasks, `num_eval` questions each."""
         tuning = self.split == "validation"
         learnt = downstream_examples(self.downstream, self.split, tuning, self.world_seed)
-        known = [(name, examples(name, self.split, self.world_seed)) for name in UPSTREAM]
         return [
-            Task(self.downstream, "downstream", "exact_match", self._questions(self.downstream, learnt)),
-            *(Task(name, "upstream", "exact_match", self._questions(name, rows)) for name, rows in known),
+            Task(self.downstream, "downstream", "exact_match", self._questions(self.downstream, self.split, learnt)),
+            *self._upstream(self.split),
         ]
 
-    def _questions(self, task: str, rows: Iterator[Example]) -> list[Question]:
+    def questions_to_choose_on(self) -> list[Task]:
+        """The upstream tasks of the validation split, whatever the report is on."""
+        return self._upstream("validation")
+
+    def _upstream(self, split: Split) -> list[Task]:
+        known = [(name, examples(name, split, self.world_seed)) for name in UPSTREAM]
+        return [Task(name, "upstream", "exact_match", self._questions(name, split, rows)) for name, rows in known]
+
+    def _questions(self, task: str, split: Split, rows: Iterator[Example]) -> list[Question]:
         return [
             Question(
-                id=f"{task} {self.split} row {index}",
+                id=f"{task} {split} row {index}",
                 messages=[user_turn(example)],
                 images=[example.scene] if example.scene else [],
                 references=[example.answer],
