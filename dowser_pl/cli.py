@@ -20,6 +20,7 @@ import dowser_pl.methods  # noqa: F401
 from dowser_pl.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
+    Curve,
     Dowser,
     Export,
     Forgetting,
@@ -39,6 +40,9 @@ _FIT = """Fine-tune a model and report, task by task, what it learnt and what it
 A first run: python -m dowser_pl fit --config configs/quickstart.yaml
 Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/model_dowser --data ConversationData
 --data.train_file my/train.json --data.image_folder my/images. --print_config shows what is set."""
+
+_CURVE = """Smaller update ratios at which the tuned model is measured as well when training ends, such as
+[0.02, 0.05]: one run gives the whole trade-off in its report (type: list[float], default: [])"""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -66,12 +70,15 @@ class DowserCLI(LightningCLI):
         parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Dowser, "dowser")
+        parser.add_argument("--curve", type=list[float], default=[], help=_CURVE)
+        parser.add_lightning_class_args(Curve, "budget")
         parser.add_lightning_class_args(Export, "export")  # before the report: a failure there loses no model
         parser.add_lightning_class_args(Forgetting, "report")
         parser.add_lightning_class_args(PatchFile, "patch")  # after it: the file tells its scores
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+        parser.link_arguments("curve", "budget.ratios")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.folder", _checkpoint_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

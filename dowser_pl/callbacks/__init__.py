@@ -1,6 +1,7 @@
 """Lightning callbacks: the method, the report, the exported model, the patch, exact resume."""
 
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from dowser_pl.callbacks.curve import Curve
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.export import Export
 from dowser_pl.callbacks.forgetting import Forgetting
@@ -11,6 +12,7 @@ from dowser_pl.callbacks.random_state import RandomState
 __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
+    "Curve",
     "Dowser",
     "Export",
     "Forgetting",

@@ -1,6 +1,7 @@
 """From a base model to masks, or to what a method keeps of it: measure, then decide, the same on every process."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dowser_pl.callbacks.importance import Importance, ImportancePass
 from dowser_pl.callbacks.measuring import Measuring
-from dowser_pl.maths.masks import PackedMasks, pack
+from dowser_pl.maths.masks import PackedMasks, pack, unpack
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
 from dowser_pl.training import Protection
@@ -46,6 +47,7 @@ class Deciding:
     factors_file: Path | None
     seconds: float = 0.0
     diagnostics: dict[str, float] = field(default_factory=dict)
+    _factors: Factors = field(default_factory=lambda: Factors({}, 0))
 
     def refuse_tuned(self) -> None:
         """Masks are never computed on weights that were already tuned.
@@ -75,18 +77,25 @@ class Deciding:
             whole = ((name, torch.ones_like(layer.weight, dtype=torch.bool)) for name, layer in self.layers.items())
             return PackedMasks.of(whole)
         start = time.monotonic()
-        factors = self.measure().factors
-        masks = PackedMasks()
-        for name, mask in build_masks(
-            self.method, self.pl_module.tuned_blocks(), lambda name: self._layer(factors, name)
-        ):
-            bits = pack(mask)
-            if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
-                bits = self.trainer.strategy.broadcast(bits)
-            masks.put(name, bits, mask.shape, mask.device)
+        factors = self._factors = self.measure().factors
+        masks = PackedMasks.of(self.masks_of(self.method))
         self.seconds = time.monotonic() - start
         self.diagnostics |= magnitude_overlap(self.method, (self._layer(factors, name) for name in self.layers))
         return masks
+
+    def masks_of(self, method: Method) -> Iterator[tuple[str, Tensor]]:
+        """Name and (O, I) bool mask of every matrix, by what was measured for :meth:`masks`.
+
+        Args:
+            method: that one, or it with other hyper-parameters.
+        """
+        for name, mask in build_masks(
+            method, self.pl_module.tuned_blocks(), lambda name: self._layer(self._factors, name)
+        ):
+            if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
+                yield name, unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
+            else:
+                yield name, mask
 
     def priors(self, method: EachStep) -> dict[str, Tensor]:
         """Name -> (O, I) float32 that the method makes of the base and keeps, where it makes something."""

@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 
 from dowser_pl import sharding
 from dowser_pl.callbacks.checks import check_optimizers, check_same_base, check_trainer, refuse_quantized
+from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.deciding import Deciding
-from dowser_pl.callbacks.merging import Merging, merge_adapters, snapshot, unmerge
+from dowser_pl.callbacks.finishing import finish
+from dowser_pl.callbacks.merging import merge_adapters, unmerge
 from dowser_pl.callbacks.protecting import (
     Content,
     Form,
@@ -111,6 +113,8 @@ class Dowser(Callback):
                 self.diagnostics = deciding.diagnostics
                 return
         refuse_quantized(weights.values())
+        curve = find_curve(trainer)
+        curve.check(trainer, pl_module, self.method, self._loaded is not None)
         announce_plan(pl_module, self.method, self.update, trainer.optimizers[0])
         if pl_module.protected is not None:  # of an earlier fit that changed nothing
             pl_module.protected.close()  # type: ignore[operator, union-attr]
@@ -122,6 +126,7 @@ class Dowser(Callback):
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
             self._entries = protect(self.method, self.update, weights, deciding)
+            curve.order(self.method, self._entries, deciding.masks_of)
             self.probe_seconds, self.diagnostics = deciding.seconds, deciding.diagnostics
             self.base = pl_module.base_model()  # type: ignore[operator]
             self.frozen_digest = {"before": self._digest_frozen(pl_module)}
@@ -146,14 +151,17 @@ class Dowser(Callback):
         self.entries.before_step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge, where the method does so now, and compare every entry with the base.
+        """Merge or take updates back, where that is done now, and compare every entry with the base.
 
         Raises:
             RuntimeError: if a frozen entry moved; nothing is exported then.
         """
         self.entries.close()
-        if self.method.moment == "after_fit":
-            self._merge(trainer, pl_module)
+        finished = finish(trainer, pl_module, self.method, self.calibration_batches, self.entries)
+        if finished is not None:  # checkpoints hold what was trained: a run that resumes at its end comes here again
+            self._trained = {"entries": finished[0], "frozen_digest": self.frozen_digest}
+            self._entries = pl_module.protected = final = finished[1]  # type: ignore[assignment]
+            self.frozen_digest = {"before": self.base.frozen_digest_before(final.base_digests())}
         self.counts = self.entries.verify()
         self.frozen_digest["after"] = self._digest_frozen(pl_module)
         check_frozen(self.counts[0], self.frozen_digest)
@@ -204,14 +212,6 @@ class Dowser(Callback):
         state = checkpoint["callbacks"][self.state_key]
         state["entries"] = {n: {k: v for k, v in e.items() if k != "base"} for n, e in state["entries"].items()}
         checkpoint["without_base"] = self.state_key
-
-    def _merge(self, trainer: Trainer, pl_module: Any) -> None:
-        """From here on checkpoints hold what was trained: a run that resumes at its end merges it once more."""
-        self.entries.verify()
-        self._trained = {"entries": snapshot(self.entries), "frozen_digest": self.frozen_digest}
-        merged = Merging(trainer, pl_module, self.method, self.calibration_batches).merge(self.entries)
-        self._entries = pl_module.protected = merged
-        self.frozen_digest = {"before": self.base.frozen_digest_before(merged.base_digests())}
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()

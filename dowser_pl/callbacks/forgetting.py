@@ -19,10 +19,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl import __version__
+from dowser_pl.callbacks.curve import Curve, find_curve
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.memory import peak_memory_bytes
 from dowser_pl.callbacks.merging import BeforeMerge
-from dowser_pl.reporting import Counts, Report, Seconds, TaskScore, role_means, text_table, write_report
+from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
 
 __all__ = ["Forgetting"]
 
@@ -101,6 +102,9 @@ class Forgetting(Callback, BeforeMerge):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._evaluate(trainer)
+        curve = find_curve(trainer)
+        self._seconds["evaluate"] += curve.seconds
+        self._seconds["fit"] -= curve.seconds
         if trainer.is_global_zero:
             report = self.written = self.report(trainer, pl_module)
             folder = Path(trainer.default_root_dir)
@@ -139,6 +143,8 @@ class Forgetting(Callback, BeforeMerge):
             diagnostics=dowser.diagnostics | self._tuned_means(pl_module) | _unmasked(dowser),
             update=dowser.update,
             frozen_digest=dowser.frozen_digest,
+            curve=self._curve_points(find_curve(trainer), dowser.method.update_ratio),
+            budget=find_curve(trainer).choice,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,6 +179,13 @@ class Forgetting(Callback, BeforeMerge):
             return {}
         means = role_means([(task.role, self.tuned[task.name]) for task in pl_module.tasks()])
         return {f"tuned_{name.removesuffix('_mean')}": value for name, value in means.items()}
+
+    def _curve_points(self, curve: Curve, update_ratio: float | None) -> list[CurvePoint]:
+        """From the base to all that was trained; none where no curve was asked for."""
+        if not curve.points or update_ratio is None:
+            return []
+        tuned = CurvePoint(update_ratio, self.after if self.tuned is None else self.tuned)
+        return [CurvePoint(0.0, self.before), *curve.points, tuned]
 
     def _total_seconds(self) -> dict[str, float]:
         running = 0.0 if self._fit_start is None else time.monotonic() - self._fit_start

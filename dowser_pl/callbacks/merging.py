@@ -16,7 +16,7 @@ from dowser_pl.methods import Layer, Method, build_masks
 from dowser_pl.probing import InputGrams
 from dowser_pl.training import FrozenEntries, Protection
 
-__all__ = ["BeforeMerge", "Merging", "merge_adapters", "snapshot", "unmerge"]
+__all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
 
 _MOST = 1 << 32  # bytes of Gram matrices that are measured in one pass over the batches
 
@@ -29,10 +29,17 @@ class BeforeMerge(ABC):
         """Training has ended; the weights are those of the last step."""
 
 
+def announce_merge(trainer: Trainer, pl_module: Any) -> None:
+    """Let callbacks look at the tuned model, which is about to be changed."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BeforeMerge):
+            callback.before_merge(trainer, pl_module)
+
+
 def merge_adapters(trainer: Trainer, pl_module: Any) -> None:
     """Write adapters into the matrices they belong to, where there are any and the matrices can take them in."""
     if pl_module.adapters is not None and pl_module.adapters.mergeable:
-        _tell(trainer, pl_module)
+        announce_merge(trainer, pl_module)
         pl_module.adapters.merge()
 
 
@@ -83,7 +90,7 @@ class Merging:
         Returns:
             The same matrices with the masks of the method, base on the host: what is outside of them is frozen.
         """
-        _tell(self.trainer, self.pl_module)
+        announce_merge(self.trainer, self.pl_module)
         return self._merged(trained)
 
     @torch.no_grad()
@@ -158,9 +165,3 @@ class Merging:
         loader = getattr(datamodule, "calibration_dataloader", datamodule.train_dataloader)()
         for batch in islice(loader, self.num_batches):
             yield self.trainer.strategy.batch_to_device(batch)
-
-
-def _tell(trainer: Trainer, pl_module: Any) -> None:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, BeforeMerge):
-            callback.before_merge(trainer, pl_module)

@@ -5,6 +5,7 @@ from dowser_pl.training.buckets import leave_out_of_buckets
 from dowser_pl.training.entries import TrainableEntries
 from dowser_pl.training.finite import check_gradients, check_loss, check_precision
 from dowser_pl.training.frozen import FrozenEntries
+from dowser_pl.training.nested import NestedUpdates
 from dowser_pl.training.protection import Changes, Protection
 from dowser_pl.training.soft import SoftEntries
 
@@ -12,6 +13,7 @@ __all__ = [
     "BaseModel",
     "Changes",
     "FrozenEntries",
+    "NestedUpdates",
     "Protection",
     "SoftEntries",
     "TrainableEntries",

@@ -1,0 +1,213 @@
+"""The whole curve from one run: the tuned model at every smaller update ratio, and the ratio that keeps a budget."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from dowser_pl import sharding
+from dowser_pl.callbacks.merging import announce_merge
+from dowser_pl.maths.nesting import left_out
+from dowser_pl.methods import Method, Scored
+from dowser_pl.reporting import BudgetChoice, CurvePoint
+from dowser_pl.training import FrozenEntries, NestedUpdates, Protection
+
+__all__ = ["Curve", "find_curve"]
+
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # of the update ratio, where a budget is asked for and no ratios are
+MasksOf = Callable[[Method], Iterator[tuple[str, Tensor]]]
+_MOST = 255  # groups that fit into one byte per trainable entry
+
+
+class Curve(Callback):
+    """Takes updates back when training ends, the most important entries first, and measures what is left.
+
+    Args:
+        ratios: update ratios to measure the tuned model at, beside that of the run, on the data of the report.
+        max_upstream_drop: keep the largest ratio at which the upstream mean loses at most so much, measured on
+            questions to choose on (``selection_tasks`` of the data), and export that model; None = keep all updates.
+    """
+
+    def __init__(self, ratios: Sequence[float] = (), max_upstream_drop: float | None = None) -> None:
+        odd = [ratio for ratio in ratios if not 0 < ratio <= 1]
+        if odd:
+            raise ValueError(f"curve lists update ratios, above 0 and at most 1; got {odd[0]}")
+        if max_upstream_drop is not None and not max_upstream_drop >= 0.0:
+            raise ValueError(
+                f"budget.max_upstream_drop is how much of the upstream mean may be lost, 0.02 for two hundredths; got "
+                f"{max_upstream_drop}"
+            )
+        self.ratios = sorted(set(ratios))
+        self.max_upstream_drop = max_upstream_drop
+        self.points: list[CurvePoint] = []
+        """Smaller ratios than that of the run, once training has ended."""
+        self.choice: BudgetChoice | None = None
+        self.seconds = 0.0
+        """That measuring took."""
+        self._levels: dict[str, Tensor] | None = None
+        self._steps: list[float] = []  # all ratios at which groups end, the last that of the run
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.ratios) or self.max_upstream_drop is not None
+
+    def check(self, trainer: Trainer, pl_module: Any, method: Method, resumed: bool) -> None:
+        """Before anything is measured: refuse what could not be done when training ends.
+
+        Raises:
+            ValueError: saying what to set.
+        """
+        self.points, self.choice, self.seconds = [], None, 0.0
+        if not self.active:
+            return
+        if not isinstance(method, Scored) or method.moment != "before_fit":
+            raise ValueError(
+                "curve and budget take updates back in the order of a score that was known before training, got "
+                f"dowser.method {type(method).__name__}, which has none; use one that masks by a score, such as "
+                "ModelDowser, or leave them out"
+            )
+        steps = self._ratios_of(method)
+        if resumed and (self._levels is None or steps != self._steps):
+            raise ValueError(
+                f"the checkpoint knows the order of updates at the ratios {self._steps or 'none'}, this run asks for "
+                f"{steps}; resume with the curve (and budget) that its run began with, or start a new run"
+            )
+        self._steps = steps
+        if self.max_upstream_drop is None:
+            return
+        if pl_module.trained_whole():
+            raise ValueError(
+                "budget.max_upstream_drop takes updates back to the base, got model.also_train "
+                f"{pl_module.also_train}, which has no mask; leave one of them out"
+            )
+        if not any(task.role == "upstream" for task in _selection(trainer)):
+            raise ValueError(
+                "budget.max_upstream_drop chooses on upstream questions that the report does not use, and "
+                f"{type(trainer.datamodule).__name__} has none (`selection_tasks`); with ConversationData list them "  # type: ignore[attr-defined]
+                "under data.choose_on"
+            )
+
+    def order(self, method: Method, entries: Protection, masks_of: MasksOf) -> None:
+        """Put the trainable entries into groups, while their scores can be told.
+
+        Args:
+            method: decided on the masks.
+            entries: of a fresh run.
+            masks_of: name and mask of every matrix, by the same measurements, of the same method at another ratio.
+        """
+        if not self.active:
+            return
+        self._levels = {name: torch.zeros(int(mask.sum()), dtype=torch.uint8) for name, mask in entries.masks.items()}
+        for ratio in self._steps[:-1]:
+            for name, mask in masks_of(_at(method, ratio)):
+                self._levels[name] += left_out(entries.masks[name], mask)
+
+    def finish(self, trainer: Trainer, pl_module: Any, trained: Protection) -> FrozenEntries | None:
+        """Measure the curve, then keep the budget.
+
+        Args:
+            trainer: its data and limits.
+            pl_module: the model, tuned.
+            trained: its entries; closed.
+
+        Returns:
+            Smaller masks where updates were taken back for good; None if the model is as it was.
+        """
+        if self._levels is None:
+            raise RuntimeError("the order of updates is told when masks are decided, in on_fit_start")
+        start = time.monotonic()
+        updates, full = NestedUpdates(trained, self._levels), len(self._steps) - 1
+        for level, ratio in enumerate(self._steps[:-1] if self.ratios else []):
+            updates.keep(level)
+            scores = pl_module.score_tasks(pl_module.tasks(), _loaders(trainer.val_dataloaders))
+            self.points.append(CurvePoint(ratio, scores))
+            rank_zero_info(f"Updates of the lowest {ratio:g}: {_said(scores)}")
+        level = full if self.max_upstream_drop is None else self._choose(trainer, pl_module, updates)
+        updates.keep(full)
+        self.seconds = time.monotonic() - start
+        if level == full:
+            return None
+        announce_merge(trainer, pl_module)
+        return updates.narrowed(level)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups of the entries, on the first process, whose state alone is saved."""
+        if self._levels is None or sharding.rank() > 0:
+            return {}
+        return {"ratios": self._steps, "levels": self._levels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Groups of the run that is resumed: its scores cannot be told any more."""
+        if state_dict:
+            self._steps, self._levels = list(state_dict["ratios"]), state_dict["levels"]
+
+    def _ratios_of(self, method: Scored) -> list[float]:
+        ratio = method.update_ratio
+        if self.ratios and self.ratios[-1] > ratio:
+            raise ValueError(
+                f"curve takes back what was trained: got the ratio {self.ratios[-1]}, above the dowser.method's "
+                f"update_ratio {ratio}; train with the largest ratio of the curve"
+            )
+        asked = self.ratios or [round(share * ratio, 12) for share in _SHARES]
+        steps = [*(each for each in asked if each != ratio), ratio]
+        if len(steps) > _MOST:
+            raise ValueError(f"curve takes up to {_MOST} ratios, got {len(steps)}")
+        return steps
+
+    def _choose(self, trainer: Trainer, pl_module: Any, updates: NestedUpdates) -> int:
+        """The highest level that keeps the budget; the lowest if none does."""
+        tasks = _selection(trainer)
+        loaders = _loaders(trainer.datamodule.selection_dataloader())  # type: ignore[attr-defined]
+
+        def upstream(level: int) -> float:
+            updates.keep(level)
+            scores = pl_module.score_tasks(tasks, loaders)
+            return fmean(scores[task.name] for task in tasks if task.role == "upstream")
+
+        budget, base, drops = self.max_upstream_drop or 0.0, upstream(-1), {}
+        for level in reversed(range(len(self._steps))):
+            ratio = self._steps[level]
+            drops[ratio] = round(base - upstream(level), 6)
+            rank_zero_info(f"Updates of the lowest {ratio:g}: {drops[ratio]:+.3f} upstream lost, on data to choose on")
+            if drops[ratio] <= budget:
+                break
+        kept = drops[ratio] <= budget
+        if not kept:
+            rank_zero_warn(
+                f"no update ratio of {self._steps} keeps the upstream drop within {budget}: the smallest, {ratio:g}, "
+                f"loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a lower learning "
+                "rate. The checkpoint holds all updates"
+            )
+        self.choice = BudgetChoice(budget, ratio, kept, dict(sorted(drops.items())))
+        return level
+
+
+def find_curve(trainer: Trainer) -> Curve:
+    """The callback of a run; one that asks for nothing where there is none."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Curve)), Curve())  # type: ignore[attr-defined]
+
+
+def _at(method: Method, ratio: float) -> Method:
+    """The method at another update ratio."""
+    other = copy.copy(method)
+    other.update_ratio = ratio
+    return other
+
+
+def _selection(trainer: Trainer) -> list[Any]:
+    return list(getattr(trainer.datamodule, "selection_tasks", []))  # type: ignore[attr-defined]
+
+
+def _loaders(loaders: Any) -> list[Any]:
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+
+
+def _said(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
