@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from dowser_pl.reporting.plot_style import BODY, FAINT, INK, MUTED, SMALL
+from dowser_pl.reporting.plot_style import BODY, FAINT, INK, MUTED, SMALL, draw_circle
 from dowser_pl.reporting.trade_off import h_score
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def draw_move(axes: Axes, before: Point, after: Point, colour: str, alpha: float
     axes.annotate("", after, before, arrowprops=arrow, zorder=3)
 
 
-def draw_number(axes: Axes, point: Point, number: str, colour: str = "white") -> None:
-    """The number of a run inside its circle; the later of two runs in one place hides the earlier."""
-    style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "color": colour, "fontsize": SMALL, "zorder": 5}
-    axes.annotate(number, point, fontweight="bold", **style)
+def draw_numbered(axes: Axes, point: Point, number: str, colour: str, filled: bool = True, size: float = 15) -> None:
+    """A circle with a number inside; the later of two in one place hides the earlier."""
+    draw_circle(axes, point, colour, filled, size)
+    style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": SMALL, "zorder": 5}
+    axes.annotate(number, point, color="white" if filled else colour, fontweight="bold", **style)
