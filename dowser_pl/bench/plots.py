@@ -13,7 +13,7 @@ from dowser_pl.bench.tables import spread_text
 from dowser_pl.reporting.grid import shorten
 from dowser_pl.reporting.plot_list import Entry, draw_list
 from dowser_pl.reporting.plot_page import MARGIN, new_page, save_page
-from dowser_pl.reporting.plot_plane import Point, axis_end, draw_axes, draw_curve, draw_numbered
+from dowser_pl.reporting.plot_plane import Point, axis_end, draw_numbered, draw_part
 from dowser_pl.reporting.plot_style import RUN_COLOURS, SMALL, add_axes
 from dowser_pl.reporting.trade_off import h_score
 
@@ -25,7 +25,6 @@ WIDTH, TOP = 15.0, 1.45
 PLANE_LEFT, PLANE_SIZE = 1.25, 6.6
 LIST_LEFT, LINE_INCHES = 8.75, 0.44
 COLUMNS = {"downstream": 12.2, "upstream": 13.4, "H": 14.6}
-LEVEL = 0.1  # between curves of equal H-score
 CLOSE = 0.75  # settings below this share of the best H-score may lie outside the picture
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # colours repeat after eight methods
 SUBTITLE_TEXT = (
@@ -79,11 +78,7 @@ def _draw_plane(axes: Axes, points: Sequence[tuple[bool, Point]]) -> None:
     shown = [point for chosen, point in points if chosen or h_score(point[1], point[0]) >= enough] or [(0.0, 0.0)]
     lows = [max(0.0, math.floor(10 * (min(point[axis] for point in shown) - 0.02)) / 10) for axis in (0, 1)]
     right, top = (axis_end([point[axis] for point in shown]) for axis in (0, 1))
-    draw_axes(axes, right, top)
-    for number in range(1, math.ceil(h_score(top, right) / LEVEL)):
-        draw_curve(axes, round(number * LEVEL, 2), right, top)
-    axes.set_xlim(lows[0], right)
-    axes.set_ylim(lows[1], top)
+    draw_part(axes, (lows[0], right), (lows[1], top))
 
 
 def _draw_curve(axes: Axes, number: int, method: MethodResult) -> None:
