@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from dowser_pl.bench.plots import colour, dashes
 from dowser_pl.bench.results import Comparison, Spread
-from dowser_pl.reporting.plot import MARGIN, save_figure
-from dowser_pl.reporting.plot_style import BODY, FAINT, INK, MUTED, SUBTITLE, TITLE, add_axes, new_figure, write
+from dowser_pl.reporting.plot_page import MARGIN, new_page, save_page
+from dowser_pl.reporting.plot_style import BODY, FAINT, INK, add_axes, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP = 13.33, 1.6, 8.4, 4.4, 1.3
+TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP = 1.6, 8.4, 4.4, 1.3
 
 
 def plot_depths(comparisons: Sequence[Comparison], path: Path) -> None:
     """Write the picture, atomically: one panel for each world and task, one line for each method."""
-    save_figure(draw_depths(comparisons), path)
+    save_page(draw_depths(comparisons), path)
 
 
 def draw_depths(comparisons: Sequence[Comparison]) -> Figure:
@@ -27,10 +27,9 @@ def draw_depths(comparisons: Sequence[Comparison]) -> Figure:
     panels: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in comparisons:
         panels.setdefault((comparison.group.world, comparison.group.task), []).append(comparison)
-    figure = new_figure(WIDTH, TOP + len(panels) * (PANEL_HEIGHT + GAP))
-    write(figure, MARGIN, 0.62, "H-score and the number of tuned decoder layers", fontsize=TITLE, fontweight="bold")
     subtitle = "test split, mean and standard deviation over seeds, each method at its best setting for each depth"
-    write(figure, MARGIN, 0.95, subtitle, fontsize=SUBTITLE, color=MUTED)
+    height = TOP + len(panels) * (PANEL_HEIGHT + GAP)
+    figure = new_page("H-score and the number of tuned decoder layers", subtitle, height)
     for row, ((world, task), panel) in enumerate(panels.items()):
         _draw_panel(figure, TOP + row * (PANEL_HEIGHT + GAP), f"{world}, {task}", panel)
     return figure

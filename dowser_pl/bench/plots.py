@@ -11,19 +11,10 @@ from dowser_pl.bench.cells import setting_text
 from dowser_pl.bench.results import Comparison, MethodResult
 from dowser_pl.bench.tables import spread_text
 from dowser_pl.reporting.grid import shorten
-from dowser_pl.reporting.plot import MARGIN, save_figure
-from dowser_pl.reporting.plot_plane import Point, axis_end, draw_axes, draw_curve, draw_number
-from dowser_pl.reporting.plot_style import (
-    MUTED,
-    RUN_COLOURS,
-    SMALL,
-    SUBTITLE,
-    TITLE,
-    add_axes,
-    draw_circle,
-    new_figure,
-    write,
-)
+from dowser_pl.reporting.plot_list import Entry, draw_list
+from dowser_pl.reporting.plot_page import MARGIN, new_page, save_page
+from dowser_pl.reporting.plot_plane import Point, axis_end, draw_numbered, draw_part
+from dowser_pl.reporting.plot_style import RUN_COLOURS, SMALL, add_axes
 from dowser_pl.reporting.trade_off import h_score
 
 if TYPE_CHECKING:
@@ -33,8 +24,7 @@ if TYPE_CHECKING:
 WIDTH, TOP = 15.0, 1.45
 PLANE_LEFT, PLANE_SIZE = 1.25, 6.6
 LIST_LEFT, LINE_INCHES = 8.75, 0.44
-COLUMNS, RIGHTS = ("downstream", "upstream", "H"), (12.2, 13.4, 14.6)
-LEVEL = 0.1  # between curves of equal H-score
+COLUMNS = {"downstream": 12.2, "upstream": 13.4, "H": 14.6}
 CLOSE = 0.75  # settings below this share of the best H-score may lie outside the picture
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # colours repeat after eight methods
 SUBTITLE_TEXT = (
@@ -44,28 +34,21 @@ SUBTITLE_TEXT = (
 
 def plot_trade_off(comparison: Comparison, path: Path) -> None:
     """Write the picture of one group, atomically; the suffix decides the format."""
-    save_figure(draw_trade_off(comparison), path)
+    save_page(draw_trade_off(comparison), path)
 
 
 def draw_trade_off(comparison: Comparison) -> Figure:
     """Curves over the grids at the left, the methods and their test scores at the right."""
     methods = [method for method in comparison.methods if _points(method)]
     height = TOP + max(PLANE_SIZE + 1.0, LINE_INCHES * (len(methods) + 1) + MARGIN)
-    figure = new_figure(WIDTH, height)
-    write(
-        figure,
-        MARGIN,
-        0.62,
-        f"What each method learns and keeps: {comparison.group.text}",
-        fontsize=TITLE,
-        fontweight="bold",
-    )
-    write(figure, MARGIN, 0.95, SUBTITLE_TEXT, fontsize=SUBTITLE, color=MUTED)
+    title = f"What each method learns and keeps: {comparison.group.text}"
+    figure = new_page(title, SUBTITLE_TEXT, height, WIDTH)
     axes = add_axes(figure, PLANE_LEFT, TOP + 0.1, PLANE_SIZE, PLANE_SIZE)
     _draw_plane(axes, [point for method in methods for point in _points(method)])
     for number, method in reversed(list(enumerate(methods, 1))):  # of two in one place the better is seen
         _draw_curve(axes, number, method)
-    _draw_list(figure, methods)
+    entries = [_entry(number, method) for number, method in enumerate(methods, 1)]
+    draw_list(figure, LIST_LEFT, TOP + 0.1, COLUMNS, entries, LINE_INCHES, SMALL)
     return figure
 
 
@@ -95,11 +78,7 @@ def _draw_plane(axes: Axes, points: Sequence[tuple[bool, Point]]) -> None:
     shown = [point for chosen, point in points if chosen or h_score(point[1], point[0]) >= enough] or [(0.0, 0.0)]
     lows = [max(0.0, math.floor(10 * (min(point[axis] for point in shown) - 0.02)) / 10) for axis in (0, 1)]
     right, top = (axis_end([point[axis] for point in shown]) for axis in (0, 1))
-    draw_axes(axes, right, top)
-    for number in range(1, math.ceil(h_score(top, right) / LEVEL)):
-        draw_curve(axes, round(number * LEVEL, 2), right, top)
-    axes.set_xlim(lows[0], right)
-    axes.set_ylim(lows[1], top)
+    draw_part(axes, (lows[0], right), (lows[1], top))
 
 
 def _draw_curve(axes: Axes, number: int, method: MethodResult) -> None:
@@ -115,20 +94,12 @@ def _draw_curve(axes: Axes, number: int, method: MethodResult) -> None:
         axes.plot(xs, ys, color=colour(number), linewidth=1.4, linestyle=style, marker=".", alpha=0.75, zorder=2)
     for chosen, place in _points(method):
         if chosen:
-            draw_circle(axes, place, colour(number), filled=True, size=14)
-            draw_number(axes, place, str(number))
+            draw_numbered(axes, place, str(number), colour(number))
 
 
-def _draw_list(figure: Figure, methods: Sequence[MethodResult]) -> None:
-    for name, right in zip(COLUMNS, RIGHTS, strict=True):
-        write(figure, right, TOP + 0.1, name, ha="right", fontsize=SMALL, color=MUTED)
-    for number, method in enumerate(methods, 1):
-        top = TOP + 0.1 + LINE_INCHES * number
-        setting = "" if method.choice is None else setting_text(method.choice.setting)
-        write(figure, LIST_LEFT, top, str(number), fontweight="bold", color=colour(number))
-        write(figure, LIST_LEFT + 0.36, top, shorten(method.entry.name, 20), fontweight="bold")
-        write(figure, LIST_LEFT + 0.36, top + 0.17, shorten(setting, 36), fontsize=SMALL, color=MUTED)
-        if method.records:
-            spreads = (method.downstream, method.upstream, method.h_score)
-            for spread, right in zip(spreads, RIGHTS, strict=True):
-                write(figure, right, top, spread_text(spread), ha="right", fontsize=SMALL)
+def _entry(number: int, method: MethodResult) -> Entry:
+    setting = "" if method.choice is None else setting_text(method.choice.setting)
+    cells = [""] * len(COLUMNS)
+    if method.records:
+        cells = [spread_text(spread) for spread in (method.downstream, method.upstream, method.h_score)]
+    return Entry(str(number), colour(number), method.entry.name, shorten(setting, 36), cells)

@@ -13,6 +13,7 @@ from dowser_pl.reporting import (
     markdown_comparison,
     markdown_page,
     plot_comparison,
+    plot_curve,
     plot_report,
     read_report,
     text_comparison,
@@ -31,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
     parser.add_argument("--plot", metavar="PATH", help="also draw the picture (.png, .pdf or .svg)")
+    parser.add_argument(
+        "--plot-curve", metavar="PATH", help="also draw what one run learnt and kept at every update ratio"
+    )
     return parser
 
 
@@ -56,6 +60,17 @@ def draw(path: str, reports: Sequence[Report]) -> None:
         plot_comparison(reports, path)
 
 
+def draw_curve(path: str, reports: Sequence[Report]) -> None:
+    """The picture of the curve of one run.
+
+    Raises:
+        ValueError: several runs, or one without a curve.
+    """
+    if len(reports) > 1:
+        raise ValueError(f"--plot-curve draws the curve of one run, got {len(reports)} runs; use --plot to compare.")
+    plot_curve(reports[0], path)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit status: 0, or 1 with one line on stderr if a file is not as it should be."""
     argv = sys.argv[1:] if argv is None else argv
@@ -67,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(options.json, argv, options.runs, reports)
         if options.plot:
             draw(options.plot, reports)
+        if options.plot_curve:
+            draw_curve(options.plot_curve, reports)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit

@@ -6,6 +6,7 @@ from dowser_pl.reporting.curve import CurvePoint
 from dowser_pl.reporting.folder import read_report, write_report
 from dowser_pl.reporting.kneedle import knee
 from dowser_pl.reporting.plot import plot_report
+from dowser_pl.reporting.plot_curve import plot_curve
 from dowser_pl.reporting.plot_runs import plot_comparison
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import BeforeAfter, Counts, Seconds, TaskScore, role_means
@@ -26,6 +27,7 @@ __all__ = [
     "markdown_page",
     "markdown_table",
     "plot_comparison",
+    "plot_curve",
     "plot_report",
     "read_report",
     "role_means",

@@ -1,25 +1,33 @@
-"""A report on disk: report.json, report.md and report.png in the folder of a run."""
+"""A report on disk: report.json, report.md and report.png in the folder of a run, and curve.png of its curve."""
 
 from pathlib import Path
 
 from dowser_pl.files import write_atomically
 from dowser_pl.reporting.plot import plot_report
+from dowser_pl.reporting.plot_curve import has_picture, plot_curve
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.table import markdown_page
 
-JSON_NAME, PAGE_NAME, PICTURE_NAME = "report.json", "report.md", "report.png"
+JSON_NAME, PAGE_NAME, PICTURE_NAME, CURVE_NAME = "report.json", "report.md", "report.png", "curve.png"
 
 
 def write_report(report: Report, folder: str | Path) -> None:
-    """Write the three files, each atomically, the numbers first; call it on one rank.
+    """Write the files, each atomically, the numbers first; call it on one rank.
+
+    Without a curve no picture of one is left there: an earlier run's would be taken for this one's.
 
     Raises:
         OSError: a file cannot be written; what was written before it stays.
     """
     folder = Path(folder)
     write_atomically(folder / JSON_NAME, report.to_json())
-    write_atomically(folder / PAGE_NAME, markdown_page(report, PICTURE_NAME))
+    curve = CURVE_NAME if has_picture(report) else None
+    write_atomically(folder / PAGE_NAME, markdown_page(report, PICTURE_NAME, curve))
     plot_report(report, folder / PICTURE_NAME)
+    if curve:
+        plot_curve(report, folder / CURVE_NAME)
+    else:
+        (folder / CURVE_NAME).unlink(missing_ok=True)
 
 
 def read_report(path: str | Path) -> Report:

@@ -9,23 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dowser_pl.files import atomic_path
 from dowser_pl.reporting.grid import shorten
+from dowser_pl.reporting.plot_page import HEIGHT, MARGIN, TOP, WIDTH, new_page, save_page
 from dowser_pl.reporting.plot_plane import draw_move, draw_plane
-from dowser_pl.reporting.plot_style import (
-    DPI,
-    GAIN,
-    HEADING,
-    MUTED,
-    SMALL,
-    SUBTITLE,
-    TITLE,
-    add_axes,
-    draw_circle,
-    new_figure,
-    signed,
-    write,
-)
+from dowser_pl.reporting.plot_style import GAIN, HEADING, MUTED, SMALL, SUBTITLE, add_axes, draw_circle, signed, write
 from dowser_pl.reporting.plot_tasks import FOOT_INCHES, HEAD_INCHES, blocks, draw_blocks
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.wording import change_text, facts, score_text, settings
@@ -33,12 +20,9 @@ from dowser_pl.reporting.wording import change_text, facts, score_text, settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 13.33, 7.5  # inches, a 16:9 slide; taller where there are many tasks
-MARGIN, TOP = 0.5, 1.3
 TASKS_RIGHT, PLANE_LEFT, PLANE_SIZE = 7.75, 8.95, 3.9
 LOWEST_ROW, HIGHEST_ROW = 0.3, 0.55
 LONGEST_METHOD, LONGEST_SUBTITLE = 40, 120
-FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_report(report: Report, path: str | Path) -> None:
@@ -47,15 +31,7 @@ def plot_report(report: Report, path: str | Path) -> None:
     Raises:
         ValueError: the suffix is not .png, .pdf or .svg.
     """
-    save_figure(draw_report(report), path)
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure at 200 dots per inch; see `plot_report`."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"Cannot plot to {path}: expected a name that ends in {', '.join(FORMATS)}.")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, facecolor="white")
+    save_page(draw_report(report), path)
 
 
 def draw_report(report: Report) -> Figure:
@@ -65,10 +41,8 @@ def draw_report(report: Report) -> Figure:
     rest = TOP + len(parts) * (HEAD_INCHES + FOOT_INCHES) + MARGIN / 2
     row_inches = min(max((HEIGHT - rest) / max(num_rows, 1), LOWEST_ROW), HIGHEST_ROW)
     both = report.h_score.after is not None
-    figure = new_figure(WIDTH, max(HEIGHT if both else 0.0, rest + num_rows * row_inches))
-    write(figure, MARGIN, 0.62, headline(report), fontsize=TITLE, fontweight="bold")
     subtitle = shorten("  \u00b7  ".join(settings(report)), LONGEST_SUBTITLE)
-    write(figure, MARGIN, 0.95, subtitle, fontsize=SUBTITLE, color=MUTED)
+    figure = new_page(headline(report), subtitle, max(HEIGHT if both else 0.0, rest + num_rows * row_inches))
     write(figure, WIDTH - MARGIN, 0.95, "\u25cb before    \u25cf after", fontsize=SUBTITLE, ha="right")
     draw_blocks(figure, parts, MARGIN, TOP, TASKS_RIGHT if both else WIDTH - MARGIN, row_inches)
     if both:

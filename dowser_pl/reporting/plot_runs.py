@@ -6,31 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dowser_pl.reporting.grid import shorten
-from dowser_pl.reporting.plot import MARGIN, TOP, save_figure
-from dowser_pl.reporting.plot_plane import draw_move, draw_number, draw_plane
-from dowser_pl.reporting.plot_style import (
-    MUTED,
-    RUN_COLOURS,
-    SMALL,
-    SUBTITLE,
-    TITLE,
-    add_axes,
-    draw_circle,
-    new_figure,
-    signed,
-    write,
-)
+from dowser_pl.reporting.plot_list import Entry, draw_list
+from dowser_pl.reporting.plot_page import HEIGHT, MARGIN, TOP, new_page, save_page
+from dowser_pl.reporting.plot_plane import draw_move, draw_numbered, draw_plane
+from dowser_pl.reporting.plot_style import MUTED, RUN_COLOURS, add_axes, signed
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.wording import lost_text, number_text, ratio_text, score_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 13.33, 7.5
 PLANE_LEFT, PLANE_SIZE = 1.25, 5.2
 LIST_LEFT, LINE_INCHES = 7.3, 0.55
-COLUMNS, COLUMN_RIGHTS = ("downstream", "upstream", "drop", "H"), (10.4, 11.35, 12.1, 12.83)
+COLUMNS = {"downstream": 10.4, "upstream": 11.35, "drop": 12.1, "H": 12.83}
+SUBTITLE_TEXT = "arrows lead from the base model to each tuned model; best H-score first"
 
 
 def plot_comparison(reports: Sequence[Report], path: str | Path) -> None:
@@ -39,7 +28,7 @@ def plot_comparison(reports: Sequence[Report], path: str | Path) -> None:
     Raises:
         ValueError: no run has tasks of both roles, or the suffix is not .png, .pdf or .svg.
     """
-    save_figure(draw_comparison(reports), path)
+    save_page(draw_comparison(reports), path)
 
 
 def draw_comparison(reports: Sequence[Report]) -> Figure:
@@ -50,18 +39,10 @@ def draw_comparison(reports: Sequence[Report]) -> Figure:
             "No run has both upstream and downstream tasks, so there is no trade-off to plot. "
             "Give the data module evaluation tasks of both roles."
         )
-    figure = new_figure(WIDTH, max(HEIGHT, TOP + 0.8 + LINE_INCHES * (len(runs) + 1) + MARGIN))
-    write(figure, MARGIN, 0.62, "What each run learnt and kept", fontsize=TITLE, fontweight="bold")
-    write(
-        figure,
-        MARGIN,
-        0.95,
-        "arrows lead from the base model to each tuned model; best H-score first",
-        fontsize=SUBTITLE,
-        color=MUTED,
-    )
+    height = max(HEIGHT, TOP + 0.8 + LINE_INCHES * (len(runs) + 1) + MARGIN)
+    figure = new_page("What each run learnt and kept", SUBTITLE_TEXT, height)
     draw_runs(figure, runs)
-    draw_list(figure, runs)
+    draw_list(figure, LIST_LEFT, TOP + 0.15, COLUMNS, entries(runs), LINE_INCHES)
     return figure
 
 
@@ -86,38 +67,27 @@ def draw_runs(figure: Figure, runs: Sequence[tuple[int, Report]]) -> None:
     for position, (_, report) in enumerate(runs):
         draw_move(axes, *ends(report), run_colour(position), alpha=0.35)
     for before in {ends(report)[0] for _, report in runs}:
-        draw_circle(axes, before, MUTED, filled=False, size=15)
-        draw_number(axes, before, "0", MUTED)
+        draw_numbered(axes, before, "0", MUTED, filled=False)
     for position, (number, report) in enumerate(runs):
-        draw_circle(axes, ends(report)[1], run_colour(position), filled=True, size=15)
-        draw_number(axes, ends(report)[1], str(number))
+        draw_numbered(axes, ends(report)[1], str(number), run_colour(position))
 
 
-def draw_list(figure: Figure, runs: Sequence[tuple[int, Report]]) -> None:
+def entries(runs: Sequence[tuple[int, Report]]) -> list[Entry]:
     """Number, method, settings and scores of each run, best H-score first, the base model last."""
-    for name, right in zip(COLUMNS, COLUMN_RIGHTS, strict=True):
-        write(figure, right, TOP + 0.2, name, ha="right", fontsize=SMALL, color=MUTED)
     colours = {number: run_colour(position) for position, (number, _) in enumerate(runs)}
-    ranked = sorted(runs, key=lambda run: -(run[1].h_score.after or 0.0))
-    for line, (number, report) in enumerate(ranked):
+    found = []
+    for number, report in sorted(runs, key=lambda run: -(run[1].h_score.after or 0.0)):
         details = [report.run] if report.run else []
         details += [f"ratio {ratio_text(report)}", f"lr {number_text(report.learning_rate)}"]
         lost = signed(lost_text(-(report.upstream.change or 0.0)))
-        after = (report.downstream.after, report.upstream.after, report.h_score.after)
-        title = (str(number), colours[number], report.method, "  \u00b7  ".join(details))
-        draw_line(figure, line, title, [*map(score_text, after[:2]), lost, score_text(after[2])])
-    base = runs[0][1]
-    before = (base.downstream.before, base.upstream.before)
-    cells = [*map(score_text, before), "", score_text(base.h_score.before)]
-    draw_line(figure, len(ranked), ("0", MUTED, "base model", "before training"), cells)
+        downstream, upstream, h_score = scores(report, "after")
+        cells = [downstream, upstream, lost, h_score]
+        found.append(Entry(str(number), colours[number], report.method, "  \u00b7  ".join(details), cells))
+    downstream, upstream, h_score = scores(runs[0][1], "before")
+    return [*found, Entry("0", MUTED, "base model", "before training", [downstream, upstream, "", h_score])]
 
 
-def draw_line(figure: Figure, line: int, name: tuple[str, str, str, str], cells: Sequence[str]) -> None:
-    """One entry of the list; name: number, its colour, title, details."""
-    number, colour, title, details = name
-    top = TOP + 0.65 + LINE_INCHES * line
-    write(figure, LIST_LEFT, top, number, fontweight="bold", color=colour)
-    write(figure, LIST_LEFT + 0.36, top, shorten(title, 22), fontweight="bold")
-    write(figure, LIST_LEFT + 0.36, top + 0.19, shorten(details, 60), fontsize=SMALL, color=MUTED)
-    for right, cell in zip(COLUMN_RIGHTS, cells, strict=True):
-        write(figure, right, top, cell, ha="right")
+def scores(report: Report, moment: str) -> tuple[str, ...]:
+    """Downstream mean, upstream mean and H-score "before" or "after" training."""
+    means = (report.downstream, report.upstream, report.h_score)
+    return tuple(score_text(getattr(mean, moment)) for mean in means)

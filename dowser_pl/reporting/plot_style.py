@@ -12,6 +12,8 @@ DPI = 200
 INK, MUTED, FAINT = "#1f2328", "#6b7280", "#d5d9e0"
 # Okabe and Ito's colours, told apart by readers with any common colour blindness.
 GAIN, LOSS = "#0072B2", "#D55E00"
+KNEE = "#CC79A7"
+DASHES = (0, (4, 3))
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 TITLE, SUBTITLE, HEADING, BODY, SMALL = 20, 12, 13, 11, 9.5  # points
 SAME = 0.0005  # a change that rounds to 0.000 is neither a gain nor a loss
@@ -62,6 +64,13 @@ def draw_circle(axes: Axes, point: tuple[float, float], colour: str, filled: boo
         markeredgewidth=2,
         clip_on=False,
         zorder=5 if filled else 4,
+    )
+
+
+def draw_ring(axes: Axes, point: tuple[float, float], size: float) -> None:
+    """Around the circle of the knee."""
+    axes.plot(
+        *point, marker="o", markersize=size, markerfacecolor="none", markeredgecolor=KNEE, clip_on=False, zorder=6
     )
 
 
