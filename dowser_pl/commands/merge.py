@@ -1,10 +1,11 @@
 """`python -m dowser_pl merge`: a tuned model, or several, merged with their base after training."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from dowser_pl.commands.printing import answer
 
 PROGRAM = "python -m dowser_pl merge"
 # method -> what it does, and its options with their defaults, as `dowser_pl.methods` has them
@@ -91,16 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit status: 0, or 1 with one line on stderr if something is not as it should be."""
     argv = sys.argv[1:] if argv is None else argv
     options, rest = build_parser().parse_known_args(argv)
-    try:
+
+    def run() -> str:
         settings = method_options(options.method, rest)
-        print(import_module("dowser_pl.commands.merge_run").run(options, settings, argv))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+        said: str = import_module("dowser_pl.commands.merge_run").run(options, settings, argv)
+        return said
+
+    return answer(run)
 
 
 def _method_lines() -> list[str]:

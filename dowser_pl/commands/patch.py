@@ -1,10 +1,11 @@
 """`python -m dowser_pl patch`: sparse patches of models: look at them, put them on, take them off, make them."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+
+from dowser_pl.commands.printing import answer
 
 PROGRAM = "python -m dowser_pl patch"
 ORDER = "Patches are applied in the order given; where two change the same entry, the later one wins."
@@ -88,13 +89,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit status: 0, or 1 with one line on stderr if something is not as it should be."""
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser().parse_args(argv)
-    try:
-        run = getattr(import_module("dowser_pl.commands.patch_verbs"), f"run_{options.sub_verb}")
-        print(run(options, argv))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    run = getattr(import_module("dowser_pl.commands.patch_verbs"), f"run_{options.sub_verb}")
+    return answer(lambda: run(options, argv))

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 
+from dowser_pl.commands.printing import answer
 from dowser_pl.commands.provenance import provenance
 from dowser_pl.files import write_atomically
 from dowser_pl.reporting import (
@@ -75,19 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit status: 0, or 1 with one line on stderr if a file is not as it should be."""
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser().parse_args(argv)
-    try:
+
+    def run() -> str:
         reports = [read_report(run) for run in options.runs]
-        print(table(reports, options.markdown))
         if options.json:
             write_json(options.json, argv, options.runs, reports)
         if options.plot:
             draw(options.plot, reports)
         if options.plot_curve:
             draw_curve(options.plot_curve, reports)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return table(reports, options.markdown)
+
+    return answer(run)

@@ -1,0 +1,24 @@
+"""How an offline verb ends: its answer on stdout, or one line on stderr."""
+
+import os
+import sys
+from collections.abc import Callable
+
+__all__ = ["answer"]
+
+
+def answer(run: Callable[[], str]) -> int:
+    """Print what ``run`` says.
+
+    Returns:
+        The exit status: 0, or 1 if something is not as it should be.
+    """
+    try:
+        print(run())
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
