@@ -42,7 +42,7 @@ Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/mod
 --data.train_file my/train.json --data.image_folder my/images. --print_config shows what is set."""
 
 _CURVE = """Smaller update ratios at which the tuned model is measured as well when training ends, such as
-[0.02, 0.05]: one run gives the whole trade-off in its report (type: list[float], default: [])"""
+[0.02, 0.05]: one run gives the whole trade-off in its report"""
 
 
 class SaveConfig(SaveConfigCallback):

@@ -133,6 +133,34 @@ def test_a_users_folder_trains_and_everything_is_written(user_folder, model_fold
     assert isinstance(greedy_answers(exported.eval(), processor.tokenizer, dict(inputs), 3)[0], str)
 
 
+def test_one_run_gives_the_curve_and_keeps_a_budget(user_folder, model_folder):
+    for name in ("asked", "chosen"):
+        rows = [{"question": f"is the {name} one red ?", "answer": "yes"}] * 3
+        (user_folder / f"{name}.json").write_text(json.dumps(rows))
+    path = user_yaml(
+        user_folder,
+        model_folder,
+        curve=[0.02, 0.05],
+        budget__max_upstream_drop=0.5,
+        data__init_args__tasks=[{"name": "known", "file": "asked.json"}],
+        data__init_args__choose_on=[{"name": "known", "file": "chosen.json"}],
+    )
+    main(["fit", "-c", str(path), *SMALL_PROBE])
+    report = read_report("runs/mine")
+    assert [point.update_ratio for point in report.curve] == [0.0, 0.02, 0.05, 0.1]
+    assert all(set(point.scores) == {"known", "holdout"} for point in report.curve)
+    assert (report.budget.max_upstream_drop, report.budget.update_ratio, report.budget.kept) == (0.5, 0.1, True)
+    assert (user_folder / "runs/mine/curve.png").is_file()
+    saved = yaml.safe_load((user_folder / "runs/mine/config.yaml").read_text())
+    assert saved["curve"] == [0.02, 0.05] and saved["budget"] == {"max_upstream_drop": 0.5}
+
+
+def test_a_budget_without_questions_to_choose_on_is_refused_before_the_probe(user_folder, model_folder, capsys):
+    config = str(user_yaml(user_folder, model_folder, budget__max_upstream_drop=0.02))
+    assert "list them under data.choose_on" in error_of(capsys, ["fit", "-c", config, *SMALL_PROBE])
+    assert not (user_folder / "runs" / "cache").exists()
+
+
 def test_the_saved_configuration_repeats_the_run(user_folder, model_folder):
     main(["fit", "-c", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE])
     first = (user_folder / "runs/mine/report.json").read_text()

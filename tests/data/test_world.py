@@ -185,3 +185,25 @@ def test_validation_never_touches_test_or_training_digits():
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="num_eval must be at least 1, got 0"):
         WorldData(num_eval=0)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_choices_are_made_on_upstream_questions_of_the_validation_split(split):
+    def asked(tasks):
+        return {
+            task.name: [(q.id, fingerprint_of(q)) for q in task.questions] for task in tasks if task.role == "upstream"
+        }
+
+    data = WorldData(split=split, num_eval=5)
+    reported, chosen = asked(data.evaluation_tasks()), asked(data.selection_tasks)
+    assert set(chosen) == set(UPSTREAM) and chosen == asked(
+        WorldData(split="validation", num_eval=5).evaluation_tasks()
+    )
+    if split == "test":
+        for name, questions in chosen.items():
+            assert not {what for _, what in questions} & {what for _, what in reported[name]}, name
+
+
+def fingerprint_of(question):
+    pixels = b"".join(image.pixels().tobytes() for image in question.images)
+    return sha256(pixels + str(question.messages).encode()).hexdigest()
