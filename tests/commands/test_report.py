@@ -7,7 +7,7 @@ import pytest
 
 from dowser_pl.commands.report import main
 from dowser_pl.reporting import TaskScore, text_comparison, text_table
-from tests.reporting.samples import report
+from tests.reporting.samples import report, with_budget
 
 
 @pytest.fixture
@@ -63,6 +63,8 @@ def test_json_and_plot(runs: list[str], count: int, tmp_path: Path) -> None:
     [
         (["nope"], "error: There is no file or folder nope"),
         (["{run}", "--plot", "x.gif"], "error: Cannot plot to x.gif"),
+        (["{run}", "--plot-curve", "x.png"], "error: The run has no curve to draw"),
+        (["{run}", "{run}", "--plot-curve", "x.png"], "error: --plot-curve draws the curve of one run, got 2 runs"),
     ],
 )
 def test_errors_are_one_line(
@@ -79,3 +81,22 @@ def test_plot_without_upstream(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path.write_text(report(tasks={"digits": TaskScore("downstream", "vqa", 0.0, 0.5)}).to_json())
     assert main([str(path), "--plot", str(tmp_path / "a.png")]) == 0
     assert "H-score" in capsys.readouterr().out
+
+
+def test_a_run_with_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out, picture = (tmp_path / name for name in ("report.json", "out.json", "curve.svg"))
+    path.write_text(with_budget().to_json())
+    assert main([str(path), "--json", str(out), "--plot-curve", str(picture)]) == 0
+    assert "Chosen: update ratio 0.05" in capsys.readouterr().out
+    assert json.loads(out.read_text())["runs"][0]["knee"] == 0.05
+    assert "<svg" in picture.read_text()
+
+
+def test_with_and_without_a_curve_side_by_side(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, picture = tmp_path / "curve.json", tmp_path / "both.png"
+    path.write_text(with_budget().to_json())
+    assert main([runs[0], str(path), "--plot", str(picture)]) == 0
+    assert "0.05 of 0.1" in capsys.readouterr().out
+    assert picture.is_file()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dowser_pl.reporting import Counts, Report, Seconds, TaskScore
+from dowser_pl.reporting import BudgetChoice, Counts, CurvePoint, Report, Seconds, TaskScore
 
 
 def report(**changes: object) -> Report:
@@ -40,3 +40,40 @@ def with_tasks(num_tasks: int) -> Report:
     }
     tasks["a very long name of a captioning benchmark | test"] = TaskScore("upstream", "cider", 1.12, 0.9)
     return report(tasks=tasks)
+
+
+def curve() -> list[CurvePoint]:
+    """Downstream means 0, 0.25, 0.5, upstream means 0.75, 0.75, 0.5; the knee is at 0.05."""
+    return [
+        CurvePoint(0.0, {"colour": 1.0, "digits": 0.0, "ocr": 0.5}),
+        CurvePoint(0.05, {"colour": 0.875, "digits": 0.25, "ocr": 0.625}),
+        CurvePoint(0.1, {"colour": 0.75, "digits": 0.5, "ocr": 0.25}),
+    ]
+
+
+def with_curve(**changes: object) -> Report:
+    """A run whose curve was measured; nothing was chosen."""
+    return report(curve=curve(), **changes)
+
+
+def with_budget(kept: bool = True, **changes: object) -> Report:
+    """The same run, where 0.05 was chosen because at most 0.02 of the upstream mean may be lost."""
+    chosen = curve()[1].scores
+    tasks = {name: replace(task, after=chosen[name]) for name, task in report().tasks.items()}
+    drops = {0.05: 0.013 if kept else 0.037, 0.1: 0.25}
+    return with_curve(tasks=tasks, budget=BudgetChoice(0.02, 0.05, kept, drops), **changes)
+
+
+def with_points(ratios: list[float], downstream: list[float], upstream: list[float], **changes: object) -> Report:
+    """A run of one task of each role with this curve, the first point the base model and the last the tuned one."""
+    tasks = {
+        "new": TaskScore("downstream", "cider", downstream[0], downstream[-1]),
+        "old": TaskScore("upstream", "vqa", upstream[0], upstream[-1]),
+    }
+    points = zip(ratios, downstream, upstream, strict=True)
+    return report(
+        tasks=tasks,
+        update_ratio=ratios[-1],
+        curve=[CurvePoint(ratio, {"new": new, "old": old}) for ratio, new, old in points],
+        **changes,
+    )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dowser_pl.reporting import read_report, write_report
-from tests.reporting.samples import report
+from tests.reporting.samples import report, with_budget
 
 
 def test_write_and_read(tmp_path: Path) -> None:
@@ -12,6 +12,22 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report.md", "report.png"]
     assert read_report(folder) == read_report(folder / "report.json") == report()
     assert "](report.png)" in (folder / "report.md").read_text()
+
+
+def test_a_curve_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    write_report(with_budget(), tmp_path)
+    names = ["curve.png", "report.json", "report.md", "report.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "](curve.png)" in (tmp_path / "report.md").read_text()
+    assert read_report(tmp_path) == with_budget()
+
+
+def test_the_curve_of_an_earlier_run_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "curve.png").write_bytes(b"earlier")
+    write_report(report(), tmp_path)
+    assert not (tmp_path / "curve.png").exists()
+    assert "curve.png" not in (tmp_path / "report.md").read_text()
 
 
 def test_folder_without_a_report_names_those_below(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ LAYOUT = [
     "diagnostics",
     "update",
     "frozen_digest",
+    "curve",
+    "knee",
+    "budget",
 ]
 
 
