@@ -24,7 +24,9 @@ def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) ->
     method, out = _method(options.method, settings), Path(options.out)
     versions = Versions(model_folder(options.base), [model_folder(name) for name in options.tuned])
     as_patch = options.patch or out.suffix == ".safetensors"
-    if not as_patch:
+    if as_patch:
+        _check_apart(out, [versions.base, *versions.tuned])
+    else:
         check_free(out, versions.base)  # before everything is read
     merge = Merge(versions, method, take_others=options.others == "tuned", only=options.only)
     if as_patch:
@@ -53,6 +55,13 @@ def _method(name: str, settings: Mapping[str, Any]) -> Method:
         raise ValueError(f"got --method {name}, expected one of: {', '.join(METHODS)}; see {PROGRAM} --help")
     method: Method = found(**settings)
     return method
+
+
+def _check_apart(out: Path, sources: Sequence[Path]) -> None:
+    """Refuse to write a patch into a model folder, where a name such as `model.safetensors` replaces its weights."""
+    for source in sources:
+        if source.resolve() in out.resolve().parents:
+            raise ValueError(f"{out} is inside {source}, which is merged; name a file elsewhere with --out")
 
 
 def _write_patch(out: Path, merge: Merge, base: str) -> None:

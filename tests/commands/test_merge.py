@@ -102,6 +102,15 @@ def test_merge_writes_a_patch(made, tmp_path, capsys, option):
     assert "update_ratio: 0.2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("source", ["base", "one"])
+def test_a_patch_replaces_no_file_of_the_models(made, capsys, source):
+    (file,) = (made / source).glob("model.safetensors")
+    before = file.read_bytes()
+    told = error(capsys, *models(made, "one"), "--method", "Wise", "--out", file)
+    assert f"is inside {made / source}, which is merged; name a file elsewhere with --out" in told
+    assert file.read_bytes() == before
+
+
 def test_the_embedded_world_is_a_base_of_models_in_full_precision(tmp_path, capsys):
     tuned = {name: tensor.float() for name, tensor in load_folder(EMBEDDED["embedded:world"]).items()}
     for name in [name for name in tuned if name.endswith("down_proj.weight")]:
