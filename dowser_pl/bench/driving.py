@@ -78,7 +78,7 @@ class Bench:
             return
         ended = runner(lines, folder)
         if ended.status:
-            self.store.fail(cell, last_lines(folder / "log.txt"), lines)
+            self.store.fail(cell, "\n".join(filter(None, (last_lines(folder / "log.txt"), ended.killed))), lines)
             self.tell(f"{self._counted()} {self._name(cell)}: FAILED, see {folder / 'log.txt'}")
             return
         run = self.store.run(cell)

@@ -26,7 +26,7 @@ class Ended:
     """A process that has ended.
 
     Attributes:
-        status: 0 if every command did well.
+        status: 0 if every command did well; negative, the number of a signal that killed it.
         seconds: of each command.
         wall: seconds with the start.
         peak_memory_bytes: of the process; None if unknown.
@@ -36,6 +36,14 @@ class Ended:
     seconds: Sequence[float]
     wall: float
     peak_memory_bytes: int | None
+
+    @property
+    def killed(self) -> str:
+        """Which signal ended it, since its log cannot say so; empty if none did."""
+        if self.status >= 0:
+            return ""
+        hint = ", as the system does when memory runs out" if self.status == -9 else ""
+        return f"the process was killed by signal {-self.status}{hint}"
 
 
 class Runner(Protocol):

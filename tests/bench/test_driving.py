@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dowser_pl.bench import Bench
+from dowser_pl.bench.running import Ended
 from tests.bench.fakes import FakeRunner, settings_of
 
 
@@ -49,6 +50,19 @@ def test_a_failure_is_written_down_and_retried_when_asked_to(tmp_path):
     assert not any("Dare" in name and "seed_1-test" in name for name in ran)
     assert run(tmp_path)[0] == []
     assert [name.split("-")[3] for name in run(tmp_path, retry=True)[0]] == ["Full", "Dare"]
+
+
+def test_a_failure_names_the_signal_that_its_log_cannot(tmp_path):
+    class Killed(FakeRunner):
+        def __call__(self, lines, folder):
+            super().__call__(lines, folder)
+            return Ended(-9, [], 1.0, None)
+
+    _, bench, _ = run(tmp_path, Killed(), only=["ModelDowser"])
+    reason = bench.store.failure(bench.plan.cells()[0]).reason
+    assert reason.endswith(
+        "ValueError: the last line\nthe process was killed by signal 9, as the system does when memory runs out"
+    )
 
 
 def test_a_run_that_leaves_no_report_failed(tmp_path):
