@@ -30,6 +30,7 @@ class Bench:
         self.settings = settings
         self.store = Store(settings)
         self.plan = Plan(settings, settings.with_bases(only), self.store)
+        self._everything = Plan(settings, tuple(settings.methods.values()), self.store)
         self.tell = tell
         for cell in self.plan.cells():  # a configuration that is not there is an error now, not in an hour
             digest(settings, cell)
@@ -92,13 +93,14 @@ class Bench:
         self.tell(f"{self._counted()} {self._name(cell)}: {_scores(record)} ({self._times(record)})")
 
     def _tidy(self) -> None:
-        """Delete the big files of finished cells that no later cell needs."""
+        """Delete the big files of finished cells that no later cell needs, of methods not run this time either."""
         if self.settings.keep:
             return
         for cell in self.plan.cells():
             run = self.store.run(cell)
             if run.is_dir():
-                needed = self.store.record(cell) is not None and (run / "model").is_dir() and self.plan.needed(cell)
+                needed = self.store.record(cell) is not None and (run / "model").is_dir()
+                needed = needed and self._everything.needed(cell)
                 discard(run, model=not needed)
 
     def _forget_failures(self) -> None:

@@ -113,6 +113,13 @@ def test_a_model_that_was_deleted_is_trained_again_for_a_method_that_comes_later
     ]  # fmt: skip
 
 
+def test_some_methods_first_and_all_later_runs_nothing_twice(tmp_path):
+    first, _, _ = run(tmp_path, only=["Full"])
+    second, _, _ = run(tmp_path)
+    assert not set(first) & set(second) and len(first) + len(second) == 32
+    assert not list((tmp_path / "out").glob("cells/*/run/model"))
+
+
 def test_what_a_merge_costs_and_reaches(tmp_path):
     _, bench, _ = run(tmp_path, only=["Dare"])
     record = bench.store.record(cell_of(bench, "Dare", seed=1))
