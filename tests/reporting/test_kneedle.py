@@ -32,6 +32,7 @@ def test_not_the_point_of_the_best_h_score() -> None:
         [(0, 0.0, 0.9), (0.1, 0.1, 0.8), (0.2, 0.2, 0.7), (0.3, 0.3, 0.6)],  # on the chord, but for rounding
         [(0, 0.5, 0.5), (0.05, 0.5, 0.5), (0.1, 0.5, 0.5)],  # nothing moved
         [(0, 0.5, 0.5), (0.05, 0.9, 0.9), (0.1, 0.4, 0.6)],  # nothing learnt, nothing lost
+        [(0, 0.5, 0.5), (0.05, 0.1, 0.1), (0.1, 0.4, 0.6)],
         [(0, None, 1.0), (0.05, None, 0.9), (0.1, None, 0.4)],
         [*BENT[:3], (0.4, 0.9, None), BENT[4]],
         [(0, 0.0, None), (0.05, 0.5, None), (0.1, 0.6, None)],
