@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dowser_pl.bench.reading import option_text
 from dowser_pl.bench.settings import Entry, Settings
 from dowser_pl.config_paths import resolve_configs
 
-__all__ = ["RATE", "commands", "digest", "required"]
+__all__ = ["RATE", "commands", "digest", "folder_digest", "required"]
 
 RATE = "model.optimizer.lr"
 _LOGGER = "lightning.pytorch.loggers.CSVLogger"
@@ -60,7 +61,8 @@ def commands(settings: Settings, cell: Cell, run: str, tuned: str | None) -> lis
 def digest(settings: Settings, cell: Cell) -> str:
     """Differs where a command line does, or what its configurations say; not where the bench's folder lies.
 
-    A cell that merges the model of another has that one's digest in its own.
+    A world that is a folder counts by the content of its files. A cell that merges the model of another has that one's
+    digest in its own.
     """
     base = required(settings, cell)
     lines = commands(settings, cell, "RUN", None if base is None else digest(settings, base))
@@ -68,7 +70,23 @@ def digest(settings: Settings, cell: Cell) -> str:
         [_content(word) if before == "-c" else word for before, word in zip(["", *line], line, strict=False)]
         for line in lines
     ]
+    world = Path(settings.worlds[cell.group.world])
+    if world.is_dir():
+        told.append([folder_digest(world)])
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def folder_digest(folder: Path) -> str:
+    """Of names and contents of all files below; read once."""
+    whole = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = hashlib.sha256()
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                content.update(piece)
+        whole.update(f"{file.relative_to(folder).as_posix()} {content.hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def _fit(settings: Settings, cell: Cell, entry: Entry, run: str) -> list[str]:

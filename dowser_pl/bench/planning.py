@@ -101,7 +101,10 @@ class Plan:
         if not records:
             return None
         best = max(records, key=lambda cell: records[cell].h_score)
-        return Choice(best.setting, _edges(entry, best.setting), len(cells) - len(records))
+        edges = _edges([cell.setting for cell in cells], best.setting)
+        if entry.after is not None and edges.get("lr") == "lowest":
+            del edges["lr"]  # lower ones were tried by the method it comes after, which chose this one
+        return Choice(best.setting, edges, len(cells) - len(records))
 
     def tests(self, group: Group, entry: Entry) -> list[Cell]:
         """The cells on test data; none before the choice."""
@@ -141,10 +144,10 @@ def rates_after(base: Entry, best: float) -> tuple[float, float]:
     return best, float(f"{best * step:.6g}")
 
 
-def _edges(entry: Entry, setting: Setting) -> dict[str, str]:
+def _edges(settings: Sequence[Setting], best: Setting) -> dict[str, str]:
     edges = {}
-    for name, value in setting:
-        tried = sorted({dict(other)[name] for other in entry.grid if name in dict(other)})
+    for name, value in best:
+        tried = sorted({dict(setting)[name] for setting in settings})
         if len(tried) > 1 and value in (tried[0], tried[-1]):
             edges[name] = "lowest" if value == tried[0] else "highest"
     return edges

@@ -28,8 +28,10 @@ NOTES = (
     "Mean ± standard deviation over seeds on the test split; every setting was chosen on the validation split, by the "
     "H-score, the harmonic mean of downstream and upstream; mean is the arithmetic one. Training is without "
     "evaluation; of what is merged after training it holds the training as well. Trainable: share of the tuned "
-    "matrices' entries that may move, or, after a merge, that differ from the base. File: the smallest that gives the "
-    "tuned model."
+    "matrices' entries that may move, or, after a merge, that differ from the base. File: the smallest written that "
+    "gives the tuned model. The deviation is that of training seeds; all seeds answer the same questions, so a mean p "
+    "over n of them is uncertain by about sqrt(p (1 - p) / n) more. Methods that decide after training tried their own "
+    "option at two learning rates of the runs they merge."
 )
 
 

@@ -1,7 +1,7 @@
 """Which cells there are, in which order, and what they are told to do."""
 
 from dowser_pl.bench.cells import Cell, Group
-from dowser_pl.bench.command_lines import commands, digest, required
+from dowser_pl.bench.command_lines import commands, digest, folder_digest, required
 from dowser_pl.bench.planning import Plan
 from dowser_pl.bench.records import Failure, Record
 from dowser_pl.reporting import TaskScore
@@ -63,6 +63,14 @@ def test_a_best_at_the_edge_is_marked_and_a_failed_one_is_not_chosen(tmp_path):
     plan = plan_of(tmp_path, FULL | {("Full", 2e-4): None})
     choice = plan.choice(GROUP, plan.settings.methods["Full"])
     assert choice.setting == (("lr", 4e-4),) and choice.failed == 1
+
+
+def test_after_another_only_the_higher_learning_rate_is_an_edge(tmp_path):
+    """Lower ones were tried by that method itself."""
+    for rate, edges in ((2e-4, {}), (4e-4, {"lr": "highest"})):
+        scores = {("Dare", each, ratio): 0.1 for each in (2e-4, 4e-4) for ratio in (0.1, 0.2, 0.4, 0.8)}
+        plan = plan_of(tmp_path, FULL | scores | {("Dare", rate, 0.2): 0.9}, only=["Dare"])
+        assert plan.choice(GROUP, plan.settings.methods["Dare"]).edges == edges
 
 
 def test_a_tie_goes_to_the_lower_learning_rate(tmp_path):
@@ -135,6 +143,24 @@ def test_the_commands_of_a_cell_that_merges(tmp_path):
     assert " ".join(merge) == f"{shared}/model --json there/merge.json"
     assert " ".join(patch) == f"{shared}/patch.safetensors"
     assert validate[0] == "validate" and "there/model" in validate and "--model.optimizer.lr" not in validate
+
+
+def test_a_world_that_is_a_folder_counts_by_its_content(tmp_path):
+    world = tmp_path / "world"
+    world.mkdir()
+    cell = Cell(GROUP, "Full", (("lr", 2e-4),), 5, "test")
+
+    def now():
+        folder_digest.cache_clear()  # a bench reads it once
+        return digest(settings_of(tmp_path, worlds={"shipped": str(world)}), cell)
+
+    (world / "model.safetensors").write_bytes(b"weights")
+    first = now()
+    assert now() == first
+    (world / "model.safetensors").write_bytes(b"Weights")
+    second = now()
+    (world / "model.safetensors").rename(world / "other.safetensors")
+    assert len({first, second, now()}) == 3
 
 
 def test_the_digest_is_that_of_what_decides_the_result(tmp_path):
