@@ -182,11 +182,14 @@ def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:
     tuning, tests = plan.tuning(group, entry) or [], plan.tests(group, entry)
     failed = {cell: failure.reason for cell in [*tuning, *tests] if (failure := plan.done.failure(cell))}
     finished = {cell: record for cell in tests if (record := plan.done.record(cell))}
+    failures = {cell.text: reason for cell, reason in failed.items()}
+    if plan.tuning(group, entry) == []:
+        failures[entry.name] = f"no setting of {entry.after} finished, whose models it merges"
     return MethodResult(
         entry=entry,
         choice=plan.choice(group, entry),
         curve=[Point(cell, plan.done.record(cell), failed.get(cell)) for cell in tuning],
         seeds=[cell.seed for cell in finished],
         records=list(finished.values()),
-        failures={cell.text: reason for cell, reason in failed.items()},
+        failures=failures,
     )

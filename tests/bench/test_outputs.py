@@ -76,6 +76,12 @@ def test_failures_and_what_is_not_finished_are_shown(tmp_path):
     assert "| ModelDowser | not finished |" in text
 
 
+def test_where_no_model_came_out_what_merges_models_has_failed_too(tmp_path):
+    content, text, _ = outputs(tmp_path, FakeRunner(fails=["-Full-"]), only=["Full", "Dare"])
+    assert content["methods"]["Dare"]["failures"] == {"Dare": "no setting of Full finished, whose models it merges"}
+    assert "| Dare | failed |" in text
+
+
 def test_pictures(tmp_path):
     _, text, written = outputs(tmp_path, only=["Full"], depths=[None, 2], tasks={"digits": {}, "icon": {}})
     names = [path.name for path in written if path.suffix == ".png"]
