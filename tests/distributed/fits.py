@@ -1,8 +1,9 @@
 """A whole run as a function that any number of ranks can call, and what is worth comparing of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback
@@ -11,7 +12,7 @@ from torch import Tensor, distributed
 from dowser_pl.callbacks import Dowser, FailTogether
 from dowser_pl.methods import ModelDowser
 from dowser_pl.reporting import read_report
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 
 class UnevenData(TinyData):
@@ -37,10 +38,17 @@ class UnevenData(TinyData):
 
 @dataclass
 class Ended:
-    """What one rank ended with; tensors are whole, whatever the strategy."""
+    """What one rank ended with; tensors are whole, whatever the strategy.
+
+    Attributes:
+        weights: the tuned matrices, and what was trained without a mask.
+        way: the longest that an entry of a matrix moved from its base.
+        seen: ids of the rows of every batch.
+    """
 
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
+    way: float
     frozen_digest: dict[str, str]
     scores: dict[str, float]
     counts: Any
@@ -86,6 +94,7 @@ def fit(
     callbacks: tuple[Any, ...] = (),
     ckpt_path: str | None = None,
     patience: float = 30.0,
+    seed: int | None = None,
     **options: Any,
 ) -> Ended:
     """A run on all ranks there are; ``batch_size`` is of all of them together.
@@ -103,6 +112,7 @@ def fit(
         callbacks: more of them.
         ckpt_path: to go on from.
         patience: of `FailTogether`.
+        seed: of what is drawn when the model is built.
         **options: of :func:`tests.tiny_run.build_trainer` and the Trainer.
     """
     several = distributed.is_initialized()
@@ -119,13 +129,19 @@ def fit(
         **options,
     )
     built = build_module(Path(model), **(module or {}))
+    if seed is not None:
+        torch.manual_seed(seed)
     built.optimizer = OPTIMIZERS[optimizer]
-    trainer.fit(built, datamodule=data, ckpt_path=ckpt_path)
     dowser = next(callback for callback in trainer.callbacks if isinstance(callback, Dowser))
-    entries = dowser.entries
+    dowser.probe = replace(SMALL_PROBE, batch_size=2)  # two batches, one for each of two ranks
+    with patch("dowser_pl.reporting.folder.plot_report"):  # a picture takes longer than the rest of the run
+        trainer.fit(built, datamodule=data, ckpt_path=ckpt_path)
+    entries, state = dowser.entries, built.state_dict()
+    whole = {key: state[key] for key in dowser.base.whole}
     return Ended(
         masks={name: mask.clone() for name, mask in entries.masks.items()},
-        weights={name: weight.detach().clone() for name, weight in entries.weights.items()},
+        weights={name: weight.detach().clone() for name, weight in (entries.weights | whole).items()},
+        way=max(longest_way(entries, name) for name in entries.weights),
         frozen_digest=dowser.frozen_digest,
         scores=built.scores,
         counts=dowser.counts,
@@ -136,11 +152,16 @@ def fit(
     )
 
 
+def fit_all(folder: str | Path, model: str | Path, cases: dict[str, dict[str, Any]]) -> dict[str, Ended]:
+    """One run after the other, by name; cheaper than a call each."""
+    return {name: fit(Path(folder) / name, model, **case) for name, case in cases.items()}
+
+
 def difference(one: Ended, other: Ended) -> float:
     """Largest difference of a weight."""
     return max(float((one.weights[name].double() - other.weights[name].double()).abs().max()) for name in one.weights)
 
 
-def moved(one: Ended, base: dict[str, Tensor]) -> float:
-    """Largest way of a weight from its base."""
-    return max(float((one.weights[name].double() - base[name].double()).abs().max()) for name in one.weights)
+def longest_way(entries: Any, name: str) -> float:
+    """Of a trainable entry of one matrix."""
+    return float((entries.values(name).detach().cpu().view(-1) - entries.base_values(name).view(-1)).abs().max())
