@@ -109,7 +109,7 @@ def _first_failure(number: int, reason: str) -> tuple[int, str]:
     return _parted(written)
 
 
-def _wait_until_heard(number: int, seconds: float = 10.0) -> None:
+def _wait_until_heard(number: int, seconds: float = 5.0) -> None:
     """Stay, as the store may be here."""
     store, end = _store(), time.monotonic() + seconds
     keys = [_heard(number, rank) for rank in range(sharding.world_size())]
