@@ -102,14 +102,14 @@ def fsdp2_step(sizes: Sizes, ranks: int, weight_bytes: int, reduce_bytes: int, m
     }
 
 
-def factors(sizes: Sizes, ranks: int, prompts: int, statistics: int = 2) -> Traffic:
+def factors(sizes: Sizes, ranks: int, prompts: int, statistics: int = 1) -> Traffic:
     """Factors of the prompts that one process measured, in float32, gathered everywhere; beside them their sizes.
 
     Args:
         sizes: of the model.
         ranks: R.
         prompts: of all processes.
-        statistics: of the outputs that are kept: 2, or 1 where the cache keeps only what the method asks for.
+        statistics: of the outputs that are kept: what the method asks for; 2 of small models whose cache keeps all.
     """
     chunks = -(-prompts // (CHUNK * ranks))
     return {"all_gather": (2 * chunks, 4 * (sizes.inputs + statistics * sizes.outputs) * prompts / ranks)}

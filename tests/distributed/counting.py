@@ -1,10 +1,12 @@
-"""What a process hands to collectives, counted where torch dispatches them, whoever calls: Python, DDP's C++ or FSDP."""
+"""What a process hands to collectives, counted where torch dispatches them, whoever calls them."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
-import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +25,9 @@ class Traffic:
 
     messages: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.messages + other.messages, self.bytes + other.bytes)
 
     def __sub__(self, other: "Traffic") -> "Traffic":
         return Traffic(self.messages - other.messages, self.bytes - other.bytes)
@@ -45,6 +50,23 @@ class Counting(TorchDispatchMode):
                 self.traffic.messages[kind] += 1
                 self.traffic.bytes[kind] += _contributed(kind, args)
         return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def within(self, owner: Any, name: str) -> Iterator[Traffic]:
+        """Traffic of all calls of ``owner.name`` as long as this is entered."""
+        total, called = Traffic(), getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begun = self.traffic.copy()
+            try:
+                return called(*args, **kwargs)
+            finally:
+                more = self.traffic - begun
+                total.messages.update(more.messages)
+                total.bytes.update(more.bytes)
+
+        with patch.object(owner, name, call):
+            yield total
 
 
 class CountSteps(Callback):
@@ -93,5 +115,3 @@ def _nbytes(value: Any) -> int | None:
     if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor | list | tuple) for each in value):
         return sum(_nbytes(each) or 0 for each in value)
     return None
-
-
