@@ -15,36 +15,27 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, partial
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from transformers import ProcessorMixin
 
-from dowser_pl.data.encoders import build_encoder
-from dowser_pl.data.encoding import Encoder
+from dowser_pl.data.evaluated import EvaluatedData
 from dowser_pl.data.images import ImageSource
-from dowser_pl.data.loaders import (
-    EvaluationBatches,
-    EvaluationLoader,
-    TrainingBatches,
-    TrainingLoader,
-    build_loader,
-)
-from dowser_pl.data.order import EvaluationOrder, TrainingOrder
-from dowser_pl.data.rows import Conversation, Question, Role, Task, checked_tasks
+from dowser_pl.data.loaders import TrainingBatches, TrainingLoader, build_loader
+from dowser_pl.data.order import TrainingOrder, per_process
+from dowser_pl.data.rows import Conversation, Question, Role, Task
 
 __all__ = ["Conversation", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
 
 
-class MultimodalData(LightningDataModule):
+class MultimodalData(EvaluatedData):
     """Base class of the data modules shipped; a subclass says what the rows and the tasks are.
 
     Args:
-        batch_size: training rows per process and step.
+        batch_size: training rows per process and step; with `split_batches`, of all processes together.
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that load and encode; 0 = in the training process.
         max_length: longest training row in tokens, images included. Longer rows lose text at the end, never image
@@ -54,9 +45,9 @@ class MultimodalData(LightningDataModule):
             models that come without (InstructBLIP, base models).
         evaluation_cache_mb: memory for the encoded batches of each evaluation set, so that images are decoded once
             and not once per epoch; a larger set is not kept at all. 0 = never.
+        split_batches: share `batch_size` rows among the processes, so that training takes the same steps on any
+            number of them.
     """
-
-    skip_bad_rows = False
 
     def __init__(
         self,
@@ -67,43 +58,22 @@ class MultimodalData(LightningDataModule):
         seed: int = 0,
         chat_template: str | None = None,
         evaluation_cache_mb: int = 512,
+        split_batches: bool = False,
     ) -> None:
-        super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        super().__init__(eval_batch_size, num_workers, max_length, chat_template, evaluation_cache_mb)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.max_length = max_length
         self.seed = seed
-        self.chat_template = chat_template
-        self.evaluation_cache_mb = evaluation_cache_mb
-        self.tasks: list[Task] = []
-        self.processor: ProcessorMixin | None = None  # set by hand where there is no trainer
-        self._encoder: Encoder | None = None
+        self.split_batches = split_batches
         self._rows: Sequence[Conversation] | None = None
         self._cut = torch.zeros(0, dtype=torch.uint8)
         self._order: TrainingOrder | None = None
-        self._evaluation_loaders: list[EvaluationLoader] = []
         self._position: dict[str, int] = {}
 
     def train_conversations(self) -> Sequence[Conversation]:
         """The training rows; called once on every process."""
         raise NotImplementedError
-
-    def evaluation_tasks(self) -> list[Task]:
-        """The evaluation sets; called once on every process, before `train_conversations`."""
-        raise NotImplementedError
-
-    def questions_to_choose_on(self) -> list[Task]:
-        """Evaluation sets of other questions than those of the report; called only where a run chooses something."""
-        return []
-
-    @cached_property
-    def selection_tasks(self) -> list[Task]:
-        """What choices are made on; checked as `tasks` are."""
-        return checked_tasks(self.questions_to_choose_on())
 
     @property
     def num_truncated(self) -> int:
@@ -116,11 +86,7 @@ class MultimodalData(LightningDataModule):
         Raises:
             ValueError: a set is empty, two tasks have one name, a metric is unknown, or there is no chat template.
         """
-        if self._encoder is None:
-            processor = self._find_processor()
-            encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
-            self.tasks = checked_tasks(self.evaluation_tasks())
-            self._encoder = encoder
+        super().setup(stage)
         if stage == "fit":
             self._order, self._position = None, {}  # a second fit starts afresh
         if stage == "fit" and self._rows is None:
@@ -138,31 +104,14 @@ class MultimodalData(LightningDataModule):
                 "Use limit_train_batches, or a small training file."
             )
         clock = None if self.trainer is None else partial(getattr, self.trainer, "current_epoch")
-        self._order = TrainingOrder(len(batches), self.batch_size, self.seed, **self._share(), clock=clock)
+        self._order = self._training_order(len(batches), clock)
         self._resume()
         return build_loader(TrainingLoader, batches, self._order, self.num_workers)
 
     def calibration_dataloader(self) -> TrainingLoader:
         """Training batches in an order that knows nothing of how far training got: those of the first epoch."""
         batches = self._training_batches()
-        order = TrainingOrder(len(batches), self.batch_size, self.seed, **self._share(), clock=None)
-        return build_loader(TrainingLoader, batches, order, 0)
-
-    def val_dataloader(self) -> list[EvaluationLoader]:
-        """One loader per task, in the order of `tasks`; the same objects at every call, for their caches."""
-        if not self._evaluation_loaders:
-            self._evaluation_loaders = self._loaders_of(self.tasks)
-        return self._evaluation_loaders
-
-    def selection_dataloader(self) -> list[EvaluationLoader]:
-        """One loader per task of `selection_tasks`."""
-        return self._loaders_of(self.selection_tasks)
-
-    def test_dataloader(self) -> list[EvaluationLoader]:
-        """The same as for validation."""
-        return self.val_dataloader()
-
-    predict_dataloader = test_dataloader
+        return build_loader(TrainingLoader, batches, self._training_order(len(batches), None), 0)
 
     def teardown(self, stage: str) -> None:
         """Say how many rows were cut."""
@@ -196,24 +145,7 @@ class MultimodalData(LightningDataModule):
             raise ValueError('The training rows are not read yet: call setup("fit") first.')
         return TrainingBatches(self._rows, self._encoder, self._cut)
 
-    def _loaders_of(self, tasks: Sequence[Task]) -> list[EvaluationLoader]:
-        if self._encoder is None:
-            raise ValueError('The tasks are not read yet: call setup("validate") first.')
-        loaders = []
-        for task in tasks:
-            order = EvaluationOrder(len(task.questions), self.eval_batch_size, **self._share())
-            batches = EvaluationBatches(task.questions, self._encoder, self.evaluation_cache_mb)
-            loaders.append(build_loader(EvaluationLoader, batches, order, self.num_workers))
-        return loaders
-
-    def _share(self) -> dict[str, int]:
-        """`rank` and `num_replicas` among the processes that see different rows."""
-        share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        return {"rank": int(share["rank"]), "num_replicas": int(share["num_replicas"])} if share else {}
-
-    def _find_processor(self) -> ProcessorMixin:
-        if self.processor is None:
-            if self.trainer is None:
-                raise ValueError("No processor: run under a Trainer whose module has one, or set `data.processor`.")
-            self.processor = cast(ProcessorMixin, self.trainer.lightning_module.processor)
-        return self.processor
+    def _training_order(self, num_rows: int, clock: Callable[[], int] | None) -> TrainingOrder:
+        share = self._share()
+        rows = per_process(self.batch_size, share.get("num_replicas", 1)) if self.split_batches else self.batch_size
+        return TrainingOrder(num_rows, rows, self.seed, **share, clock=clock)

@@ -1,0 +1,122 @@
+"""The evaluating half of a data module: tasks, the processor, one loader per task, the share of each process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import cast
+
+from lightning.pytorch import LightningDataModule
+from transformers import ProcessorMixin
+
+from dowser_pl.data.encoders import build_encoder
+from dowser_pl.data.encoding import Encoder
+from dowser_pl.data.loaders import EvaluationBatches, EvaluationLoader, build_loader
+from dowser_pl.data.order import EvaluationOrder
+from dowser_pl.data.rows import Task, checked_tasks
+
+__all__ = ["EvaluatedData"]
+
+
+class EvaluatedData(LightningDataModule):
+    """Evaluation sets, encoded by the processor of the module.
+
+    Args:
+        eval_batch_size: questions per process and `generate` call.
+        num_workers: processes that load and encode; 0 = in the training process.
+        max_length: longest training row in tokens.
+        chat_template: instead of the processor's own; see `MultimodalData`.
+        evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
+
+    Attributes:
+        tasks: of the report, once `setup` was called.
+        processor: set it by hand where there is no trainer.
+    """
+
+    skip_bad_rows = False
+
+    def __init__(
+        self,
+        eval_batch_size: int,
+        num_workers: int,
+        max_length: int | None,
+        chat_template: str | None,
+        evaluation_cache_mb: int,
+    ) -> None:
+        super().__init__()
+        if eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}.")
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.max_length = max_length
+        self.chat_template = chat_template
+        self.evaluation_cache_mb = evaluation_cache_mb
+        self.tasks: list[Task] = []
+        self.processor: ProcessorMixin | None = None
+        self._encoder: Encoder | None = None
+        self._evaluation_loaders: list[EvaluationLoader] = []
+
+    def evaluation_tasks(self) -> list[Task]:
+        """The evaluation sets; called once on every process, before `train_conversations`."""
+        raise NotImplementedError
+
+    def questions_to_choose_on(self) -> list[Task]:
+        """Evaluation sets of other questions than those of the report; called only where a run chooses something."""
+        return []
+
+    @cached_property
+    def selection_tasks(self) -> list[Task]:
+        """What choices are made on; checked as `tasks` are."""
+        return checked_tasks(self.questions_to_choose_on())
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - as Lightning has it
+        """Read the tasks, and take the processor from the module.
+
+        Raises:
+            ValueError: a set is empty, two tasks have one name, a metric is unknown, or there is no chat template.
+        """
+        if self._encoder is None:
+            processor = self._find_processor()
+            encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
+            self.tasks = checked_tasks(self.evaluation_tasks())
+            self._encoder = encoder
+
+    def val_dataloader(self) -> list[EvaluationLoader]:
+        """One loader per task, in the order of `tasks`; the same objects at every call, for their caches."""
+        if not self._evaluation_loaders:
+            self._evaluation_loaders = self._loaders_of(self.tasks)
+        return self._evaluation_loaders
+
+    def selection_dataloader(self) -> list[EvaluationLoader]:
+        """One loader per task of `selection_tasks`, in their order."""
+        return self._loaders_of(self.selection_tasks)
+
+    def test_dataloader(self) -> list[EvaluationLoader]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> list[EvaluationLoader]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def _loaders_of(self, tasks: Sequence[Task]) -> list[EvaluationLoader]:
+        if self._encoder is None:
+            raise ValueError('The tasks are not read yet: call setup("validate") first.')
+        loaders = []
+        for task in tasks:
+            order = EvaluationOrder(len(task.questions), self.eval_batch_size, **self._share())
+            batches = EvaluationBatches(task.questions, self._encoder, self.evaluation_cache_mb)
+            loaders.append(build_loader(EvaluationLoader, batches, order, self.num_workers))
+        return loaders
+
+    def _share(self) -> dict[str, int]:
+        """`rank` and `num_replicas` among the processes that see different rows."""
+        share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return {"rank": int(share["rank"]), "num_replicas": int(share["num_replicas"])} if share else {}
+
+    def _find_processor(self) -> ProcessorMixin:
+        if self.processor is None:
+            if self.trainer is None:
+                raise ValueError("No processor: run under a Trainer whose module has one, or set `data.processor`.")
+            self.processor = cast(ProcessorMixin, self.trainer.lightning_module.processor)
+        return self.processor
