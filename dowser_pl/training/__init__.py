@@ -6,6 +6,7 @@ from dowser_pl.training.entries import TrainableEntries
 from dowser_pl.training.finite import check_gradients, check_loss, check_precision
 from dowser_pl.training.frozen import FrozenEntries
 from dowser_pl.training.protection import Changes, Protection
+from dowser_pl.training.sharded_entries import ShardedEntries, local_state
 from dowser_pl.training.soft import SoftEntries
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "Changes",
     "FrozenEntries",
     "Protection",
+    "ShardedEntries",
     "SoftEntries",
     "TrainableEntries",
     "check_gradients",
     "check_loss",
     "check_precision",
     "leave_out_of_buckets",
+    "local_state",
 ]

@@ -1,0 +1,119 @@
+"""Tensors that are spread over the processes by rows (FSDP2), each process holding some of every matrix.
+
+Rows lie on the processes in order, so flat positions do too: what the processes hold of a matrix, put together in the
+order of their numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from dowser_pl import sharding
+from dowser_pl.maths.digests import digest
+from dowser_pl.maths.digests import digests as digests_alone
+
+__all__ = ["Ranks", "collect", "cut", "digests", "is_spread", "local", "local_rows", "spread_model", "whole"]
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether this process holds some rows of it only."""
+    return isinstance(tensor, DTensor)
+
+
+def spread_model(model: nn.Module) -> bool:
+    """Whether weights of the model are spread over several processes, so that all must run it together."""
+    return sharding.world_size() > 1 and any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows that this process holds, in the memory of the tensor; all of them where it is not spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_rows(tensor: Tensor) -> slice:
+    """Which rows these are."""
+    if not isinstance(tensor, DTensor):
+        return slice(0, len(tensor))
+    each = -(-len(tensor) // sharding.world_size())  # as torch.chunk divides
+    first = min(sharding.rank() * each, len(tensor))
+    return slice(first, first + len(tensor.to_local()))
+
+
+def cut(everything: Tensor, like: Tensor) -> Tensor:
+    """Of a tensor that is here as a whole the rows that this process holds of ``like``."""
+    return everything[local_rows(like)] if isinstance(like, DTensor) else everything
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows on every process; all must call it."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def collect(part: Tensor) -> Tensor:
+    """The 1-D parts of all processes one after the other, on the first, in host memory; the others get nothing (0,).
+
+    All processes must call it.
+    """
+    sent = part.detach().contiguous().to(_device()).view(torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=sent.device) for _ in range(sharding.world_size())]
+    distributed.all_gather(sizes, torch.tensor([sent.numel()], device=sent.device))
+    lengths = [int(size) for size in sizes]
+    padded = sent.new_zeros(max(lengths))
+    padded[: sent.numel()] = sent
+    parts = [torch.empty_like(padded) for _ in lengths] if sharding.rank() == 0 else None
+    distributed.gather(padded, parts)
+    found = [each[:length] for each, length in zip(parts or [], lengths, strict=bool(parts))]
+    return torch.cat([sent[:0], *found]).cpu().view(part.dtype)
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Content hash of each whole tensor, the same however it is spread; all processes must call it.
+
+    One tensor at a time is put together; the processes take turns in hashing.
+    """
+    if not any(map(is_spread, tensors.values())):
+        return digests_alone(tensors)
+    return combined_turns((name, tensor, None) for name, tensor in tensors.items())
+
+
+def combined_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
+    """Digests of tensors of which ``(name, tensor, replaced)`` says what this process' rows are instead, if not None."""
+    mine: dict[int, tuple[str, str]] = {}
+    for number, (name, tensor, replaced) in enumerate(parts):
+        value = whole(tensor if replaced is None else _like(tensor, replaced))
+        if number % sharding.world_size() == sharding.rank():
+            mine[number] = name, digest(value)
+    return dict(sharding.gather(lambda: mine))
+
+
+class Ranks:
+    """Counts over the processes, for a selection among rows that are spread over them."""
+
+    def add_up(self, counts: Tensor) -> Tensor:
+        """The sum over all processes."""
+        device = counts.device
+        return sharding.add_up(counts.to(_device())).to(device)
+
+    def before(self, count: int) -> tuple[int, int]:
+        """What the processes before this one counted together, and what all did."""
+        counts = torch.zeros(sharding.world_size(), dtype=torch.int64, device=_device())
+        counts[sharding.rank()] = count
+        sharding.add_up(counts)
+        return int(counts[: sharding.rank()].sum()), int(counts.sum())
+
+
+def _like(tensor: Any, rows: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return rows
+    return DTensor.from_local(
+        rows, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
+def _device() -> torch.device:
+    """Where tensors must lie to be sent."""
+    return torch.device("cuda" if sharding.world_size() > 1 and distributed.get_backend() == "nccl" else "cpu")
