@@ -4,7 +4,8 @@ Rows lie on the processes in order, so flat positions do too: what the processes
 order of their numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,22 @@ from dowser_pl import sharding
 from dowser_pl.maths.digests import digest
 from dowser_pl.maths.digests import digests as digests_alone
 
-__all__ = ["Ranks", "collect", "cut", "digests", "is_spread", "local", "local_rows", "spread_model", "whole"]
+__all__ = [
+    "Ranks",
+    "added",
+    "collect",
+    "cut",
+    "digests",
+    "digests_in_turns",
+    "generating",
+    "is_spread",
+    "local",
+    "local_rows",
+    "spread_model",
+    "to_be_sent",
+    "to_first",
+    "whole",
+]
 
 
 def is_spread(tensor: Tensor) -> bool:
@@ -27,6 +43,25 @@ def is_spread(tensor: Tensor) -> bool:
 def spread_model(model: nn.Module) -> bool:
     """Whether weights of the model are spread over several processes, so that all must run it together."""
     return sharding.world_size() > 1 and any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[None]:
+    """Keep the outermost group of weights (embeddings, head, vision tower) here while the model writes.
+
+    ``generate`` runs parts of the model by themselves, and gathering this group again for every token would take long.
+    All processes must enter and leave together.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.set_reshard_after_forward(False, recurse=False)
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.set_reshard_after_forward(True, recurse=False)
+        model.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -50,7 +85,13 @@ def cut(everything: Tensor, like: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows on every process; all must call it."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    value: Any = tensor.detach()
+    return value.full_tensor() if is_spread(value) else value
+
+
+def added(counts: Iterable[int]) -> list[int]:
+    """Each count summed over the processes; all must call it."""
+    return [int(total) for total in sharding.add_up(to_be_sent(torch.tensor(list(counts))))]
 
 
 def collect(part: Tensor) -> Tensor:
@@ -58,7 +99,7 @@ def collect(part: Tensor) -> Tensor:
 
     All processes must call it.
     """
-    sent = part.detach().contiguous().to(_device()).view(torch.uint8)
+    sent = to_be_sent(part.detach().contiguous()).view(torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64, device=sent.device) for _ in range(sharding.world_size())]
     distributed.all_gather(sizes, torch.tensor([sent.numel()], device=sent.device))
     lengths = [int(size) for size in sizes]
@@ -70,18 +111,34 @@ def collect(part: Tensor) -> Tensor:
     return torch.cat([sent[:0], *found]).cpu().view(part.dtype)
 
 
-def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Content hash of each whole tensor, the same however it is spread; all processes must call it.
+def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in the host memory of the first process, one at a time; elsewhere nothing. All must call it.
+
+    Tensors of two names that are one stay one.
+    """
+    found: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in found:
+            part = collect(local(tensor.detach()).flatten()).view(-1) if is_spread(tensor) else tensor.detach().cpu()
+            found[id(tensor)] = part.view(tensor.shape) if sharding.rank() == 0 else part
+    return {name: found[id(tensor)] for name, tensor in tensors.items()} if sharding.rank() == 0 else {}
+
+
+def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, str]:
+    """Content hash of each whole tensor, the same however it is spread, converted to ``dtypes`` first where given.
+
+    All processes must call it.
 
     One tensor at a time is put together; the processes take turns in hashing.
     """
     if not any(map(is_spread, tensors.values())):
-        return digests_alone(tensors)
-    return combined_turns((name, tensor, None) for name, tensor in tensors.items())
+        return digests_alone(tensors, dtypes)
+    kinds = dtypes or {}
+    return digests_in_turns((name, each.to(kinds.get(name, each.dtype)), None) for name, each in tensors.items())
 
 
-def combined_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
-    """Digests of tensors of which ``(name, tensor, replaced)`` says what this process' rows are instead, if not None."""
+def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
+    """Digests of tensors of which ``(name, tensor, replaced)`` says what the rows here are instead, if not None."""
     mine: dict[int, tuple[str, str]] = {}
     for number, (name, tensor, replaced) in enumerate(parts):
         value = whole(tensor if replaced is None else _like(tensor, replaced))
@@ -96,14 +153,14 @@ class Ranks:
     def add_up(self, counts: Tensor) -> Tensor:
         """The sum over all processes."""
         device = counts.device
-        return sharding.add_up(counts.to(_device())).to(device)
+        return sharding.add_up(to_be_sent(counts)).to(device)
 
     def before(self, count: int) -> tuple[int, int]:
         """What the processes before this one counted together, and what all did."""
-        counts = torch.zeros(sharding.world_size(), dtype=torch.int64, device=_device())
+        counts = [0] * sharding.world_size()
         counts[sharding.rank()] = count
-        sharding.add_up(counts)
-        return int(counts[: sharding.rank()].sum()), int(counts.sum())
+        totals = added(counts)
+        return sum(totals[: sharding.rank()]), sum(totals)
 
 
 def _like(tensor: Any, rows: Tensor) -> Tensor:
@@ -114,6 +171,6 @@ def _like(tensor: Any, rows: Tensor) -> Tensor:
     )
 
 
-def _device() -> torch.device:
-    """Where tensors must lie to be sent."""
-    return torch.device("cuda" if sharding.world_size() > 1 and distributed.get_backend() == "nccl" else "cpu")
+def to_be_sent(tensor: Tensor) -> Tensor:
+    """The tensor on a device from which it can be sent to other processes."""
+    return tensor.cuda() if sharding.world_size() > 1 and distributed.get_backend() == "nccl" else tensor.cpu()

@@ -1,7 +1,7 @@
 """From a base model to masks, or to what a method keeps of it: measure, then decide, the same on every process."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from dowser_pl.callbacks.importance import Importance, ImportancePass
 from dowser_pl.callbacks.measuring import Measuring
 from dowser_pl.maths.masks import PackedMasks, pack
+from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
+from dowser_pl.shards import Ranks, is_spread, local, local_rows, whole
 from dowser_pl.training import Protection
 
 __all__ = ["Deciding"]
@@ -72,16 +74,19 @@ class Deciding:
         Packed as they are decided, so that no two are held.
         """
         if self.method.moment != "before_fit":
-            whole = ((name, torch.ones_like(layer.weight, dtype=torch.bool)) for name, layer in self.layers.items())
-            return PackedMasks.of(whole)
+            here = ((name, local(layer.weight.detach())) for name, layer in self.layers.items())
+            return PackedMasks.of((name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in here)
         start = time.monotonic()
         factors = self.measure().factors
-        masks = PackedMasks()
+        masks, spread = PackedMasks(), self._spread()
         for name, mask in build_masks(
-            self.method, self.pl_module.tuned_blocks(), lambda name: self._layer(factors, name)
+            self.method,
+            self.pl_module.tuned_blocks(),
+            lambda name: self._here(factors, name),
+            Ranks() if spread else ALONE,
         ):
             bits = pack(mask)
-            if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
+            if self.trainer.world_size > 1 and not spread:  # kernels may round differently: all take the first's mask
                 bits = self.trainer.strategy.broadcast(bits)
             masks.put(name, bits, mask.shape, mask.device)
         self.seconds = time.monotonic() - start
@@ -123,4 +128,28 @@ class Deciding:
         return split_half(self.method, (self._layer(factors, name) for name in self.layers))
 
     def _layer(self, factors: Factors, name: str) -> Layer:
-        return Layer(name, self.pl_module.base_weight(self.layers[name]), **factors.layers.get(name, {}))
+        """The whole matrix; where it is spread over processes, all must call it."""
+        measured: dict[str, Any] = factors.layers.get(name, {})
+        return Layer(name, whole(self.pl_module.base_weight(self.layers[name])), **measured)
+
+    def _here(self, factors: Factors, name: str) -> Layer:
+        """Of the matrix the rows that this process holds."""
+        weight = self.pl_module.base_weight(self.layers[name])
+        if not is_spread(weight):
+            return self._layer(factors, name)
+        measured: dict[str, Any] = factors.layers.get(name, {})
+        return rows_of(Layer(name, weight, **measured))
+
+    def _spread(self) -> bool:
+        return any(is_spread(layer.weight) for layer in self.layers.values())
+
+
+def rows_of(layer: Layer) -> Layer:
+    """Of a matrix that is spread over processes, with what was measured of it, the rows that are here."""
+    rows = local_rows(layer.weight)
+    outputs = {
+        name: value[:, rows]
+        for name in ("abs_gradient", "square_gradient")
+        if (value := getattr(layer, name)) is not None
+    }
+    return replace(layer, weight=local(layer.weight.detach()), rows=(rows, len(layer.weight)), **outputs)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from dowser_pl import sharding
 from dowser_pl.callbacks.checks import check_optimizers, check_same_base, check_trainer, refuse_quantized
+from dowser_pl.callbacks.checks_sharded import check_sharded
 from dowser_pl.callbacks.deciding import Deciding
 from dowser_pl.callbacks.merging import Merging, merge_adapters, snapshot, unmerge
 from dowser_pl.callbacks.protecting import (
@@ -96,6 +97,7 @@ class Dowser(Callback):
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
             check_trainer(trainer)
+            check_sharded(trainer, self.method, self.update, pl_module)
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,7 +140,7 @@ class Dowser(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average gradients over the processes, before anything looks at them."""
-        if self.update == "compact":
+        if self.update == "compact" and not self.entries.together:
             reduce_gradients(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -169,9 +171,9 @@ class Dowser(Callback):
 
         Empty on all processes but the first, whose state alone is saved.
         """
-        if self._entries is None or sharding.rank() > 0:
+        if self._entries is None or (sharding.rank() > 0 and not self._entries.together):
             return self._loaded or {}
-        return {
+        state = {
             "method": self.method.settings(),
             "update": self.update,
             **(self._trained or {"entries": self._entries.state_dict(), "frozen_digest": self.frozen_digest}),
@@ -179,6 +181,7 @@ class Dowser(Callback):
             "diagnostics": self.diagnostics,
             "base": self.base.to_dict(),
         }
+        return {} if sharding.rank() > 0 else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the masks of a checkpoint.
@@ -197,10 +200,12 @@ class Dowser(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave the base out of the checkpoint; the module puts it in again when it loads one."""
-        if self.checkpoint == "full" or self._entries is None or sharding.rank() > 0:
+        if self.checkpoint == "full" or self._entries is None:
             unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
             return
         checkpoint["state_dict"] = self.base.left_out(checkpoint["state_dict"])
+        if sharding.rank() > 0:
+            return
         state = checkpoint["callbacks"][self.state_key]
         state["entries"] = {n: {k: v for k, v in e.items() if k != "base"} for n, e in state["entries"].items()}
         checkpoint["without_base"] = self.state_key

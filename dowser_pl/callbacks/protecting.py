@@ -11,7 +11,8 @@ from dowser_pl.callbacks.deciding import Deciding
 from dowser_pl.maths.masks import num_trainable
 from dowser_pl.methods import EachStep, Lora, Method
 from dowser_pl.planning import Kept, lines, plan_of
-from dowser_pl.training import Changes, FrozenEntries, Protection, SoftEntries, TrainableEntries
+from dowser_pl.shards import is_spread
+from dowser_pl.training import Changes, FrozenEntries, Protection, ShardedEntries, SoftEntries, TrainableEntries
 from dowser_pl.training.protection import State
 
 __all__ = [
@@ -112,14 +113,18 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], d
     """
     if isinstance(method, EachStep):
         return _said(method, SoftEntries(weights, method, deciding.priors(method)))
-    return _said(method, _FORMS[update](weights, deciding.masks()))
+    return _said(method, _form(update, weights)(weights, deciding.masks()))
 
 
 def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Parameter], state: State) -> Protection:
     """A model that was loaded from a checkpoint, its weights being tuned; ``state`` is what the checkpoint holds."""
     if isinstance(method, EachStep):
         return _said(method, SoftEntries.resumed(weights, method, state))
-    return _said(method, _FORMS[update].from_state(weights, state))
+    return _said(method, _form(update, weights).from_state(weights, state))
+
+
+def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]:
+    return ShardedEntries if any(map(is_spread, weights.values())) else _FORMS[update]
 
 
 def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optimizer) -> None:

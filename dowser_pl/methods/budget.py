@@ -1,6 +1,7 @@
 """Who competes with whom: the update ratio of one matrix, of one decoder layer, or of the whole model."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -40,9 +41,9 @@ def build_masks(
     if method.scope == "matrix":
         for name in blocks:
             layer = layer_of(name)
-            scores = method.score(layer)
+            scores = [method.score(layer)]
             k = num_trainable(method.update_ratio, layer.num_entries)
-            yield name, next(lowest_of_pieces([lambda scores=scores: scores], k, shards))
+            yield name, next(lowest_of_pieces([partial(scores.__getitem__, 0)], k, shards))
         return
     groups: dict[str, list[str]] = {}
     for name, block in blocks.items():

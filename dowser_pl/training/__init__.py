@@ -2,6 +2,7 @@
 
 from dowser_pl.training.base_model import BaseModel
 from dowser_pl.training.buckets import leave_out_of_buckets
+from dowser_pl.training.clipping import clip_by_norm
 from dowser_pl.training.entries import TrainableEntries
 from dowser_pl.training.finite import check_gradients, check_loss, check_precision
 from dowser_pl.training.frozen import FrozenEntries
@@ -20,6 +21,7 @@ __all__ = [
     "check_gradients",
     "check_loss",
     "check_precision",
+    "clip_by_norm",
     "leave_out_of_buckets",
     "local_state",
 ]

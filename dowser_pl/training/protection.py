@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Protection(ABC):
         masks: name -> (O, I) bool, True = trainable; one for every weight.
 
     Attributes:
+        together: whether processes hold different entries, and must call what looks at all of them together.
         weights: as given.
         packed: the masks as bits, in host memory.
 
@@ -50,6 +51,8 @@ class Protection(ABC):
         ValueError: if a weight has no mask, the shapes differ, or two names share one tensor; it would train
             unprotected.
     """
+
+    together: ClassVar[bool] = False
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         owners: dict[int, str] = {}

@@ -8,13 +8,13 @@ Legend: O outputs, I inputs of a matrix, k trainable entries of it, all on this 
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dowser_pl import sharding
 from dowser_pl.maths.masks import pack, unpack
-from dowser_pl.shards import collect, combined_turns, cut, local, local_rows
+from dowser_pl.shards import added, collect, cut, digests_in_turns, local, local_rows
 from dowser_pl.training.entries import TrainableEntries
 from dowser_pl.training.protection import Changes
 
@@ -31,11 +31,12 @@ class ShardedEntries(TrainableEntries):
         masks: name -> (O, I) bool of the rows that are here.
     """
 
+    together: ClassVar[bool] = True
+
     def verify(self) -> tuple[Changes, Changes]:
         """See :meth:`TrainableEntries.verify`; entries of all processes are counted."""
         frozen, trainable = super().verify()
-        changed = int(sharding.add_up(self._number(trainable.changed)))
-        return frozen, Changes(trainable.entries, changed)
+        return frozen, Changes(trainable.entries, *added([trainable.changed]))
 
     def frozen_digests(self) -> dict[str, str]:
         """Name -> content hash of the frozen entries of the whole matrix."""
@@ -43,7 +44,7 @@ class ShardedEntries(TrainableEntries):
             (name, weight, local(weight.detach()).masked_fill(self.masks[name], 0))
             for name, weight in self.weights.items()
         )
-        return combined_turns(parts)
+        return digests_in_turns(parts)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
@@ -58,15 +59,10 @@ class ShardedEntries(TrainableEntries):
         return state
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
-        total = sharding.add_up(torch.tensor(list(counts.values()), device=self._number(0).device))
-        return dict(zip(counts, total.tolist(), strict=True))
-
-    def _number(self, value: int) -> Tensor:
-        device = local(next(iter(self.weights.values())).detach()).device
-        return torch.tensor(value, device=device)
+        return dict(zip(counts, added(counts.values()), strict=True))
 
 
-def local_state(entry: Mapping[str, Tensor], weight: nn.Parameter) -> dict[str, Tensor]:
+def local_state(entry: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     """What of a matrix' state in a checkpoint concerns the rows that this process holds.
 
     Args:

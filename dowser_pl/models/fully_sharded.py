@@ -1,0 +1,54 @@
+"""Models whose weights are spread over processes by PyTorch's FSDP2.
+
+Every decoder layer is gathered when it runs and let go of afterwards. All else (embeddings, head, norms, vision tower,
+projector) is one group, gathered for the whole of a forward or backward pass: so all processes gather the same things
+whether or not there is an image in their batch, and none waits for another for ever.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from dowser_pl.models.decoder import decoder_layers
+from dowser_pl.models.parts import text_model
+
+__all__ = ["fully_shard_model"]
+
+
+def fully_shard_model(
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    param_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype | None = None,
+    cpu_offload: bool = False,
+) -> None:
+    """Spread the weights over a 1-D mesh, in place; tied weights stay tied.
+
+    Args:
+        model: whole, the same on every process.
+        mesh: of the processes.
+        param_dtype: that weights are gathered and used in; None = their own.
+        reduce_dtype: that gradients are averaged in; None = that of the gathered weights.
+        cpu_offload: keep what a process holds in host memory.
+    """
+    scalars = {weight for weight in model.parameters() if weight.dim() == 0}
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+        ),
+        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+        "reshard_after_forward": True,  # the outermost group too: between steps every process holds its share alone
+        "ignored_params": scalars,
+    }
+    text: nn.Module = text_model(model)
+    for layer in decoder_layers(model):
+        fully_shard(layer, **options)
+    if text is not model:
+        fully_shard(text, **options)
+    root: Any = fully_shard(model, **options)
+    root._get_fsdp_state()._lazy_init()  # now: prompts are written by a part of the model, which is not to be the root
