@@ -23,6 +23,7 @@ from dowser_pl.callbacks import (
     Checkpoints,
     Dowser,
     Export,
+    FailTogether,
     Forgetting,
     PatchFile,
     Predictions,
@@ -157,7 +158,7 @@ def main(args: list[str] | None = None) -> None:
                 "default_root_dir": "runs/default",
                 "num_sanity_val_steps": -1,
                 "enable_model_summary": False,  # it counts frozen entries of tuned matrices as trainable
-                "callbacks": [Predictions(), RandomState()],
+                "callbacks": [Predictions(), RandomState(), FailTogether()],
             },
             seed_everything_default=0,
             save_config_callback=SaveConfig,
@@ -179,6 +180,7 @@ def _quieten() -> None:
         ".*LightningCLI's args parameter.*",  # short names of configurations were resolved in them
         ".*does not have many workers.*",  # a choice
         ".*Checkpoint directory .* is not empty.*",  # a resumed run, or a fresh one that keeps `previous.ckpt`
+        ".*sync_dist=True.*",  # metrics were computed over all processes
         ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
         ".*have no `val_dataloader`.*",  # `probe` needs no data
         ".*returned `None`, this fit will run with no optimizer.*",  # nor, on a quantized model, an optimizer

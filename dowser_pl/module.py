@@ -14,6 +14,7 @@ from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.protected import ProtectedModule
+from dowser_pl.sharding import weight_of
 from dowser_pl.training import check_gradients, check_loss, check_precision, leave_out_of_buckets
 
 __all__ = ["MultimodalModule"]
@@ -142,7 +143,9 @@ class MultimodalModule(ProtectedModule):
         return text_inputs(self.text_model(), tokens, mask)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy of the assistant's tokens.
+        """Cross-entropy of the assistant's tokens, the mean over those of all processes.
+
+        Each process gives back its part of that mean, times the number of processes, by which gradients are divided.
 
         Raises:
             ValueError: when the loss is not finite; the last checkpoint is kept.
@@ -151,7 +154,7 @@ class MultimodalModule(ProtectedModule):
         loss: Tensor = self.network(**batch, use_cache=False).loss
         check_loss(loss, self.global_step, batch_idx, rows)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
-        return loss
+        return loss * weight_of((batch["labels"] != -100).sum()) if self.trainer.world_size > 1 else loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""

@@ -64,7 +64,7 @@ def plan_forms(
         optimizer_kind(module.optimizer([nn.Parameter(torch.zeros(1))])),
         placement,
         decoder_of(network, blocks, str(trainer.precision)),
-        batch_of(network, datamodule, module.gradient_checkpointing, tokens),
+        batch_of(network, datamodule, module.gradient_checkpointing, tokens, placement.devices),
     )
     compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if moment == "each_step" else Kept())
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}

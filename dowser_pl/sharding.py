@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, distributed
 
-__all__ = ["add_up", "from_first", "gather", "rank", "world_size"]
+__all__ = ["add_up", "from_first", "gather", "rank", "weight_of", "world_size"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,18 @@ def add_up(value: Tensor) -> Tensor:
     if _several():
         distributed.all_reduce(value)
     return value
+
+
+def weight_of(count: Tensor) -> Tensor:
+    """What a mean over ``count`` things is to be multiplied by so that the average over processes is the mean of all.
+
+    Args:
+        count: () of this process; 8 bytes are exchanged.
+
+    Returns:
+        () float32, 1 in a single process.
+    """
+    return count.float() * world_size() / add_up(count.clone()).clamp(min=1)
 
 
 def from_first(compute: Callable[[], T]) -> T:

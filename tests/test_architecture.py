@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"metrics"},
     "evaluation": {"models", "metrics", "reporting"},
     "protected": {"evaluation", "models", "shards", "training"},
-    "module": {"protected", "models", "training"},
+    "module": {"protected", "models", "sharding", "training"},
     "plan": {"commands", "files", "maths", "models", "planning"},
     "trainer": {"plan", "planning"},
     "callbacks": {

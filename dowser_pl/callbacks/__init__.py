@@ -1,8 +1,9 @@
-"""Lightning callbacks: the method, the report, the exported model, the patch, exact resume."""
+"""Lightning callbacks: the method, the report, the exported model, the patch, exact resume, a common end."""
 
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.export import Export
+from dowser_pl.callbacks.failing import FailTogether
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.callbacks.patch_file import PatchFile
 from dowser_pl.callbacks.predictions import Predictions
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoints",
     "Dowser",
     "Export",
+    "FailTogether",
     "Forgetting",
     "PatchFile",
     "Predictions",

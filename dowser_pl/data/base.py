@@ -13,7 +13,7 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from dowser_pl.data.loaders import (
     TrainingLoader,
     build_loader,
 )
-from dowser_pl.data.order import EvaluationOrder, TrainingOrder
+from dowser_pl.data.order import EvaluationOrder, TrainingOrder, per_process
 from dowser_pl.data.rows import Conversation, Question, Role, Task, check_tasks
 
 __all__ = ["Conversation", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
@@ -42,7 +42,7 @@ class MultimodalData(LightningDataModule):
     """Base class of the data modules shipped; a subclass says what the rows and the tasks are.
 
     Args:
-        batch_size: training rows per process and step.
+        batch_size: training rows per process and step; with `split_batches`, of all processes together.
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that load and encode; 0 = in the training process.
         max_length: longest training row in tokens, images included. Longer rows lose text at the end, never image
@@ -52,6 +52,8 @@ class MultimodalData(LightningDataModule):
             models that come without (InstructBLIP, base models).
         evaluation_cache_mb: memory for the encoded batches of each evaluation set, so that images are decoded once
             and not once per epoch; a larger set is not kept at all. 0 = never.
+        split_batches: share `batch_size` rows among the processes, so that training takes the same steps on any
+            number of them.
     """
 
     skip_bad_rows = False
@@ -65,6 +67,7 @@ class MultimodalData(LightningDataModule):
         seed: int = 0,
         chat_template: str | None = None,
         evaluation_cache_mb: int = 512,
+        split_batches: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -77,6 +80,7 @@ class MultimodalData(LightningDataModule):
         self.seed = seed
         self.chat_template = chat_template
         self.evaluation_cache_mb = evaluation_cache_mb
+        self.split_batches = split_batches
         self.tasks: list[Task] = []
         self.processor: ProcessorMixin | None = None  # set by hand where there is no trainer
         self._encoder: Encoder | None = None
@@ -129,7 +133,7 @@ class MultimodalData(LightningDataModule):
                 "Use limit_train_batches, or a small training file."
             )
         clock = None if self.trainer is None else partial(getattr, self.trainer, "current_epoch")
-        self._order = TrainingOrder(len(self._rows), self.batch_size, self.seed, **self._share(), clock=clock)
+        self._order = self._training_order(len(self._rows), clock)
         self._resume()
         batches = TrainingBatches(self._rows, self._encoder, self._cut)
         return build_loader(TrainingLoader, batches, self._order, self.num_workers)
@@ -138,7 +142,7 @@ class MultimodalData(LightningDataModule):
         """Training batches in an order that knows nothing of how far training got: those of the first epoch."""
         if self._rows is None or self._encoder is None:
             raise ValueError('The training rows are not read yet: call setup("fit") first.')
-        order = TrainingOrder(len(self._rows), self.batch_size, self.seed, **self._share(), clock=None)
+        order = self._training_order(len(self._rows), None)
         return build_loader(TrainingLoader, TrainingBatches(self._rows, self._encoder, self._cut), order, 0)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
@@ -188,6 +192,11 @@ class MultimodalData(LightningDataModule):
     def _resume(self) -> None:
         if self._order is not None and self._position:
             self._order.resume(**self._position)
+
+    def _training_order(self, num_rows: int, clock: Callable[[], int] | None) -> TrainingOrder:
+        share = self._share()
+        rows = per_process(self.batch_size, share.get("num_replicas", 1)) if self.split_batches else self.batch_size
+        return TrainingOrder(num_rows, rows, self.seed, **share, clock=clock)
 
     def _share(self) -> dict[str, int]:
         """`rank` and `num_replicas` among the processes that see different rows."""

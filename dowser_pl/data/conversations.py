@@ -29,13 +29,14 @@ class ConversationData(MultimodalData):
         allow_urls: fetch images from http(s); each time they are needed.
         skip_bad_rows: leave out unusable rows, count and name them, instead of stopping at the first. Decodes every
             image once at the start to find broken ones.
-        batch_size: training rows per process and step.
+        batch_size: training rows per process and step; with `split_batches`, of all processes together.
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that load and encode; 0 = in the training process.
         max_length: longest training row in tokens, images included; longer rows lose text at the end.
         seed: of the order of the training rows.
         chat_template: Jinja text, path or "plain", instead of the model's own; see `MultimodalData`.
         evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
+        split_batches: share `batch_size` rows among the processes, for the same steps on any number of them.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class ConversationData(MultimodalData):
         seed: int = 0,
         chat_template: str | None = None,
         evaluation_cache_mb: int = 512,
+        split_batches: bool = False,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
+        loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
+        super().__init__(*loading, split_batches)
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout must be at least 0 and below 1, a fraction of the training rows; got {holdout}.")
         self.train_file = train_file

@@ -60,13 +60,20 @@ class TrainingOrder(DistributedSampler[Any]):
     def resume(self, epoch: int, num_done: int, **layout: int) -> None:
         """Leave out the first `num_done` batches of `epoch`, and of no other epoch.
 
+        What all processes take in a step is one piece of the shuffle, so another number of them goes on with the same
+        rows where a step has as many rows as before.
+
         Raises:
             ValueError: these were batches of another layout, so other rows would count as done.
         """
-        if num_done and layout != self.layout():
+        if num_done and _steps(layout) != _steps(self.layout()):
+            rows, advice = _steps(layout)[2], "Use the same data and settings"
+            if _steps(layout)[:2] == _steps(self.layout())[:2] and rows % self.num_replicas == 0:
+                advice = f"Set data.batch_size so that each of the {self.num_replicas} processes has "
+                advice += f"{rows // self.num_replicas} rows a step"
             raise ValueError(
                 f"The checkpoint was written in the middle of an epoch with {layout}, this run has {self.layout()}. "
-                "Use the same data and settings, or resume from a checkpoint written at the end of an epoch."
+                f"{advice}, or resume from a checkpoint written at the end of an epoch."
             )
         self._resumed_epoch = epoch
         self._num_done = num_done
@@ -118,6 +125,25 @@ class EvaluationOrder(DistributedSampler[Any]):
         """Batches of every process; with `batch_size=1` and an uneven split one of them has two rows."""
         batches = _ceil(_ceil(self.num_rows, self.num_replicas), self.batch_size)
         return min(batches, self.num_rows // self.num_replicas)
+
+
+def per_process(batch_size: int, num_replicas: int) -> int:
+    """Rows of one process in a step in which all of them take `batch_size`.
+
+    Raises:
+        ValueError: they cannot be shared evenly.
+    """
+    if batch_size % num_replicas:
+        raise ValueError(
+            f"With split_batches, batch_size must be a multiple of the number of processes, got {batch_size} rows for "
+            f"{num_replicas} processes. Set data.batch_size to a multiple, or data.split_batches to false."
+        )
+    return batch_size // num_replicas
+
+
+def _steps(layout: dict[str, int]) -> tuple[int, int, int]:
+    """Everything that decides which rows are in which step: how many there are, their shuffle, rows of a step."""
+    return layout["num_rows"], layout["seed"], layout["batch_size"] * layout["num_replicas"]
 
 
 def _ceil(dividend: int, divisor: int) -> int:

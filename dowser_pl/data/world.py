@@ -29,11 +29,12 @@ class WorldData(MultimodalData):
         num_train: training rows; None = each handwritten digit once (1200, or 1000 with "validation"), 2000
             for the other tasks. More rows than digits show the same digits in other colours and places.
         world_seed: draws scenes, colours and wordings; the names and facts of the world never change.
-        batch_size: training rows per process and step.
+        batch_size: training rows per process and step; with `split_batches`, of all processes together.
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that draw and encode; 0 = in the training process.
         max_length: longest training row in tokens; rows of this world have at most 40.
         seed: of the order of the training rows.
+        split_batches: share `batch_size` rows among the processes, for the same steps on any number of them.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class WorldData(MultimodalData):
         num_workers: int = 0,
         max_length: int | None = None,
         seed: int = 0,
+        split_batches: bool = False,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed)
+        super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed, split_batches=split_batches)
         for name, value in {"num_eval": num_eval, "num_train": num_train}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -72,7 +72,7 @@ def plan_of(
     layers = next(iter(pl_module.tuned_blocks().values())).rpartition(".")[0]
     blocks = list(network.get_submodule(layers).children())
     sizes = sizes_of(network, blocks, tuned, num_trainable)
-    device = pl_module.device
+    device, data = pl_module.device, getattr(trainer, "datamodule", None)
     on_gpu = device.type == "cuda"
     return MemoryPlan(
         sizes,
@@ -80,7 +80,7 @@ def plan_of(
         optimizer_kind(optimizer, on_gpu),
         Placement(type(trainer.strategy).__name__, trainer.world_size),
         decoder_of(network, blocks, str(trainer.precision)),
-        batch_of(network, getattr(trainer, "datamodule", None), pl_module.gradient_checkpointing),
+        batch_of(network, data, pl_module.gradient_checkpointing, devices=trainer.world_size),
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
     )
@@ -142,7 +142,9 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
     )
 
 
-def batch_of(network: Any, datamodule: Any, gradient_checkpointing: bool, tokens: int | None = None) -> Batch:
+def batch_of(
+    network: Any, datamodule: Any, gradient_checkpointing: bool, tokens: int | None = None, devices: int = 1
+) -> Batch:
     """What one device computes at a time.
 
     Args:
@@ -150,8 +152,11 @@ def batch_of(network: Any, datamodule: Any, gradient_checkpointing: bool, tokens
         datamodule: its ``batch_size`` and ``max_length``, where it has them; None = one row.
         gradient_checkpointing: of the run.
         tokens: of a row; None = an image and :data:`ASSUMED_TEXT_TOKENS`.
+        devices: that share the rows where the data module splits its batches.
     """
     rows = getattr(datamodule, "batch_size", None) or 1
+    if getattr(datamodule, "split_batches", False):
+        rows = -(-rows // devices)
     if tokens is None:
         limits = [getattr(datamodule, "max_length", None)]
         limits.append(getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None))

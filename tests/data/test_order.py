@@ -3,7 +3,7 @@
 import pytest
 from torch.utils.data import DistributedSampler
 
-from dowser_pl.data.order import EvaluationOrder, TrainingOrder
+from dowser_pl.data.order import EvaluationOrder, TrainingOrder, per_process
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 3])
@@ -48,6 +48,34 @@ def test_resume_refuses_another_layout():
     with pytest.raises(ValueError, match=r"middle of an epoch with .*'batch_size': 3.*this run has .*'batch_size': 2"):
         order.resume(0, 4, num_rows=11, batch_size=3, seed=1, num_replicas=1)
     order.resume(1, 0, num_rows=11, batch_size=3, seed=1, num_replicas=1)  # at an epoch's start anything may change
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
+def test_another_number_of_processes_goes_on_with_the_rows_that_are_left(before, after):
+    """8 rows a step; 27 rows, of which 8 are done."""
+    old = [TrainingOrder(27, 8 // before, 1, rank, before) for rank in range(before)]
+    new = [TrainingOrder(27, 8 // after, 1, rank, after) for rank in range(after)]
+    done = {row for order in old for row in order.batches(3)[0]}
+    for order in new:
+        order.resume(3, 1, **old[0].layout())
+        order.set_epoch(3)
+    left = [row for order in new for batch in order for row in batch]
+    assert len(done) == 8 and set(left) == set(range(27)) - done and len(left) < 27 - 8 + after
+    assert len({len(order) for order in (*old, *new)}) == 1
+
+
+def test_resume_says_how_many_rows_each_process_is_to_take():
+    order = TrainingOrder(27, 8, 1, 0, 2)
+    with pytest.raises(ValueError, match="each of the 2 processes has 4 rows a step"):
+        order.resume(3, 1, **TrainingOrder(27, 8, 1).layout())
+    with pytest.raises(ValueError, match="Use the same data and settings"):
+        order.resume(3, 1, **TrainingOrder(26, 8, 1).layout())
+
+
+def test_rows_of_a_step_are_shared_evenly_or_not_at_all():
+    assert per_process(32, 2) == 16
+    with pytest.raises(ValueError, match="multiple of the number of processes, got 32 rows for 3 processes"):
+        per_process(32, 3)
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])

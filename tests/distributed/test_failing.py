@@ -1,0 +1,86 @@
+"""Whatever goes wrong on one rank ends both, with that rank's message."""
+
+import time
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+from torch import distributed
+
+from tests.distributed.fits import fit
+from tests.distributed.harness import outcomes
+from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import TinyData
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+class BadRow(TinyData):
+    """One row is ill, and only the rank that draws it finds out."""
+
+    def train_conversations(self):
+        rows = super().train_conversations()
+        del rows[5].messages[1]
+        return rows
+
+
+class Fails(Callback):
+    """Raises in a hook, on one rank."""
+
+    def __init__(self, hook: str, rank: int) -> None:
+        setattr(self, hook, lambda *_, **__: self._fail(rank))
+
+    def _fail(self, rank: int) -> None:
+        if distributed.get_rank() == rank:
+            raise ValueError(f"only rank {rank} knows")
+
+
+class Sticks(Callback):
+    """Rank 1 fails while rank 0 is where no closed connection reaches it."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1:
+            raise ValueError("only rank 1 knows")
+        time.sleep(60)
+
+
+def with_a_bad_row(folder, model):
+    data = BadRow(12, 4)
+    data.split_batches = True
+    return fit(folder, model, data=data)
+
+
+def failing(folder, model, hook, rank):
+    return fit(folder, model, callbacks=(Fails(hook, rank),), max_epochs=1)
+
+
+def sticking(folder, model):
+    return fit(folder, model, callbacks=(Sticks(),), max_epochs=1, patience=1.0)
+
+
+def test_a_row_that_only_one_rank_can_read_is_named_on_both(tmp_path, model_folder):
+    ended = outcomes(with_a_bad_row, tmp_path / "run", model_folder)
+    messages = [outcome.message for outcome in ended]
+    assert [outcome.status for outcome in ended] == [1, 1], messages
+    assert all("row 5" in message for message in messages), messages
+    assert sum("process" in message and "failed: " in message for message in messages) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_before_optimizer_step", "on_train_end"])
+def test_a_failure_in_any_hook_reaches_the_other_rank(tmp_path, model_folder, hook, rank):
+    ended = outcomes(failing, tmp_path / "run", model_folder, hook, rank)
+    assert [outcome.status for outcome in ended] == [1, 1]
+    assert ended[rank].message == f"ValueError: only rank {rank} knows"
+    assert ended[1 - rank].message == f"ValueError: process {rank} failed: only rank {rank} knows"
+
+
+def test_a_rank_that_is_stuck_is_ended_with_the_others_message(tmp_path, model_folder):
+    start = time.monotonic()
+    ended = outcomes(sticking, tmp_path / "run", model_folder, grace=40)
+    assert time.monotonic() - start < 40
+    assert ended[0].status == 1 and "process 1 failed, so process 0 ends: only rank 1 knows" in ended[0].output
+    assert not (Path(tmp_path) / "run" / "report.json").exists()
