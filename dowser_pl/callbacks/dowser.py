@@ -1,9 +1,8 @@
 """The method callback: measure the base model, build the masks, enforce them, check them; or decide later than that.
 
-Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``, so a
-resumed run finds its masks there and never scores tuned weights; optimizer states *after* it, so they find the
-optimizer over the trainable entries. ``on_before_optimizer_step`` runs after unscaling and before clipping, so what
-is clipped is the gradient of trainable entries alone.
+Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``, so masks
+are never computed on tuned weights; optimizer states *after* it, so they find the optimizer over the entries.
+``on_before_optimizer_step`` runs after unscaling and before clipping: the entries' gradient alone is clipped.
 """
 
 from pathlib import Path
@@ -26,6 +25,7 @@ from dowser_pl.callbacks.protecting import (
     check_frozen,
     check_settings,
     check_state,
+    leave_base_out,
     protect,
     protect_again,
 )
@@ -140,7 +140,7 @@ class Dowser(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average gradients over the processes, before anything looks at them."""
-        if self.update == "compact" and not self.entries.together:
+        if self.update == "compact":
             reduce_gradients(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -181,7 +181,7 @@ class Dowser(Callback):
             "diagnostics": self.diagnostics,
             "base": self.base.to_dict(),
         }
-        return {} if sharding.rank() > 0 else state
+        return state if sharding.rank() == 0 else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the masks of a checkpoint.
@@ -203,12 +203,7 @@ class Dowser(Callback):
         if self.checkpoint == "full" or self._entries is None:
             unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
             return
-        checkpoint["state_dict"] = self.base.left_out(checkpoint["state_dict"])
-        if sharding.rank() > 0:
-            return
-        state = checkpoint["callbacks"][self.state_key]
-        state["entries"] = {n: {k: v for k, v in e.items() if k != "base"} for n, e in state["entries"].items()}
-        checkpoint["without_base"] = self.state_key
+        leave_base_out(checkpoint, self.base, self.state_key)
 
     def _merge(self, trainer: Trainer, pl_module: Any) -> None:
         """From here on checkpoints hold what was trained: a run that resumes at its end merges it once more."""

@@ -12,7 +12,15 @@ from dowser_pl.maths.masks import num_trainable
 from dowser_pl.methods import EachStep, Lora, Method
 from dowser_pl.planning import Kept, lines, plan_of
 from dowser_pl.shards import is_spread
-from dowser_pl.training import Changes, FrozenEntries, Protection, ShardedEntries, SoftEntries, TrainableEntries
+from dowser_pl.training import (
+    BaseModel,
+    Changes,
+    FrozenEntries,
+    Protection,
+    ShardedEntries,
+    SoftEntries,
+    TrainableEntries,
+)
 from dowser_pl.training.protection import State
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "check_frozen",
     "check_settings",
     "check_state",
+    "leave_base_out",
     "protect",
     "protect_again",
 ]
@@ -125,6 +134,16 @@ def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Paramet
 
 def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]:
     return ShardedEntries if any(map(is_spread, weights.values())) else _FORMS[update]
+
+
+def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:
+    """Leave the base out of a checkpoint, where it is written."""
+    checkpoint["state_dict"] = base.left_out(checkpoint["state_dict"])
+    state = checkpoint["callbacks"].get(owner)
+    if state is None:  # another process writes it
+        return
+    state["entries"] = {n: {k: v for k, v in each.items() if k != "base"} for n, each in state["entries"].items()}
+    checkpoint["without_base"] = owner
 
 
 def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optimizer) -> None:

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from dowser_pl.methods import HighestImportance, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.shards import is_spread, local
 from dowser_pl.strategies import FSDP2Strategy
 from tests.distributed.fits import UnevenData, difference, fit
 from tests.distributed.harness import alone, run
 from tests.distributed.test_resume import fit_until, rows_of_steps
 from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import TinyData, build_module, build_trainer
 
 LAST = "checkpoints/last.ckpt"
 CASES = {
@@ -127,9 +129,6 @@ def test_a_resumed_run_goes_on_bit_for_bit(model_folder, tmp_path):
 
 def shares(folder, model):
     """Largest share of any matrix, and of the entries, that this rank holds."""
-    from dowser_pl.shards import is_spread, local
-    from tests.tiny_run import build_module, build_trainer
-
     trainer = build_trainer(Path(folder), devices=2, strategy=FSDP2Strategy(), max_steps=1, limit_val_batches=1)
     module, found = build_module(Path(model)), {}
 
@@ -139,8 +138,6 @@ def shares(folder, model):
             found[name] = local(weight.detach()).untyped_storage().nbytes() / (weight.numel() * weight.itemsize)
 
     module.on_train_batch_end = look
-    from tests.tiny_run import TinyData
-
     trainer.fit(module, datamodule=TinyData())
     return max(found.values())
 
