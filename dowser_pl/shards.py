@@ -22,6 +22,7 @@ __all__ = [
     "added",
     "collect",
     "cut",
+    "device_of",
     "digests",
     "digests_in_turns",
     "generating",
@@ -41,8 +42,13 @@ def is_spread(tensor: Tensor) -> bool:
 
 
 def spread_model(model: nn.Module) -> bool:
-    """Whether weights of the model are spread over several processes, so that all must run it together."""
-    return sharding.world_size() > 1 and any(isinstance(module, FSDPModule) for module in model.modules())
+    """Whether weights of the model are spread over processes, so that all must run it together."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes, which need not be where its weights are kept."""
+    return next((_device(each) for each in model.modules() if isinstance(each, FSDPModule)), _first(model))
 
 
 @contextmanager
@@ -173,4 +179,14 @@ def _like(tensor: Any, rows: Tensor) -> Tensor:
 
 def to_be_sent(tensor: Tensor) -> Tensor:
     """The tensor on a device from which it can be sent to other processes."""
-    return tensor.cuda() if sharding.world_size() > 1 and distributed.get_backend() == "nccl" else tensor.cpu()
+    on_gpu = distributed.is_initialized() and "nccl" in distributed.get_backend()
+    return tensor.cuda() if on_gpu else tensor.cpu()
+
+
+def _device(module: FSDPModule) -> torch.device:
+    kind = module._get_fsdp_state()._device
+    return torch.device(kind)
+
+
+def _first(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

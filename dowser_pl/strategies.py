@@ -77,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""
         module: LightningModule | None = self.lightning_module
         assert module is not None
-        return module.state_dict()
+        return module.state_dict(keep_vars=True)  # so that tied weights are seen to be one
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As of one process, on the first; elsewhere nothing."""

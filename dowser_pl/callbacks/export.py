@@ -30,7 +30,9 @@ class Export(Callback):
         """Write everything into a temporary folder first, then rename it: never half a model."""
         if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        gathered = to_first(pl_module.network.state_dict()) if spread_model(pl_module.network) else None
+        gathered = None
+        if spread_model(pl_module.network):
+            gathered = to_first(pl_module.network.state_dict(keep_vars=True))
         if not trainer.is_global_zero:
             return
         run, adapters = Path(trainer.default_root_dir), pl_module.adapters

@@ -41,7 +41,7 @@ def fully_shard_model(
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
         ),
-        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=False) if cpu_offload else OffloadPolicy(),
         "reshard_after_forward": True,  # the outermost group too: between steps every process holds its share alone
         "ignored_params": scalars,
     }

@@ -17,7 +17,7 @@ from dowser_pl.maths.streams import stream
 from dowser_pl.probing.batches import aligned, halving, in_step
 from dowser_pl.probing.sampling import SampleFromStreams
 from dowser_pl.probing.settings import Probe
-from dowser_pl.shards import generating, spread_model
+from dowser_pl.shards import device_of, generating, spread_model
 
 __all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
 
@@ -139,7 +139,7 @@ class _Writer:
     def _write(
         self, batch: range, start: Tensor, forced: Tensor, image: dict[str, Tensor], source: Tensor | None
     ) -> list[Prompt]:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         num_new = self.settings.num_tokens - (0 if image else 1)
         streams = [stream(self.settings.seed, "sample", index) for index in batch]
         uniforms = torch.stack([torch.rand(num_new, generator=each, dtype=torch.float32) for each in streams])

@@ -165,7 +165,8 @@ def difference(one: Ended, other: Ended) -> float:
 
 def longest_way(entries: Any, name: str) -> float:
     """Of a trainable entry of one matrix."""
-    return float((entries.values(name).detach().cpu().view(-1) - entries.base_values(name).view(-1)).abs().max())
+    moved = (entries.values(name).detach().cpu().view(-1) - entries.base_values(name).view(-1)).abs()
+    return float(moved.max()) if moved.numel() else 0.0  # a rank may hold none of them
 
 
 def whole_mask(entries: Any, name: str) -> Tensor:
