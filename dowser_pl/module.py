@@ -88,6 +88,7 @@ class MultimodalModule(ProtectedModule):
         """Load the weights once and leave a gradient only to what is tuned."""
         if self.model is not None:
             return
+        shard = None if self._trainer is None else getattr(self.trainer.strategy, "shard", None)
         self.adapters = None
         self.model = load_model(
             self.path,
@@ -96,6 +97,7 @@ class MultimodalModule(ProtectedModule):
             trust_remote_code=self.trust_remote_code,
             gradient_checkpointing=self.gradient_checkpointing,
             quantization=self.quantization,
+            empty=shard is not None and not self.trainer.is_global_zero,  # the first process tells the others
         )
         self.model.train().requires_grad_(False)
         if self.lora is not None:
@@ -108,7 +110,6 @@ class MultimodalModule(ProtectedModule):
         if self._trainer is not None and str(self.trainer.precision).endswith("-true"):
             # now, not after checkpoints are restored: what they hold was rounded to this precision
             self.trainer.precision_plugin.convert_module(self)
-        shard = None if self._trainer is None else getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
             self._saved_names = saved_names(self.model)  # which sharding would hide
             shard(self.model)

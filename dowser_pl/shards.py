@@ -20,6 +20,7 @@ from dowser_pl.maths.digests import digests as digests_alone
 __all__ = [
     "Ranks",
     "added",
+    "broadcast",
     "collect",
     "cut",
     "device_of",
@@ -98,6 +99,13 @@ def whole(tensor: Tensor) -> Tensor:
 def added(counts: Iterable[int]) -> list[int]:
     """Each count summed over the processes; all must call it."""
     return [int(total) for total in sharding.add_up(to_be_sent(torch.tensor(list(counts))))]
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """What the first process has, of this shape and dtype, on every process; all must call it."""
+    sent = to_be_sent(tensor.contiguous())
+    distributed.broadcast(sent, 0)
+    return sent
 
 
 def collect(part: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ ALLOWED = {
     "patches": {"maths", "files", "models"},
     "planning": set(),
     "training": {"maths", "patches", "sharding", "shards"},
-    "models": {"maths", "shards"},
+    "models": {"maths", "sharding", "shards"},
     "data": {"metrics"},
     "evaluation": {"models", "metrics", "reporting"},
     "protected": {"evaluation", "models", "shards", "training"},
