@@ -5,7 +5,6 @@ projector) is one group, gathered for the whole of a forward or backward pass: s
 whether or not there is an image in their batch, and none waits for another for ever.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,27 +48,25 @@ def fully_shard_model(
         "reshard_after_forward": True,  # the outermost group too: between steps every process holds its share alone
         "ignored_params": scalars,
     }
-    whole = {name: weight.detach() for name, weight in model.named_parameters()}
+    empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
+    whole = {name: weight.detach() for name, weight in model.named_parameters()} if empty_elsewhere else {}
     text: nn.Module = text_model(model)
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     if text is not model:
         fully_shard(text, **options)
     root: Any = fully_shard(model, **options)
-    if _empty_somewhere(whole.values()):
+    if empty_elsewhere:
         _fill(model, whole)
     root._get_fsdp_state()._lazy_init()  # now: prompts are written by a part of the model, which is not to be the root
 
 
-def _empty_somewhere(weights: Iterable[Tensor]) -> bool:
-    return any(added([any(weight.is_meta for weight in weights)]))
-
-
 @torch.no_grad()
-def _fill(model: nn.Module, whole: dict[str, Tensor]) -> None:
+def _fill(model: PreTrainedModel, whole: dict[str, Tensor]) -> None:
     """Give every process its rows of what the first has, and all buffers."""
     if sharding.rank() > 0:
         model.to_empty(device=device_of(model))
+        model.tie_weights()
     for name, weight in model.named_parameters():
         sent = whole.pop(name) if sharding.rank() == 0 else torch.empty(weight.shape, dtype=weight.dtype)
         local(weight.detach()).copy_(cut(broadcast(sent), weight))

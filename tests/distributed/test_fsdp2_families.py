@@ -1,6 +1,8 @@
 """Every supported family spread over two ranks: the same prompts and factors, and every weight in its place again."""
 
+import pytest
 import torch
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from dowser_pl.models.fully_sharded import fully_shard_model
@@ -47,14 +49,20 @@ def test_every_family_is_measured_as_in_one_process():
     assert run(compare_families, seconds=200) == [[], []]
 
 
-def tied():
-    model = tiny_llava(tie_word_embeddings=True).eval()
+def tied(empty):
+    """Whether head and embeddings are one tensor, and all weights those of the first rank, however they got here."""
+    with torch.device("meta" if empty and distributed.get_rank() else "cpu"):
+        model = tiny_llava(tie_word_embeddings=True).eval()
+    expected = tiny_llava(tie_word_embeddings=True)
     fully_shard_model(model, init_device_mesh("cpu", (2,)))
-    model.tie_weights()
     state = to_first(model.state_dict(keep_vars=True))
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    return head is table and len({each.data_ptr() for each in state.values()}) == len(state) - bool(state)
+    same = all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())
+    buffers = all(torch.equal(*pair) for pair in zip(model.buffers(), expected.buffers(), strict=True))
+    one = head is table and len({each.data_ptr() for each in state.values()}) == len(state) - bool(state)
+    return one, same, buffers
 
 
-def test_tied_embeddings_stay_tied():
-    assert run(tied) == [True, True]
+@pytest.mark.parametrize("empty", [False, True])
+def test_tied_embeddings_stay_tied(empty):
+    assert run(tied, empty) == [(True, True, True)] * 2
