@@ -16,7 +16,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import dowser_pl.data
-import dowser_pl.methods  # noqa: F401
+import dowser_pl.methods
+import dowser_pl.strategies  # noqa: F401
 from dowser_pl.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, get_scheduler
 from dowser_pl.models.layers import find_blocks, find_layers, named_part, text_inputs, text_model
 from dowser_pl.models.loading import load_model, load_processor
 from dowser_pl.models.lora import Adapters, LoraSettings
+from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.protected import ProtectedModule
 from dowser_pl.sharding import weight_of
@@ -87,6 +88,7 @@ class MultimodalModule(ProtectedModule):
         """Load the weights once and leave a gradient only to what is tuned."""
         if self.model is not None:
             return
+        shard = None if self._trainer is None else getattr(self.trainer.strategy, "shard", None)
         self.adapters = None
         self.model = load_model(
             self.path,
@@ -95,6 +97,7 @@ class MultimodalModule(ProtectedModule):
             trust_remote_code=self.trust_remote_code,
             gradient_checkpointing=self.gradient_checkpointing,
             quantization=self.quantization,
+            empty=shard is not None and not self.trainer.is_global_zero,  # the first process tells the others
         )
         self.model.train().requires_grad_(False)
         if self.lora is not None:
@@ -107,7 +110,10 @@ class MultimodalModule(ProtectedModule):
         if self._trainer is not None and str(self.trainer.precision).endswith("-true"):
             # now, not after checkpoints are restored: what they hold was rounded to this precision
             self.trainer.precision_plugin.convert_module(self)
-        if self.reduced_elsewhere:
+        if shard is not None:
+            self._saved_names = saved_names(self.model)  # which sharding would hide
+            shard(self.model)
+        elif self.reduced_elsewhere:
             leave_out_of_buckets(self)
 
     @property
@@ -154,7 +160,9 @@ class MultimodalModule(ProtectedModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            check_gradients((each for group in optimizer.param_groups for each in group["params"]), self.global_step)
+            trained = [each for group in optimizer.param_groups for each in group["params"]]
+            together = self.protected is not None and self.protected.together
+            check_gradients(trained, self.global_step, together)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what the callback lets it train and over all other parameters that take a gradient.

@@ -4,11 +4,13 @@ from abc import abstractmethod
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from dowser_pl.evaluation import EvaluatedModule
-from dowser_pl.models.names import saved_names
-from dowser_pl.training import BaseModel, Protection
+from dowser_pl.models.names import SavedNames, saved_names
+from dowser_pl.shards import is_spread
+from dowser_pl.training import BaseModel, Protection, clip_by_norm, local_state
 
 __all__ = ["ProtectedModule"]
 
@@ -32,6 +34,7 @@ class ProtectedModule(EvaluatedModule):
         self.protected: Protection | None = None
         self.holds_checkpoint = False
         self.reduced_elsewhere = False
+        self._saved_names: SavedNames | None = None  # of a model that is sharded
 
     @abstractmethod
     def tuned_layers(self) -> dict[str, nn.Linear]:
@@ -41,7 +44,7 @@ class ProtectedModule(EvaluatedModule):
         """What the run begins from; to be asked before anything is trained."""
         keys = {name: f"model.{name}.weight" for name in self.tuned_layers()}
         whole = self.trained_whole()
-        files = saved_names(self.network)
+        files = self._saved_names or saved_names(self.network)
         names = {key: files[runtime] for key in (*keys.values(), *whole) if (runtime := key[len("model.") :]) in files}
         return BaseModel.of(self.path, self.state_dict(), keys, whole, names)
 
@@ -59,6 +62,7 @@ class ProtectedModule(EvaluatedModule):
         """
         reload, self.holds_checkpoint = self.holds_checkpoint or self.protected is not None, True
         if "without_base" not in checkpoint:
+            self._cut_entries(checkpoint)
             return
         if reload:  # the weights are no longer the base
             self.model = self.protected = None
@@ -82,6 +86,23 @@ class ProtectedModule(EvaluatedModule):
         # scales of quantized weights are saved and not loaded; they were compared with those of the base just now
         loadable = {name for name, _ in (*self.named_parameters(remove_duplicate=False), *self.named_buffers())}
         checkpoint["state_dict"] = {key: tensor for key, tensor in complete.items() if key in loadable}
+
+    def _cut_entries(self, checkpoint: dict[str, Any]) -> None:
+        """Keep of the entries what concerns the rows that this process holds."""
+        spread = {name: layer.weight for name, layer in self.tuned_layers().items() if is_spread(layer.weight)}
+        for state in checkpoint.get("callbacks", {}).values() if spread else ():
+            entries = state.get("entries", {}) if isinstance(state, dict) else {}
+            if set(entries) == set(spread):
+                state["entries"] = {name: local_state(entry, spread[name]) for name, entry in entries.items()}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all processes where they hold different entries; else as Lightning does."""
+        if self.protected is None or not self.protected.together or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_by_norm([each for group in optimizer.param_groups for each in group["params"]], gradient_clip_val)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What an optimizer is to be built over: entries the callback lets it train, and parts trained whole."""

@@ -1,6 +1,7 @@
 """State, time and files of the forms of training beside each other: full, dense masked, compact, compact 8-bit, LoRA.
 
     python tools/bench_train.py --preset 200m --json runs/bench/train_200m.json
+    python tools/bench_train.py --preset 60m --strategy fsdp2   # weights, entries and moments of each of two processes
 
 All forms train the same matrices of the same random LLaVA by the same batches of text with AdamW; a tenth of each
 matrix may move in the masked ones, and LoRA has rank 16. Memory is measured in a process per form (`train_memory.py`).
@@ -25,6 +26,7 @@ import torch
 from train_forms import FORMS
 from train_memory import measure_memory
 from train_presets import PRESETS, Subject, TrainPreset
+from train_strategy import STRATEGIES, measure_strategy, strategy_lines
 from train_table import lines
 
 from dowser_pl.commands.provenance import provenance
@@ -107,13 +109,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="60m")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; more only on an idle machine")
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, help="instead, the bytes of each of several processes under it"
+    )
+    parser.add_argument("--ranks", type=int, default=2, help="processes, with --strategy")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers, with versions and machine")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     content = provenance("tools/bench_train.py", list(sys.argv[1:] if argv is None else argv))
     content |= {"threads": options.threads, "preset": options.preset, "settings": _settings(PRESETS[options.preset])}
-    content |= run(options.preset)
-    print("\n".join(lines(content)))
+    if options.strategy:
+        content |= measure_strategy(options.preset, options.strategy, options.ranks)
+        print("\n".join(strategy_lines(content)))
+    else:
+        content |= run(options.preset)
+        print("\n".join(lines(content)))
     if options.json:
         write_atomically(options.json, json.dumps(content, indent=2) + "\n")
     return 0

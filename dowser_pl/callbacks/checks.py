@@ -16,12 +16,12 @@ def check_trainer(trainer: Trainer) -> None:
     """Nothing may write weights behind the optimizer, and checkpoints must come back before masks are built.
 
     Raises:
-        ValueError: if a callback averages weights, or for a sharded strategy.
+        ValueError: if a callback averages weights, or for a sharded strategy of Lightning itself.
     """
     if trainer.strategy.restore_checkpoint_after_setup:
         raise ValueError(
-            f"{type(trainer.strategy).__name__} is not supported yet: it restores checkpoints after masks are "
-            "built. Use --trainer.strategy auto or ddp"
+            f"{type(trainer.strategy).__name__} is not supported: it restores checkpoints after masks are built. Use "
+            "--trainer.strategy auto or ddp, or -c strategy/fsdp2 to spread the model over devices"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):

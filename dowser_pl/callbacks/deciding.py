@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from dowser_pl.callbacks.importance import Importance, ImportancePass
 from dowser_pl.callbacks.measuring import Measuring
 from dowser_pl.maths.masks import PackedMasks, pack, unpack
+from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
+from dowser_pl.shards import Ranks, is_spread, local, local_rows, whole
 from dowser_pl.training import Protection
 
 __all__ = ["Deciding"]
@@ -74,8 +76,8 @@ class Deciding:
         Packed as they are decided, so that no two are held.
         """
         if self.method.moment != "before_fit":
-            whole = ((name, torch.ones_like(layer.weight, dtype=torch.bool)) for name, layer in self.layers.items())
-            return PackedMasks.of(whole)
+            here = ((name, local(layer.weight.detach())) for name, layer in self.layers.items())
+            return PackedMasks.of((name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in here)
         start = time.monotonic()
         factors = self._factors = self.measure().factors
         masks = PackedMasks.of(self.masks_of(self.method))
@@ -89,10 +91,12 @@ class Deciding:
         Args:
             method: that one, or it with other hyper-parameters.
         """
+        spread = self._spread()
+        pieces = Ranks() if spread else ALONE
         for name, mask in build_masks(
-            method, self.pl_module.tuned_blocks(), lambda name: self._layer(self._factors, name)
+            method, self.pl_module.tuned_blocks(), lambda name: self._here(self._factors, name), pieces
         ):
-            if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
+            if self.trainer.world_size > 1 and not spread:  # kernels may round differently: all take the first's mask
                 yield name, unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
             else:
                 yield name, mask
@@ -132,4 +136,28 @@ class Deciding:
         return split_half(self.method, (self._layer(factors, name) for name in self.layers))
 
     def _layer(self, factors: Factors, name: str) -> Layer:
-        return Layer(name, self.pl_module.base_weight(self.layers[name]), **factors.layers.get(name, {}))
+        """The whole matrix; where it is spread over processes, all must call it."""
+        measured: dict[str, Any] = factors.layers.get(name, {})
+        return Layer(name, whole(self.pl_module.base_weight(self.layers[name])), **measured)
+
+    def _here(self, factors: Factors, name: str) -> Layer:
+        """Of the matrix the rows that this process holds."""
+        weight = self.pl_module.base_weight(self.layers[name])
+        if not is_spread(weight):
+            return self._layer(factors, name)
+        measured: dict[str, Any] = factors.layers.get(name, {})
+        return rows_of(Layer(name, weight, **measured))
+
+    def _spread(self) -> bool:
+        return any(is_spread(layer.weight) for layer in self.layers.values())
+
+
+def rows_of(layer: Layer) -> Layer:
+    """Of a matrix that is spread over processes, with what was measured of it, the rows that are here."""
+    rows = local_rows(layer.weight)
+    outputs = {
+        name: value[:, rows]
+        for name in ("abs_gradient", "square_gradient")
+        if (value := getattr(layer, name)) is not None
+    }
+    return replace(layer, weight=local(layer.weight.detach()), rows=(rows, len(layer.weight)), **outputs)

@@ -1,9 +1,8 @@
 """The method callback: measure the base model, build the masks, enforce them, check them; or decide later than that.
 
-Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``, so a
-resumed run finds its masks there and never scores tuned weights; optimizer states *after* it, so they find the
-optimizer over the trainable entries. ``on_before_optimizer_step`` runs after unscaling and before clipping, so what
-is clipped is the gradient of trainable entries alone.
+Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``, so masks
+are never computed on tuned weights; optimizer states *after* it, so they find the optimizer over the entries.
+``on_before_optimizer_step`` runs after unscaling and before clipping: the entries' gradient alone is clipped.
 """
 
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from dowser_pl import sharding
 from dowser_pl.callbacks.checks import check_optimizers, check_same_base, check_trainer, refuse_quantized
+from dowser_pl.callbacks.checks_sharded import check_sharded
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.deciding import Deciding
 from dowser_pl.callbacks.finishing import finish
@@ -27,6 +27,7 @@ from dowser_pl.callbacks.protecting import (
     check_frozen,
     check_settings,
     check_state,
+    leave_base_out,
     protect,
     protect_again,
 )
@@ -98,6 +99,7 @@ class Dowser(Callback):
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
             check_trainer(trainer)
+            check_sharded(trainer, self.method, self.update, pl_module)
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,9 +179,9 @@ class Dowser(Callback):
 
         Empty on all processes but the first, whose state alone is saved.
         """
-        if self._entries is None or sharding.rank() > 0:
+        if self._entries is None or (sharding.rank() > 0 and not self._entries.together):
             return self._loaded or {}
-        return {
+        state = {
             "method": self.method.settings(),
             "update": self.update,
             **(self._trained or {"entries": self._entries.state_dict(), "frozen_digest": self.frozen_digest}),
@@ -187,6 +189,7 @@ class Dowser(Callback):
             "diagnostics": self.diagnostics,
             "base": self.base.to_dict(),
         }
+        return state if sharding.rank() == 0 else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the masks of a checkpoint.
@@ -205,13 +208,10 @@ class Dowser(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave the base out of the checkpoint; the module puts it in again when it loads one."""
-        if self.checkpoint == "full" or self._entries is None or sharding.rank() > 0:
+        if self.checkpoint == "full" or self._entries is None:
             unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
             return
-        checkpoint["state_dict"] = self.base.left_out(checkpoint["state_dict"])
-        state = checkpoint["callbacks"][self.state_key]
-        state["entries"] = {n: {k: v for k, v in e.items() if k != "base"} for n, e in state["entries"].items()}
-        checkpoint["without_base"] = self.state_key
+        leave_base_out(checkpoint, self.base, self.state_key)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.files import atomic_path
+from dowser_pl.shards import spread_model, to_first
 
 __all__ = ["Export"]
 
@@ -27,7 +28,12 @@ class Export(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write everything into a temporary folder first, then rename it: never half a model."""
-        if not self.enabled or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        gathered = None
+        if spread_model(pl_module.network):
+            gathered = to_first(pl_module.network.state_dict(keep_vars=True))
+        if not trainer.is_global_zero:
             return
         run, adapters = Path(trainer.default_root_dir), pl_module.adapters
         if adapters is not None:
@@ -38,6 +44,6 @@ class Export(Callback):
                 rank_zero_info("The model itself is quantized and not written: merge the adapters into its base")
                 return
         with atomic_path(run / "model") as temporary:
-            pl_module.network.save_pretrained(temporary, state_dict=adapters and adapters.plain_state())
+            pl_module.network.save_pretrained(temporary, state_dict=adapters.plain_state() if adapters else gathered)
             pl_module.processor.save_pretrained(temporary)
         rank_zero_info(f"Tuned model written to {run / 'model'}")

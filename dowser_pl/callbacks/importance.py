@@ -113,8 +113,7 @@ class ImportancePass:
         return stored.num_prompts >= number
 
     def _cache(self, folder: Path) -> Cache:
-        whose = sharding.from_first(self.measuring.identity)
-        return Cache(folder, whose, list(self.measuring.layers))
+        return Cache(folder, self.measuring.identity(), list(self.measuring.layers))
 
     def _keep_all(self) -> bool:
         if self.measuring.probe.keep != "auto":

@@ -15,6 +15,7 @@ from dowser_pl.callbacks.identity import identity
 from dowser_pl.probing import Factors, Probe, Prompt, Request, measure, probing_mode, write_prompts
 from dowser_pl.probing.batches import aligned
 from dowser_pl.probing.images import noise_images
+from dowser_pl.shards import spread_model
 
 __all__ = ["Measuring"]
 
@@ -42,8 +43,12 @@ class Measuring:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """What the factors of a prompt depend on."""
-        return identity(self.pl_module, self.probe, str(self.trainer.precision))
+        """What the factors of a prompt depend on, on every process."""
+
+        def compute() -> dict[str, Any]:
+            return identity(self.pl_module, self.probe, str(self.trainer.precision))
+
+        return compute() if spread_model(self.pl_module.network) else sharding.from_first(compute)
 
     def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
         """``known``, continued until it has ``num_prompts`` prompts."""
@@ -86,6 +91,6 @@ class Measuring:
             with_images = images if probe.noise_images else None
             return write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
 
-        prompts = sharding.from_first(write)
+        prompts = write() if spread_model(model) else sharding.from_first(write)
         self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
         return prompts

@@ -10,6 +10,7 @@ from dowser_pl import __version__
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.patches import save_patch
+from dowser_pl.shards import to_first
 
 __all__ = ["PatchFile"]
 
@@ -28,20 +29,26 @@ class PatchFile(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """After the report, whose scores the file tells."""
-        if not self.enabled or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         dowser = _callback(trainer, Dowser)
         if dowser is None:
             raise ValueError("the patch needs the Dowser callback, placed before it in trainer.callbacks")
         entries, base = dowser.entries, dowser.base
+        if not trainer.is_global_zero and not entries.together:
+            return
         total = sum(weight.numel() for weight in entries.weights.values())
         if entries.num_trainable > _MOST * total:
             rank_zero_info(
                 f"No patch: {entries.num_trainable:,} of {total:,} entries may move; share the exported folder"
             )
             return
+        state, tensors = entries.state_dict(), pl_module.state_dict()
+        tensors = to_first({key: tensors[key] for key in base.whole})
+        if not trainer.is_global_zero:
+            return
         try:
-            changes = base.changes(entries.state_dict(), pl_module.state_dict())
+            changes = base.changes(state, tensors)
         except ValueError as error:  # nothing is lost: the model folder holds it all
             rank_zero_warn(f"No patch: {error}")
             return

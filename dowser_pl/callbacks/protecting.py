@@ -11,7 +11,16 @@ from dowser_pl.callbacks.deciding import Deciding
 from dowser_pl.maths.masks import num_trainable
 from dowser_pl.methods import EachStep, Lora, Method
 from dowser_pl.planning import Kept, lines, plan_of
-from dowser_pl.training import Changes, FrozenEntries, Protection, SoftEntries, TrainableEntries
+from dowser_pl.shards import is_spread
+from dowser_pl.training import (
+    BaseModel,
+    Changes,
+    FrozenEntries,
+    Protection,
+    ShardedEntries,
+    SoftEntries,
+    TrainableEntries,
+)
 from dowser_pl.training.protection import State
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "check_frozen",
     "check_settings",
     "check_state",
+    "leave_base_out",
     "protect",
     "protect_again",
 ]
@@ -112,14 +122,28 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], d
     """
     if isinstance(method, EachStep):
         return _said(method, SoftEntries(weights, method, deciding.priors(method)))
-    return _said(method, _FORMS[update](weights, deciding.masks()))
+    return _said(method, _form(update, weights)(weights, deciding.masks()))
 
 
 def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Parameter], state: State) -> Protection:
     """A model that was loaded from a checkpoint, its weights being tuned; ``state`` is what the checkpoint holds."""
     if isinstance(method, EachStep):
         return _said(method, SoftEntries.resumed(weights, method, state))
-    return _said(method, _FORMS[update].from_state(weights, state))
+    return _said(method, _form(update, weights).from_state(weights, state))
+
+
+def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]:
+    return ShardedEntries if any(map(is_spread, weights.values())) else _FORMS[update]
+
+
+def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:
+    """Leave the base out of a checkpoint, where it is written."""
+    checkpoint["state_dict"] = base.left_out(checkpoint["state_dict"])
+    state = checkpoint["callbacks"].get(owner)
+    if state is None:  # another process writes it
+        return
+    state["entries"] = {n: {k: v for k, v in each.items() if k != "base"} for n, each in state["entries"].items()}
+    checkpoint["without_base"] = owner
 
 
 def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optimizer) -> None:

@@ -19,8 +19,11 @@ def stop_reducing(trainer: Trainer) -> None:
 
 
 def reduce_gradients(trainer: Trainer) -> None:
-    """Average the gradients of all processes, once those of an optimizer step are complete."""
-    if trainer.world_size == 1 or trainer.fit_loop._should_accumulate():
+    """Average the gradients of all processes, once those of an optimizer step are complete.
+
+    Strategies that spread weights over the processes have done so already.
+    """
+    if trainer.world_size == 1 or hasattr(trainer.strategy, "shard") or trainer.fit_loop._should_accumulate():
         return
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]

@@ -22,13 +22,15 @@ def digest(tensor: Tensor) -> str:
     return content.hexdigest()
 
 
-def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """:func:`digest` of each.
+def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, str]:
+    """:func:`digest` of each, converted to ``dtypes`` first where these are given.
 
     Costs one read (about a second per gigabyte and core) and host memory for a tensor per core, of 8 at most.
     """
     with ThreadPoolExecutor(num_hashed_together()) as pool:  # hashing lets go of Python's lock
-        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
+        kinds = dtypes or {}
+        found = pool.map(lambda name: digest(tensors[name].to(kinds.get(name, tensors[name].dtype))), tensors)
+        return dict(zip(tensors, found, strict=True))
 
 
 def combined(named: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dowser_pl.maths.pieces import ALONE, Shards
+
 __all__ = [
     "Threshold",
     "count_ties",
@@ -70,12 +72,18 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return lowest(reversed_order(scores), k)
 
 
-def lowest_of_pieces(pieces: Sequence[Callable[[], Tensor]], k: int) -> Iterator[Tensor]:
+def lowest_of_pieces(
+    pieces: Sequence[Callable[[], Tensor]],
+    k: int,
+    shards: Shards = ALONE,
+) -> Iterator[Tensor]:
     """Masks of exactly the ``k`` lowest scores of all pieces together, ties going to the earlier piece and index.
 
     Args:
         pieces: each computes its scores anew whenever it is called (three times), so that only one is held.
         k: entries wanted over all pieces.
+        shards: where each process holds a part of every piece, of consecutive flat positions; the masks are those of
+            these parts. All processes must ask for every mask.
 
     Yields:
         One bool mask per piece, in order.
@@ -85,7 +93,8 @@ def lowest_of_pieces(pieces: Sequence[Callable[[], Tensor]], k: int) -> Iterator
     """
 
     def sum_over_pieces(prefix: int | None) -> Tensor:
-        return sum((histogram(ordered_bits(piece()), prefix).cpu() for piece in pieces), torch.zeros(_BINS).long())
+        mine = sum((histogram(ordered_bits(piece()), prefix).cpu() for piece in pieces), torch.zeros(_BINS).long())
+        return shards.add_up(mine)
 
     top = sum_over_pieces(None)
     _check(k, int(top.sum()))
@@ -94,8 +103,11 @@ def lowest_of_pieces(pieces: Sequence[Callable[[], Tensor]], k: int) -> Iterator
     for piece in pieces:
         scores = piece()
         bits = ordered_bits(scores)
-        yield take(bits, threshold, before).view(scores.shape)
-        before += count_ties(bits, threshold) if threshold.ties < threshold.equal else 0
+        earlier, all_of_piece = 0, 0
+        if threshold.ties < threshold.equal:
+            earlier, all_of_piece = shards.before(count_ties(bits, threshold))
+        yield take(bits, threshold, before + earlier).view(scores.shape)
+        before += all_of_piece
 
 
 def ordered_bits(scores: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class Layer:
         weight_square: (O, I) float32, the mean over prompts and probes of (d(xi . f) / dW_ij)^2.
         tuned: (O, I) weights after training.
         input_gram: (I, I) float32, the mean over tokens of h h^T, of the tuned model.
+        rows: which rows of a larger matrix these O are, and how many it has; None = it is whole.
     """
 
     name: str
@@ -69,6 +70,12 @@ class Layer:
     weight_square: Tensor | None = None
     tuned: Tensor | None = None
     input_gram: Tensor | None = None
+    rows: tuple[slice, int] | None = None
+
+    @property
+    def num_entries(self) -> int:
+        """Of the whole matrix."""
+        return self.weight.numel() if self.rows is None else self.rows[1] * self.weight.shape[1]
 
     def measured(self, what: Need) -> Tensor:
         """The measurement ``what``, on the device of the weight.

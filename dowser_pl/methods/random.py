@@ -30,5 +30,7 @@ class Random(Scored):
 
     def score(self, layer: Layer) -> Tensor:
         """Uniform numbers, drawn on the CPU so that devices agree."""
-        scores = torch.rand(layer.weight.shape, generator=stream(self.seed, "mask", layer.name), dtype=torch.float32)
-        return scores.to(layer.weight.device)
+        rows, total = layer.rows or (slice(None), len(layer.weight))
+        shape = (total, *layer.weight.shape[1:])
+        scores = torch.rand(shape, generator=stream(self.seed, "mask", layer.name), dtype=torch.float32)
+        return scores[rows].to(layer.weight.device)

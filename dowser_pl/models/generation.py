@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from dowser_pl.shards import generating, spread_model
+
 __all__ = ["greedy_answers"]
 
 
 def greedy_answers(model: PreTrainedModel, tokenizer: Any, inputs: dict[str, Tensor], max_new_tokens: int) -> list[str]:
     """Greedy answers to left-padded prompts, with a KV cache.
+
+    Where the weights are spread over processes, all must call it together; it goes on until the last one is done.
 
     Args:
         model: image-text-to-text model in eval mode.
@@ -32,7 +36,8 @@ def greedy_answers(model: PreTrainedModel, tokenizer: Any, inputs: dict[str, Ten
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    tokens = model.generate(**inputs, generation_config=greedy)  # type: ignore[operator]
+    with generating(model):
+        tokens = model.generate(**inputs, generation_config=greedy, synced_gpus=spread_model(model))  # type: ignore[operator]
     prompt = inputs["input_ids"]
     if torch.equal(tokens[:, : prompt.shape[1]], prompt):  # encoder-decoders do not repeat the prompt
         tokens = tokens[:, prompt.shape[1] :]

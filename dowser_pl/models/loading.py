@@ -30,6 +30,7 @@ def load_model(
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
     quantization: Quantization = "none",
+    empty: bool = False,
 ) -> PreTrainedModel:
     """An image-text-to-text model in eval mode, every weight of it read from the files.
 
@@ -40,6 +41,7 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
         gradient_checkpointing: recompute activations in the backward pass; works in train mode only.
         quantization: load the matrices in 8 or 4 bits (bitsandbytes); such weights can be scored, not tuned.
+        empty: on the meta device, without memory, for another process to fill.
 
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -61,6 +63,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported by _check_weights, with names and shapes
             **quantization_options(quantization, dtype),
+            **({"device_map": "meta"} if empty else {}),
         )
     model: PreTrainedModel = loaded[0]
     _check_weights(path, report=loaded[1])

@@ -108,7 +108,7 @@ class Placement:
 
     @property
     def sharded(self) -> bool:
-        """Whether each device would hold a part of the weights; a forecast, `fit` refuses these strategies."""
+        """Whether each device would hold a part of the weights; a forecast."""
         name = self.strategy.lower().replace("_", "")
         return self.devices > 1 and any(word in name for word in _SHARDED)
 

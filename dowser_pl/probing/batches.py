@@ -1,12 +1,14 @@
-"""How prompts are cut into batches: at fixed places, and smaller where the memory of the device is too small."""
+"""How prompts are cut into batches: at fixed places, smaller where memory is too small, shared where weights are."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
-__all__ = ["aligned", "halving"]
+from dowser_pl import sharding
+
+__all__ = ["aligned", "halving", "in_step"]
 
 T = TypeVar("T")
 
@@ -52,3 +54,18 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
         for half in (range(indices.start, middle), range(middle, indices.stop))
         for part in halving(run, half, option)
     ]
+
+
+def in_step(run: Callable[[range], T], batches: Sequence[range]) -> list[T]:
+    """Results of ``run`` on all batches, on every process, where processes can run a model only together.
+
+    They take turns; one that has nothing left repeats a batch for the others' sake. What fails on one is not held back
+    until all have come to an end: the others would wait for it inside the model.
+    """
+    mine: dict[int, T] = {}
+    for first in range(0, len(batches), sharding.world_size()):
+        number = first + sharding.rank()
+        result = run(batches[min(number, len(batches) - 1)])
+        if number < len(batches):
+            mine[number] = result
+    return sharding.gather(lambda: mine)

@@ -2,13 +2,16 @@
 
 from torch import nn
 
-from dowser_pl.maths.digests import combined, digests
+from dowser_pl.maths.digests import combined
+from dowser_pl.shards import digests
 
 __all__ = ["fingerprint"]
 
 
 def fingerprint(model: nn.Module) -> str:
     """Content hash of every parameter and persistent buffer: names, shapes, dtypes and bytes.
+
+    Where weights are spread over processes, all must call it.
 
     Returns:
         64 hexadecimal digits (SHA-256).

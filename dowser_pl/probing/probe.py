@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from dowser_pl import sharding
 from dowser_pl.maths.streams import stream
-from dowser_pl.probing.batches import aligned, halving
+from dowser_pl.probing.batches import aligned, halving, in_step
 from dowser_pl.probing.factors import Factors, Statistics, joined
 from dowser_pl.probing.prompts import Prompt, TextInputs, plain_text
 from dowser_pl.probing.recorder import FACTORS, Recorder
 from dowser_pl.probing.rows import live_rows_only
 from dowser_pl.probing.settings import Probe
+from dowser_pl.shards import device_of, spread_model
 
 __all__ = ["measure", "probing_mode"]
 
@@ -39,7 +40,8 @@ def measure(
 ) -> Factors:
     """Measure every layer on the prompts ``first``, ``first + 1`` ...
 
-    With several processes each takes every n-th batch and all get all factors, the same as one process would.
+    With several processes each takes every n-th batch and all get all factors, the same as one process would; where
+    the weights are spread over them, in step.
 
     Args:
         model: runs the prompts; in :func:`probing_mode`.
@@ -55,12 +57,22 @@ def measure(
         One row per prompt, on the CPU in float32.
 
     Raises:
-        ValueError: if a layer is not reached, a number is not finite, or one prompt is too much for the memory.
+        ValueError: if a layer is not reached, a number is not finite, one prompt is too much for the memory, or
+            statistics are asked for that are as large as the weights, which are spread over processes.
     """
+    together = spread_model(model)
+    if together and set(statistics) - set(FACTORS):
+        raise ValueError(
+            f"{', '.join(sorted(set(statistics) - set(FACTORS)))} is a float32 number per weight of the model on every "
+            "process, and the weights are spread over processes because they do not fit one. Use an estimator with "
+            "factors (--dowser.method.estimator authors or paper), or --trainer.strategy ddp"
+        )
     recorder = Recorder(layers, statistics)
     batch_size = 1 if prompts[0].source is not None else settings.batch_size
     batches = list(enumerate(aligned(range(first, first + len(prompts)), batch_size)))
-    if not recorder.products:  # sums over prompts are not split: their rounding would depend on the split
+    if (
+        not recorder.products and not together
+    ):  # sums over prompts are not split: their rounding would depend on the split
         batches = batches[sharding.rank() :: sharding.world_size()]
 
     def run(indices: range) -> Statistics:
@@ -75,7 +87,13 @@ def measure(
             on_batch(len(indices))
         return rows
 
-    layers_measured = joined(sharding.gather(run_share))
+    def run_in_step(indices: range) -> Statistics:
+        rows = run(indices)
+        on_batch(len(indices))
+        return rows
+
+    shares = in_step(run_in_step, [indices for _, indices in batches]) if together else sharding.gather(run_share)
+    layers_measured = joined(shares)
     count = len(prompts) * settings.num_probes
     for statistic, sums in recorder.products.items():
         for name, total in sums.items():
@@ -91,7 +109,7 @@ def _measure_batch(
     settings: Probe,
     text_inputs: TextInputs,
 ) -> Statistics:
-    inputs, positions = _stack(batch, next(model.parameters()).device, text_inputs)
+    inputs, positions = _stack(batch, device_of(model), text_inputs)
     with live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
         recorder.start(positions)
         logits, probed = _probed_logits(model, inputs, positions, settings)

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from dowser_pl.maths.streams import stream
-from dowser_pl.probing.batches import aligned, halving
+from dowser_pl.probing.batches import aligned, halving, in_step
 from dowser_pl.probing.sampling import SampleFromStreams
 from dowser_pl.probing.settings import Probe
+from dowser_pl.shards import device_of, generating, spread_model
 
 __all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
 
@@ -71,7 +72,8 @@ def write_prompts(
 
     Text is written 64 prompts at a time whatever ``settings.batch_size`` is: generating one token costs about the
     same for one prompt and for many. Prompts with images take more memory and keep to the batch size, and those of
-    encoder-decoders are written one at a time.
+    encoder-decoders are written one at a time. Where the weights are spread over processes, all must call it: they
+    share the batches.
 
     Args:
         model: Hugging Face model with ``generate``, in eval mode.
@@ -94,7 +96,10 @@ def write_prompts(
     size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
     option = "probe.batch_size" if images else "prompts are written 64 at a time"
     run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
-    return [prompt for batch in aligned(indices, size) for part in halving(run, batch, option) for prompt in part]
+    batches = list(aligned(indices, size))
+    if spread_model(model):
+        return [prompt for part in in_step(run, batches) for prompt in part]
+    return [prompt for batch in batches for part in halving(run, batch, option) for prompt in part]
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Writer:
     def _write(
         self, batch: range, start: Tensor, forced: Tensor, image: dict[str, Tensor], source: Tensor | None
     ) -> list[Prompt]:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         num_new = self.settings.num_tokens - (0 if image else 1)
         streams = [stream(self.settings.seed, "sample", index) for index in batch]
         uniforms = torch.stack([torch.rand(num_new, generator=each, dtype=torch.float32) for each in streams])
@@ -157,8 +162,10 @@ class _Writer:
             use_cache=True,
             decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
         )
-        with _without_defaults(self.model):
-            rows = self.model.generate(**inputs, logits_processor=[sampler], generation_config=settings).cpu()
+        with _without_defaults(self.model), generating(self.model):
+            rows = self.model.generate(
+                **inputs, logits_processor=[sampler], generation_config=settings, synced_gpus=spread_model(self.model)
+            ).cpu()
         image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
         return [
             Prompt(

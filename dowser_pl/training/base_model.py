@@ -6,17 +6,18 @@ written into it. Keys are those of the module's state dict.
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dowser_pl.maths.digests import combined, digest, digests, num_hashed_together
+from dowser_pl.maths.digests import combined
 from dowser_pl.maths.masks import unpack
 from dowser_pl.patches.patch import Change
+from dowser_pl.shards import digests, is_spread, local
 from dowser_pl.training.protection import State
+from dowser_pl.training.sharded_entries import local_state
 
 __all__ = ["BaseModel"]
 
@@ -99,7 +100,8 @@ class BaseModel:
             own: tensors of the model that was loaded, which must be the base.
 
         Returns:
-            All tensors of the tuned model, and the entries with the ``base`` values they replaced.
+            All tensors of the tuned model, and the entries with the ``base`` values they replaced; of tensors that are
+            spread over processes, those of the rows that are here.
 
         Raises:
             ValueError: if the model that was loaded is not the base; the message names the first tensor that differs.
@@ -114,14 +116,16 @@ class BaseModel:
         complete, state = dict(stored), {}
         names = {key: name for name, key in self.keys.items()}
         for key, (dtype, _, _) in self.tensors.items():
-            base = own[key].to(getattr(torch, dtype))  # a run in half precision began from rounded weights
+            here = local(own[key])
+            base = here.to(getattr(torch, dtype))  # a run in half precision began from rounded weights
             if key in names:
                 entry = entries[names[key]]
+                entry = local_state(entry, own[key]) if is_spread(own[key]) else entry
                 mask = unpack(entry["mask"], base.shape).to(base.device)
                 state[names[key]] = {**entry, "base": base[mask].cpu()}
                 base = base.masked_scatter(mask, entry["values"].to(base))
-            if base is not own[key]:
-                own[key].copy_(base)
+            if base is not here:
+                here.copy_(base)
             complete.setdefault(key, own[key])
         return complete, state
 
@@ -149,11 +153,6 @@ class BaseModel:
 
     def _check(self, own: Mapping[str, Tensor]) -> None:
         """Refuse a model that is not the base."""
-
-        def differs(key: str) -> bool:
-            dtype, _, expected = self.tensors[key]
-            return digest(own[key].to(getattr(torch, dtype))) != expected
-
         for key, (dtype, _, _) in self.tensors.items():
             if own[key].itemsize < getattr(torch, dtype).itemsize:
                 raise ValueError(
@@ -161,9 +160,8 @@ class BaseModel:
                     f"which has lost what cannot be brought back. Give --model.dtype {dtype} and the same "
                     "--trainer.precision"
                 )
-        with ThreadPoolExecutor(num_hashed_together()) as pool:
-            found = zip(self.tensors, pool.map(differs, self.tensors), strict=True)
-            odd = next((key for key, different in found if different), None)
+        found = digests(own, {key: getattr(torch, dtype) for key, (dtype, _, _) in self.tensors.items()})
+        odd = next((key for key, (_, _, expected) in self.tensors.items() if found[key] != expected), None)
         if odd is not None:
             raise ValueError(
                 f"the checkpoint holds only what was trained, and the model that was loaded is not its base: {odd} "

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dowser_pl.shards import local
 from dowser_pl.training.protection import Changes, Protection, State, bits_of
 
 __all__ = ["TrainableEntries"]
@@ -39,16 +40,18 @@ class TrainableEntries(Protection):
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         super().__init__(weights, masks)
         for name, weight in weights.items():
-            if not (weight.is_contiguous() and weight.requires_grad):
+            here = local(weight.detach())
+            if not (here.is_contiguous() and weight.requires_grad):
                 raise ValueError(
-                    f"{name} must be contiguous and take a gradient: got strides {weight.stride()} and requires_grad "
+                    f"{name} must be contiguous and take a gradient: got strides {here.stride()} and requires_grad "
                     f"{weight.requires_grad}"
                 )
             weight.grad = None  # of a run that was stopped
         self._indices = {name: _indices(masks[name], weight.device) for name, weight in weights.items()}
         self._values = {name: nn.Parameter(self._gathered(name).float()) for name in weights}
         self._base = {name: self._keep_base(name) for name in weights}
-        self._idle = [weight for name, weight in weights.items() if not self._values[name].numel()]
+        self._totals = self._counted({name: values.numel() for name, values in self._values.items()})
+        self._idle = [weight for name, weight in weights.items() if not self._totals[name]]
         for weight in self._idle:
             weight.requires_grad_(False)
         self._hooks: list[Any] = [
@@ -65,11 +68,11 @@ class TrainableEntries(Protection):
     @property
     def num_trainable(self) -> int:
         """Trainable entries of all matrices."""
-        return sum(values.numel() for values in self._values.values())
+        return sum(self._totals.values())
 
     def parameters(self) -> list[nn.Parameter]:
         """(k,) float32 values of each matrix that has any."""
-        return [values for values in self._values.values() if values.numel()]
+        return [values for name, values in self._values.items() if self._totals[name]]
 
     def before_step(self) -> None:
         """Nothing: the optimizer has never seen a frozen entry."""
@@ -81,11 +84,11 @@ class TrainableEntries(Protection):
     @torch.no_grad()
     def _write_back(self) -> None:
         for name, weight in self.weights.items():
-            indices, values = self._indices[name], self._values[name]
+            indices, values, here = self._indices[name], self._values[name], local(weight.detach())
             if indices is not None:
-                weight.view(-1).index_copy_(0, indices.long(), values.to(weight.dtype))
-            elif values.data_ptr() != weight.data_ptr():
-                weight.copy_(values.view_as(weight))
+                here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
+            elif values.data_ptr() != here.data_ptr():
+                here.copy_(values.view_as(here))
 
     def base_values(self, name: str) -> Tensor:
         """(k,) pretrained values, in host memory."""
@@ -145,11 +148,15 @@ class TrainableEntries(Protection):
         return self._gathered(name).cpu().clone()
 
     def _shares(self, name: str, weight: Tensor) -> bool:
-        return self._values[name].data_ptr() == weight.data_ptr()
+        return self._values[name].data_ptr() == local(weight.detach()).data_ptr()
+
+    def _counted(self, counts: dict[str, int]) -> dict[str, int]:
+        """Trainable entries of each matrix as a whole, of those that are here."""
+        return counts
 
     def _gathered(self, name: str) -> Tensor:
         """(k,) what the matrix holds at the trainable entries; a view of it where that is all of them."""
-        return _take(self.weights[name].detach(), self._indices[name])
+        return _take(local(self.weights[name].detach()), self._indices[name])
 
     def _gather_gradient(self, name: str) -> Callable[[Tensor], None]:
         values, indices = self._values[name], self._indices[name]
@@ -159,7 +166,7 @@ class TrainableEntries(Protection):
                 raise RuntimeError(
                     f"the gradient of {name} was taken by another hook; close() the entries of an earlier run first"
                 )
-            gradient = _take(weight.grad, indices).float()
+            gradient = _take(local(weight.grad), indices).float()
             weight.grad = None
             if values.grad is None:
                 values.grad = gradient

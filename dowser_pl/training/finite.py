@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dowser_pl.shards import added, local
+
 __all__ = ["check_gradients", "check_loss", "check_precision"]
 
 
@@ -29,14 +31,21 @@ def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> N
         )
 
 
-def check_gradients(weights: Iterable[Tensor], step: int) -> None:
+def check_gradients(weights: Iterable[Tensor], step: int, together: bool = False) -> None:
     """Stop on a gradient that is infinite or no number, which a finite loss can have; one pass over them.
+
+    Args:
+        weights: that may have a gradient.
+        step: optimizer steps so far.
+        together: whether processes hold different parts of them; then all must call it, and all stop.
 
     Raises:
         ValueError: naming the step.
     """
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, math.inf))):
+    gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
+    total = torch.nn.utils.get_total_norm([each for each in gradients if each.numel()], math.inf)
+    odd = not bool(torch.isfinite(total))
+    if any(added([odd])) if together else odd:
         raise ValueError(
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"

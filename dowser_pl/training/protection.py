@@ -11,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dowser_pl.maths.digests import digest
 from dowser_pl.maths.masks import PackedMasks
+from dowser_pl.shards import local
 
 __all__ = ["Changes", "Protection", "State", "bits_of"]
 
@@ -37,10 +38,12 @@ class Protection(ABC):
     """Masks of the tuned matrices and their enforcement.
 
     Args:
-        weights: run-time name -> (O, I) parameter, holding the base or, when resuming, the tuned values.
+        weights: run-time name -> (O, I) parameter, holding the base or, when resuming, the tuned values. Where it is
+            spread over processes, O and everything below are of the rows that this process holds.
         masks: name -> (O, I) bool, True = trainable; one for every weight.
 
     Attributes:
+        together: whether processes hold different entries, and must call what looks at all of them together.
         weights: as given.
         packed: the masks as bits, in host memory.
 
@@ -49,15 +52,18 @@ class Protection(ABC):
             unprotected.
     """
 
+    together: ClassVar[bool] = False
+
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         owners: dict[int, str] = {}
         for name, weight in weights.items():
             shape = masks[name].shape if name in masks else None
-            if shape != weight.shape:
+            here = local(weight.detach())
+            if shape != here.shape:
                 found = "none" if shape is None else tuple(shape)
-                raise ValueError(f"{name} needs a mask of shape {tuple(weight.shape)}, got {found}")
-            owner = owners.setdefault(weight.data_ptr(), name)
-            if weight.numel() and owner != name:
+                raise ValueError(f"{name} needs a mask of shape {tuple(here.shape)}, got {found}")
+            owner = owners.setdefault(here.data_ptr(), name)
+            if here.numel() and owner != name:
                 raise ValueError(
                     f"{owner} and {name} are one tensor, expected every tuned matrix to own its weight: a mask on one "
                     "use would bind the other. Untie them, or choose other targets or fewer layers"
@@ -118,7 +124,7 @@ class Protection(ABC):
         entries = sum(weight.numel() for weight in self.weights.values())
         changed = 0
         for name, weight in self.weights.items():
-            tuned = weight.detach()[self.masks[name]].cpu()
+            tuned = local(weight.detach())[self.masks[name]].cpu()
             changed += int((bits_of(tuned) != bits_of(self.base_values(name))).sum())
         return Changes(entries - self.num_trainable, 0), Changes(self.num_trainable, changed)
 
@@ -142,7 +148,8 @@ class Protection(ABC):
         cls.check_names(weights, state)
         masks = PackedMasks()
         for name, weight in weights.items():
-            masks.put(name, state[name]["mask"], weight.shape, weight.device)
+            here = local(weight.detach())
+            masks.put(name, state[name]["mask"], here.shape, here.device)
         return cls._resumed(weights, masks, state)
 
     @staticmethod

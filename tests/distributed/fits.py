@@ -13,6 +13,7 @@ from dowser_pl.callbacks import Dowser, FailTogether
 from dowser_pl.methods import ModelDowser
 from dowser_pl.probing import Probe
 from dowser_pl.reporting import read_report
+from dowser_pl.shards import whole
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 
@@ -140,10 +141,10 @@ def fit(
     with patch("dowser_pl.reporting.folder.plot_report"):  # a picture takes longer than the rest of the run
         trainer.fit(built, datamodule=data, ckpt_path=ckpt_path)
     entries, state = dowser.entries, built.state_dict()
-    whole = {key: state[key] for key in dowser.base.whole}
+    also = {key: state[key] for key in dowser.base.whole}
     return Ended(
-        masks={name: mask.clone() for name, mask in entries.masks.items()},
-        weights={name: weight.detach().clone() for name, weight in (entries.weights | whole).items()},
+        masks={name: whole_mask(entries, name) for name in entries.masks},
+        weights={name: whole(weight).clone() for name, weight in (entries.weights | also).items()},
         way=max(longest_way(entries, name) for name in entries.weights),
         frozen_digest=dowser.frozen_digest,
         scores=built.scores,
@@ -167,4 +168,15 @@ def difference(one: Ended, other: Ended) -> float:
 
 def longest_way(entries: Any, name: str) -> float:
     """Of a trainable entry of one matrix."""
-    return float((entries.values(name).detach().cpu().view(-1) - entries.base_values(name).view(-1)).abs().max())
+    moved = (entries.values(name).detach().cpu().view(-1) - entries.base_values(name).view(-1)).abs()
+    return float(moved.max()) if moved.numel() else 0.0  # a rank may hold none of them
+
+
+def whole_mask(entries: Any, name: str) -> Tensor:
+    """Of the whole matrix, on every rank."""
+    mask = entries.masks[name]
+    if not entries.together:
+        return mask.clone()
+    rows = [None] * distributed.get_world_size()
+    distributed.all_gather_object(rows, mask)
+    return torch.cat(rows)

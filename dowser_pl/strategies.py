@@ -1,0 +1,122 @@
+"""Lightning's FSDP2 strategy with what sharded training of entries needs beside it.
+
+Checkpoints are the files that one process writes, so any strategy and number of processes can go on from them: rows
+are gathered one tensor at a time, and only of what the callbacks leave in. They are read before training is set up, as
+under DDP, not after: masks are never computed on weights that a checkpoint holds.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dowser_pl.models.fully_sharded import fully_shard_model
+from dowser_pl.shards import cut, is_spread, local, to_first
+from dowser_pl.training.sharded_optimizer import cut_states, gathered_states
+
+__all__ = ["FSDP2Strategy"]
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
+
+    Args:
+        param_dtype: that weights are gathered and used in; null = their own.
+        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
+    """
+
+    def __init__(
+        self,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype | None = None,
+        cpu_offload: bool = False,
+    ) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.cpu_offload = cpu_offload
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before, like strategies that do not shard."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """With what :meth:`load_checkpoint` read."""
+        return True
+
+    def setup_environment(self) -> None:
+        """All processes share the weights."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole."""
+        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
+        fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
+
+    def model_to_device(self) -> None:
+        """Sharding has moved the weights already, to where they are to be kept."""
+        module: Any = self.model
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(self.root_device)
+        if not self.cpu_offload:
+            module.to(self.root_device)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""
+        module: LightningModule | None = self.lightning_module
+        assert module is not None
+        return module.state_dict(keep_vars=True)  # so that tied weights are seen to be one
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As of one process, on the first; elsewhere nothing."""
+        return gathered_states(getattr(optimizer, "_optimizer", optimizer))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Gather the weights that are left in the checkpoint and write it once."""
+        checkpoint["state_dict"] = to_first(checkpoint["state_dict"])
+        ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The whole checkpoint, in host memory."""
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take over the rows that this process holds.
+
+        Raises:
+            ValueError: if a tensor is missing, too many or of another shape.
+        """
+        module: Any = self.lightning_module
+        own, given = module.state_dict(), checkpoint["state_dict"]
+        odd = sorted(set(own) ^ set(given)) or sorted(key for key in own if own[key].shape != given[key].shape)
+        if odd and strict:
+            raise ValueError(
+                f"the checkpoint and the model do not fit: the first tensor that differs is {odd[0]!r}; resume with "
+                "the model it was made from"
+            )
+        with torch.no_grad():
+            for key in set(own) & set(given):
+                _copy(own[key], given[key])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the states of the entries that this process trains."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(cut_states(state, optimizer))
+
+
+def _copy(own: Tensor, given: Tensor) -> None:
+    if given is own:
+        return
+    local(own).copy_(local(given) if is_spread(given) else cut(given, own))

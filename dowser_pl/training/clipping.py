@@ -1,0 +1,34 @@
+"""Clipping by the norm of gradients that processes hold in parts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from dowser_pl import sharding
+from dowser_pl.shards import local, to_be_sent
+
+__all__ = ["clip_by_norm"]
+
+
+@torch.no_grad()
+def clip_by_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+    """``torch.nn.utils.clip_grad_norm_`` for parameters of which each process holds a part; all must call it.
+
+    The norms of all parts are put beside each other before they are added, so that one process alone gets what PyTorch
+    computes, bit for bit.
+
+    Args:
+        parameters: in the same order on every process.
+        max_norm: over all parts of all parameters.
+    """
+    gradients = [None if each.grad is None else local(each.grad) for each in parameters]
+    norms = torch.zeros(len(parameters), sharding.world_size())
+    for row, gradient in zip(norms, gradients, strict=True):
+        if gradient is not None:
+            row[sharding.rank()] = torch.linalg.vector_norm(gradient.float())
+    total = torch.linalg.vector_norm(sharding.add_up(to_be_sent(norms))).cpu()
+    factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(factor.to(gradient.device))

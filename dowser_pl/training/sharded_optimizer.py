@@ -1,0 +1,82 @@
+"""States of an optimizer whose parameters are parts of what one process would train, to and from those of one process.
+
+Parameters of entries are 1-D, their parts follow each other on the processes; others are spread by rows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from dowser_pl import sharding
+from dowser_pl.shards import added, collect, cut, is_spread, local
+
+__all__ = ["cut_states", "gathered_states"]
+
+
+def gathered_states(optimizer: Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()`` as one process would have it, in the host memory of the first process; all must call.
+
+    Raises:
+        ValueError: if a state is not one number per entry, nor one per parameter.
+    """
+    state = optimizer.state_dict()
+    parameters = _parameters(optimizer)
+    return state | {
+        "state": {
+            number: {kind: _gathered(kind, value, parameters[number]) for kind, value in held.items()}
+            for number, held in state["state"].items()
+        }
+    }
+
+
+def cut_states(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Of the states of one process those of this process' parameters; all must call it."""
+    parameters = _parameters(optimizer)
+    ends = _ends(parameters)
+    return dict(state) | {
+        "state": {
+            number: {kind: _cut(value, parameters[number], ends[number]) for kind, value in held.items()}
+            for number, held in state["state"].items()
+        }
+    }
+
+
+def _gathered(kind: str, value: Any, parameter: nn.Parameter) -> Any:
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.shape != parameter.shape:
+        raise ValueError(
+            f"the optimizer keeps {kind} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}, "
+            "which cannot be put together from several processes; use one that keeps a number per entry, as "
+            "torch.optim.AdamW does"
+        )
+    whole = collect(local(value).flatten())
+    return whole.view(value.shape) if is_spread(value) and sharding.rank() == 0 else whole
+
+
+def _cut(value: Any, parameter: Any, end: int) -> Any:
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if not is_spread(parameter):
+        return value[end - parameter.numel() : end].clone()
+    rows, mesh = cut(value, parameter).to(local(parameter.detach()).device), parameter.device_mesh
+    shape = {"shape": parameter.shape, "stride": parameter.stride()}
+    return DTensor.from_local(rows.clone(), mesh, parameter.placements, run_check=False, **shape)
+
+
+def _ends(parameters: list[nn.Parameter]) -> list[int]:
+    """Where the part of each parameter that is here ends in the whole of it."""
+    sizes = torch.tensor([each.numel() for each in parameters])
+    mine = torch.zeros(sharding.world_size(), len(parameters), dtype=torch.int64)
+    mine[sharding.rank()] = sizes
+    counts = torch.tensor(added(mine.flatten().tolist())).view_as(mine)
+    return [int(total) for total in counts[: sharding.rank() + 1].sum(dim=0)]
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """In the order of their numbers in a state dict."""
+    return [each for group in optimizer.param_groups for each in group["params"]]

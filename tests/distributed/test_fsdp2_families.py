@@ -1,0 +1,70 @@
+"""Every supported family spread over two ranks: the same prompts and factors, and every weight in its place again."""
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+
+from dowser_pl.models.fully_sharded import fully_shard_model
+from dowser_pl.models.layers import find_layers, text_inputs, text_model
+from dowser_pl.probing import Probe, measure, probing_mode, write_prompts
+from dowser_pl.shards import is_spread, to_first
+from tests.distributed.harness import run
+from tests.tiny_models import FAMILIES, tiny_llava, tiny_tokenizer
+
+SETTINGS = Probe(num_prompts=3, num_probes=2, num_tokens=8, batch_size=2, seed=1)
+
+
+def measured(model):
+    layers, text = find_layers(model, None, ["attn", "mlp"]), text_model(model)
+
+    def inputs(tokens, mask):
+        return text_inputs(text, tokens, mask)
+
+    with probing_mode(text):
+        prompts = write_prompts(text, tiny_tokenizer(), SETTINGS, range(3), text_inputs=inputs)
+        return prompts, measure(text, layers, prompts, SETTINGS, text_inputs=inputs)
+
+
+def compare_families():
+    """Names of the families that differ, and how."""
+    mesh, odd = init_device_mesh("cpu", (2,)), []
+    for family, build in FAMILIES.items():
+        model = build().eval()
+        prompts, factors = measured(model)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        fully_shard_model(model, mesh)
+        again, sharded = measured(model)
+        if any(not torch.equal(one.tokens, two.tokens) for one, two in zip(prompts, again, strict=True)):
+            odd.append(f"{family}: prompts")
+        for name, statistics in factors.layers.items():
+            odd += [
+                f"{family}: {name} {s}" for s, v in statistics.items() if not torch.equal(v, sharded.layers[name][s])
+            ]
+        odd += [f"{family}: {name} is whole" for name, each in model.named_parameters() if not is_spread(each)]
+        after = to_first(model.state_dict(keep_vars=True))
+        odd += [f"{family}: {name}" for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    return odd
+
+
+def test_every_family_is_measured_as_in_one_process():
+    assert run(compare_families, seconds=200) == [[], []]
+
+
+def tied(empty):
+    """Whether head and embeddings are one tensor, and all weights those of the first rank, however they got here."""
+    with torch.device("meta" if empty and distributed.get_rank() else "cpu"):
+        model = tiny_llava(tie_word_embeddings=True).eval()
+    expected = tiny_llava(tie_word_embeddings=True)
+    fully_shard_model(model, init_device_mesh("cpu", (2,)))
+    state = to_first(model.state_dict(keep_vars=True))
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    same = all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())
+    buffers = all(torch.equal(*pair) for pair in zip(model.buffers(), expected.buffers(), strict=True))
+    one = head is table and len({each.data_ptr() for each in state.values()}) == len(state) - bool(state)
+    return one, same, buffers
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_tied_embeddings_stay_tied(empty):
+    assert run(tied, empty) == [(True, True, True)] * 2
