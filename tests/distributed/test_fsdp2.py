@@ -98,7 +98,7 @@ def test_files_are_those_of_one_process(model_folder, tmp_path):
 
 @pytest.mark.parametrize("checkpoint", ["compact", "full"])
 def test_one_process_then_two_ranks_then_one(model_folder, tmp_path, checkpoint):
-    """Stopped in mid epoch each time, under no strategy, FSDP2, DDP, then FSDP2 to the end; the end is that of one run."""
+    """Stopped in mid epoch under no strategy, FSDP2, DDP, then FSDP2 to the end, which is that of an unbroken run."""
     settings = {"num_rows": 16, "batch_size": 4, "max_epochs": 2, "optimizer": "adamw", "checkpoint": checkpoint}
     unbroken = alone(fit, tmp_path / "unbroken", model_folder, **settings)
     folder, resumed = tmp_path / "run", settings | {"ckpt_path": str(tmp_path / "run" / LAST)}

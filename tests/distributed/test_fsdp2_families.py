@@ -38,7 +38,9 @@ def compare_families():
         if any(not torch.equal(one.tokens, two.tokens) for one, two in zip(prompts, again, strict=True)):
             odd.append(f"{family}: prompts")
         for name, statistics in factors.layers.items():
-            odd += [f"{family}: {name} {s}" for s, v in statistics.items() if not torch.equal(v, sharded.layers[name][s])]
+            odd += [
+                f"{family}: {name} {s}" for s, v in statistics.items() if not torch.equal(v, sharded.layers[name][s])
+            ]
         odd += [f"{family}: {name} is whole" for name, each in model.named_parameters() if not is_spread(each)]
         after = to_first(model.state_dict(keep_vars=True))
         odd += [f"{family}: {name}" for name, tensor in after.items() if not torch.equal(tensor, before[name])]
