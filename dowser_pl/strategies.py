@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -120,3 +120,6 @@ def _copy(own: Tensor, given: Tensor) -> None:
     if given is own:
         return
     local(own).copy_(local(given) if is_spread(given) else cut(given, own))
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")

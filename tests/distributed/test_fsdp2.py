@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
-from dowser_pl.methods import HighestImportance, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.methods import L2SP, Dare, HighestImportance, Lora, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.models.lora import LoraSettings
 from dowser_pl.shards import is_spread, local
 from dowser_pl.strategies import FSDP2Strategy
 from tests.distributed.fits import UnevenData, difference, fit
-from tests.distributed.harness import alone, run
-from tests.distributed.test_resume import fit_until, rows_of_steps
+from tests.distributed.harness import RankError, alone, outcomes, run
+from tests.distributed.test_resume import fit_until, killed, rows_of_steps
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
@@ -119,12 +122,56 @@ def until(folder, model, step, **options):
     return fit_until(folder, model, step, strategy=FSDP2Strategy(), **options)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit(model_folder, tmp_path):
-    settings = {"num_rows": 16, "max_epochs": 1, "optimizer": "adamw", "gradient_clip_val": 0.05}
-    whole = run(fit_sharded, tmp_path / "whole", model_folder, **settings)
-    run(until, tmp_path / "run", model_folder, 2, **settings)
-    resumed = run(fit_sharded, tmp_path / "run", model_folder, ckpt_path=str(tmp_path / "run" / LAST), **settings)
+def test_a_run_whose_rank_was_killed_goes_on_bit_for_bit(model_folder, tmp_path):
+    settings = {"num_rows": 16, "optimizer": "adamw", "gradient_clip_val": 0.05, "strategy": "fsdp2"}
+    whole = run(fit, tmp_path / "whole", model_folder, **settings, max_epochs=1)
+    killed(tmp_path / "run", model_folder, 2, 2, **settings, max_epochs=1)
+    last = str(tmp_path / "run" / LAST)
+    resumed = run(fit, tmp_path / "run", model_folder, ckpt_path=last, **settings, max_epochs=1)
     assert difference(whole[0], resumed[0]) == 0 and whole[0].frozen_digest == resumed[0].frozen_digest
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"method": Dare(0.3)}, "got dowser.method Dare .* expected a method that decides before training"),
+        ({"method": L2SP(0.1)}, "got dowser.method L2SP"),
+        ({"method": Lora(), "module": {"lora": LoraSettings(r=2)}}, "got dowser.method Lora"),
+        ({"update": "dense"}, "got update 'dense' .* --dowser.update compact"),
+        ({"module": {"also_train": ["norms"]}}, "model.also_train .*norms.* expected none"),
+        ({"module": {"quantization": "8bit"}}, "model.quantization 8bit, expected none"),
+        ({"method": ModelDowser(0.1, estimator="weight")}, "weight_square is a float32 number per weight .* authors or p"),
+    ],
+)
+def test_what_cannot_be_done_sharded_is_refused(model_folder, tmp_path, options, said):
+    """On one rank: nothing is sent."""
+    with pytest.raises(RankError, match=said):
+        run(fit, tmp_path, model_folder, strategy="fsdp2", **options)
+
+
+def fit_plain(folder, model):
+    fit(folder, model, strategy=ModelParallelStrategy())
+
+
+def test_a_strategy_of_lightning_itself_is_refused_with_ours(model_folder, tmp_path):
+    with pytest.raises(RankError, match="ModelParallelStrategy is not supported: .* -c strategy/fsdp2"):
+        run(fit_plain, tmp_path, model_folder)
+
+
+def diverging(folder, model):
+    """A gradient that is not finite on the second rank alone."""
+
+    class Spoil(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_rank == 1:
+                next(each for each in pl_module.protected.parameters() if each.numel()).grad[0] = float("inf")
+
+    fit(folder, model, strategy="fsdp2", callbacks=(Spoil(),))
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(model_folder, tmp_path):
+    for outcome in outcomes(diverging, tmp_path, model_folder):
+        assert "a gradient is not finite at step 0" in outcome.message
 
 
 def share(folder, model):
