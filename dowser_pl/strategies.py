@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
@@ -57,6 +57,20 @@ class FSDP2Strategy(ModelParallelStrategy):
         """All processes share the weights."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Refuse those whose states cannot be put together in a checkpoint.
+
+        Raises:
+            ValueError: if there is such a one.
+        """
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if type(optimizer).__module__.startswith("bitsandbytes"):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "
+                    "processes; use torch.optim.AdamW, whose states take a share on each of them"
+                )
 
     def shard(self, network: Any) -> None:
         """Spread a model that is here as a whole."""

@@ -32,6 +32,10 @@ CASES = {
     "bf16-true": {"precision": "bf16-true", "optimizer": "sgd", "gradient_clip_val": 0.05},
     "bf16-mixed": {"precision": "bf16-mixed", "optimizer": "sgd", "accumulate_grad_batches": 2},
     "gathered in bfloat16": {"precision": "bf16-true", "optimizer": "sgd", "strategy": {"reduce_dtype": "float32"}},
+    "two of three layers, activations recomputed": {
+        "module": {"last_n_layers": 2, "gradient_checkpointing": True},
+        "optimizer": "sgd",
+    },
     "model-wide budget": {"method": ModelDowser(0.1, estimator="paper", scope="model"), "optimizer": "sgd"},
     "a budget for each layer": {"method": HighestImportance(0.1, scope="layer"), "optimizer": "sgd"},
     "random": {"method": Random(0.3), "optimizer": "sgd"},
@@ -156,6 +160,30 @@ def fit_plain(folder, model):
 def test_a_strategy_of_lightning_itself_is_refused_with_ours(model_folder, tmp_path):
     with pytest.raises(RankError, match="ModelParallelStrategy is not supported: .* -c strategy/fsdp2"):
         run(fit_plain, tmp_path, model_folder)
+
+
+def validated(folder, model):
+    """Scores of a checkpoint."""
+    trainer = build_trainer(Path(folder), ModelDowser(0.5), devices=2, strategy="fsdp2")
+    module = build_module(Path(model))
+    data = Memorised()
+    trainer.validate(module, data, ckpt_path=str(Path(folder) / LAST), verbose=False)
+    return module.scores
+
+
+def test_a_checkpoint_is_validated_by_two_ranks(model_folder, tmp_path):
+    """Written by one process that learnt the answers."""
+    options = {"max_epochs": 8, "data": Memorised(), "optimizer": "adamw", "method": ModelDowser(0.5)}
+    one = alone(fit, tmp_path, model_folder, **options)
+    assert one.scores["colour"] > one.before["colour"]
+    assert run(validated, tmp_path, model_folder) == [one.scores, one.scores]
+
+
+class Memorised(TinyData):
+    """Asks what it teaches."""
+
+    def __init__(self) -> None:
+        super().__init__(num_rows=12, batch_size=4)
 
 
 def diverging(folder, model):
