@@ -5,6 +5,7 @@ are gathered one tensor at a time, and only of what the callbacks leave in. They
 under DDP, not after: masks are never computed on weights that a checkpoint holds.
 """
 
+import pickle
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -103,8 +104,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The whole checkpoint, in host memory."""
-        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """The whole checkpoint, mapped: of its tensors only what is used is read.
+
+        Raises:
+            ValueError: if the file is not one.
+        """
+        try:
+            return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(f"{checkpoint_path} is not a readable checkpoint ({type(error).__name__})") from error
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take over the rows that this process holds.

@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"metrics"},
     "evaluation": {"models", "metrics", "reporting"},
     "protected": {"evaluation", "models", "shards", "training"},
-    "module": {"protected", "models", "sharding", "training"},
+    "module": {"protected", "models", "sharding", "shards", "training"},
     "plan": {"commands", "files", "maths", "models", "planning"},
     "trainer": {"plan", "planning"},
     "callbacks": {

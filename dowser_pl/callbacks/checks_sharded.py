@@ -33,11 +33,6 @@ def check_sharded(trainer: Trainer, method: Method, update: str, pl_module: Any)
             f"got model.quantization {pl_module.quantization}, expected none: packed weights are not spread over "
             f"processes; {instead}"
         )
-    if pl_module.also_train:
-        raise ValueError(
-            f"got model.also_train {pl_module.also_train}, expected none with weights that are spread over processes: "
-            f"what is trained whole is not yet; {instead}"
-        )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(
             f"got trainer.precision {trainer.precision}, expected 32-true, bf16-true or bf16-mixed: a gradient scaler "
