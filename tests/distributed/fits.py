@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 
 from dowser_pl.callbacks import Dowser, FailTogether
 from dowser_pl.methods import ModelDowser
+from dowser_pl.probing import Probe
 from dowser_pl.reporting import read_report
 from dowser_pl.shards import whole
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
@@ -96,6 +97,7 @@ def fit(
     ckpt_path: str | None = None,
     patience: float = 30.0,
     seed: int | None = None,
+    probe: Probe = replace(SMALL_PROBE, batch_size=2),  # noqa: B008 - two batches, one for each of two ranks
     **options: Any,
 ) -> Ended:
     """A run on all ranks there are; ``batch_size`` is of all of them together.
@@ -114,6 +116,7 @@ def fit(
         ckpt_path: to go on from.
         patience: of `FailTogether`.
         seed: of what is drawn when the model is built.
+        probe: settings of the importance pass.
         **options: of :func:`tests.tiny_run.build_trainer` and the Trainer.
     """
     several = distributed.is_initialized()
@@ -134,7 +137,7 @@ def fit(
         torch.manual_seed(seed)
     built.optimizer = OPTIMIZERS[optimizer]
     dowser = next(callback for callback in trainer.callbacks if isinstance(callback, Dowser))
-    dowser.probe = replace(SMALL_PROBE, batch_size=2)  # two batches, one for each of two ranks
+    dowser.probe = probe
     with patch("dowser_pl.reporting.folder.plot_report"):  # a picture takes longer than the rest of the run
         trainer.fit(built, datamodule=data, ckpt_path=ckpt_path)
     entries, state = dowser.entries, built.state_dict()

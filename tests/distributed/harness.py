@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -30,7 +31,9 @@ import torch
 from torch import distributed
 
 PRELOADED = ["dowser_pl.cli", "dowser_pl.callbacks", "tests.tiny_run", "tests.tiny_models", "tests.distributed.harness"]
-GRACE = 15.0  # seconds that the other ranks have to end after the first one failed
+START = 150.0  # seconds until the first process must have imported everything, on a busy machine
+SECONDS = 100.0  # that a call may take then
+GRACE = 20.0  # that the other ranks have to end after the first one failed
 _SHOWN = 4000  # characters of a rank's output in a message
 
 
@@ -65,7 +68,7 @@ class Outcome:
 
 
 def run(
-    function: Callable[..., Any], *arguments: Any, ranks: int = 2, seconds: float = 60, **options: Any
+    function: Callable[..., Any], *arguments: Any, ranks: int = 2, seconds: float = SECONDS, **options: Any
 ) -> list[Any]:
     """What the function returned on every rank.
 
@@ -79,7 +82,7 @@ def run(
     return [outcome.value for outcome in ended]
 
 
-def alone(function: Callable[..., Any], *arguments: Any, seconds: float = 60, **options: Any) -> Any:
+def alone(function: Callable[..., Any], *arguments: Any, seconds: float = SECONDS, **options: Any) -> Any:
     """What the function returned in one process of its own."""
     return run(function, *arguments, ranks=1, seconds=seconds, **options)[0]
 
@@ -88,7 +91,7 @@ def outcomes(
     function: Callable[..., Any],
     *arguments: Any,
     ranks: int = 2,
-    seconds: float = 60,
+    seconds: float = SECONDS,
     grace: float = GRACE,
     **options: Any,
 ) -> list[Outcome]:
@@ -98,7 +101,7 @@ def outcomes(
         function: importable by its name.
         *arguments: to it.
         ranks: processes.
-        seconds: until all are killed.
+        seconds: until all are killed, once they have started.
         grace: seconds that the others have once one has failed.
         **options: to the function.
     """
@@ -136,7 +139,13 @@ class _Job:
             self._processes.append(process)
 
     def finish(self, seconds: float, grace: float) -> list[Outcome]:
-        end = time.monotonic() + seconds
+        started = time.monotonic() + START
+        while (late := [pipe for pipe in self._pipes if not pipe.poll()]) and time.monotonic() < started:
+            wait(late, 1.0)
+        end = time.monotonic() + (0.0 if late else seconds)
+        for pipe in () if late else self._pipes:
+            with suppress(EOFError):  # it died; said below
+                pipe.recv_bytes()
         open_pipes = dict(self._pipes)
         try:
             while open_pipes and (left := end - time.monotonic()) > 0:
@@ -192,6 +201,7 @@ def _work(call: bytes, environment: dict[str, str], folder: str, log: str, pipe:
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    pipe.send_bytes(b"started")
     value, error, message = None, None, ""
     try:
         if int(environment.get("WORLD_SIZE", "1")) > 1:
