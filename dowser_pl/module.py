@@ -15,7 +15,15 @@ from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.protected import ProtectedModule
 from dowser_pl.sharding import weight_of
-from dowser_pl.training import check_gradients, check_loss, check_precision, leave_out_of_buckets
+from dowser_pl.shards import spread_model
+from dowser_pl.training import (
+    LocalParameters,
+    check_gradients,
+    check_images,
+    check_loss,
+    check_precision,
+    leave_out_of_buckets,
+)
 
 __all__ = ["MultimodalModule"]
 
@@ -111,7 +119,7 @@ class MultimodalModule(ProtectedModule):
             # now, not after checkpoints are restored: what they hold was rounded to this precision
             self.trainer.precision_plugin.convert_module(self)
         if shard is not None:
-            self._saved_names = saved_names(self.model)  # which sharding would hide
+            self._saved_names, self._local = saved_names(self.model), LocalParameters()  # sharding would hide the names
             shard(self.model)
         elif self.reduced_elsewhere:
             leave_out_of_buckets(self)
@@ -152,6 +160,8 @@ class MultimodalModule(ProtectedModule):
             ValueError: when the loss is not finite; the last checkpoint is kept.
         """
         rows = batch.pop("ids", None)
+        if {"projector", "vision"} & set(self.also_train) and spread_model(self.network):
+            check_images("pixel_values" in batch)
         loss: Tensor = self.network(**batch, use_cache=False).loss
         check_loss(loss, self.global_step, batch_idx, rows)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))

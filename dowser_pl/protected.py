@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from dowser_pl.evaluation import EvaluatedModule
 from dowser_pl.models.names import SavedNames, saved_names
 from dowser_pl.shards import is_spread
-from dowser_pl.training import BaseModel, Protection, clip_by_norm, local_state
+from dowser_pl.training import BaseModel, LocalParameters, Protection, clip_by_norm, local_state
 
 __all__ = ["ProtectedModule"]
 
@@ -35,6 +35,7 @@ class ProtectedModule(EvaluatedModule):
         self.holds_checkpoint = False
         self.reduced_elsewhere = False
         self._saved_names: SavedNames | None = None  # of a model that is sharded
+        self._local = LocalParameters()
 
     @abstractmethod
     def tuned_layers(self) -> dict[str, nn.Linear]:
@@ -110,4 +111,4 @@ class ProtectedModule(EvaluatedModule):
             return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         masked = {id(weight) for weight in self.protected.weights.values()}
         others = [each for each in self.network.parameters() if each.requires_grad and id(each) not in masked]
-        return [*self.protected.parameters(), *others]
+        return [*self.protected.parameters(), *map(self._local.of, others)]

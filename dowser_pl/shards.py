@@ -98,7 +98,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def added(counts: Iterable[int]) -> list[int]:
     """Each count summed over the processes; all must call it."""
-    return [int(total) for total in sharding.add_up(to_be_sent(torch.tensor(list(counts))))]
+    return [int(total) for total in sharding.add_up(to_be_sent(torch.tensor(list(counts), dtype=torch.int64)))]
 
 
 def broadcast(tensor: Tensor) -> Tensor:

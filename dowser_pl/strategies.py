@@ -5,12 +5,13 @@ are gathered one tensor at a time, and only of what the callbacks leave in. They
 under DDP, not after: masks are never computed on weights that a checkpoint holds.
 """
 
+import pickle
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,6 +59,20 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Refuse those whose states cannot be put together in a checkpoint.
+
+        Raises:
+            ValueError: if there is such a one.
+        """
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if type(optimizer).__module__.startswith("bitsandbytes"):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "
+                    "processes; use torch.optim.AdamW, whose states take a share on each of them"
+                )
+
     def shard(self, network: Any) -> None:
         """Spread a model that is here as a whole."""
         param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
@@ -89,8 +104,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The whole checkpoint, in host memory."""
-        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """The whole checkpoint, mapped: of its tensors only what is used is read.
+
+        Raises:
+            ValueError: if the file is not one.
+        """
+        try:
+            return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(f"{checkpoint_path} is not a readable checkpoint ({type(error).__name__})") from error
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take over the rows that this process holds.
@@ -120,3 +142,6 @@ def _copy(own: Tensor, given: Tensor) -> None:
     if given is own:
         return
     local(own).copy_(local(given) if is_spread(given) else cut(given, own))
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")

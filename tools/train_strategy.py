@@ -27,7 +27,7 @@ from dowser_pl.models.layers import find_blocks
 from dowser_pl.shards import Ranks, local
 from dowser_pl.training import ShardedEntries, TrainableEntries
 
-__all__ = ["STRATEGIES", "measure_strategy", "strategy_lines"]
+__all__ = ["STRATEGIES", "measure_strategy", "measured_here", "share", "strategy_lines"]
 
 STRATEGIES = ("fsdp2",)
 _COUNTED = ("weights", "entries", "indices", "moments")
@@ -37,9 +37,14 @@ def measure_strategy(preset: str, strategy: str, ranks: int) -> dict[str, Any]:
     """Bytes by kind of one process alone and of each of several, and the largest share of any of them."""
     alone, *_ = _on(1, preset)
     held = _on(ranks, preset)
-    total = sum(alone["bytes"][kind] for kind in _COUNTED)
-    share = max(sum(each["bytes"][kind] for kind in _COUNTED) for each in held) / total
-    return {"strategy": strategy, "alone": alone, "ranks": held, "counted": list(_COUNTED), "memory_share": share}
+    content = {"strategy": strategy, "alone": alone, "ranks": held, "counted": list(_COUNTED)}
+    return content | {"memory_share": share(alone, held)}
+
+
+def share(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> float:
+    """The most that any rank holds of what one process holds alone, of what is counted."""
+    held = [sum(each["bytes"][kind] for kind in _COUNTED) for each in (alone, *ranks)]
+    return max(held[1:]) / held[0]
 
 
 def strategy_lines(content: dict[str, Any]) -> list[str]:
@@ -51,8 +56,8 @@ def strategy_lines(content: dict[str, Any]) -> list[str]:
         f"{name:<8}" + "".join(f"{row['bytes'][kind] / 1e6:>11.2f}" for kind in kinds) for name, row in rows.items()
     ]
     counts = ", ".join(f"{number} {name}" for name, number in content["ranks"][0]["collectives"].items())
-    share = f"{content['memory_share']:.3f} of one process ({' + '.join(content['counted'])})"
-    return [*lines, f"{content['strategy']}: a rank holds at most {share}", f"collectives of a step: {counts}"]
+    held = f"{content['memory_share']:.3f} of one process ({' + '.join(content['counted'])})"
+    return [*lines, f"{content['strategy']}: a rank holds at most {held}", f"collectives of a step: {counts}"]
 
 
 def _on(ranks: int, preset: str) -> list[dict[str, Any]]:
@@ -66,32 +71,39 @@ def _on(ranks: int, preset: str) -> list[dict[str, Any]]:
 def _measured(preset: str, rank: int, ranks: int, store: str, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     with _group(rank, ranks, store):
-        subject = Subject(PRESETS[preset])
-        if ranks > 1:
-            fully_shard_model(subject.model, init_device_mesh("cpu", (ranks,)))
-        entries = _entries(subject, spread=ranks > 1)
-        optimizer = AdamW(entries.parameters(), lr=1e-5)
-        gradients = 0
-        for number in range(2):
-            optimizer.zero_grad()
-            with CommDebugMode() as counted:
-                subject.model(**subject.batch(number), use_cache=False).loss.backward()
-            gradients = sum(each.grad.nbytes for each in entries.parameters() if each.grad is not None)
-            optimizer.step()
-            entries.after_step()
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        held = entries.num_bytes()
-        return {
-            "bytes": {
-                "weights": sum(local(each.detach()).nbytes for each in subject.model.parameters()),
-                "entries": held["values"],
-                "indices": held["indices"],
-                "moments": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
-                "gradients": gradients,
-                "host": held["base"] + entries.packed_bytes,
-            },
-            "collectives": {str(name): int(number) for name, number in counted.get_comm_counts().items()},
-        }
+        return measured_here(preset)
+
+
+def measured_here(preset: str) -> dict[str, Any]:
+    """``bytes`` by kind and ``collectives`` of a step by name, on this process, with all that are in its group."""
+    ranks = sharding.world_size()
+    subject = Subject(PRESETS[preset])
+    if ranks > 1:
+        fully_shard_model(subject.model, init_device_mesh("cpu", (ranks,)))
+    entries = _entries(subject, spread=ranks > 1)
+    optimizer = AdamW(entries.parameters(), lr=1e-5)
+    gradients, collectives = 0, {}
+    for number in range(2):
+        optimizer.zero_grad()
+        with CommDebugMode() as counted:
+            subject.model(**subject.batch(number), use_cache=False).loss.backward()
+        collectives = {str(name): int(times) for name, times in counted.get_comm_counts().items()}
+        gradients = sum(each.grad.nbytes for each in entries.parameters() if each.grad is not None)
+        optimizer.step()
+        entries.after_step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    held = entries.num_bytes()
+    return {
+        "bytes": {
+            "weights": sum(local(each.detach()).nbytes for each in subject.model.parameters()),
+            "entries": held["values"],
+            "indices": held["indices"],
+            "moments": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
+            "gradients": gradients,
+            "host": held["base"] + entries.packed_bytes,
+        },
+        "collectives": collectives,
+    }
 
 
 def _entries(subject: Subject, spread: bool) -> TrainableEntries:

@@ -34,11 +34,6 @@ def check_sharded(trainer: Trainer, method: Method, update: str, pl_module: Any)
             f"got model.quantization {pl_module.quantization}, expected none: packed weights are not spread over "
             f"processes; {instead}"
         )
-    if pl_module.also_train:
-        raise ValueError(
-            f"got model.also_train {pl_module.also_train}, expected none with weights that are spread over processes: "
-            f"what is trained whole is not yet; {instead}"
-        )
     if find_curve(trainer).active:
         raise ValueError(
             "curve and budget take updates back in whole matrices, expected neither with weights that are spread over "

@@ -87,13 +87,19 @@ class FailTogether(Callback):
             first, text = _parted(store.get(key))
             if first == sharding.rank():
                 return
-            sys.stderr.write(f"\ndowser_pl: process {first} failed, so process {sharding.rank()} ends: {text}\n")
-            sys.stderr.flush()
+            self._say(f"process {first} failed, so process {sharding.rank()} ends: {text}")
             store.set(_heard(number, sharding.rank()), "1")
-        except RuntimeError:  # the store went with the process that held it, and the group with it
-            return
+        except RuntimeError:  # the store went with the process that held it
+            if over.wait(self.seconds):
+                return
+            self._say(f"the first process is gone, so process {sharding.rank()} ends")
         if not over.wait(self.patience):
             os._exit(1)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        sys.stderr.write(f"\ndowser_pl: {text}\n")
+        sys.stderr.flush()
 
 
 def _reason(exception: BaseException) -> str:

@@ -57,15 +57,15 @@ def fully_shard_model(
         fully_shard(text, **options)
     root: Any = fully_shard(model, **options)
     if empty_elsewhere:
-        _fill(model, whole)
+        _fill(model, whole, torch.device("cpu") if cpu_offload else device_of(model))
     root._get_fsdp_state()._lazy_init()  # now: prompts are written by a part of the model, which is not to be the root
 
 
 @torch.no_grad()
-def _fill(model: PreTrainedModel, whole: dict[str, Tensor]) -> None:
+def _fill(model: PreTrainedModel, whole: dict[str, Tensor], device: torch.device) -> None:
     """Give every process its rows of what the first has, and all buffers."""
     if sharding.rank() > 0:
-        model.to_empty(device=device_of(model))
+        model.to_empty(device=device)
         model.tie_weights()
     for name, weight in model.named_parameters():
         sent = whole.pop(name) if sharding.rank() == 0 else torch.empty(weight.shape, dtype=weight.dtype)

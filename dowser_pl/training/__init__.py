@@ -4,8 +4,9 @@ from dowser_pl.training.base_model import BaseModel
 from dowser_pl.training.buckets import leave_out_of_buckets
 from dowser_pl.training.clipping import clip_by_norm
 from dowser_pl.training.entries import TrainableEntries
-from dowser_pl.training.finite import check_gradients, check_loss, check_precision
+from dowser_pl.training.finite import check_gradients, check_images, check_loss, check_precision
 from dowser_pl.training.frozen import FrozenEntries
+from dowser_pl.training.local_parameters import LocalParameters
 from dowser_pl.training.nested import NestedUpdates
 from dowser_pl.training.protection import Changes, Protection
 from dowser_pl.training.sharded_entries import ShardedEntries, local_state
@@ -15,12 +16,14 @@ __all__ = [
     "BaseModel",
     "Changes",
     "FrozenEntries",
+    "LocalParameters",
     "NestedUpdates",
     "Protection",
     "ShardedEntries",
     "SoftEntries",
     "TrainableEntries",
     "check_gradients",
+    "check_images",
     "check_loss",
     "check_precision",
     "clip_by_norm",

@@ -22,13 +22,11 @@ def clip_by_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         parameters: in the same order on every process.
         max_norm: over all parts of all parameters.
     """
-    gradients = [None if each.grad is None else local(each.grad) for each in parameters]
+    gradients = {number: local(each.grad) for number, each in enumerate(parameters) if each.grad is not None}
+    mine = [torch.linalg.vector_norm(each.float()) for each in gradients.values()]
     norms = torch.zeros(len(parameters), sharding.world_size())
-    for row, gradient in zip(norms, gradients, strict=True):
-        if gradient is not None:
-            row[sharding.rank()] = torch.linalg.vector_norm(gradient.float())
+    norms[list(gradients), sharding.rank()] = torch.stack(mine).cpu() if mine else torch.zeros(0)
     total = torch.linalg.vector_norm(sharding.add_up(to_be_sent(norms))).cpu()
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        if gradient is not None:
-            gradient.mul_(factor.to(gradient.device))
+    for gradient in gradients.values():
+        gradient.mul_(factor.to(gradient.device))

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dowser_pl.sharding import world_size
 from dowser_pl.shards import added, local
 
-__all__ = ["check_gradients", "check_loss", "check_precision"]
+__all__ = ["check_gradients", "check_images", "check_loss", "check_precision"]
 
 
 def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> None:
@@ -49,6 +50,24 @@ def check_gradients(weights: Iterable[Tensor], step: int, together: bool = False
         raise ValueError(
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"
+        )
+
+
+def check_images(here: bool) -> None:
+    """Parts that only images train get a gradient on all processes or on none; all must call it.
+
+    Args:
+        here: whether there is an image in this process' batch.
+
+    Raises:
+        ValueError: where gradients of some processes would be averaged with nothing, or with something else.
+    """
+    number = sum(added([here]))
+    if number not in (0, world_size()):
+        raise ValueError(
+            f"got images on {number} of {world_size()} processes and a projector or vision tower that is trained and "
+            "spread over them, expected images on all or on none: give every row an image, leave these parts out of "
+            "model.also_train, or use --trainer.strategy ddp"
         )
 
 

@@ -1,6 +1,6 @@
 """States of an optimizer whose parameters are parts of what one process would train, to and from those of one process.
 
-Parameters of entries are 1-D, their parts follow each other on the processes; others are spread by rows.
+What processes hold of a parameter, rows or entries, follows each other in the order of the processes.
 """
 
 from collections.abc import Mapping
@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dowser_pl import sharding
-from dowser_pl.shards import added, collect, cut, is_spread, local
+from dowser_pl.shards import added, collect
 
 __all__ = ["cut_states", "gathered_states"]
 
@@ -54,25 +53,19 @@ def _gathered(kind: str, value: Any, parameter: nn.Parameter) -> Any:
             "which cannot be put together from several processes; use one that keeps a number per entry, as "
             "torch.optim.AdamW does"
         )
-    whole = collect(local(value).flatten())
-    return whole.view(value.shape) if is_spread(value) and sharding.rank() == 0 else whole
+    return collect(value.flatten()).view(-1, *value.shape[1:])
 
 
-def _cut(value: Any, parameter: Any, end: int) -> Any:
+def _cut(value: Any, parameter: nn.Parameter, end: int) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    if not is_spread(parameter):
-        return value[end - parameter.numel() : end].clone()
-    rows, mesh = cut(value, parameter).to(local(parameter.detach()).device), parameter.device_mesh
-    shape = {"shape": parameter.shape, "stride": parameter.stride()}
-    return DTensor.from_local(rows.clone(), mesh, parameter.placements, run_check=False, **shape)
+    return value[end - len(parameter) : end].clone()
 
 
 def _ends(parameters: list[nn.Parameter]) -> list[int]:
     """Where the part of each parameter that is here ends in the whole of it."""
-    sizes = torch.tensor([each.numel() for each in parameters])
     mine = torch.zeros(sharding.world_size(), len(parameters), dtype=torch.int64)
-    mine[sharding.rank()] = sizes
+    mine[sharding.rank()] = torch.tensor([len(each) for each in parameters])
     counts = torch.tensor(added(mine.flatten().tolist())).view_as(mine)
     return [int(total) for total in counts[: sharding.rank() + 1].sum(dim=0)]
 

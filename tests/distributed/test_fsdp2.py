@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
-from dowser_pl.methods import HighestImportance, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.methods import L2SP, Dare, HighestImportance, Lora, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.models.lora import LoraSettings
 from dowser_pl.shards import is_spread, local
 from dowser_pl.strategies import FSDP2Strategy
 from tests.distributed.fits import UnevenData, difference, fit
-from tests.distributed.harness import alone, run
-from tests.distributed.test_resume import fit_until, rows_of_steps
+from tests.distributed.harness import RankError, alone, outcomes, run
+from tests.distributed.test_resume import fit_until, killed, rows_of_steps
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
@@ -29,6 +32,18 @@ CASES = {
     "bf16-true": {"precision": "bf16-true", "optimizer": "sgd", "gradient_clip_val": 0.05},
     "bf16-mixed": {"precision": "bf16-mixed", "optimizer": "sgd", "accumulate_grad_batches": 2},
     "gathered in bfloat16": {"precision": "bf16-true", "optimizer": "sgd", "strategy": {"reduce_dtype": "float32"}},
+    "two of three layers, activations recomputed": {
+        "module": {"last_n_layers": 2, "gradient_checkpointing": True},
+        "optimizer": "sgd",
+    },
+    "also train": {"module": {"also_train": ["projector", "norms", "embeddings"]}, "optimizer": "sgd"},
+    "also train in half precision": {
+        "module": {"also_train": ["lm_head"]},
+        "precision": "bf16-true",
+        "gradient_clip_val": 0.05,
+        "accumulate_grad_batches": 2,
+        "optimizer": "sgd",
+    },
     "model-wide budget": {"method": ModelDowser(0.1, estimator="paper", scope="model"), "optimizer": "sgd"},
     "a budget for each layer": {"method": HighestImportance(0.1, scope="layer"), "optimizer": "sgd"},
     "random": {"method": Random(0.3), "optimizer": "sgd"},
@@ -40,7 +55,7 @@ CASES = {
 
 def bound_of(name):
     """Share of the longest way of a weight by which another order of additions may move one; as under DDP."""
-    return 0.05 if "bf" in name else 1e-3 if "value" in name or name == "adamw" else 1e-5
+    return 0.05 if "bf" in name or "half" in name else 1e-3 if "value" in name or name == "adamw" else 1e-5
 
 
 def fit_sharded(folder, model, *, strategy=None, uneven=0, **options):
@@ -98,7 +113,7 @@ def test_files_are_those_of_one_process(model_folder, tmp_path):
 
 @pytest.mark.parametrize("checkpoint", ["compact", "full"])
 def test_one_process_then_two_ranks_then_one(model_folder, tmp_path, checkpoint):
-    """Stopped in mid epoch each time, under no strategy, FSDP2, DDP, then FSDP2 to the end; the end is that of one run."""
+    """Stopped in mid epoch under no strategy, FSDP2, DDP, then FSDP2 to the end, which is that of an unbroken run."""
     settings = {"num_rows": 16, "batch_size": 4, "max_epochs": 2, "optimizer": "adamw", "checkpoint": checkpoint}
     unbroken = alone(fit, tmp_path / "unbroken", model_folder, **settings)
     folder, resumed = tmp_path / "run", settings | {"ckpt_path": str(tmp_path / "run" / LAST)}
@@ -119,12 +134,98 @@ def until(folder, model, step, **options):
     return fit_until(folder, model, step, strategy=FSDP2Strategy(), **options)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit(model_folder, tmp_path):
-    settings = {"num_rows": 16, "max_epochs": 1, "optimizer": "adamw", "gradient_clip_val": 0.05}
-    whole = run(fit_sharded, tmp_path / "whole", model_folder, **settings)
-    run(until, tmp_path / "run", model_folder, 2, **settings)
-    resumed = run(fit_sharded, tmp_path / "run", model_folder, ckpt_path=str(tmp_path / "run" / LAST), **settings)
+def test_a_run_whose_rank_was_killed_goes_on_bit_for_bit(model_folder, tmp_path):
+    settings = {"num_rows": 16, "optimizer": "adamw", "gradient_clip_val": 0.05, "strategy": "fsdp2", "patience": 1.0}
+    whole = run(fit, tmp_path / "whole", model_folder, **settings, max_epochs=1)
+    killed(tmp_path / "run", model_folder, 2, 2, **settings, max_epochs=1)
+    last = str(tmp_path / "run" / LAST)
+    resumed = run(fit, tmp_path / "run", model_folder, ckpt_path=last, **settings, max_epochs=1)
     assert difference(whole[0], resumed[0]) == 0 and whole[0].frozen_digest == resumed[0].frozen_digest
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"method": Dare(0.3)}, "got dowser.method Dare .* expected a method that decides before training"),
+        ({"method": L2SP(0.1)}, "got dowser.method L2SP"),
+        ({"method": Lora(), "module": {"lora": LoraSettings(r=2)}}, "got dowser.method Lora"),
+        ({"update": "dense"}, "got update 'dense' .* --dowser.update compact"),
+        ({"module": {"quantization": "8bit"}}, "model.quantization 8bit, expected none"),
+        (
+            {"method": ModelDowser(0.1, estimator="weight")},
+            "weight_square is a float32 number per weight",
+        ),
+    ],
+)
+def test_what_cannot_be_done_sharded_is_refused(model_folder, tmp_path, options, said):
+    """On one rank: nothing is sent."""
+    with pytest.raises(RankError, match=said):
+        run(fit, tmp_path, model_folder, strategy="fsdp2", **options)
+
+
+def fit_plain(folder, model):
+    fit(folder, model, strategy=ModelParallelStrategy())
+
+
+def test_a_strategy_of_lightning_itself_is_refused_with_ours(model_folder, tmp_path):
+    with pytest.raises(RankError, match="ModelParallelStrategy is not supported: .* -c strategy/fsdp2"):
+        run(fit_plain, tmp_path, model_folder)
+
+
+def validated(folder, model):
+    """Scores of a checkpoint."""
+    trainer = build_trainer(Path(folder), ModelDowser(0.5), devices=2, strategy="fsdp2")
+    module = build_module(Path(model))
+    data = Memorised()
+    trainer.validate(module, data, ckpt_path=str(Path(folder) / LAST), verbose=False)
+    return module.scores
+
+
+def test_a_checkpoint_is_validated_by_two_ranks(model_folder, tmp_path):
+    """Written by one process that learnt the answers."""
+    options = {"max_epochs": 8, "data": Memorised(), "optimizer": "adamw", "method": ModelDowser(0.5)}
+    one = alone(fit, tmp_path, model_folder, **options)
+    assert one.scores["colour"] > one.before["colour"]
+    assert run(validated, tmp_path, model_folder) == [one.scores, one.scores]
+
+
+class Memorised(TinyData):
+    """Asks what it teaches."""
+
+    def __init__(self) -> None:
+        super().__init__(num_rows=12, batch_size=4)
+
+
+def differing(folder, model):
+    """A batch without an image on the second rank alone."""
+
+    class Blind(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_rank == 1:
+                del batch["pixel_values"]
+
+    fit(folder, model, strategy="fsdp2", callbacks=(Blind(),), module={"also_train": ["projector"]})
+
+
+def test_a_trained_projector_needs_images_on_all_ranks_or_none(model_folder, tmp_path):
+    for outcome in outcomes(differing, tmp_path, model_folder):
+        assert "got images on 1 of 2 processes" in outcome.message
+
+
+def diverging(folder, model):
+    """A gradient that is not finite on the second rank alone."""
+
+    class Spoil(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_rank == 1:
+                next(each for each in pl_module.protected.parameters() if each.numel()).grad[0] = float("inf")
+
+    fit(folder, model, strategy="fsdp2", callbacks=(Spoil(),))
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(model_folder, tmp_path):
+    for outcome in outcomes(diverging, tmp_path, model_folder):
+        assert "a gradient is not finite at step 0" in outcome.message
 
 
 def share(folder, model):
