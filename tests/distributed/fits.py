@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed
 
+import dowser_pl.strategies  # noqa: F401 - by its name
 from dowser_pl.callbacks import Dowser, FailTogether
 from dowser_pl.methods import ModelDowser
 from dowser_pl.probing import Probe
