@@ -26,7 +26,7 @@ ALLOWED = {
     "models": {"maths"},
     "data": {"metrics"},
     "evaluation": {"models", "metrics", "reporting"},
-    "protected": {"evaluation", "models", "training"},
+    "protected": {"evaluation", "models", "sharding", "training"},
     "module": {"protected", "models", "sharding", "training"},
     "plan": {"commands", "files", "maths", "models", "planning"},
     "trainer": {"plan", "planning"},
