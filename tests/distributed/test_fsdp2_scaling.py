@@ -8,7 +8,7 @@ __all__ = ["model_folder", "sizes"]  # fixtures
 OPTIONS = {"strategy": "fsdp2", "gradient_clip_val": 1.0, "num_rows": 16, "accumulate_grad_batches": 2}
 
 
-def test_steps_and_pass_under_fsdp2_are_what_the_note_says(model_folder, sizes, tmp_path):  # noqa: F811
+def test_steps_and_pass_under_fsdp2_are_what_the_note_says(model_folder, sizes, tmp_path):
     for batches, passes in run(counted, tmp_path, model_folder, **OPTIONS):
         expected = scaling.fsdp2_step(sizes, 2, 4, 4, micro_batches=2)
         for first in (0, 2):
