@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from dowser_pl.evaluation import EvaluatedModule
 from dowser_pl.models.names import SavedNames, saved_names
+from dowser_pl.sharding import check_same
 from dowser_pl.shards import is_spread
 from dowser_pl.training import BaseModel, LocalParameters, Protection, clip_by_norm, local_state
 
@@ -47,7 +48,9 @@ class ProtectedModule(EvaluatedModule):
         whole = self.trained_whole()
         files = self._saved_names or saved_names(self.network)
         names = {key: files[runtime] for key in (*keys.values(), *whole) if (runtime := key[len("model.") :]) in files}
-        return BaseModel.of(self.path, self.state_dict(), keys, whole, names)
+        base = BaseModel.of(self.path, self.state_dict(), keys, whole, names)
+        check_same(base.fingerprint, "weights")  # nothing would make them equal later
+        return base
 
     def trained_whole(self) -> list[str]:
         """Keys in the module's state dict of what is trained without a mask."""

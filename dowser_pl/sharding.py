@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, distributed
 
-__all__ = ["add_up", "from_first", "gather", "rank", "weight_of", "world_size"]
+__all__ = ["add_up", "check_same", "from_first", "gather", "rank", "weight_of", "world_size"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,23 @@ def weight_of(count: Tensor) -> Tensor:
         () float32, 1 in a single process.
     """
     return count.float() * world_size() / add_up(count.clone()).clamp(min=1)
+
+
+def check_same(value: str, what: str) -> None:
+    """Refuse to go on where a process differs from the first.
+
+    Raises:
+        ValueError: on every process, naming one that does.
+    """
+    if not _several():
+        return
+    values = gather(lambda: {rank(): value})
+    odd = next((number for number, other in enumerate(values) if other != values[0]), None)
+    if odd is not None:
+        raise ValueError(
+            f"process {odd} has other {what} than the first: got {values[odd]}, expected {values[0]}. Let all read the "
+            "same files"
+        )
 
 
 def from_first(compute: Callable[[], T]) -> T:

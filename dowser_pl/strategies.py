@@ -85,7 +85,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             for name, buffer in part._buffers.items():
                 if buffer is not None:
                     part._buffers[name] = buffer.to(self.root_device)
-        if not self.cpu_offload:
+        if self.cpu_offload:
+            module._device = self.root_device  # where metrics and batches belong
+        else:
             module.to(self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

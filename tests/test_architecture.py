@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"maths", "sharding", "shards", "__init__"},
     "data": {"metrics"},
     "evaluation": {"models", "metrics", "reporting"},
-    "protected": {"evaluation", "models", "shards", "training"},
+    "protected": {"evaluation", "models", "sharding", "shards", "training"},
     "module": {"protected", "models", "sharding", "shards", "training"},
     "plan": {"commands", "files", "maths", "models", "planning"},
     "trainer": {"plan", "planning"},

@@ -91,14 +91,15 @@ def ddp_dense_step(sizes: Sizes, weight_bytes: int) -> float:
 def fsdp2_step(sizes: Sizes, ranks: int, weight_bytes: int, reduce_bytes: int, micro_batches: int = 1) -> Traffic:
     """Under FSDP2: all weights are gathered forward and backward, gradients of tuned matrices are scattered.
 
-    Groups are the decoder layers, the text model and the whole model. Nothing of it depends on the update ratio:
-    gradients are reduced before entries are taken out of them.
+    Groups are the decoder layers, and all else. Nothing of it depends on the update ratio: gradients are reduced before
+    entries are taken out of them. Small things are summed beside: tokens of each batch, whether all gradients are
+    finite, and for clipping a norm of each matrix and process.
     """
-    gathers = 2 * micro_batches * (sizes.blocks + 2)
+    gathers = 2 * micro_batches * (sizes.blocks + 1)
     return {
         "all_gather": (gathers, 2 * micro_batches * weight_bytes * sizes.weights / ranks),
         "reduce_scatter": (micro_batches * sizes.blocks, micro_batches * reduce_bytes * sizes.tuned),
-        "all_reduce": (micro_batches, 8 * micro_batches),
+        "all_reduce": (micro_batches + 2, 8 * micro_batches + 8 + 4 * len(sizes.matrices) * ranks),
     }
 
 

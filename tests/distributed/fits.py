@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed
 
+import dowser_pl.strategies  # noqa: F401 - by its name
 from dowser_pl.callbacks import Dowser, FailTogether
 from dowser_pl.methods import ModelDowser
 from dowser_pl.probing import Probe
@@ -96,7 +97,6 @@ def fit(
     callbacks: tuple[Any, ...] = (),
     ckpt_path: str | None = None,
     patience: float = 30.0,
-    seed: int | None = None,
     probe: Probe = replace(SMALL_PROBE, batch_size=2),  # noqa: B008 - two batches, one for each of two ranks
     **options: Any,
 ) -> Ended:
@@ -115,7 +115,6 @@ def fit(
         callbacks: more of them.
         ckpt_path: to go on from.
         patience: of `FailTogether`.
-        seed: of what is drawn when the model is built.
         probe: settings of the importance pass.
         **options: of :func:`tests.tiny_run.build_trainer` and the Trainer.
     """
@@ -133,8 +132,6 @@ def fit(
         **options,
     )
     built = build_module(Path(model), **(module or {}))
-    if seed is not None:
-        torch.manual_seed(seed)
     built.optimizer = OPTIMIZERS[optimizer]
     dowser = next(callback for callback in trainer.callbacks if isinstance(callback, Dowser))
     dowser.probe = probe

@@ -35,7 +35,7 @@ CASES |= {
     "spider": {"method": Spider(), "optimizer": "sgd"},
     "dare": {"method": Dare(0.3)},
     "model tailor": {"method": ModelTailor(0.1)},
-    "lora": {"method": Lora(), "module": {"lora": LoraSettings(r=4, alpha=8.0)}, "seed": 0},
+    "lora": {"method": Lora(), "module": {"lora": LoraSettings(r=4, alpha=8.0)}},
     "also train": {"module": {"also_train": ["projector", "norms"]}, "optimizer": "sgd"},
     "answers of unequal length": {"data": UnevenData(12), "optimizer": "sgd"},
 }

@@ -61,6 +61,17 @@ def sticking(folder, model):
     return fit(folder, model, callbacks=(Sticks(),), max_epochs=1, patience=1.0)
 
 
+def beginning_apart(folder, models):
+    return fit(folder, models[distributed.get_rank()])
+
+
+def test_ranks_that_begin_from_other_weights_are_refused(tmp_path, model_folder):
+    """One machine has an older copy of the model, say; tuned matrices are not sent to make them equal."""
+    other = save_tiny_llava(tmp_path / "other", seed=1)
+    for outcome in outcomes(beginning_apart, tmp_path / "run", [model_folder, other]):
+        assert "process 1 has other weights than the first" in outcome.message
+
+
 def test_a_row_that_only_one_rank_can_read_is_named_on_both(tmp_path, model_folder):
     ended = outcomes(with_a_bad_row, tmp_path / "run", model_folder)
     messages = [outcome.message for outcome in ended]

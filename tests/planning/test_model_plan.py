@@ -32,6 +32,9 @@ def test_rows_and_tokens_of_a_batch():
     assert batch_of(model, None, True).tokens == 4 + ASSUMED_TEXT_TOKENS and batch_of(model, None, True).rows == 1
     assert (batch_of(model, Data(), False).rows, batch_of(model, Data(), False).tokens) == (6, 100)
     assert batch_of(model, Data(), False, tokens=700).tokens == 700
+    shared = Data()
+    shared.split_batches = True
+    assert batch_of(model, shared, False, devices=4).rows == 2, "6 rows for 4 devices: one has two"
     assert batch_of(tiny_llava(), None, False).tokens == 128, "the longest text the model takes"
 
 
