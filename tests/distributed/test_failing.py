@@ -80,8 +80,10 @@ def test_a_row_that_only_one_rank_can_read_is_named_on_both(tmp_path, model_fold
     assert sum("process" in message and "failed: " in message for message in messages) == 1
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("hook", ["on_fit_start", "on_before_optimizer_step", "on_train_end"])
+@pytest.mark.parametrize(
+    ("hook", "rank"),
+    [("on_fit_start", 1), ("on_before_optimizer_step", 0), ("on_train_end", 0), ("on_train_end", 1)],
+)
 def test_a_failure_in_any_hook_reaches_the_other_rank(tmp_path, model_folder, hook, rank):
     ended = outcomes(failing, tmp_path / "run", model_folder, hook, rank)
     assert [outcome.status for outcome in ended] == [1, 1]
