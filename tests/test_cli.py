@@ -333,7 +333,8 @@ def test_runs_killed_with_sigkill_end_like_one_that_was_not(tmp_path, model_fold
         assert comparable((one / "report.json").read_text()) == comparable((other / "report.json").read_text())
 
 
-@pytest.mark.parametrize("forms", [["compact"], pytest.param(["compact", "dense"], marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/distributed has the same in processes that are forked, not started
+@pytest.mark.parametrize("forms", [["compact"], ["compact", "dense"]])
 def test_two_processes_agree(tmp_path, model_folder, forms):
     """DDP on gloo: the same masks, weights and scores on both ranks, whoever averages the gradients."""
     write_user_folder(tmp_path)
@@ -350,7 +351,8 @@ def test_two_processes_agree(tmp_path, model_folder, forms):
     assert len(set(ends)) == 1
 
 
-@pytest.mark.parametrize("estimator", ["authors", pytest.param("weight", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["authors", "weight"])
 def test_two_processes_share_the_prompts_and_measure_what_one_does(user_folder, model_folder, estimator):
     """Three batches over two processes; the files are equal byte for byte."""
     arguments = ["probe", f"--model.path={model_folder}", "--trainer.accelerator=cpu", *SMALL_PROBE]
