@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
+from dowser_pl.callbacks import Curve
 from dowser_pl.methods import L2SP, Dare, HighestImportance, Lora, Magnitude, ModelDowser, Random, WandaLike
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.shards import is_spread, local
@@ -147,6 +148,7 @@ def test_a_run_whose_rank_was_killed_goes_on_bit_for_bit(model_folder, tmp_path)
     "options, said",
     [
         ({"method": Dare(0.3)}, "got dowser.method Dare .* expected a method that decides before training"),
+        ({"callbacks": (Curve([0.05]),)}, "curve and budget take updates back in whole matrices, expected neither"),
         ({"method": L2SP(0.1)}, "got dowser.method L2SP"),
         ({"method": Lora(), "module": {"lora": LoraSettings(r=2)}}, "got dowser.method Lora"),
         ({"update": "dense"}, "got update 'dense' .* --dowser.update compact"),
