@@ -5,6 +5,7 @@ order of their numbers, is the matrix. Functions that talk to other processes sa
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,7 +144,7 @@ def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | N
 
     All processes must call it.
 
-    One tensor at a time is put together; the processes take turns in hashing.
+    One tensor at a time is put together; the processes take turns in hashing, beside each other.
     """
     if not any(map(is_spread, tensors.values())):
         return digests_alone(tensors, dtypes)
@@ -152,13 +153,20 @@ def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | N
 
 
 def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
-    """Digests of tensors of which ``(name, tensor, replaced)`` says what the rows here are instead, if not None."""
-    mine: dict[int, tuple[str, str]] = {}
-    for number, (name, tensor, replaced) in enumerate(parts):
-        value = whole(tensor if replaced is None else _like(tensor, replaced))
-        if number % sharding.world_size() == sharding.rank():
-            mine[number] = name, digest(value)
-    return dict(sharding.gather(lambda: mine))
+    """Digests of tensors of which ``(name, tensor, replaced)`` says what the rows here are instead, if not None.
+
+    A process hashes in a thread: all must come to put the next tensor together. It holds two whole ones at most.
+    """
+    mine: dict[int, tuple[str, Future[str]]] = {}
+    hashed: list[Future[str]] = []
+    with ThreadPoolExecutor(1) as pool:
+        for number, (name, tensor, replaced) in enumerate(parts):
+            value = whole(tensor if replaced is None else _like(tensor, replaced))
+            if number % sharding.world_size() == sharding.rank():
+                wait(hashed)
+                hashed = [pool.submit(digest, value)]
+                mine[number] = name, hashed[0]
+    return dict(sharding.gather(lambda: {number: (name, found.result()) for number, (name, found) in mine.items()}))
 
 
 class Ranks:
