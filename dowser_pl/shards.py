@@ -94,7 +94,9 @@ def cut(everything: Tensor, like: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All rows on every process; all must call it."""
     value: Any = tensor.detach()
-    return value.full_tensor() if is_spread(value) else value
+    if not is_spread(value):
+        return value
+    return _like(value, to_be_sent(local(value))).full_tensor()  # rows in host memory cannot be sent by NCCL
 
 
 def added(counts: Iterable[int]) -> list[int]:
@@ -185,7 +187,7 @@ class Ranks:
         return sum(totals[: sharding.rank()]), sum(totals)
 
 
-def _like(tensor: Any, rows: Tensor) -> Tensor:
+def _like(tensor: Any, rows: Tensor) -> Any:
     if not isinstance(tensor, DTensor):
         return rows
     return DTensor.from_local(
