@@ -5,6 +5,7 @@ order of their numbers, is the matrix. Functions that talk to other processes sa
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,7 +94,9 @@ def cut(everything: Tensor, like: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All rows on every process; all must call it."""
     value: Any = tensor.detach()
-    return value.full_tensor() if is_spread(value) else value
+    if not is_spread(value):
+        return value
+    return _like(value, to_be_sent(local(value))).full_tensor()  # rows in host memory cannot be sent by NCCL
 
 
 def added(counts: Iterable[int]) -> list[int]:
@@ -143,7 +146,7 @@ def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | N
 
     All processes must call it.
 
-    One tensor at a time is put together; the processes take turns in hashing.
+    One tensor at a time is put together; the processes take turns in hashing, beside each other.
     """
     if not any(map(is_spread, tensors.values())):
         return digests_alone(tensors, dtypes)
@@ -152,13 +155,20 @@ def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | N
 
 
 def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
-    """Digests of tensors of which ``(name, tensor, replaced)`` says what the rows here are instead, if not None."""
-    mine: dict[int, tuple[str, str]] = {}
-    for number, (name, tensor, replaced) in enumerate(parts):
-        value = whole(tensor if replaced is None else _like(tensor, replaced))
-        if number % sharding.world_size() == sharding.rank():
-            mine[number] = name, digest(value)
-    return dict(sharding.gather(lambda: mine))
+    """Digests of tensors of which ``(name, tensor, replaced)`` says what the rows here are instead, if not None.
+
+    A process hashes in a thread: all must come to put the next tensor together. It holds two whole ones at most.
+    """
+    mine: dict[int, tuple[str, Future[str]]] = {}
+    hashed: list[Future[str]] = []
+    with ThreadPoolExecutor(1) as pool:
+        for number, (name, tensor, replaced) in enumerate(parts):
+            value = whole(tensor if replaced is None else _like(tensor, replaced))
+            if number % sharding.world_size() == sharding.rank():
+                wait(hashed)
+                hashed = [pool.submit(digest, value)]
+                mine[number] = name, hashed[0]
+    return dict(sharding.gather(lambda: {number: (name, found.result()) for number, (name, found) in mine.items()}))
 
 
 class Ranks:
@@ -177,7 +187,7 @@ class Ranks:
         return sum(totals[: sharding.rank()]), sum(totals)
 
 
-def _like(tensor: Any, rows: Tensor) -> Tensor:
+def _like(tensor: Any, rows: Tensor) -> Any:
     if not isinstance(tensor, DTensor):
         return rows
     return DTensor.from_local(

@@ -60,13 +60,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Refuse those whose states cannot be put together in a checkpoint.
+        """Refuse those whose states cannot be put together in a checkpoint, and what has no rows to be spread by.
 
         Raises:
             ValueError: if there is such a one.
         """
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
+            if any(each.dim() == 0 for group in optimizer.param_groups for each in group["params"]):
+                raise ValueError(
+                    "got a parameter without dimensions among those that are trained, expected at least one: it is not "
+                    "spread, so every process would train its own. Leave its part out of model.also_train, or use "
+                    "--trainer.strategy ddp"
+                )
             if type(optimizer).__module__.startswith("bitsandbytes"):
                 raise ValueError(
                     f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "

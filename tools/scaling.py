@@ -28,6 +28,8 @@ Traffic = dict[str, tuple[int, float]]
 
 HISTOGRAM = 65536 * 8  # bytes of one pass of the exact selection
 CHUNK = 64  # prompts of a process whose factors travel together
+WRITTEN_TOGETHER = 64  # prompts
+TOKENS, BATCH_SIZE = 64, 16  # of the probe, by default
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,32 @@ def factors(sizes: Sizes, ranks: int, prompts: int, statistics: int = 1) -> Traf
     return {"all_gather": (2 * chunks, 4 * (sizes.inputs + statistics * sizes.outputs) * prompts / ranks)}
 
 
+def written(sizes: Sizes, ranks: int, weight_bytes: int, prompts: int, tokens: int) -> Traffic:
+    """Prompts that are written under FSDP2: decoder layers are gathered for each token, all else once.
+
+    Processes share batches of 64 prompts; those that have none left keep the others company.
+
+    Args:
+        sizes: of the model.
+        ranks: R.
+        weight_bytes: of a weight.
+        prompts: of all processes.
+        tokens: of a prompt, of which the first is not written.
+    """
+    rounds, rest = -(-prompts // (WRITTEN_TOGETHER * ranks)), sizes.weights - sizes.tuned
+    handed = rounds * weight_bytes * ((tokens - 1) * sizes.tuned + rest) / ranks
+    return {
+        "all_gather": (rounds * ((tokens - 1) * sizes.blocks + 1), handed),
+        "all_reduce": (rounds * tokens, 4.0 * rounds * tokens),
+    }
+
+
+def probed(sizes: Sizes, ranks: int, weight_bytes: int, prompts: int, batch_size: int) -> Traffic:
+    """Prompts that are measured under FSDP2, with one probe: all weights, forward and backward, for each batch."""
+    rounds = -(-prompts // (batch_size * ranks))
+    return {"all_gather": (2 * rounds * (sizes.blocks + 1), 2 * rounds * weight_bytes * sizes.weights / ranks)}
+
+
 def masks(sizes: Sizes) -> Traffic:
     """Under DDP the first process' masks as bits, one matrix at a time; beside each its size."""
     return {"broadcast": (2 * len(sizes.matrices), sum(-(-o * i // 8) for o, i in sizes.matrices))}
@@ -141,6 +169,8 @@ def rows(ranks: Sequence[int], update_ratio: float, prompts: int) -> list[dict[s
                 "step, DDP compact": ddp_step(sizes, update_ratio),
                 "step, FSDP2 bf16": fsdp2_step(sizes, number, 2, 2),
                 "step, FSDP2 bf16, float32 reduced": fsdp2_step(sizes, number, 2, 4),
+                "pass, prompts written (FSDP2)": written(sizes, number, 2, prompts, TOKENS),
+                "pass, prompts measured (FSDP2)": probed(sizes, number, 2, prompts, BATCH_SIZE),
                 "pass, factors": factors(sizes, number, prompts),
                 "pass, masks (DDP)": masks(sizes),
                 "pass, histograms (FSDP2)": selection(sizes),

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
@@ -30,12 +30,13 @@ class FailTogether(Callback):
         seconds: between two looks.
     """
 
+    _number: ClassVar[int] = 0  # of the run in this process: a second one starts without the failure of the first
+
     def __init__(self, patience: float = 30.0, seconds: float = 1.0) -> None:
         if patience < 0 or seconds <= 0:
             raise ValueError(f"got patience {patience} and seconds {seconds}, expected at least 0 and more than 0")
         self.patience = patience
         self.seconds = seconds
-        self._number = 0  # of the run in this process, so that a second one starts without the failure of the first
         self._over: threading.Event | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,7 +76,7 @@ class FailTogether(Callback):
         if self._over is not None:
             self._over.set()
         self._over = None
-        self._number += 1
+        FailTogether._number += 1
         return self._number - 1
 
     def _look(self, over: threading.Event, number: int) -> None:
@@ -104,7 +105,7 @@ class FailTogether(Callback):
 
 def _reason(exception: BaseException) -> str:
     kind = "" if isinstance(exception, ValueError | OSError) else f"{type(exception).__name__}: "
-    return f"{kind}{exception}"[:_MOST]
+    return f"{kind}{exception}".removesuffix(": ")[:_MOST]  # Ctrl-C says nothing beside its name
 
 
 def _first_failure(number: int, reason: str) -> tuple[int, str]:

@@ -169,9 +169,9 @@ class _Writer:
         image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
         return [
             Prompt(
-                _until_end(row, start.shape[1], end),
+                _until_end(row, start.shape[1], end).clone(),  # a view would be sent with the whole batch
                 None if source is None else source[0],
-                {name: value[i] for name, value in image_rows.items() if name != "attention_mask"},
+                {name: value[i].clone() for name, value in image_rows.items() if name != "attention_mask"},
             )
             for i, row in enumerate(rows)
         ]

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from torch import distributed
 
 from tests.distributed.fits import fit
-from tests.distributed.harness import outcomes
+from tests.distributed.harness import outcomes, run
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData
 
@@ -89,6 +89,41 @@ def test_a_failure_in_any_hook_reaches_the_other_rank(tmp_path, model_folder, ho
     assert [outcome.status for outcome in ended] == [1, 1]
     assert ended[rank].message == f"ValueError: only rank {rank} knows"
     assert ended[1 - rank].message == f"ValueError: process {rank} failed: only rank {rank} knows"
+
+
+def failing_then_well(folder, model):
+    """Two trainers in one process; the first run is refused on all ranks."""
+    with pytest.raises(ValueError, match="a multiple of the number of processes"):
+        fit(folder, model, batch_size=3, max_epochs=1)
+    return fit(folder, model, max_epochs=1, patience=0.0, callbacks=(Slow(),)).steps
+
+
+class Slow(Callback):
+    """Longer than two looks."""
+
+    def on_train_start(self, trainer, pl_module):
+        time.sleep(2.5)
+
+
+def interrupted(folder, model):
+    with pytest.raises(SystemExit):
+        fit(folder, model, callbacks=(Interrupts(),), max_epochs=1)
+
+
+class Interrupts(Callback):
+    """Ctrl-C reaches the second rank alone."""
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_rank == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_run_after_one_that_failed_does_not_hear_of_it(tmp_path, model_folder):
+    assert run(failing_then_well, tmp_path / "run", model_folder) == [3, 3]
+
+
+def test_an_interruption_is_called_by_its_name(tmp_path, model_folder):
+    assert outcomes(interrupted, tmp_path / "run", model_folder)[0].message.endswith("failed: KeyboardInterrupt")
 
 
 def test_a_rank_that_is_stuck_is_ended_with_the_others_message(tmp_path, model_folder):

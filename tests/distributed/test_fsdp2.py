@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Curve
 from dowser_pl.methods import L2SP, Dare, HighestImportance, Lora, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.models.loading import load_model
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.shards import is_spread, local
 from dowser_pl.strategies import FSDP2Strategy
@@ -212,6 +214,24 @@ def differing(folder, model):
 def test_a_trained_projector_needs_images_on_all_ranks_or_none(model_folder, tmp_path):
     for outcome in outcomes(differing, tmp_path, model_folder):
         assert "got images on 1 of 2 processes" in outcome.message
+
+
+def scaled(folder, model):
+    """A projector with a number of its own, as it is trained by one process."""
+
+    def load(*arguments, **options):
+        loaded = load_model(*arguments, **options)
+        where = "meta" if options["empty"] else "cpu"
+        loaded.model.multi_modal_projector.scale = torch.nn.Parameter(torch.ones((), device=where))
+        return loaded
+
+    with patch("dowser_pl.module.load_model", load):
+        fit(folder, model, strategy="fsdp2", module={"also_train": ["projector"]})
+
+
+def test_a_trained_number_that_no_one_would_average_is_refused(model_folder, tmp_path):
+    with pytest.raises(RankError, match="got a parameter without dimensions .* model.also_train"):
+        run(scaled, tmp_path, model_folder)
 
 
 def diverging(folder, model):

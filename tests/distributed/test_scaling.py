@@ -121,7 +121,7 @@ def test_the_table_and_the_file_have_the_same_numbers(tmp_path, capsys):
     assert scaling.main(["--ranks", "8", "--json", str(tmp_path / "n.json")]) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "n.json").read_text())
-    assert len(printed.splitlines()) == 2 + len(content["rows"]) == 2 + 3 * 6
+    assert len(printed.splitlines()) == 2 + len(content["rows"]) == 2 + 3 * 8
     assert content["command"][:2] == ["python", "tools/scaling.py"]
     step = next(row for row in content["rows"] if row["part"] == "step, DDP compact")
     assert step["handed"] == 8 + 4 * 224 + 4 * scaling.MODELS["7B"].entries(0.1)

@@ -52,6 +52,14 @@ def test_a_prompt_belongs_to_its_index_not_to_its_batch(model, together, monkeyp
     assert [p.tokens.tolist() for p in some] == [p.tokens.tolist() for p in expected[5:9]]
 
 
+def test_a_prompt_is_sent_without_the_batch_it_was_written_in(model):
+    """Views of one tensor would each travel with all of it."""
+    settings = Probe(num_prompts=3, num_tokens=12, batch_size=2, noise_images=True)
+    prompts = write(model, settings, lambda indices: noise_images(make_processor(), settings, indices))
+    for tensor in (each for prompt in prompts for each in (prompt.tokens, *prompt.image.values())):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_the_global_random_state_is_neither_used_nor_touched(model):
     torch.manual_seed(1)
     first, state = write(model), torch.get_rng_state()
