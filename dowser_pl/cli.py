@@ -23,6 +23,7 @@ from dowser_pl.callbacks import (
     Checkpoints,
     Curve,
     Dowser,
+    EpochProgress,
     Export,
     FailTogether,
     Forgetting,
@@ -165,7 +166,7 @@ def main(args: list[str] | None = None) -> None:
                 "default_root_dir": "runs/default",
                 "num_sanity_val_steps": -1,
                 "enable_model_summary": False,  # it counts frozen entries of tuned matrices as trainable
-                "callbacks": [Predictions(), RandomState(), FailTogether()],
+                "callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether()],
             },
             seed_everything_default=0,
             save_config_callback=SaveConfig,

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, PatchFile, RandomState
+from dowser_pl.callbacks import Checkpoints, Dowser, EpochProgress, Export, Forgetting, PatchFile, RandomState
 from dowser_pl.data import Conversation, MultimodalData, Question, Task
 from dowser_pl.methods import ModelDowser
 from dowser_pl.module import MultimodalModule
@@ -85,4 +85,4 @@ def build_trainer(
     }
     checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
     ending = [Export(enabled=export), Forgetting(), PatchFile()]
-    return Trainer(callbacks=[dowser, *ending, checkpoints, RandomState(), *callbacks], **options)
+    return Trainer(callbacks=[dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks], **options)

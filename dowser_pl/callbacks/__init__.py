@@ -3,6 +3,7 @@
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from dowser_pl.callbacks.curve import Curve
 from dowser_pl.callbacks.dowser import Dowser
+from dowser_pl.callbacks.epoch_progress import EpochProgress
 from dowser_pl.callbacks.export import Export
 from dowser_pl.callbacks.failing import FailTogether
 from dowser_pl.callbacks.forgetting import Forgetting
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "Curve",
     "Dowser",
+    "EpochProgress",
     "Export",
     "FailTogether",
     "Forgetting",

@@ -122,11 +122,14 @@ class MultimodalData(EvaluatedData):
         """The epoch, how many of its batches are done, and what these numbers depend on."""
         if self._order is None or self.trainer is None:
             return {}
-        loop = self.trainer.fit_loop
-        epoch: Any = loop.epoch_progress.current
+        loop, begun = self.trainer.fit_loop, self._order.begun
+        if begun is None and self._position:  # nothing was trained on since
+            return {**self._position, **self._order.layout()}
+        epoch: int = loop.epoch_progress.current.completed
         batches: Any = loop.epoch_loop.batch_progress.current
-        inside = epoch.ready == epoch.started > epoch.completed  # otherwise `batches` is still about the last epoch
-        return {"epoch": epoch.completed, "num_done": batches.processed if inside else 0, **self._order.layout()}
+        # before its first batch `batches` is still about the last epoch; what epoch_progress says of that is not so
+        # after a resume at the end of an epoch (Lightning 2.6)
+        return {"epoch": epoch, "num_done": batches.processed if begun == epoch else 0, **self._order.layout()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.

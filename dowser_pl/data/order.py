@@ -45,6 +45,8 @@ class TrainingOrder(DistributedSampler[Any]):
         self.num_rows = num_rows
         self.batch_size = batch_size
         self._clock = clock or (lambda: self.epoch)
+        self.begun: int | None = None
+        """The epoch whose batches were last begun to be handed out; None = none yet."""
         self._resumed_epoch = -1
         self._num_done = 0
 
@@ -89,7 +91,7 @@ class TrainingOrder(DistributedSampler[Any]):
         return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self._clock()
+        epoch = self.begun = self._clock()
         done = self._num_done if epoch == self._resumed_epoch else 0
         yield from self.batches(epoch)[done:]
 
