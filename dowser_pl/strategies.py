@@ -7,6 +7,7 @@ under DDP, not after: masks are never computed on weights that a checkpoint hold
 
 import pickle
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         param_dtype: that weights are gathered and used in; null = their own.
         reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
         cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
+        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
     """
 
     def __init__(
@@ -38,8 +40,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         param_dtype: Dtype | None = None,
         reduce_dtype: Dtype | None = None,
         cpu_offload: bool = False,
+        timeout_minutes: float = 60.0,
     ) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        if not timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
+        timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
         self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
         self.cpu_offload = cpu_offload

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
+from dowser_pl import sharding
 from dowser_pl.callbacks.deciding import Deciding
 from dowser_pl.maths.masks import num_trainable
 from dowser_pl.methods import EachStep, Lora, Method
@@ -137,10 +138,16 @@ def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]
 
 
 def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:
-    """Leave the base out of a checkpoint, where it is written."""
-    checkpoint["state_dict"] = base.left_out(checkpoint["state_dict"])
+    """Leave the base out of a checkpoint, where it is written.
+
+    Raises:
+        RuntimeError: if the state that gives it back is not there; nothing is left out then.
+    """
     state = checkpoint["callbacks"].get(owner)
-    if state is None:  # another process writes it
+    if not state and sharding.rank() == 0:
+        raise RuntimeError(f"{owner} has no state in the checkpoint, expected masks and values; this is a bug")
+    checkpoint["state_dict"] = base.left_out(checkpoint["state_dict"])
+    if not state:  # the first process writes it
         return
     state["entries"] = {n: {k: v for k, v in each.items() if k != "base"} for n, each in state["entries"].items()}
     checkpoint["without_base"] = owner
