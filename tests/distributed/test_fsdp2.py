@@ -72,7 +72,10 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"clipped by the norm", "bf16-mixed", "model-wide budget", "also train"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])
 def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name):
     options = {"max_epochs": 1, "num_rows": 16, **CASES[name]}
     one = alone(fit_sharded, tmp_path / "one", model_folder, **options)
@@ -114,7 +117,7 @@ def test_files_are_those_of_one_process(model_folder, tmp_path):
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("checkpoint", ["compact", "full"])
+@pytest.mark.parametrize("checkpoint", ["compact", pytest.param("full", marks=pytest.mark.slow)])
 def test_one_process_then_two_ranks_then_one(model_folder, tmp_path, checkpoint):
     """Stopped in mid epoch under no strategy, FSDP2, DDP, then FSDP2 to the end, which is that of an unbroken run."""
     settings = {"num_rows": 16, "batch_size": 4, "max_epochs": 2, "optimizer": "adamw", "checkpoint": checkpoint}
@@ -137,6 +140,7 @@ def until(folder, model, step, **options):
     return fit_until(folder, model, step, strategy=FSDP2Strategy(), **options)
 
 
+@pytest.mark.slow
 def test_a_run_whose_rank_was_killed_goes_on_bit_for_bit(model_folder, tmp_path):
     settings = {"num_rows": 16, "optimizer": "adamw", "gradient_clip_val": 0.05, "strategy": "fsdp2", "patience": 1.0}
     whole = run(fit, tmp_path / "whole", model_folder, **settings, max_epochs=1)

@@ -47,6 +47,7 @@ def compare_families():
     return odd
 
 
+@pytest.mark.slow
 def test_every_family_is_measured_as_in_one_process():
     assert run(compare_families, seconds=200) == [[], []]
 
