@@ -309,7 +309,8 @@ def start(folder: Path, model_folder: Path, name: str, *more: str, **changes) ->
     )
 
 
-@pytest.mark.parametrize("steps", [[5], pytest.param([2, 5], marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/callbacks/test_resume.py has the same in one process
+@pytest.mark.parametrize("steps", [[5], [2, 5]])
 def test_runs_killed_with_sigkill_end_like_one_that_was_not(tmp_path, model_folder, steps):
     """Killed in the first epoch, before anything was validated, and in the second; all runs side by side."""
     write_user_folder(tmp_path)

@@ -129,8 +129,12 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, options):
 KILLED_TWICE = [name for name in CASES if "workers" not in name and "accumulated" not in name]
 
 
-@pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize("name", KILLED_TWICE)
+UNCOUNTED = ["every step with max_steps", "end of epoch"]
+
+
+@pytest.mark.parametrize(
+    "name, counted", [*((name, True) for name in KILLED_TWICE), *((name, False) for name in UNCOUNTED)]
+)
 def test_a_resumed_run_that_is_killed_goes_on_as_well(tmp_path, name, counted):
     """Lightning counts epochs otherwise after a resume at the end of one; the rows are right even so."""
     options = CASES[name] | {"count": [EpochProgress()] if counted else []}

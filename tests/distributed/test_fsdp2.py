@@ -72,7 +72,7 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
-QUICK = {"clipped by the norm", "bf16-mixed", "model-wide budget", "also train"}
+QUICK = {"clipped by the norm", "model-wide budget"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])
@@ -90,6 +90,7 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name):
     assert difference(first, one) <= bound_of(name) * one.way
 
 
+@pytest.mark.slow
 def test_three_ranks_share_rows_unevenly(model_folder, tmp_path):
     """Matrices of 32, 48 and 16 rows."""
     options = {"max_epochs": 1, "num_rows": 12, "batch_size": 6, "optimizer": "sgd", "method": Random(0.01)}

@@ -99,6 +99,7 @@ def test_the_importance_pass_under_ddp_is_what_the_note_says(model_folder, sizes
         assert handed <= masks.bytes["broadcast"] <= handed + 700 * len(sizes.matrices)
 
 
+@pytest.mark.slow
 def test_a_step_of_dense_ddp_hands_over_whole_gradients(model_folder, sizes, tmp_path):
     for batches, _ in run(counted, tmp_path, model_folder, update="dense"):
         assert batches[-1].bytes["all_reduce"] == scaling.ddp_dense_step(sizes, 4)

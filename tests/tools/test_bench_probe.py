@@ -16,6 +16,8 @@ from dowser_pl.models.layers import find_layers
 from dowser_pl.probing import Probe
 from tests.probing.naive import published_loop
 
+pytestmark = pytest.mark.slow
+
 WHERE = ("host", "device")
 
 

@@ -11,6 +11,8 @@ from train_presets import PRESETS, Subject
 from dowser_pl.maths.masks import unpack
 from dowser_pl.patches import Patch
 
+pytestmark = pytest.mark.slow
+
 H, F, LAYERS = 96, 256, 3  # of the preset tiny
 SHAPES = [(H, H)] * 4 + [(F, H)] * 2 + [(H, F)]
 ENTRIES = LAYERS * sum(o * i for o, i in SHAPES)

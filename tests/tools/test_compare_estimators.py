@@ -18,6 +18,8 @@ from dowser_pl.models.layers import find_layers, text_inputs
 from dowser_pl.probing import Prompt
 from tests.tiny_models import IMAGE, make_processor, tiny_llava
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model():
