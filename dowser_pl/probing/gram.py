@@ -8,15 +8,17 @@ Legend: B rows of a batch, T positions, I inputs of a matrix.
 """
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dowser_pl.probing.hooks import Watching
 
 __all__ = ["InputGrams"]
 
 
-class InputGrams:
+class InputGrams(Watching):
     """Context manager that sums h h^T over the tokens that the given matrices take in, batch by batch.
 
     Matrices that are handed the same tensor (q, k and v) share one sum. Use it with gradients off: gradient
@@ -39,25 +41,17 @@ class InputGrams:
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = dict(layers)
+        super().__init__(layers)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self._owner: dict[str, str] = {}
         self._positions: Tensor | None = None
         self._last: tuple[str, Tensor] | None = None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> "InputGrams":
-        for name, module in self.layers.items():
-            self._handles.append(module.register_forward_pre_hook(self._watch(name)))
-        return self
+    def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_pre_hook(self._watch(name))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _forget(self) -> None:
         self._positions = self._last = None
 
     def start(self, positions: Tensor | None) -> None:

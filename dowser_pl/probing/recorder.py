@@ -9,10 +9,12 @@ Legend: B prompts of a batch, T positions, O outputs, I inputs of a matrix.
 """
 
 from collections.abc import Collection, Mapping
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dowser_pl.probing.hooks import Watching
 
 __all__ = ["FACTORS", "PRODUCTS", "Recorder"]
 
@@ -22,7 +24,7 @@ PRODUCTS = ("token_product", "weight_square")
 """Statistics with one number per weight, which do not factorise."""
 
 
-class Recorder:
+class Recorder(Watching):
     """Context manager that records the statistics of the given matrices, batch by batch.
 
     Args:
@@ -37,26 +39,18 @@ class Recorder:
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], statistics: Collection[str]) -> None:
-        self.layers = layers
+        super().__init__(layers)
         self.factors: dict[str, dict[str, Tensor]] = {name: {} for name in FACTORS if name in statistics}
         self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
         self._weights = torch.empty(0, 0)
         self._seen: set[str] = set()
         self._inputs: dict[str, Tensor] = {}
         self._last_input: tuple[Tensor, Tensor] | None = None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> "Recorder":
-        for name, module in self.layers.items():
-            self._handles.append(module.register_forward_hook(self._watch(name)))
-        return self
+    def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(self._watch(name))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _forget(self) -> None:
         self._inputs.clear()
         self._last_input = None
 
