@@ -1,7 +1,6 @@
 """`python -m dowser_pl bench`: every method, tuned on validation data and measured over seeds."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from dowser_pl.bench import Bench, read_settings, write_outputs
 from dowser_pl.bench.planning import Plan
 from dowser_pl.bench.running import Processes
 from dowser_pl.commands.merge import METHODS
+from dowser_pl.commands.printing import answer
 from dowser_pl.commands.provenance import provenance
 from dowser_pl.config_paths import resolve_configs
 
@@ -42,28 +42,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser().parse_args(argv)
-    try:
+    failed: list[str] = []
+
+    def run() -> str:
         file = Path(resolve_configs(["-c", options.config])[1])
         bench = Bench(read_settings(file, METHODS), options.only, tell=_tell)
         if options.list:
-            print("\n".join(bench.listing()), flush=True)
-            return 0
+            return "\n".join(bench.listing())
         bench.run(Processes(), options.retry)
         everything = Plan(bench.settings, tuple(bench.settings.methods.values()), bench.store)
         written = write_outputs(everything, provenance("bench", argv), options.json)
-        print(f"Written: {', '.join(map(str, written))}", flush=True)
-    except BrokenPipeError:  # the reader has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        failed.extend(cell.text for cell in bench.plan.cells() if bench.store.failure(cell))
+        return f"Written: {', '.join(map(str, written))}"
+
+    try:
+        status = answer(run)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    failed = [cell for cell in bench.plan.cells() if bench.store.failure(cell)]
     if failed:
         print(f"{len(failed)} cells failed; see bench.md, and --retry", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed else status
 
 
 def _tell(line: str) -> None:
