@@ -15,7 +15,7 @@ from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.protected import ProtectedModule
 from dowser_pl.sharding import weight_of
-from dowser_pl.shards import spread_model
+from dowser_pl.spread_models import spread_model
 from dowser_pl.training import (
     LocalParameters,
     check_gradients,

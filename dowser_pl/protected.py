@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -11,6 +11,7 @@ from dowser_pl.evaluation import EvaluatedModule
 from dowser_pl.models.names import SavedNames, saved_names
 from dowser_pl.sharding import check_same
 from dowser_pl.shards import is_spread
+from dowser_pl.spread_models import hand_over_gradients
 from dowser_pl.training import BaseModel, LocalParameters, Protection, clip_by_norm, local_state
 
 __all__ = ["ProtectedModule"]
@@ -92,12 +93,17 @@ class ProtectedModule(EvaluatedModule):
         checkpoint["state_dict"] = {key: tensor for key, tensor in complete.items() if key in loadable}
 
     def _cut_entries(self, checkpoint: dict[str, Any]) -> None:
-        """Keep of the entries what concerns the rows that this process holds."""
+        """Keep of the entries what concerns those that this process holds."""
         spread = {name: layer.weight for name, layer in self.tuned_layers().items() if is_spread(layer.weight)}
         for state in checkpoint.get("callbacks", {}).values() if spread else ():
             entries = state.get("entries", {}) if isinstance(state, dict) else {}
             if set(entries) == set(spread):
                 state["entries"] = {name: local_state(entry, spread[name]) for name, entry in entries.items()}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning does; then gradients go to whoever takes them, before any callback looks."""
+        super().backward(loss, *args, **kwargs)
+        hand_over_gradients(self.network)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -1,20 +1,20 @@
-"""Tensors that are spread over the processes by rows (FSDP2), each process holding some of every matrix.
+"""Tensors that are spread over the processes, by rows (FSDP2) or by flat positions (FSDP1, `flat_shards.py`).
 
-Rows lie on the processes in order, so flat positions do too: what the processes hold of a matrix, put together in the
-order of their numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
+Flat positions lie on the processes in order: what the processes hold of a matrix, put together in the order of their
+numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from dowser_pl import sharding
+from dowser_pl.flat_shards import Place, place_of
 from dowser_pl.maths.digests import digest
 from dowser_pl.maths.digests import digests as digests_alone
 
@@ -24,61 +24,50 @@ __all__ = [
     "broadcast",
     "collect",
     "cut",
-    "device_of",
     "digests",
     "digests_in_turns",
-    "generating",
+    "flat_range",
     "is_spread",
     "local",
     "local_rows",
-    "spread_model",
+    "shape_of",
     "to_be_sent",
     "to_first",
+    "when_averaged",
     "whole",
 ]
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether this process holds some rows of it only."""
-    return isinstance(tensor, DTensor)
+    """Whether this process holds a part of it only."""
+    return isinstance(tensor, DTensor) or place_of(tensor) is not None
 
 
-def spread_model(model: nn.Module) -> bool:
-    """Whether weights of the model are spread over processes, so that all must run it together."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model computes, which need not be where its weights are kept."""
-    return next((_device(each) for each in model.modules() if isinstance(each, FSDPModule)), _first(model))
-
-
-@contextmanager
-def generating(model: nn.Module) -> Iterator[None]:
-    """Keep the outermost group of weights (embeddings, head, vision tower) here while the model writes.
-
-    ``generate`` runs parts of the model by themselves, and gathering this group again for every token would take long.
-    All processes must enter and leave together.
-    """
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.set_reshard_after_forward(False, recurse=False)
-    model.unshard()
-    try:
-        yield
-    finally:
-        model.set_reshard_after_forward(True, recurse=False)
-        model.reshard()
+def shape_of(tensor: Tensor) -> torch.Size:
+    """Of the whole."""
+    place = place_of(tensor)
+    return tensor.shape if place is None else place.shape
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows that this process holds, in the memory of the tensor; all of them where it is not spread."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """What this process holds, in the memory of the tensor: rows, or a 1-D piece; all of it where it is not spread."""
+    value = tensor.detach()
+    if isinstance(value, DTensor):
+        return value.to_local()
+    return value if place_of(tensor) is None else value.view(-1)
+
+
+def flat_range(tensor: Tensor) -> slice:
+    """Which flat positions these are."""
+    place = place_of(tensor)
+    if place is not None:
+        return place.here
+    rows, columns = local_rows(tensor), tensor.shape[1:].numel()
+    return slice(rows.start * columns, rows.stop * columns)
 
 
 def local_rows(tensor: Tensor) -> slice:
-    """Which rows these are."""
+    """Which rows a process holds of a tensor that is spread by rows."""
     if not isinstance(tensor, DTensor):
         return slice(0, len(tensor))
     each = -(-len(tensor) // sharding.world_size())  # as torch.chunk divides
@@ -87,16 +76,27 @@ def local_rows(tensor: Tensor) -> slice:
 
 
 def cut(everything: Tensor, like: Tensor) -> Tensor:
-    """Of a tensor that is here as a whole the rows that this process holds of ``like``."""
+    """Of a tensor that is here as a whole what this process holds of ``like``."""
+    if place_of(like) is not None:
+        return everything.reshape(-1)[flat_range(like)]
     return everything[local_rows(like)] if isinstance(like, DTensor) else everything
 
 
+def when_averaged(weight: nn.Parameter, take: Callable[[Tensor], None]) -> RemovableHandle:
+    """Have ``take(weight)`` called after each backward pass, with the averaged gradient of what is here in its grad."""
+    place = place_of(weight)
+    if place is None:
+        return weight.register_post_accumulate_grad_hook(take)
+    handle = RemovableHandle(place.unit.takers)
+    place.unit.takers[handle.id] = weight, take
+    return handle
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """All rows on every process; all must call it."""
-    value: Any = tensor.detach()
-    if not is_spread(value):
-        return value
-    return _like(value, to_be_sent(local(value))).full_tensor()  # rows in host memory cannot be sent by NCCL
+    """All of it on every process; all must call it."""
+    if not is_spread(tensor):
+        return tensor.detach()
+    return _together(local(tensor), tensor)
 
 
 def added(counts: Iterable[int]) -> list[int]:
@@ -136,8 +136,8 @@ def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[int, Tensor] = {}
     for tensor in tensors.values():
         if id(tensor) not in found:
-            part = collect(local(tensor.detach()).flatten()).view(-1) if is_spread(tensor) else tensor.detach().cpu()
-            found[id(tensor)] = part.view(tensor.shape) if sharding.rank() == 0 else part
+            part = collect(local(tensor).flatten()).view(-1) if is_spread(tensor) else tensor.detach().cpu()
+            found[id(tensor)] = part.view(shape_of(tensor)) if sharding.rank() == 0 else part
     return {name: found[id(tensor)] for name, tensor in tensors.items()} if sharding.rank() == 0 else {}
 
 
@@ -151,11 +151,11 @@ def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | N
     if not any(map(is_spread, tensors.values())):
         return digests_alone(tensors, dtypes)
     kinds = dtypes or {}
-    return digests_in_turns((name, each.to(kinds.get(name, each.dtype)), None) for name, each in tensors.items())
+    return digests_in_turns((name, each, local(each).to(kinds.get(name, each.dtype))) for name, each in tensors.items())
 
 
 def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
-    """Digests of tensors of which ``(name, tensor, replaced)`` says what the rows here are instead, if not None.
+    """Digests of tensors of which ``(name, tensor, replaced)`` says what the part here is instead, if not None.
 
     A process hashes in a thread: all must come to put the next tensor together. It holds two whole ones at most.
     """
@@ -163,7 +163,7 @@ def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict
     hashed: list[Future[str]] = []
     with ThreadPoolExecutor(1) as pool:
         for number, (name, tensor, replaced) in enumerate(parts):
-            value = whole(tensor if replaced is None else _like(tensor, replaced))
+            value = whole(tensor) if replaced is None else _together(replaced, tensor)
             if number % sharding.world_size() == sharding.rank():
                 wait(hashed)
                 hashed = [pool.submit(digest, value)]
@@ -187,24 +187,26 @@ class Ranks:
         return sum(totals[: sharding.rank()]), sum(totals)
 
 
-def _like(tensor: Any, rows: Tensor) -> Any:
-    if not isinstance(tensor, DTensor):
-        return rows
-    return DTensor.from_local(
-        rows, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
+def _together(part: Tensor, like: Any) -> Tensor:
+    """The parts of all processes as one tensor, spread as ``like`` is."""
+    sent, place = to_be_sent(part), place_of(like)  # what lies in host memory cannot be sent by NCCL
+    if place is not None:
+        return _joined(sent, place)
+    if not isinstance(like, DTensor):
+        return part
+    options: Any = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(sent, like.device_mesh, like.placements, **options).full_tensor()
+
+
+def _joined(part: Tensor, place: Place) -> Tensor:
+    padded = part.new_zeros(max(place.sizes))
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in place.sizes]
+    distributed.all_gather(parts, padded)
+    return torch.cat([each[:size] for each, size in zip(parts, place.sizes, strict=True)]).view(place.shape)
 
 
 def to_be_sent(tensor: Tensor) -> Tensor:
     """The tensor on a device from which it can be sent to other processes."""
     on_gpu = distributed.is_initialized() and "nccl" in distributed.get_backend()
     return tensor.cuda() if on_gpu else tensor.cpu()
-
-
-def _device(module: FSDPModule) -> torch.device:
-    kind = module._get_fsdp_state()._device
-    return torch.device(kind)
-
-
-def _first(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

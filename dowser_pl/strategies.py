@@ -1,4 +1,4 @@
-"""Lightning's FSDP2 strategy with what sharded training of entries needs beside it.
+"""Lightning's FSDP2 strategy with what sharded training of entries needs beside it; FSDP1's is `fsdp1_strategy.py`.
 
 Checkpoints are the files that one process writes, so any strategy and number of processes can go on from them: rows
 are gathered one tensor at a time, and only of what the callbacks leave in. They are read before training is set up, as
@@ -6,6 +6,7 @@ under DDP, not after: masks are never computed on weights that a checkpoint hold
 """
 
 import pickle
+from abc import abstractmethod
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal
@@ -17,38 +18,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dowser_pl.models.fully_sharded import fully_shard_model
-from dowser_pl.shards import cut, is_spread, local, to_first
+from dowser_pl.shards import cut, is_spread, local, shape_of, to_first
 from dowser_pl.training.sharded_optimizer import cut_states, gathered_states
 
-__all__ = ["FSDP2Strategy"]
+__all__ = ["Dtype", "FSDP2Strategy", "ShardedStrategy"]
 
 Dtype = Literal["float32", "bfloat16"]
 
 
-class FSDP2Strategy(ModelParallelStrategy):
-    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
-
-    Args:
-        param_dtype: that weights are gathered and used in; null = their own.
-        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
-        cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
-        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
-    """
-
-    def __init__(
-        self,
-        param_dtype: Dtype | None = None,
-        reduce_dtype: Dtype | None = None,
-        cpu_offload: bool = False,
-        timeout_minutes: float = 60.0,
-    ) -> None:
-        if not timeout_minutes > 0:
-            raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
-        timeout = timedelta(minutes=timeout_minutes)
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
-        self.param_dtype = param_dtype
-        self.reduce_dtype = reduce_dtype
-        self.cpu_offload = cpu_offload
+class ShardedStrategy(ParallelStrategy):
+    """What strategies that spread a model have in common: checkpoints of one format, and optimizers that fit it."""
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -60,10 +39,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         """With what :meth:`load_checkpoint` read."""
         return True
 
-    def setup_environment(self) -> None:
-        """All processes share the weights."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
+    @abstractmethod
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
 
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Refuse those whose states cannot be put together in a checkpoint, and what has no rows to be spread by.
@@ -84,23 +62,6 @@ class FSDP2Strategy(ModelParallelStrategy):
                     f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "
                     "processes; use torch.optim.AdamW, whose states take a share on each of them"
                 )
-
-    def shard(self, network: Any) -> None:
-        """Spread a model that is here as a whole."""
-        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
-        fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
-
-    def model_to_device(self) -> None:
-        """Sharding has moved the weights already, to where they are to be kept."""
-        module: Any = self.model
-        for part in module.modules():
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(self.root_device)
-        if self.cpu_offload:
-            module._device = self.root_device  # where metrics and batches belong
-        else:
-            module.to(self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""
@@ -129,14 +90,14 @@ class FSDP2Strategy(ModelParallelStrategy):
             raise ValueError(f"{checkpoint_path} is not a readable checkpoint ({type(error).__name__})") from error
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over the rows that this process holds.
+        """Take over what this process holds.
 
         Raises:
             ValueError: if a tensor is missing, too many or of another shape.
         """
         module: Any = self.lightning_module
         own, given = module.state_dict(), checkpoint["state_dict"]
-        odd = sorted(set(own) ^ set(given)) or sorted(key for key in own if own[key].shape != given[key].shape)
+        odd = sorted(set(own) ^ set(given)) or sorted(key for key in own if shape_of(own[key]) != shape_of(given[key]))
         if odd and strict:
             raise ValueError(
                 f"the checkpoint and the model do not fit: the first tensor that differs is {odd[0]!r}; resume with "
@@ -156,6 +117,54 @@ def _copy(own: Tensor, given: Tensor) -> None:
     if given is own:
         return
     local(own).copy_(local(given) if is_spread(given) else cut(given, own))
+
+
+class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
+    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
+
+    Args:
+        param_dtype: that weights are gathered and used in; null = their own.
+        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
+        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
+    """
+
+    def __init__(
+        self,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype | None = None,
+        cpu_offload: bool = False,
+        timeout_minutes: float = 60.0,
+    ) -> None:
+        if not timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
+        timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.cpu_offload = cpu_offload
+
+    def setup_environment(self) -> None:
+        """All processes share the weights."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole."""
+        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
+        fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
+
+    def model_to_device(self) -> None:
+        """Sharding has moved the weights already, to where they are to be kept."""
+        module: Any = self.model
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(self.root_device)
+        if self.cpu_offload:
+            module._device = self.root_device  # where metrics and batches belong
+        else:
+            module.to(self.root_device)
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")

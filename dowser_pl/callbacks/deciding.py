@@ -16,7 +16,7 @@ from dowser_pl.maths.masks import PackedMasks, pack, unpack
 from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
-from dowser_pl.shards import Ranks, is_spread, local, local_rows, whole
+from dowser_pl.shards import Ranks, flat_range, is_spread, local, shape_of, whole
 from dowser_pl.training import Protection
 
 __all__ = ["Deciding"]
@@ -76,7 +76,7 @@ class Deciding:
         Packed as they are decided, so that no two are held.
         """
         if self.method.moment != "before_fit":
-            here = ((name, local(layer.weight.detach())) for name, layer in self.layers.items())
+            here = ((name, local(layer.weight)) for name, layer in self.layers.items())
             return PackedMasks.of((name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in here)
         start = time.monotonic()
         factors = self._factors = self.measure().factors
@@ -138,26 +138,42 @@ class Deciding:
     def _layer(self, factors: Factors, name: str) -> Layer:
         """The whole matrix; where it is spread over processes, all must call it."""
         measured: dict[str, Any] = factors.layers.get(name, {})
-        return Layer(name, whole(self.pl_module.base_weight(self.layers[name])), **measured)
+        return Layer(name, whole(self._weight(name)), **measured)
 
     def _here(self, factors: Factors, name: str) -> Layer:
-        """Of the matrix the rows that this process holds."""
-        weight = self.pl_module.base_weight(self.layers[name])
+        """Of the matrix what this process holds."""
+        weight = self._weight(name)
         if not is_spread(weight):
             return self._layer(factors, name)
         measured: dict[str, Any] = factors.layers.get(name, {})
         return rows_of(Layer(name, weight, **measured))
+
+    def _weight(self, name: str) -> Tensor:
+        layer = self.layers[name]
+        return layer.weight if is_spread(layer.weight) else self.pl_module.base_weight(layer)
 
     def _spread(self) -> bool:
         return any(is_spread(layer.weight) for layer in self.layers.values())
 
 
 def rows_of(layer: Layer) -> Layer:
-    """Of a matrix that is spread over processes, with what was measured of it, the rows that are here."""
-    rows = local_rows(layer.weight)
+    """Of a matrix that is spread over processes, with what was measured of it, the rows that cover what is here.
+
+    Where a process holds a range of flat positions, its first and last row may be here in part: zeros stand for the
+    rest, and ``part`` says so.
+    """
+    here, (total, columns) = flat_range(layer.weight), shape_of(layer.weight)
+    rows = slice(here.start // columns, -(-here.stop // columns))
+    part = slice(here.start - rows.start * columns, here.stop - rows.start * columns)
+    weight = held = local(layer.weight)
+    if held.dim() == 1:
+        weight = held.new_zeros(rows.stop - rows.start, columns)
+        weight.view(-1)[part] = held
     outputs = {
         name: value[:, rows]
         for name in ("abs_gradient", "square_gradient")
         if (value := getattr(layer, name)) is not None
     }
-    return replace(layer, weight=local(layer.weight.detach()), rows=(rows, len(layer.weight)), **outputs)
+    return replace(
+        layer, weight=weight, rows=(rows, total), part=part if held.dim() == 1 else None, **outputs
+    )

@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.files import atomic_path
-from dowser_pl.shards import spread_model, to_first
+from dowser_pl.shards import to_first
+from dowser_pl.spread_models import spread_model
 
 __all__ = ["Export"]
 

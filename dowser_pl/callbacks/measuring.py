@@ -15,7 +15,7 @@ from dowser_pl.callbacks.identity import identity
 from dowser_pl.probing import Factors, Probe, Prompt, Request, measure, probing_mode, write_prompts
 from dowser_pl.probing.batches import aligned
 from dowser_pl.probing.images import noise_images
-from dowser_pl.shards import spread_model
+from dowser_pl.spread_models import spread_model
 
 __all__ = ["Measuring"]
 

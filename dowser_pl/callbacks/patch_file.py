@@ -10,7 +10,7 @@ from dowser_pl import __version__
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.patches import save_patch
-from dowser_pl.shards import to_first
+from dowser_pl.shards import shape_of, to_first
 
 __all__ = ["PatchFile"]
 
@@ -37,7 +37,7 @@ class PatchFile(Callback):
         entries, base = dowser.entries, dowser.base
         if not trainer.is_global_zero and not entries.together:
             return
-        total = sum(weight.numel() for weight in entries.weights.values())
+        total = sum(shape_of(weight).numel() for weight in entries.weights.values())
         if entries.num_trainable > _MOST * total:
             rank_zero_info(
                 f"No patch: {entries.num_trainable:,} of {total:,} entries may move; share the exported folder"

@@ -12,7 +12,8 @@ from dowser_pl.callbacks.deciding import Deciding
 from dowser_pl.maths.masks import num_trainable
 from dowser_pl.methods import EachStep, Lora, Method
 from dowser_pl.planning import Kept, lines, plan_of
-from dowser_pl.shards import is_spread
+from dowser_pl.flat_shards import whole_shapes
+from dowser_pl.shards import is_spread, shape_of
 from dowser_pl.training import (
     BaseModel,
     Changes,
@@ -156,16 +157,18 @@ def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> N
 def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optimizer) -> None:
     """Say what training will take in memory, before any of it is taken."""
     ratio = method.update_ratio if method.moment == "before_fit" and method.update_ratio is not None else 1.0
-    shares = [num_trainable(ratio, layer.weight.numel()) for layer in pl_module.tuned_layers().values()]
+    shares = [num_trainable(ratio, shape_of(layer.weight).numel()) for layer in pl_module.tuned_layers().values()]
     kept = Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
-    rank_zero_info("\n".join(lines(plan_of(pl_module, sum(shares), update, optimizer, kept))))
+    with whole_shapes(pl_module.network):
+        plan = plan_of(pl_module, sum(shares), update, optimizer, kept)
+    rank_zero_info("\n".join(lines(plan)))
 
 
 def _said(method: Method, entries: Protection) -> Protection:
     """Say how much of the model training may move."""
     rank_zero_info(
         f"{type(method).__name__}: {entries.num_trainable:,} of "
-        f"{sum(weight.numel() for weight in entries.weights.values()):,} entries in {len(entries.weights)} matrices "
+        f"{sum(shape_of(weight).numel() for weight in entries.weights.values()):,} entries in {len(entries.weights)} matrices "
         "are trainable"
     )
     return entries

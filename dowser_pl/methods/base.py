@@ -59,6 +59,7 @@ class Layer:
         tuned: (O, I) weights after training.
         input_gram: (I, I) float32, the mean over tokens of h h^T, of the tuned model.
         rows: which rows of a larger matrix these O are, and how many it has; None = it is whole.
+        part: which flat positions of these rows are meant; None = all. The weights of the others are not told.
     """
 
     name: str
@@ -71,11 +72,16 @@ class Layer:
     tuned: Tensor | None = None
     input_gram: Tensor | None = None
     rows: tuple[slice, int] | None = None
+    part: slice | None = None
 
     @property
     def num_entries(self) -> int:
         """Of the whole matrix."""
         return self.weight.numel() if self.rows is None else self.rows[1] * self.weight.shape[1]
+
+    def meant(self, entries: Tensor) -> Tensor:
+        """Of something (O, I), what was made of entries one by one, those that are meant: (O, I), or 1-D of a part."""
+        return entries if self.part is None else entries.reshape(-1)[self.part]
 
     def measured(self, what: Need) -> Tensor:
         """The measurement ``what``, on the device of the weight.

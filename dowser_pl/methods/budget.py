@@ -28,20 +28,21 @@ def build_masks(
         method: decides.
         blocks: name of each matrix -> name of the decoder layer it sits in, in model order.
         layer_of: hands over a matrix and its measurements by name.
-        shards: where each process holds some rows of every matrix: the masks are those of these rows, together the
-            same as one process would find. All processes must ask for every mask.
+        shards: where each process holds a part of every matrix: the masks are those of these parts, together the same
+            as one process would find. All processes must ask for every mask.
 
     Yields:
         (name, (O, I) bool mask), every name once.
     """
     if not isinstance(method, Scored) or (method.scope == "matrix" and shards is ALONE):
         for name in blocks:
-            yield name, method.mask(layer_of(name))
+            layer = layer_of(name)
+            yield name, layer.meant(method.mask(layer))
         return
     if method.scope == "matrix":
         for name in blocks:
             layer = layer_of(name)
-            scores = [method.score(layer)]
+            scores = [_scores(method, layer)]
             k = num_trainable(method.update_ratio, layer.num_entries)
             yield name, next(lowest_of_pieces([partial(scores.__getitem__, 0)], k, shards))
         return
@@ -50,6 +51,10 @@ def build_masks(
         groups.setdefault(block if method.scope == "layer" else "", []).append(name)
     for names in groups.values():
         total = sum(layer_of(name).num_entries for name in names)
-        pieces = [lambda name=name: method.score(layer_of(name)) for name in names]
+        pieces = [lambda name=name: _scores(method, layer_of(name)) for name in names]
         masks = lowest_of_pieces(pieces, num_trainable(method.update_ratio, total), shards)
         yield from zip(names, masks, strict=True)
+
+
+def _scores(method: Scored, layer: Layer) -> Tensor:
+    return layer.meant(method.score(layer))

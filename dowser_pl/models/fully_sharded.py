@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from dowser_pl import sharding
 from dowser_pl.models.decoder import decoder_layers
 from dowser_pl.models.parts import text_model
-from dowser_pl.shards import added, broadcast, cut, device_of, local
+from dowser_pl.shards import added, broadcast, cut, local
+from dowser_pl.spread_models import device_of
 
 __all__ = ["fully_shard_model"]
 
@@ -69,6 +70,6 @@ def _fill(model: PreTrainedModel, whole: dict[str, Tensor], device: torch.device
         model.tie_weights()
     for name, weight in model.named_parameters():
         sent = whole.pop(name) if sharding.rank() == 0 else torch.empty(weight.shape, dtype=weight.dtype)
-        local(weight.detach()).copy_(cut(broadcast(sent), weight))
+        local(weight).copy_(cut(broadcast(sent), weight))
     for buffer in model.buffers():
         buffer.copy_(broadcast(buffer))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from dowser_pl.shards import generating, spread_model
+from dowser_pl.spread_models import generating, spread_model
 
 __all__ = ["greedy_answers"]
 

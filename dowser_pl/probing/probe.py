@@ -23,7 +23,7 @@ from dowser_pl.probing.prompts import Prompt, TextInputs, plain_text
 from dowser_pl.probing.recorder import FACTORS, Recorder
 from dowser_pl.probing.rows import live_rows_only
 from dowser_pl.probing.settings import Probe
-from dowser_pl.shards import device_of, spread_model
+from dowser_pl.spread_models import device_of, measuring, spread_model
 
 __all__ = ["measure", "probing_mode"]
 
@@ -110,7 +110,7 @@ def _measure_batch(
     text_inputs: TextInputs,
 ) -> Statistics:
     inputs, positions = _stack(batch, device_of(model), text_inputs)
-    with live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
+    with measuring(model), live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
         recorder.start(positions)
         logits, probed = _probed_logits(model, inputs, positions, settings)
         _backward(logits, probed, indices, settings)

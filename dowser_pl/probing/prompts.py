@@ -17,7 +17,7 @@ from dowser_pl.maths.streams import stream
 from dowser_pl.probing.batches import aligned, halving, in_step
 from dowser_pl.probing.sampling import SampleFromStreams
 from dowser_pl.probing.settings import Probe
-from dowser_pl.shards import device_of, generating, spread_model
+from dowser_pl.spread_models import device_of, generating, spread_model
 
 __all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dowser_pl.maths.digests import combined
 from dowser_pl.maths.masks import unpack
 from dowser_pl.patches.patch import Change
-from dowser_pl.shards import digests, is_spread, local
+from dowser_pl.shards import digests, is_spread, local, shape_of
 from dowser_pl.training.protection import State
 from dowser_pl.training.sharded_entries import local_state
 
@@ -51,7 +51,7 @@ class BaseModel:
     ) -> "BaseModel":
         """Describe a model before it is trained; reads all of it once."""
         hashed = digests(tensors)
-        described = {key: (_kind(value), tuple(value.shape), hashed[key]) for key, value in tensors.items()}
+        described = {key: (_kind(value), tuple(shape_of(value)), hashed[key]) for key, value in tensors.items()}
         return cls(path, described, dict(keys), list(whole), dict(saved_names))
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class BaseModel:
 
         Returns:
             All tensors of the tuned model, and the entries with the ``base`` values they replaced; of tensors that are
-            spread over processes, those of the rows that are here.
+            spread over processes, those of what is here.
 
         Raises:
             ValueError: if the model that was loaded is not the base; the message names the first tensor that differs.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dowser_pl.shards import local
+from dowser_pl.shards import local, when_averaged
 from dowser_pl.training.protection import Changes, Protection, State, bits_of
 
 __all__ = ["TrainableEntries"]
@@ -40,7 +40,7 @@ class TrainableEntries(Protection):
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         super().__init__(weights, masks)
         for name, weight in weights.items():
-            here = local(weight.detach())
+            here = local(weight)
             if not (here.is_contiguous() and weight.requires_grad):
                 raise ValueError(
                     f"{name} must be contiguous and take a gradient: got strides {here.stride()} and requires_grad "
@@ -55,7 +55,7 @@ class TrainableEntries(Protection):
         for weight in self._idle:
             weight.requires_grad_(False)
         self._hooks: list[Any] = [
-            weight.register_post_accumulate_grad_hook(self._gather_gradient(name))
+            when_averaged(weight, self._gather_gradient(name))
             for name, weight in weights.items()
             if weight.requires_grad
         ]
@@ -84,7 +84,7 @@ class TrainableEntries(Protection):
     @torch.no_grad()
     def _write_back(self) -> None:
         for name, weight in self.weights.items():
-            indices, values, here = self._indices[name], self._values[name], local(weight.detach())
+            indices, values, here = self._indices[name], self._values[name], local(weight)
             if indices is not None:
                 here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
             elif values.data_ptr() != here.data_ptr():
@@ -148,7 +148,7 @@ class TrainableEntries(Protection):
         return self._gathered(name).cpu().clone()
 
     def _shares(self, name: str, weight: Tensor) -> bool:
-        return self._values[name].data_ptr() == local(weight.detach()).data_ptr()
+        return self._values[name].data_ptr() == local(weight).data_ptr()
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
         """Trainable entries of each matrix as a whole, of those that are here."""
@@ -156,7 +156,7 @@ class TrainableEntries(Protection):
 
     def _gathered(self, name: str) -> Tensor:
         """(k,) what the matrix holds at the trainable entries; a view of it where that is all of them."""
-        return _take(local(self.weights[name].detach()), self._indices[name])
+        return _take(local(self.weights[name]), self._indices[name])
 
     def _gather_gradient(self, name: str) -> Callable[[Tensor], None]:
         values, indices = self._values[name], self._indices[name]

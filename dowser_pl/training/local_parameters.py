@@ -1,14 +1,15 @@
-"""Parameters that are trained whole and spread over processes: the rows that are here as plain parameters.
+"""Parameters that are trained whole and spread over processes: what is here of them as plain parameters.
 
-An optimizer takes tensors that are spread and such that are not only apart, and entries are not. So it gets the rows of
-the former that are here, in the memory of the tensor: what it writes there is written.
+An optimizer takes tensors that are spread and such that are not only apart, and entries are not. So it gets what is
+here of the former, in the memory of the tensor: what it writes there is written.
 """
 
 from typing import Any
 
 from torch import nn
 
-from dowser_pl.shards import is_spread, local
+from dowser_pl.flat_shards import place_of, put_place
+from dowser_pl.shards import is_spread, local, when_averaged
 
 __all__ = ["LocalParameters"]
 
@@ -24,12 +25,13 @@ class LocalParameters:
         if not is_spread(parameter):
             return parameter
         if id(parameter) not in self._known:
-            here = nn.Parameter(local(parameter.detach()))
+            here = nn.Parameter(local(parameter))
 
             def take(whole: Any) -> None:
-                gradient, whole.grad = local(whole.grad), None
+                gradient, whole.grad = local(whole.grad).view_as(here), None
                 here.grad = gradient if here.grad is None else here.grad + gradient
 
-            parameter.register_post_accumulate_grad_hook(take)
+            put_place(here, place_of(parameter))
+            when_averaged(parameter, take)
             self._known[id(parameter)] = parameter, here
         return self._known[id(parameter)][1]

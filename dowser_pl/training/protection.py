@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dowser_pl.maths.digests import digest
 from dowser_pl.maths.masks import PackedMasks
-from dowser_pl.shards import local
+from dowser_pl.shards import local, shape_of
 
 __all__ = ["Changes", "Protection", "State", "bits_of"]
 
@@ -39,7 +39,8 @@ class Protection(ABC):
 
     Args:
         weights: run-time name -> (O, I) parameter, holding the base or, when resuming, the tuned values. Where it is
-            spread over processes, O and everything below are of the rows that this process holds.
+            spread over processes, O and everything below are of the rows that this process holds; where it is spread
+            by flat positions, (O, I) is (entries,).
         masks: name -> (O, I) bool, True = trainable; one for every weight.
 
     Attributes:
@@ -58,7 +59,7 @@ class Protection(ABC):
         owners: dict[int, str] = {}
         for name, weight in weights.items():
             shape = masks[name].shape if name in masks else None
-            here = local(weight.detach())
+            here = local(weight)
             if shape != here.shape:
                 found = "none" if shape is None else tuple(shape)
                 raise ValueError(f"{name} needs a mask of shape {tuple(here.shape)}, got {found}")
@@ -121,10 +122,10 @@ class Protection(ABC):
         Returns:
             (frozen, trainable); what changed among the frozen is told where a base to compare with is kept.
         """
-        entries = sum(weight.numel() for weight in self.weights.values())
+        entries = sum(shape_of(weight).numel() for weight in self.weights.values())
         changed = 0
         for name, weight in self.weights.items():
-            tuned = local(weight.detach())[self.masks[name]].cpu()
+            tuned = local(weight)[self.masks[name]].cpu()
             changed += int((bits_of(tuned) != bits_of(self.base_values(name))).sum())
         return Changes(entries - self.num_trainable, 0), Changes(self.num_trainable, changed)
 
@@ -148,7 +149,7 @@ class Protection(ABC):
         cls.check_names(weights, state)
         masks = PackedMasks()
         for name, weight in weights.items():
-            here = local(weight.detach())
+            here = local(weight)
             masks.put(name, state[name]["mask"], here.shape, here.device)
         return cls._resumed(weights, masks, state)
 

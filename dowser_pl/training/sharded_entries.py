@@ -1,4 +1,4 @@
-"""Trainable entries of matrices that are spread over the processes: each process trains those in its own rows.
+"""Trainable entries of matrices that are spread over the processes: each process trains those that lie with it.
 
 Entries lie on the processes in the order of their flat positions, so values, moments and masks put together in the
 order of the processes are those of one process; checkpoints hold them so, and any number of processes can go on from
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dowser_pl.maths.masks import pack, unpack
-from dowser_pl.shards import added, collect, cut, digests_in_turns, local, local_rows
+from dowser_pl.shards import added, collect, cut, digests_in_turns, flat_range, local, shape_of
 from dowser_pl.training.entries import TrainableEntries
 from dowser_pl.training.protection import Changes
 
@@ -22,13 +22,13 @@ __all__ = ["ShardedEntries", "local_state"]
 
 
 class ShardedEntries(TrainableEntries):
-    """As :class:`TrainableEntries`, of the rows that this process holds.
+    """As :class:`TrainableEntries`, of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
 
     All processes must make it, and call :meth:`verify`, :meth:`frozen_digests` and :meth:`state_dict`, together.
 
     Args:
-        weights: run-time name -> (all rows, I) parameter, spread over the processes.
-        masks: name -> (O, I) bool of the rows that are here.
+        weights: run-time name -> parameter that is spread over the processes.
+        masks: name -> bool of what is here, in its shape.
     """
 
     together: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class ShardedEntries(TrainableEntries):
     def frozen_digests(self) -> dict[str, str]:
         """Name -> content hash of the frozen entries of the whole matrix."""
         parts = (
-            (name, weight, local(weight.detach()).masked_fill(self.masks[name], 0))
+            (name, weight, local(weight).masked_fill(self.masks[name], 0))
             for name, weight in self.weights.items()
         )
         return digests_in_turns(parts)
@@ -52,7 +52,7 @@ class ShardedEntries(TrainableEntries):
         for name, weight in self.weights.items():
             mask = collect(self.masks[name].flatten())
             state[name] = {
-                "mask": pack(mask.view(weight.shape)) if len(mask) else self.packed.bits[name][:0],
+                "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],
                 "base": collect(self.base_values(name)),
                 "values": collect(self.values(name)),
             }
@@ -63,14 +63,14 @@ class ShardedEntries(TrainableEntries):
 
 
 def local_state(entry: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """What of a matrix' state in a checkpoint concerns the rows that this process holds.
+    """What of a matrix' state in a checkpoint concerns the entries that this process holds.
 
     Args:
         entry: packed ``mask`` and the (k,) tensors of the whole matrix.
         weight: the matrix, spread over the processes.
     """
-    mask = unpack(entry["mask"], weight.shape)
+    mask = unpack(entry["mask"], shape_of(weight))
     here = cut(mask, weight)
-    first = int(torch.count_nonzero(mask[: local_rows(weight).start]))
+    first = int(torch.count_nonzero(mask.view(-1)[: flat_range(weight).start]))
     part = slice(first, first + int(torch.count_nonzero(here)))
     return {"mask": pack(here)} | {kind: values[part].clone() for kind, values in entry.items() if kind != "mask"}

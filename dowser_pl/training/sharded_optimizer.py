@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl import sharding
-from dowser_pl.shards import added, collect
+from dowser_pl.flat_shards import place_of
+from dowser_pl.shards import added, collect, cut, shape_of
 
 __all__ = ["cut_states", "gathered_states"]
 
@@ -53,12 +54,16 @@ def _gathered(kind: str, value: Any, parameter: nn.Parameter) -> Any:
             "which cannot be put together from several processes; use one that keeps a number per entry, as "
             "torch.optim.AdamW does"
         )
-    return collect(value.flatten()).view(-1, *value.shape[1:])
+    every = collect(value.flatten())
+    shape = shape_of(parameter) if place_of(parameter) is not None and len(every) else (-1, *value.shape[1:])
+    return every.view(shape)
 
 
 def _cut(value: Any, parameter: nn.Parameter, end: int) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
+    if place_of(parameter) is not None:
+        return cut(value, parameter).clone()
     return value[end - len(parameter) : end].clone()
 
 

@@ -1,0 +1,101 @@
+"""Lightning's FSDP1 strategy with what sharded training of entries needs beside it; FSDP2 is the recommended one.
+
+Lightning restores checkpoints of FSDP1 after training is set up, saves whole matrices, and knows no clipping by norm;
+all of that is as in `strategies.py` here. Its precision differs too: see :class:`Precision`.
+"""
+
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import FSDPPrecision
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+
+from dowser_pl.models.flat_sharded import flat_shard_model
+from dowser_pl.strategies import Dtype, ShardedStrategy
+
+__all__ = ["FSDP1Strategy"]
+
+
+class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
+    """Spreads weights, gradients, entries and moments over all processes (``FullyShardedDataParallel``).
+
+    Args:
+        param_dtype: that weights are gathered and used in; null = their own.
+        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
+    """
+
+    def __init__(
+        self,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype | None = None,
+        timeout_minutes: float = 60.0,
+    ) -> None:
+        if not timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+
+    @property
+    def precision_plugin(self) -> FSDPPrecision:
+        """That of :class:`Precision`, in Lightning's stead."""
+        return super().precision_plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Any) -> None:
+        own = Precision(plugin.precision, self) if type(plugin) is FSDPPrecision else plugin
+        FSDPStrategy.precision_plugin.fset(self, own)  # type: ignore[attr-defined]
+
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
+        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
+        flat_shard_model(network, self.root_device, param, reduce)
+
+    def setup(self, trainer: Trainer) -> None:
+        """The model was spread as soon as it was loaded, in the precision it has."""
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        self.model_to_device()
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def model_to_device(self) -> None:
+        """Sharding has moved the weights already; buffers and metrics follow."""
+        module: Any = self.lightning_module
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(self.root_device)
+        for child in module.children():
+            if child is not module.model:
+                child.to(self.root_device)
+        module._device = self.root_device  # where batches belong
+
+
+class Precision(FSDPPrecision):
+    """As under every other strategy.
+
+    Lightning lets FSDP1 itself compute bf16-mixed, in bfloat16 throughout; autocast keeps some of it in float32, and
+    the numbers of one process are those of autocast.
+    """
+
+    def __init__(self, precision: Any, strategy: FSDP1Strategy) -> None:
+        super().__init__(precision)
+        self._strategy = strategy
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Autocast, on the device that computes."""
+        if self.precision != "bf16-mixed":
+            return super().forward_context()
+        device = self._strategy.root_device.type
+        return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
+
+
+StrategyRegistry.register("fsdp1", FSDP1Strategy, description="as fsdp2, by FSDP1; fsdp2 is the better choice")

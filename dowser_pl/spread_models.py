@@ -1,0 +1,63 @@
+"""Models whose weights are spread over processes, which all must run together: whether, where, and parts of them."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from dowser_pl.flat_shards import Unit, apart, flat_of
+
+__all__ = ["device_of", "generating", "hand_over_gradients", "measuring", "spread_model"]
+
+
+def spread_model(model: nn.Module) -> bool:
+    """Whether weights of the model are spread over processes, so that all must run it together."""
+    return any(isinstance(module, FSDPModule | Unit) for module in model.modules())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes, which need not be where its weights are kept."""
+    return next((_device(each) for each in model.modules() if isinstance(each, FSDPModule | Unit)), _first(model))
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[None]:
+    """Keep the outermost group of weights (embeddings, head, vision tower) here while the model writes.
+
+    ``generate`` runs parts of the model by themselves, and gathering this group again for every token would take long.
+    All processes must enter and leave together.
+    """
+    if not isinstance(model, FSDPModule):
+        with measuring(model):
+            yield
+        return
+    model.set_reshard_after_forward(False, recurse=False)
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.set_reshard_after_forward(True, recurse=False)
+        model.reshard()
+
+
+def measuring(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it the model, or its text part, may be run by itself and take several backward passes, on all processes."""
+    return nullcontext() if flat_of(model) is None else apart(model)
+
+
+def hand_over_gradients(model: nn.Module) -> None:
+    """After a backward pass: where no hook of a weight is called (FSDP1), call what waits for its gradient."""
+    flat = flat_of(model)
+    if flat is not None:
+        flat.hand_over()
+
+
+def _device(module: FSDPModule | Unit) -> torch.device:
+    kind = module.compute_device if isinstance(module, Unit) else module._get_fsdp_state()._device
+    return torch.device(kind)
+
+
+def _first(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
