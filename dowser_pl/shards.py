@@ -172,7 +172,7 @@ def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict
 
 
 class Ranks:
-    """Counts over the processes, for a selection among rows that are spread over them."""
+    """Counts and sums over the processes, for what concerns a matrix of which each holds a part."""
 
     def add_up(self, counts: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -185,6 +185,12 @@ class Ranks:
         counts[sharding.rank()] = count
         totals = added(counts)
         return sum(totals[: sharding.rank()]), sum(totals)
+
+    def beside(self, values: Tensor) -> Tensor:
+        """(P, n) what all P processes have of these (n,), each in a row."""
+        rows = values.new_zeros(sharding.world_size(), len(values))
+        rows[sharding.rank()] = values
+        return self.add_up(rows)
 
 
 def _together(part: Tensor, like: Any) -> Tensor:

@@ -16,7 +16,7 @@ from dowser_pl.maths.masks import PackedMasks, pack, unpack
 from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
-from dowser_pl.shards import Ranks, flat_range, is_spread, local, shape_of, whole
+from dowser_pl.shards import Ranks, cut, flat_range, is_spread, local, shape_of, whole
 from dowser_pl.training import Protection
 
 __all__ = ["Deciding"]
@@ -102,7 +102,7 @@ class Deciding:
                 yield name, mask
 
     def priors(self, method: EachStep) -> dict[str, Tensor]:
-        """Name -> (O, I) float32 that the method makes of the base and keeps, where it makes something."""
+        """Name -> float32 of what is here that the method makes of the base and keeps, where it makes something."""
         start = time.monotonic()
         factors = self.measure().factors
         priors = {}
@@ -110,7 +110,7 @@ class Deciding:
             prior = method.prior(self._layer(factors, name))
             if prior is not None:
                 first = prior if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(prior.cpu())
-                priors[name] = first
+                priors[name] = cut(first, self.layers[name].weight).clone()
         self.seconds = time.monotonic() - start
         return priors
 

@@ -20,6 +20,7 @@ from dowser_pl.training import (
     FrozenEntries,
     Protection,
     ShardedEntries,
+    ShardedSoftEntries,
     SoftEntries,
     TrainableEntries,
 )
@@ -123,19 +124,23 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], d
         deciding: measures what the method needs.
     """
     if isinstance(method, EachStep):
-        return _said(method, SoftEntries(weights, method, deciding.priors(method)))
+        return _said(method, _soft(weights)(weights, method, deciding.priors(method)))
     return _said(method, _form(update, weights)(weights, deciding.masks()))
 
 
 def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Parameter], state: State) -> Protection:
     """A model that was loaded from a checkpoint, its weights being tuned; ``state`` is what the checkpoint holds."""
     if isinstance(method, EachStep):
-        return _said(method, SoftEntries.resumed(weights, method, state))
+        return _said(method, _soft(weights).resumed(weights, method, state))
     return _said(method, _form(update, weights).from_state(weights, state))
 
 
 def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]:
     return ShardedEntries if any(map(is_spread, weights.values())) else _FORMS[update]
+
+
+def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
+    return ShardedSoftEntries if any(map(is_spread, weights.values())) else SoftEntries
 
 
 def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:

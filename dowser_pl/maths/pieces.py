@@ -1,4 +1,4 @@
-"""Matrices of which each process holds a part: what a selection among their entries must count over all processes."""
+"""Matrices of which each process holds a part: what must be counted or summed over all processes."""
 
 from typing import Protocol
 
@@ -16,6 +16,9 @@ class Shards(Protocol):
     def before(self, count: int) -> tuple[int, int]:
         """The sum of a count over the processes that hold earlier parts, and over all."""
 
+    def beside(self, values: Tensor) -> Tensor:
+        """(P, n) what all P processes have of these (n,), each in a row."""
+
 
 class Alone:
     """Every piece is here as a whole."""
@@ -27,6 +30,10 @@ class Alone:
     def before(self, count: int) -> tuple[int, int]:
         """Nothing lies before."""
         return 0, count
+
+    def beside(self, values: Tensor) -> Tensor:
+        """These."""
+        return values[None]
 
 
 ALONE = Alone()

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dowser_pl.maths.pieces import ALONE, Shards
 from dowser_pl.maths.pulls import shrunk_move
 from dowser_pl.methods.base import Reference
 from dowser_pl.methods.each_step import EachStep
@@ -31,6 +32,8 @@ class Anchor(EachStep):
             raise ValueError(f"keep is the share of the distance to the base that is left, in [0, 1]; got {keep}")
         self.keep = keep
 
-    def step(self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None) -> Tensor:
+    def step(
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards = ALONE
+    ) -> Tensor:
         """``W0 + keep * (W - W0)``."""
         return shrunk_move(base, tuned, self.keep)

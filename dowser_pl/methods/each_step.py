@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dowser_pl.maths.pieces import ALONE, Shards
 from dowser_pl.methods.base import Layer, Method, Moment
 
 __all__ = ["EachStep"]
@@ -53,7 +54,9 @@ class EachStep(Method):
         """
         return None
 
-    def step(self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None) -> Tensor:
+    def step(
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards = ALONE
+    ) -> Tensor:
         """(O, I) float32 weights to go on with; may be ``tuned`` itself.
 
         Args:
@@ -62,5 +65,8 @@ class EachStep(Method):
             gradients: (O, I) float32, the sum over t steps of what the optimizer took: averaged over accumulated
                 batches and processes, penalised and clipped; None unless ``sums_gradients``.
             prior: what :meth:`prior` returned.
+            shards: where the model is spread over processes, all tensors are of the part of a matrix that is here
+                (1-D under FSDP1), and what is asked of the whole matrix is asked through this; all processes call
+                this for every matrix in the same order.
         """
         return tuned

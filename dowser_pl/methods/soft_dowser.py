@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dowser_pl.maths.pieces import ALONE, Shards
 from dowser_pl.maths.soft_masks import within_matrix
 from dowser_pl.methods.base import Layer, Need, Reference
 from dowser_pl.methods.model_dowser import Estimator, ModelDowser
@@ -59,7 +60,7 @@ class SoftDowser(Spider):
         """(O, I) float32 in (0, 1): percentile of the score within the matrix."""
         return within_matrix(self._scored().score(layer))
 
-    def importance(self, base: Tensor, prior: Tensor | None) -> Tensor:
+    def importance(self, base: Tensor, prior: Tensor | None, shards: Shards = ALONE) -> Tensor:
         """What :meth:`prior` returned.
 
         Raises:

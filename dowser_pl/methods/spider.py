@@ -19,6 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dowser_pl.maths.merges import masked_move
+from dowser_pl.maths.pieces import ALONE, Shards
 from dowser_pl.maths.soft_masks import rescaled, soft_mask, standardised
 from dowser_pl.methods.base import Reference
 from dowser_pl.methods.each_step import EachStep
@@ -49,24 +50,27 @@ class Spider(EachStep):
         self.soft = soft
         self.rescale = rescale
 
-    def importance(self, base: Tensor, prior: Tensor | None) -> Tensor:
+    def importance(self, base: Tensor, prior: Tensor | None, shards: Shards = ALONE) -> Tensor:
         """(O, I) float32 in [0, 1]: I = sigmoid(z(|W0|))."""
-        return standardised(base)
+        return standardised(base, shards)
 
-    def share(self, importance: Tensor, gradients: Tensor) -> Tensor:
+    def share(self, importance: Tensor, gradients: Tensor, shards: Shards = ALONE) -> Tensor:
         """(O, I) float32 in [0, 1], how much of each move is kept.
 
         Args:
             importance: (O, I) float32 in [0, 1].
             gradients: (O, I) float32, summed over the steps so far.
+            shards: see :meth:`step`.
         """
-        sensitivity = standardised(gradients)
+        sensitivity = standardised(gradients, shards)
         if not self.soft:
             return (importance < sensitivity).float()
         mask = soft_mask(importance, sensitivity)
-        return rescaled(mask) if self.rescale else mask
+        return rescaled(mask, shards) if self.rescale else mask
 
-    def step(self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None) -> Tensor:
+    def step(
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards = ALONE
+    ) -> Tensor:
         """``W0 (1 - M) + W M``.
 
         Raises:
@@ -74,4 +78,4 @@ class Spider(EachStep):
         """
         if gradients is None:
             raise ValueError(f"{type(self).__name__} weighs gradients, got none; sum them over the steps so far")
-        return masked_move(base, tuned, self.share(self.importance(base, prior), gradients))
+        return masked_move(base, tuned, self.share(self.importance(base, prior, shards), gradients, shards))

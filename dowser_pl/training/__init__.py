@@ -10,6 +10,7 @@ from dowser_pl.training.local_parameters import LocalParameters
 from dowser_pl.training.nested import NestedUpdates
 from dowser_pl.training.protection import Changes, Protection
 from dowser_pl.training.sharded_entries import ShardedEntries, local_state
+from dowser_pl.training.sharded_soft import ShardedSoftEntries
 from dowser_pl.training.soft import SoftEntries
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NestedUpdates",
     "Protection",
     "ShardedEntries",
+    "ShardedSoftEntries",
     "SoftEntries",
     "TrainableEntries",
     "check_gradients",

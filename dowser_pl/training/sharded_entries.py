@@ -41,8 +41,7 @@ class ShardedEntries(TrainableEntries):
     def frozen_digests(self) -> dict[str, str]:
         """Name -> content hash of the frozen entries of the whole matrix."""
         parts = (
-            (name, weight, local(weight).masked_fill(self.masks[name], 0))
-            for name, weight in self.weights.items()
+            (name, weight, local(weight).masked_fill(self.masks[name], 0)) for name, weight in self.weights.items()
         )
         return digests_in_turns(parts)
 
@@ -73,4 +72,8 @@ def local_state(entry: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor
     here = cut(mask, weight)
     first = int(torch.count_nonzero(mask.view(-1)[: flat_range(weight).start]))
     part = slice(first, first + int(torch.count_nonzero(here)))
-    return {"mask": pack(here)} | {kind: values[part].clone() for kind, values in entry.items() if kind != "mask"}
+    return {"mask": pack(here)} | {
+        kind: (values[part] if values.dim() == 1 else cut(values, weight)).clone()  # a number per entry of the matrix
+        for kind, values in entry.items()
+        if kind != "mask"
+    }

@@ -9,12 +9,14 @@ Legend: O outputs, I inputs of a matrix, k = O * I.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dowser_pl.maths.masks import PackedMasks
+from dowser_pl.maths.pieces import ALONE, Shards
+from dowser_pl.shards import local
 from dowser_pl.training.entries import TrainableEntries
 from dowser_pl.training.protection import State
 
@@ -31,7 +33,9 @@ class Rule(Protocol):
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor | None:
         """(O, I) float32 to add to the gradient before a step."""
 
-    def step(self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None) -> Tensor:
+    def step(
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards
+    ) -> Tensor:
         """(O, I) float32 weights to go on with after a step."""
 
 
@@ -47,13 +51,15 @@ class SoftEntries(TrainableEntries):
         ValueError: see :class:`TrainableEntries`.
     """
 
+    shards: ClassVar[Shards] = ALONE
+
     def __init__(self, weights: Mapping[str, nn.Parameter], rule: Rule, priors: Mapping[str, Tensor]) -> None:
-        whole = ((name, torch.ones_like(each, dtype=torch.bool)) for name, each in weights.items())
-        super().__init__(weights, PackedMasks.of(whole))
+        here = {name: local(weight) for name, weight in weights.items()}
+        super().__init__(weights, PackedMasks.of((n, torch.ones_like(e, dtype=torch.bool)) for n, e in here.items()))
         self._rule = rule
         self._priors = {name: prior.to(weights[name].device) for name, prior in priors.items()}
         self._sums = (
-            {name: torch.zeros_like(each, dtype=torch.float32) for name, each in weights.items()}
+            {name: torch.zeros_like(each, dtype=torch.float32) for name, each in here.items()}
             if rule.sums_gradients
             else {}
         )
@@ -61,9 +67,9 @@ class SoftEntries(TrainableEntries):
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the penalty of the rule to the gradients, before they are clipped."""
-        for name, weight in self.weights.items():
-            values = self._values[name]
-            penalty = self._rule.penalty(self._base_of(name), values.detach().view_as(weight))
+        for name in self.weights:
+            values, base = self._values[name], self._base_of(name)
+            penalty = self._rule.penalty(base, values.detach().view_as(base))
             if penalty is None:
                 return
             if values.grad is None:
@@ -73,12 +79,12 @@ class SoftEntries(TrainableEntries):
     @torch.no_grad()
     def after_step(self) -> None:
         """Sum the gradients, apply the rule, and write the values back into the matrices."""
-        for name, weight in self.weights.items():
-            values = self._values[name]
+        for name in self.weights:
+            values, base = self._values[name], self._base_of(name)
             if name in self._sums and values.grad is not None:
-                self._sums[name] += values.grad.view_as(weight)
-            tuned = values.detach().view_as(weight)
-            moved = self._rule.step(self._base_of(name), tuned, self._sums.get(name), self._priors.get(name))
+                self._sums[name] += values.grad.view_as(base)
+            tuned = values.detach().view_as(base)
+            moved = self._rule.step(base, tuned, self._sums.get(name), self._priors.get(name), self.shards)
             if moved is not tuned:
                 tuned.copy_(moved)
         self._write_back()
@@ -123,4 +129,4 @@ class SoftEntries(TrainableEntries):
         return self._gathered(name).clone()
 
     def _base_of(self, name: str) -> Tensor:
-        return self._base[name].view_as(self.weights[name]).float()
+        return self._base[name].view_as(local(self.weights[name])).float()

@@ -1,0 +1,38 @@
+"""Whole matrices under a rule, of which each process holds and trains a part.
+
+What a rule asks of a whole matrix, as the deviation of its entries, it asks through ``shards``; nothing but such
+numbers is exchanged beside the gradients. The sums of gradients and what the rule made of the base lie where the
+entries lie, and checkpoints hold them as one process would.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from dowser_pl.maths.pieces import Shards
+from dowser_pl.shards import Ranks, collect, shape_of
+from dowser_pl.training.sharded_entries import ShardedEntries
+from dowser_pl.training.soft import SoftEntries
+
+__all__ = ["ShardedSoftEntries"]
+
+
+class ShardedSoftEntries(SoftEntries, ShardedEntries):
+    """As :class:`SoftEntries`, of what this process holds; see :class:`ShardedEntries` for what all must call.
+
+    Args:
+        weights: run-time name -> parameter that is spread over the processes.
+        rule: applied to what is here of each matrix, by all processes together.
+        priors: name -> float32 of what is here, in its shape; may lack names.
+    """
+
+    shards: ClassVar[Shards] = Ranks()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """As of one process, whole, on the first process; elsewhere empty tensors."""
+        state = ShardedEntries.state_dict(self)
+        for kind, held in {"sum": self._sums, "prior": self._priors}.items():
+            for name, tensor in held.items():
+                every = collect(tensor.flatten())
+                state[name][kind] = every.view(shape_of(self.weights[name])) if len(every) else every
+        return state

@@ -1,0 +1,76 @@
+"""Methods that decide after every step where weights are spread over two ranks, against one process."""
+
+import pytest
+import torch
+
+from dowser_pl.maths.soft_masks import rescaled, standardised
+from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
+from dowser_pl.shards import Ranks
+from tests.distributed.fits import difference, fit
+from tests.distributed.harness import alone, run
+from tests.distributed.test_resume import fit_until
+from tests.tiny_models import save_tiny_llava
+
+LAST = "checkpoints/last.ckpt"
+METHODS = {"spider": Spider(), "soft dowser": SoftDowser(), "l2sp": L2SP(0.1), "anchor": Anchor(0.9)}
+MATRICES = [
+    torch.linspace(-2, 3, 35).view(5, 7),
+    torch.full((4, 3), -2.0),
+    torch.zeros(3, 2),
+    torch.tensor([[1.0, 0.0, 0.0]]),
+]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+def parts(matrices):
+    """Uneven ones, the second rank with nothing of the last."""
+    found = []
+    for matrix in matrices:
+        first = -(-matrix.shape[0] // 2)
+        part = (matrix[:first], matrix[first:])[torch.distributed.get_rank()]
+        size = standardised(part, Ranks())
+        found.append((size, rescaled(size * (size > 0.4), Ranks())))
+    return found
+
+
+def test_parts_of_a_matrix_are_standardised_by_all_of_it():
+    halves = run(parts, MATRICES)
+    for matrix, first, second in zip(MATRICES, *halves, strict=True):
+        size = standardised(matrix)
+        assert torch.allclose(torch.cat([first[0], second[0]]), size, atol=1e-6)
+        assert torch.allclose(torch.cat([first[1], second[1]]), rescaled(size * (size > 0.4)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "soft dowser")) for name in METHODS]
+)
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name):
+    options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": "fsdp2"}
+    options |= {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
+    one = alone(fit, tmp_path / "one", model_folder, **options)
+    first, second = run(fit, tmp_path / "two", model_folder, **options)
+    assert one.frozen_digest == first.frozen_digest == second.frozen_digest
+    assert first.counts[1].entries == one.counts[1].entries and first.counts[1].changed > 0
+    assert first.steps == one.steps > 0
+    assert difference(first, one) <= 1e-5 * one.way
+
+
+def until(folder, model, step, **options):
+    return fit_until(folder, model, step, strategy="fsdp2", **options)
+
+
+@pytest.mark.slow
+def test_one_process_then_two_ranks_then_one(model_folder, tmp_path):
+    """Sums of gradients and percentiles go along, so the end is that of an unbroken run."""
+    settings = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "sgd", "method": SoftDowser()}
+    unbroken = alone(fit, tmp_path / "unbroken", model_folder, **settings)
+    folder, resumed = tmp_path / "run", settings | {"ckpt_path": str(tmp_path / "run" / LAST)}
+    alone(fit_until, folder, model_folder, 1, **settings)
+    run(until, folder, model_folder, 2, **resumed)
+    ended = alone(fit, folder, model_folder, **resumed)
+    assert ended.steps == unbroken.steps == 4
+    assert difference(ended, unbroken) <= 1e-5 * unbroken.way
