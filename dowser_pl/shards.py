@@ -28,6 +28,7 @@ __all__ = [
     "digests_in_turns",
     "flat_range",
     "is_spread",
+    "joined",
     "local",
     "local_rows",
     "shape_of",
@@ -96,7 +97,7 @@ def whole(tensor: Tensor) -> Tensor:
     """All of it on every process; all must call it."""
     if not is_spread(tensor):
         return tensor.detach()
-    return _together(local(tensor), tensor)
+    return joined(local(tensor), tensor)
 
 
 def added(counts: Iterable[int]) -> list[int]:
@@ -163,7 +164,7 @@ def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict
     hashed: list[Future[str]] = []
     with ThreadPoolExecutor(1) as pool:
         for number, (name, tensor, replaced) in enumerate(parts):
-            value = whole(tensor) if replaced is None else _together(replaced, tensor)
+            value = whole(tensor) if replaced is None else joined(replaced, tensor)
             if number % sharding.world_size() == sharding.rank():
                 wait(hashed)
                 hashed = [pool.submit(digest, value)]
@@ -193,8 +194,13 @@ class Ranks:
         return self.add_up(rows)
 
 
-def _together(part: Tensor, like: Any) -> Tensor:
-    """The parts of all processes as one tensor, spread as ``like`` is."""
+def joined(part: Tensor, like: Any) -> Tensor:
+    """The parts of all processes as one tensor, on every process, where ``like`` is spread; all must call it.
+
+    Args:
+        part: of what this process holds of ``like``, in its shape.
+        like: a weight.
+    """
     sent, place = to_be_sent(part), place_of(like)  # what lies in host memory cannot be sent by NCCL
     if place is not None:
         return _joined(sent, place)

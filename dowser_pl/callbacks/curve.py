@@ -1,19 +1,15 @@
 """The whole curve from one run: the tuned model at every smaller update ratio, and the ratio that keeps a budget."""
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
-from dowser_pl import sharding
 from dowser_pl.callbacks.merging import announce_merge
-from dowser_pl.maths.nesting import left_out
+from dowser_pl.callbacks.update_order import MasksOf, UpdateOrder
 from dowser_pl.methods import Method, Scored
 from dowser_pl.reporting import BudgetChoice, CurvePoint
 from dowser_pl.training import FrozenEntries, NestedUpdates, Protection
@@ -21,7 +17,6 @@ from dowser_pl.training import FrozenEntries, NestedUpdates, Protection
 __all__ = ["Curve", "find_curve"]
 
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # of the update ratio, where a budget is asked for and no ratios are
-MasksOf = Callable[[Method], Iterator[tuple[str, Tensor]]]
 _MOST = 255  # groups that fit into one byte per trainable entry
 
 
@@ -50,8 +45,7 @@ class Curve(Callback):
         self.choice: BudgetChoice | None = None
         self.seconds = 0.0
         """That measuring took."""
-        self._levels: dict[str, Tensor] | None = None
-        self._steps: list[float] = []  # all ratios at which groups end, the last that of the run
+        self._order = UpdateOrder()
 
     @property
     def active(self) -> bool:
@@ -74,12 +68,12 @@ class Curve(Callback):
                 "ModelDowser, or leave them out"
             )
         steps = self._ratios_of(method)
-        if resumed and (self._levels is None or steps != self._steps):
+        if resumed and (self._order.levels is None or steps != self._order.steps):
             raise ValueError(
-                f"the checkpoint knows the order of updates at the ratios {self._steps or 'none'}, this run asks for "
+                f"the checkpoint knows the order of updates at the ratios {self._order.steps or 'none'}, this run asks for "
                 f"{steps}; resume with the curve (and budget) that its run began with, or start a new run"
             )
-        self._steps = steps
+        self._order.steps = steps
         if self.max_upstream_drop is None:
             return
         if pl_module.trained_whole():
@@ -104,10 +98,11 @@ class Curve(Callback):
         """
         if not self.active:
             return
-        self._levels = {name: torch.zeros(int(mask.sum()), dtype=torch.uint8) for name, mask in entries.masks.items()}
-        for ratio in self._steps[:-1]:
-            for name, mask in masks_of(_at(method, ratio)):
-                self._levels[name] += left_out(entries.masks[name], mask)
+        self._order.tell(method, entries, masks_of)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Where weights are spread over processes a checkpoint has told of all entries."""
+        self._order.cut(pl_module.protected)
 
     def finish(self, trainer: Trainer, pl_module: Any, trained: Protection) -> FrozenEntries | None:
         """Measure the curve, then keep the budget.
@@ -120,11 +115,11 @@ class Curve(Callback):
         Returns:
             Smaller masks where updates were taken back for good; None if the model is as it was.
         """
-        if self._levels is None:
+        if self._order.levels is None:
             raise RuntimeError("the order of updates is told when masks are decided, in on_fit_start")
         start = time.monotonic()
-        updates, full = NestedUpdates(trained, self._levels), len(self._steps) - 1
-        for level, ratio in enumerate(self._steps[:-1] if self.ratios else []):
+        updates, full = NestedUpdates(trained, self._order.levels), len(self._order.steps) - 1
+        for level, ratio in enumerate(self._order.steps[:-1] if self.ratios else []):
             updates.keep(level)
             scores = pl_module.score_tasks(pl_module.tasks(), _loaders(trainer.val_dataloaders))
             self.points.append(CurvePoint(ratio, scores))
@@ -139,14 +134,11 @@ class Curve(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Groups of the entries, on the first process, whose state alone is saved."""
-        if self._levels is None or sharding.rank() > 0:
-            return {}
-        return {"ratios": self._steps, "levels": self._levels}
+        return self._order.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Groups of the run that is resumed: its scores cannot be told any more."""
-        if state_dict:
-            self._steps, self._levels = list(state_dict["ratios"]), state_dict["levels"]
+        self._order.load_state_dict(state_dict)
 
     def _ratios_of(self, method: Scored) -> list[float]:
         ratio = method.update_ratio
@@ -172,8 +164,8 @@ class Curve(Callback):
             return fmean(scores[task.name] for task in tasks if task.role == "upstream")
 
         budget, base, drops = self.max_upstream_drop or 0.0, upstream(-1), {}
-        for level in reversed(range(len(self._steps))):
-            ratio = self._steps[level]
+        for level in reversed(range(len(self._order.steps))):
+            ratio = self._order.steps[level]
             drops[ratio] = round(base - upstream(level), 6)
             rank_zero_info(f"Updates of the lowest {ratio:g}: {drops[ratio]:+.3f} upstream lost, on data to choose on")
             if drops[ratio] <= budget:
@@ -181,7 +173,7 @@ class Curve(Callback):
         kept = drops[ratio] <= budget
         if not kept:
             rank_zero_warn(
-                f"no update ratio of {self._steps} keeps the upstream drop within {budget}: the smallest, {ratio:g}, "
+                f"no update ratio of {self._order.steps} keeps the upstream drop within {budget}: the smallest, {ratio:g}, "
                 f"loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a lower learning "
                 "rate. The checkpoint holds all updates"
             )
@@ -192,13 +184,6 @@ class Curve(Callback):
 def find_curve(trainer: Trainer) -> Curve:
     """The callback of a run; one that asks for nothing where there is none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, Curve)), Curve())  # type: ignore[attr-defined]
-
-
-def _at(method: Method, ratio: float) -> Method:
-    """The method at another update ratio."""
-    other = copy.copy(method)
-    other.update_ratio = ratio
-    return other
 
 
 def _selection(trainer: Trainer) -> list[Any]:

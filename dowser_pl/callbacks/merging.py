@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from dowser_pl import sharding
-from dowser_pl.maths.masks import PackedMasks, pack
+from dowser_pl.maths.masks import PackedMasks, pack, unpack
 from dowser_pl.methods import Layer, Method, build_masks
 from dowser_pl.probing import InputGrams
-from dowser_pl.training import FrozenEntries, Protection
+from dowser_pl.shards import cut, joined, local, whole
+from dowser_pl.training import FrozenEntries, Protection, frozen_of
 
 __all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
 
@@ -96,38 +97,43 @@ class Merging:
     @torch.no_grad()
     def _merged(self, trained: Protection) -> FrozenEntries:
         weights = trained.weights
-        base = {name: trained.base_values(name).view_as(weight) for name, weight in weights.items()}
+        base = {name: trained.base_values(name).view_as(local(weight)) for name, weight in weights.items()}
 
         def layer_of(name: str, gram: Tensor | None = None) -> Layer:
-            weight = weights[name].detach()
-            return Layer(name, base[name].to(weight.device), tuned=weight, input_gram=gram)
+            """The whole matrix, also where it is spread over processes."""
+            weight = weights[name]
+            before = joined(base[name].to(weight.device), weight)
+            return Layer(name, before, tuned=whole(weight), input_gram=gram)
 
         masks = PackedMasks()
         if "input_gram" not in self.method.needs:  # who shares a budget must see all matrices before any is written
             for name, mask in build_masks(self.method, self.pl_module.tuned_blocks(), layer_of):
-                self._keep(masks, name, mask)
+                self._keep(masks, weights[name], name, mask)
             for name in weights:
-                self._write(weights[name], self.method.merge(layer_of(name), masks[name]))
-            return FrozenEntries(weights, masks, base)
+                layer = layer_of(name)
+                self._write(weights[name], self.method.merge(layer, joined(masks[name], weights[name])))
+            return frozen_of(trained, masks, base)
         # from the last decoder layer to the first, so that no matrix is measured on inputs that a merge has changed
         for group in reversed(self._groups()):
             grams = self._measure(group)
             for name in group:
                 layer = layer_of(name, grams.mean(name))
-                self._keep(masks, name, self.method.mask(layer))
-                self._write(weights[name], self.method.merge(layer, masks[name]))
-        return FrozenEntries(weights, masks, base)
+                mask = self._keep(masks, weights[name], name, self.method.mask(layer))
+                self._write(weights[name], self.method.merge(layer, mask))
+        return frozen_of(trained, masks, base)
 
-    def _keep(self, masks: PackedMasks, name: str, mask: Tensor) -> None:
-        bits = pack(mask)
+    def _keep(self, masks: PackedMasks, weight: Tensor, name: str, mask: Tensor) -> Tensor:
+        """Keep of a mask what is here of the matrix; returns all of it."""
         if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
-            bits = self.trainer.strategy.broadcast(bits)
-        masks.put(name, bits, mask.shape, mask.device)
+            mask = unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
+        here = cut(mask, weight)
+        masks.put(name, pack(here), here.shape, mask.device)
+        return mask
 
     def _write(self, weight: Tensor, merged: Tensor) -> None:
         if self.trainer.world_size > 1:
             merged = self.trainer.strategy.broadcast(merged.cpu())
-        weight.copy_(merged)
+        local(weight).copy_(cut(merged, weight))
 
     def _groups(self) -> list[dict[str, nn.Linear]]:
         """The matrices of consecutive decoder layers, as many as may be measured at once, in model order."""

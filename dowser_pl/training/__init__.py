@@ -10,6 +10,7 @@ from dowser_pl.training.local_parameters import LocalParameters
 from dowser_pl.training.nested import NestedUpdates
 from dowser_pl.training.protection import Changes, Protection
 from dowser_pl.training.sharded_entries import ShardedEntries, local_state
+from dowser_pl.training.sharded_frozen import ShardedFrozen, frozen_of
 from dowser_pl.training.sharded_soft import ShardedSoftEntries
 from dowser_pl.training.soft import SoftEntries
 
@@ -21,6 +22,7 @@ __all__ = [
     "NestedUpdates",
     "Protection",
     "ShardedEntries",
+    "ShardedFrozen",
     "ShardedSoftEntries",
     "SoftEntries",
     "TrainableEntries",
@@ -29,6 +31,7 @@ __all__ = [
     "check_loss",
     "check_precision",
     "clip_by_norm",
+    "frozen_of",
     "leave_out_of_buckets",
     "local_state",
 ]

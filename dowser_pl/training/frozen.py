@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.maths.digests import digest
+from dowser_pl.shards import local
 from dowser_pl.training.protection import Changes, Protection, State, bits_of
 
 __all__ = ["FrozenEntries"]
@@ -83,7 +84,7 @@ class FrozenEntries(Protection):
         moved = 0
         for name, weight in self.weights.items():
             base = self.base[name].to(weight.device)
-            moved += int(((bits_of(weight.detach()) != bits_of(base)) & ~self.masks[name]).sum())
+            moved += int(((bits_of(local(weight)) != bits_of(base)) & ~self.masks[name]).sum())
         return Changes(frozen.entries, moved), trainable
 
     def base_values(self, name: str) -> Tensor:
@@ -92,7 +93,7 @@ class FrozenEntries(Protection):
 
     def values(self, name: str) -> Tensor:
         """(k,) in the precision of the weight."""
-        return self.weights[name].detach()[self.masks[name]]
+        return local(self.weights[name])[self.masks[name]]
 
     def close(self) -> None:
         """Nothing to let go of."""

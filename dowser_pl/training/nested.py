@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from dowser_pl.maths.nesting import chosen, up_to
+from dowser_pl.shards import local
 from dowser_pl.training.frozen import FrozenEntries
 from dowser_pl.training.protection import Protection
+from dowser_pl.training.sharded_frozen import frozen_of
 
 __all__ = ["NestedUpdates"]
 
@@ -29,7 +31,7 @@ class NestedUpdates:
 
     def __init__(self, entries: Protection, levels: Mapping[str, Tensor]) -> None:
         self._entries, self._levels = entries, levels
-        self._tuned = {name: weight.detach()[entries.masks[name]].cpu() for name, weight in entries.weights.items()}
+        self._tuned = {name: local(weight)[entries.masks[name]].cpu() for name, weight in entries.weights.items()}
 
     @torch.no_grad()
     def keep(self, level: int) -> None:
@@ -37,7 +39,7 @@ class NestedUpdates:
         for name, weight in self._entries.weights.items():
             kept = chosen(self._levels[name], level)
             values = torch.where(kept, self._tuned[name], self._entries.base_values(name))
-            weight.masked_scatter_(self._entries.masks[name], values.to(weight.device))
+            local(weight).masked_scatter_(self._entries.masks[name], values.to(weight.device))
 
     @torch.no_grad()
     def narrowed(self, level: int) -> FrozenEntries:
@@ -49,7 +51,7 @@ class NestedUpdates:
         entries, masks, base = self._entries, {}, {}
         for name, weight in entries.weights.items():
             outer = entries.masks[name]
-            base[name] = weight.detach().cpu().masked_scatter(outer.cpu(), entries.base_values(name))
+            base[name] = local(weight).cpu().masked_scatter(outer.cpu(), entries.base_values(name))
             masks[name] = up_to(outer, self._levels[name], level)
         self.keep(level)
-        return FrozenEntries(entries.weights, masks, base)
+        return frozen_of(entries, masks, base)

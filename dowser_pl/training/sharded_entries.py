@@ -1,27 +1,22 @@
 """Trainable entries of matrices that are spread over the processes: each process trains those that lie with it.
 
-Entries lie on the processes in the order of their flat positions, so values, moments and masks put together in the
-order of the processes are those of one process; checkpoints hold them so, and any number of processes can go on from
-there. No process holds more than its share, but for one matrix at a time while the first gathers a checkpoint.
-
 Legend: O outputs, I inputs of a matrix, k trainable entries of it, all on this process.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dowser_pl.maths.masks import pack, unpack
-from dowser_pl.shards import added, collect, cut, digests_in_turns, flat_range, local, shape_of
+from dowser_pl.shards import added, cut, flat_range, shape_of
 from dowser_pl.training.entries import TrainableEntries
-from dowser_pl.training.protection import Changes
+from dowser_pl.training.spread_protection import SpreadProtection
 
 __all__ = ["ShardedEntries", "local_state"]
 
 
-class ShardedEntries(TrainableEntries):
+class ShardedEntries(SpreadProtection, TrainableEntries):
     """As :class:`TrainableEntries`, of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
 
     All processes must make it, and call :meth:`verify`, :meth:`frozen_digests` and :meth:`state_dict`, together.
@@ -30,32 +25,6 @@ class ShardedEntries(TrainableEntries):
         weights: run-time name -> parameter that is spread over the processes.
         masks: name -> bool of what is here, in its shape.
     """
-
-    together: ClassVar[bool] = True
-
-    def verify(self) -> tuple[Changes, Changes]:
-        """See :meth:`TrainableEntries.verify`; entries of all processes are counted."""
-        frozen, trainable = super().verify()
-        return frozen, Changes(trainable.entries, *added([trainable.changed]))
-
-    def frozen_digests(self) -> dict[str, str]:
-        """Name -> content hash of the frozen entries of the whole matrix."""
-        parts = (
-            (name, weight, local(weight).masked_fill(self.masks[name], 0)) for name, weight in self.weights.items()
-        )
-        return digests_in_turns(parts)
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """As of one process, whole, on the first process; elsewhere empty tensors."""
-        state = {}
-        for name, weight in self.weights.items():
-            mask = collect(self.masks[name].flatten())
-            state[name] = {
-                "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],
-                "base": collect(self.base_values(name)),
-                "values": collect(self.values(name)),
-            }
-        return state
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
         return dict(zip(counts, added(counts.values()), strict=True))

@@ -13,6 +13,7 @@ from dowser_pl.maths.pieces import Shards
 from dowser_pl.shards import Ranks, collect, shape_of
 from dowser_pl.training.sharded_entries import ShardedEntries
 from dowser_pl.training.soft import SoftEntries
+from dowser_pl.training.spread_protection import SpreadProtection
 
 __all__ = ["ShardedSoftEntries"]
 
@@ -30,7 +31,7 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
-        state = ShardedEntries.state_dict(self)
+        state = SpreadProtection.state_dict(self)
         for kind, held in {"sum": self._sums, "prior": self._priors}.items():
             for name, tensor in held.items():
                 every = collect(tensor.flatten())
