@@ -39,12 +39,13 @@ class Export(Callback):
         run, adapters = Path(trainer.default_root_dir), pl_module.adapters
         if adapters is not None:
             with atomic_path(run / "adapter") as temporary:
-                adapters.save(temporary, pl_module.path)
+                adapters.save(temporary, pl_module.path, gathered)
             rank_zero_info(f"Adapters written to {run / 'adapter'}")
             if not adapters.mergeable:
                 rank_zero_info("The model itself is quantized and not written: merge the adapters into its base")
                 return
         with atomic_path(run / "model") as temporary:
-            pl_module.network.save_pretrained(temporary, state_dict=adapters.plain_state() if adapters else gathered)
+            state = adapters.plain_state(gathered) if adapters else gathered
+            pl_module.network.save_pretrained(temporary, state_dict=state)
             pl_module.processor.save_pretrained(temporary)
         rank_zero_info(f"Tuned model written to {run / 'model'}")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dowser_pl.maths.streams import stream
 from dowser_pl.models.quantized import is_quantized, keep_as_loaded
+from dowser_pl.shards import added, cut, is_spread, local, whole
 
 __all__ = ["Adapters", "LoraSettings"]
 
@@ -95,11 +96,18 @@ class Adapters:
             raise ValueError("the matrices are quantized, expected plain ones; merge into the base in full precision")
         for name in self._names:
             adapted: Any = self._model.get_submodule(name)
-            adapted.merge(safe_merge=True)
+            if is_spread(adapted.base_layer.weight):
+                _merge_spread(adapted, name)
+            else:
+                adapted.merge(safe_merge=True)
 
-    def plain_state(self) -> dict[str, Tensor]:
-        """The state dict that the model would have if it had never had adapters; views, no copies."""
-        state = dict(self._model.state_dict())
+    def plain_state(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The state dict that the model would have if it had never had adapters; views, no copies.
+
+        Args:
+            state: that of the model, where it is spread over processes and had to be gathered.
+        """
+        state = dict(self._model.state_dict() if state is None else state)
         for name in self._names:
             for key in [key for key in state if key.startswith(f"{name}.")]:
                 tensor = state.pop(key)
@@ -107,20 +115,34 @@ class Adapters:
                     state[name + key.removeprefix(f"{name}.base_layer")] = tensor
         return state
 
-    def save(self, folder: Path, base: str) -> None:
+    def save(self, folder: Path, base: str, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the adapters as peft does, for ``peft.PeftModel.from_pretrained(base_model, folder)``.
 
         Args:
             folder: is made.
             base: path or hub id of the base model, for the adapter's configuration.
+            state: as for :meth:`plain_state`.
         """
         from peft import get_peft_model_state_dict  # noqa: PLC0415
 
         peft_config: Any = self._model.peft_config
         config = copy(peft_config[_ADAPTER])
-        state = get_peft_model_state_dict(self._model, save_embedding_layers=False)
+        given = None if state is None else dict(state)
+        adapters = get_peft_model_state_dict(self._model, given, save_embedding_layers=False)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        tensors = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in adapters.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.base_model_name_or_path, config.inference_mode = base, True
         config.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _merge_spread(adapted: Any, name: str) -> None:
+    """As peft merges, where processes hold parts of a matrix and of its adapters; all must call it."""
+    first, second = (whole(part[_ADAPTER].weight) for part in (adapted.lora_A, adapted.lora_B))
+    weight = adapted.base_layer.weight
+    merged = local(weight) + cut(second @ first * adapted.scaling[_ADAPTER], weight).to(weight.dtype)
+    if any(added([not bool(merged.isfinite().all())])):
+        raise ValueError(f"merging the adapters into {name} gives numbers that are not finite; train with a lower rate")
+    local(weight).copy_(merged)
+    adapted.merged_adapters.append(_ADAPTER)

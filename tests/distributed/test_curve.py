@@ -9,7 +9,6 @@ from tests.distributed.fits import UnevenData, difference, fit
 from tests.distributed.harness import alone, run
 from tests.tiny_models import save_tiny_llava
 
-
 LAST = "{}/two/checkpoints/last.ckpt"
 
 

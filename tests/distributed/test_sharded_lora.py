@@ -1,0 +1,44 @@
+"""Adapters beside weights that are spread over two ranks, against one process."""
+
+import pytest
+from safetensors.torch import load_file
+
+from dowser_pl.methods import Lora
+from dowser_pl.models.lora import LoraSettings
+from tests.distributed.fits import difference, fit
+from tests.distributed.harness import alone, run
+from tests.tiny_models import save_tiny_llava
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-true", marks=pytest.mark.slow)])
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, precision):
+    """Float32 adapters beside weights of either precision; merged, written, and gone on with."""
+    options = {"max_epochs": 1, "num_rows": 16, "method": Lora(), "module": {"lora": LoraSettings(r=4)}}
+    options |= {
+        "strategy": "fsdp2",
+        "optimizer": "sgd",
+        "precision": precision,
+        "gradient_clip_val": 0.05,
+        "export": True,
+    }
+    one = alone(fit, tmp_path / "one", model_folder, **options)
+    first, second = run(fit, tmp_path / "two", model_folder, **options)
+    assert one.frozen_digest == first.frozen_digest == second.frozen_digest
+    assert first.counts == second.counts and first.counts[1].entries == one.counts[1].entries
+    assert first.counts[1].changed > 0 and first.steps == one.steps
+    bound = (1e-5 if precision == "32-true" else 0.05) * one.way
+    assert difference(first, one) <= bound
+    for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        expected, found = (load_file(tmp_path / folder / file) for folder in ("one", "two"))
+        assert expected.keys() == found.keys()
+        assert all((tensor.float() - found[key].float()).abs().max() <= bound for key, tensor in expected.items()), file
+    again = run(
+        fit, tmp_path / "two", model_folder, ckpt_path=str(tmp_path / "two" / "checkpoints" / "last.ckpt"), **options
+    )
+    assert difference(again[0], first) == 0
+    assert (tmp_path / "two" / "adapter" / "adapter_config.json").is_file()
