@@ -5,6 +5,7 @@ Between steps a parameter is the 1-D piece that is here, a view into that part; 
 What it is a piece of stands beside it (:class:`Place`).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Unit(FullyShardedDataParallel):
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
-        self.takers: dict[int, tuple[nn.Parameter, Callable[[Tensor], None]]] = {}
+        self.takers: OrderedDict[int, tuple[nn.Parameter, Callable[[Tensor], None]]] = OrderedDict()
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -162,7 +163,9 @@ def apart(model: nn.Module) -> AbstractContextManager[None]:
     """
     flat = flat_of(model)
     if flat is None:
-        raise ValueError(f"got a {type(model).__name__} that is not cut into units, expected the model or its text part")
+        raise ValueError(
+            f"got a {type(model).__name__} that is not cut into units, expected the model or its text part"
+        )
     return flat.apart()
 
 

@@ -4,7 +4,7 @@ Flat positions lie on the processes in order: what the processes hold of a matri
 numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 

@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 from dowser_pl import sharding
 from dowser_pl.callbacks.deciding import Deciding
+from dowser_pl.flat_shards import whole_shapes
 from dowser_pl.maths.masks import num_trainable
 from dowser_pl.methods import EachStep, Lora, Method
 from dowser_pl.planning import Kept, lines, plan_of
-from dowser_pl.flat_shards import whole_shapes
 from dowser_pl.shards import is_spread, shape_of
 from dowser_pl.training import (
     BaseModel,

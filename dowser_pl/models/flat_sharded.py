@@ -44,7 +44,10 @@ def flat_shard_model(
         "use_orig_params": True,  # some of a unit's weights are trained and some are not
         "ignored_states": scalars,
         "mixed_precision": MixedPrecision(
-            param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False, cast_root_forward_inputs=False
+            param_dtype=param_dtype,
+            reduce_dtype=reduce_dtype,
+            cast_forward_inputs=False,
+            cast_root_forward_inputs=False,
         ),
     }
     text: nn.Module = text_model(model)

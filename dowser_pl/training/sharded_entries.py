@@ -41,8 +41,7 @@ class ShardedEntries(TrainableEntries):
     def frozen_digests(self) -> dict[str, str]:
         """Name -> content hash of the frozen entries of the whole matrix."""
         parts = (
-            (name, weight, local(weight).masked_fill(self.masks[name], 0))
-            for name, weight in self.weights.items()
+            (name, weight, local(weight).masked_fill(self.masks[name], 0)) for name, weight in self.weights.items()
         )
         return digests_in_turns(parts)
 
