@@ -24,21 +24,18 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
     """Spreads weights, gradients, entries and moments over all processes (``FullyShardedDataParallel``).
 
     Args:
-        param_dtype: that weights are gathered and used in; null = their own.
-        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        reduce_dtype: that gradients are averaged in; null = that of the weights.
         timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
     """
 
     def __init__(
         self,
-        param_dtype: Dtype | None = None,
         reduce_dtype: Dtype | None = None,
         timeout_minutes: float = 60.0,
     ) -> None:
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
-        self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
 
     @property
@@ -53,8 +50,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
 
     def shard(self, network: Any) -> None:
         """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
-        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
-        flat_shard_model(network, self.root_device, param, reduce)
+        flat_shard_model(network, self.root_device, self.reduce_dtype and getattr(torch, self.reduce_dtype))
 
     def setup(self, trainer: Trainer) -> None:
         """The model was spread as soon as it was loaded, in the precision it has."""

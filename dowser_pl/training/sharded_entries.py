@@ -48,7 +48,7 @@ class ShardedEntries(TrainableEntries):
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
         state = {}
-        for name, weight in self.weights.items():
+        for name in self.weights:
             mask = collect(self.masks[name].flatten())
             state[name] = {
                 "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],

@@ -5,15 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
-from dowser_pl.methods import HighestImportance, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.methods import Full, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
 from dowser_pl.shards import is_spread, local, shape_of
 from tests.distributed.fits import difference
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import SHARDED, both, fit_sharded, one_fast
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
+
+
+class Blind(Callback):
+    """No rank sees images in every other step; the last layer of the vision tower is used in none."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx % 2:
+            del batch["pixel_values"]
+
 
 CASES = {
     "clipped by the norm": {"gradient_clip_val": 0.05, "optimizer": "sgd"},
@@ -39,6 +49,12 @@ CASES = {
         "accumulate_grad_batches": 2,
         "optimizer": "sgd",
     },
+    "also train what takes no part in some steps": {
+        "module": {"also_train": ["projector", "vision", "norms"]},
+        "callbacks": (Blind(),),
+        "optimizer": "sgd",
+    },
+    "all entries": {"method": Full(), "optimizer": "sgd"},
     "model-wide budget": {"method": ModelDowser(0.1, estimator="paper", scope="model"), "optimizer": "sgd"},
     "a budget for each layer": {"method": HighestImportance(0.1, scope="layer"), "optimizer": "sgd"},
     "random": {"method": Random(0.3), "optimizer": "sgd"},
