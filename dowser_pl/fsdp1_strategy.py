@@ -1,7 +1,7 @@
 """Lightning's FSDP1 strategy with what sharded training of entries needs beside it; FSDP2 is the recommended one.
 
 Lightning restores checkpoints of FSDP1 after training is set up, saves whole matrices, and knows no clipping by norm;
-all of that is as in `strategies.py` here. Its precision differs too: see :class:`Precision`.
+all of that is as in `strategies.py` here. Its precision differs too: see :class:`AutocastPrecision`.
 """
 
 from contextlib import AbstractContextManager
@@ -28,11 +28,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
         timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
     """
 
-    def __init__(
-        self,
-        reduce_dtype: Dtype | None = None,
-        timeout_minutes: float = 60.0,
-    ) -> None:
+    def __init__(self, reduce_dtype: Dtype | None = None, timeout_minutes: float = 60.0) -> None:
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
@@ -40,12 +36,12 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
 
     @property
     def precision_plugin(self) -> FSDPPrecision:
-        """That of :class:`Precision`, in Lightning's stead."""
+        """That of :class:`AutocastPrecision`, in Lightning's stead."""
         return super().precision_plugin
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Any) -> None:
-        own = Precision(plugin.precision, self) if type(plugin) is FSDPPrecision else plugin
+        own = AutocastPrecision(plugin.precision, self) if type(plugin) is FSDPPrecision else plugin
         FSDPStrategy.precision_plugin.fset(self, own)  # type: ignore[attr-defined]
 
     def shard(self, network: Any) -> None:
@@ -75,7 +71,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
         module._device = self.root_device  # where batches belong
 
 
-class Precision(FSDPPrecision):
+class AutocastPrecision(FSDPPrecision):
     """As under every other strategy.
 
     Lightning lets FSDP1 itself compute bf16-mixed, in bfloat16 throughout; autocast keeps some of it in float32, and

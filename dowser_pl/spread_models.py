@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ def _anything(taker: Taker) -> bool:
 
 
 def _device(module: FSDPModule | Unit) -> torch.device:
-    kind = module.compute_device if isinstance(module, Unit) else module._get_fsdp_state()._device
+    kind: Any = module.compute_device if isinstance(module, Unit) else module._get_fsdp_state()._device
     return torch.device(kind)
 
 

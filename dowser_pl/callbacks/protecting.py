@@ -168,7 +168,7 @@ def _said(method: Method, entries: Protection) -> Protection:
     """Say how much of the model training may move."""
     total = sum(shape_of(weight).numel() for weight in entries.weights.values())
     rank_zero_info(
-        f"{type(method).__name__}: {entries.num_trainable:,} of {total:,} entries in {len(entries.weights)} matrices are "
-        "trainable"
+        f"{type(method).__name__}: {entries.num_trainable:,} of {total:,} entries in {len(entries.weights)} matrices "
+        "are trainable"
     )
     return entries
