@@ -37,16 +37,21 @@ class Flat:
     def _through(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
         def gathered(*args: Any, **kwargs: Any) -> Any:
-            with self._within() as inside:
-                return forward(*args, **kwargs) if inside else self.root(*args, **kwargs)
+            if self._inside:
+                return forward(*args, **kwargs)
+            if not torch.is_grad_enabled():  # FSDP1 would keep the outermost unit until a backward pass
+                with self.apart():
+                    return forward(*args, **kwargs)
+            with self._within():
+                return self.root(*args, **kwargs)
 
         return gathered
 
     @contextmanager
-    def _within(self) -> Iterator[bool]:
+    def _within(self) -> Iterator[None]:
         before, self._inside = self._inside, True
         try:
-            yield before
+            yield
         finally:
             self._inside = before
 

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dowser_pl.models.flat_sharded import flat_shard_model
+from dowser_pl.spread_models import spread_model
 from dowser_pl.strategies import Dtype, ShardedStrategy
 
 __all__ = ["FSDP1Strategy"]
@@ -46,6 +47,8 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
 
     def shard(self, network: Any) -> None:
         """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
+        if self.world_size == 1:  # FSDP1 would not cut it either, and hide its weights between steps
+            return
         flat_shard_model(network, self.root_device, self.reduce_dtype and getattr(torch, self.reduce_dtype))
 
     def setup(self, trainer: Trainer) -> None:
@@ -61,6 +64,9 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
     def model_to_device(self) -> None:
         """Sharding has moved the weights already; buffers and metrics follow."""
         module: Any = self.lightning_module
+        if not spread_model(module):
+            module.to(self.root_device)
+            return
         for part in module.modules():
             for name, buffer in part._buffers.items():
                 if buffer is not None:
@@ -81,6 +87,10 @@ class AutocastPrecision(FSDPPrecision):
     def __init__(self, precision: Any, strategy: FSDP1Strategy) -> None:
         super().__init__(precision)
         self._strategy = strategy
+
+    def clip_grad_by_norm(self, *arguments: Any, **options: Any) -> None:
+        """As everywhere, where one process has all gradients; several have a way of their own."""
+        super(FSDPPrecision, self).clip_grad_by_norm(*arguments, **options)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Autocast, on the device that computes."""

@@ -24,7 +24,7 @@ ALLOWED = {
     "shards": {"flat_shards", "maths", "sharding", "__init__"},
     "spread_models": {"flat_running", "flat_shards", "shards"},
     "strategies": {"models", "shards", "training"},
-    "fsdp1_strategy": {"models", "strategies"},
+    "fsdp1_strategy": {"models", "spread_models", "strategies"},
     "probing": {"maths", "files", "sharding", "shards", "spread_models", "__init__"},
     "patches": {"maths", "files", "models"},
     "planning": set(),

@@ -8,11 +8,14 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
+from dowser_pl.callbacks import Dowser
+from dowser_pl.flat_shards import whole_shapes
 from dowser_pl.methods import Full, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
-from dowser_pl.shards import is_spread, local, shape_of
+from dowser_pl.shards import is_spread, local, whole
 from tests.distributed.fits import difference
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import SHARDED, both, fit_sharded, one_fast
+from tests.distributed.test_resume import LAST
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
@@ -151,6 +154,29 @@ def test_files_are_those_of_one_process(model_folder, tmp_path, files, kind):
     assert configs[0] == configs[1]
 
 
+def on_one_device(folder, model, kind):
+    """Digests and matrices at the end, and steps after a resume."""
+    options = {"devices": 1, "strategy": kind, "gradient_clip_val": 0.1}
+    trainer = build_trainer(Path(folder), **options, max_epochs=1)
+    module = build_module(Path(model))
+    trainer.fit(module, datamodule=TinyData())
+    dowser = next(callback for callback in trainer.callbacks if isinstance(callback, Dowser))
+    weights = {name: whole(weight).clone() for name, weight in dowser.entries.weights.items()}
+    trainer.validate(module, datamodule=TinyData(), verbose=False)
+    resumed = build_trainer(Path(folder), **options, max_epochs=2)
+    resumed.fit(build_module(Path(model)), datamodule=TinyData(), ckpt_path=str(Path(folder) / LAST))
+    return dowser.frozen_digest, weights, resumed.global_step
+
+
+@pytest.mark.slow
+@both
+def test_one_device_ends_as_without_a_strategy(model_folder, tmp_path, kind):
+    one = alone(on_one_device, tmp_path / "one", model_folder, "auto")
+    digests, weights, steps = alone(on_one_device, tmp_path / kind, model_folder, kind)
+    assert digests == one[0] and steps == one[2] == 12
+    assert all(torch.equal(weight, one[1][name]) for name, weight in weights.items())
+
+
 def share(folder, model, kind):
     """Of all weights, what this rank holds between two steps."""
     trainer = build_trainer(Path(folder), devices=2, strategy=SHARDED[kind](), max_steps=1, limit_val_batches=1)
@@ -161,11 +187,12 @@ def share(folder, model, kind):
             assert is_spread(weight), name
             here = local(weight).untyped_storage()
             memory[here.data_ptr()] = here.nbytes()
-            everywhere.append(shape_of(weight).numel() * weight.itemsize)
+        with whole_shapes(module):
+            everywhere.append(sum(weight.nbytes for weight in module.parameters()))
 
     module.on_train_batch_end = look
     trainer.fit(module, datamodule=TinyData())
-    return sum(memory.values()) / sum(everywhere)
+    return sum(memory.values()) / everywhere[-1]
 
 
 @both
