@@ -22,23 +22,21 @@ from dowser_pl import sharding
 from dowser_pl.callbacks.deciding import rows_of
 from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Layer, Random, build_masks
-from dowser_pl.models.flat_sharded import flat_shard_model
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.shards import Ranks, local
-from dowser_pl.spread_models import hand_over_gradients
 from dowser_pl.training import ShardedEntries, TrainableEntries
 
 __all__ = ["STRATEGIES", "measure_strategy", "measured_here", "share", "strategy_lines"]
 
-STRATEGIES = ("fsdp2", "fsdp1")
+STRATEGIES = ("fsdp2",)
 _COUNTED = ("weights", "entries", "indices", "moments")
 
 
 def measure_strategy(preset: str, strategy: str, ranks: int) -> dict[str, Any]:
     """Bytes by kind of one process alone and of each of several, and the largest share of any of them."""
-    alone, *_ = _on(1, preset, strategy)
-    held = _on(ranks, preset, strategy)
+    alone, *_ = _on(1, preset)
+    held = _on(ranks, preset)
     content = {"strategy": strategy, "alone": alone, "ranks": held, "counted": list(_COUNTED)}
     return content | {"memory_share": share(alone, held)}
 
@@ -62,27 +60,25 @@ def strategy_lines(content: dict[str, Any]) -> list[str]:
     return [*lines, f"{content['strategy']}: a rank holds at most {held}", f"collectives of a step: {counts}"]
 
 
-def _on(ranks: int, preset: str, strategy: str) -> list[dict[str, Any]]:
+def _on(ranks: int, preset: str) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, context.Pool(ranks) as pool:
         store = f"file://{Path(folder) / 'store'}"
-        jobs = [(preset, strategy, rank, ranks, store, torch.get_num_threads()) for rank in range(ranks)]
+        jobs = [(preset, rank, ranks, store, torch.get_num_threads()) for rank in range(ranks)]
         return pool.starmap(_measured, jobs, chunksize=1)
 
 
-def _measured(preset: str, strategy: str, rank: int, ranks: int, store: str, threads: int) -> dict[str, Any]:
+def _measured(preset: str, rank: int, ranks: int, store: str, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     with _group(rank, ranks, store):
-        return measured_here(preset, strategy)
+        return measured_here(preset)
 
 
-def measured_here(preset: str, strategy: str = "fsdp2") -> dict[str, Any]:
+def measured_here(preset: str) -> dict[str, Any]:
     """``bytes`` by kind and ``collectives`` of a step by name, on this process, with all that are in its group."""
     ranks = sharding.world_size()
     subject = Subject(PRESETS[preset])
-    if ranks > 1 and strategy == "fsdp1":
-        flat_shard_model(subject.model, torch.device("cpu"))
-    elif ranks > 1:
+    if ranks > 1:
         fully_shard_model(subject.model, init_device_mesh("cpu", (ranks,)))
     entries = _entries(subject, spread=ranks > 1)
     optimizer = AdamW(entries.parameters(), lr=1e-5)
@@ -91,7 +87,6 @@ def measured_here(preset: str, strategy: str = "fsdp2") -> dict[str, Any]:
         optimizer.zero_grad()
         with CommDebugMode() as counted:
             subject.model(**subject.batch(number), use_cache=False).loss.backward()
-            hand_over_gradients(subject.model)
         collectives = {str(name): int(times) for name, times in counted.get_comm_counts().items()}
         gradients = sum(each.grad.nbytes for each in entries.parameters() if each.grad is not None)
         optimizer.step()
@@ -100,7 +95,7 @@ def measured_here(preset: str, strategy: str = "fsdp2") -> dict[str, Any]:
     held = entries.num_bytes()
     return {
         "bytes": {
-            "weights": sum(local(each).nbytes for each in subject.model.parameters()),
+            "weights": sum(local(each.detach()).nbytes for each in subject.model.parameters()),
             "entries": held["values"],
             "indices": held["indices"],
             "moments": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
@@ -112,8 +107,8 @@ def measured_here(preset: str, strategy: str = "fsdp2") -> dict[str, Any]:
 
 
 def _entries(subject: Subject, spread: bool) -> TrainableEntries:
-    """Random masks, by what is here."""
-    layers = {name: Layer(name, layer.weight) for name, layer in subject.layers.items()}
+    """Random masks, by the rows that are here."""
+    layers = {name: Layer(name, layer.weight.detach()) for name, layer in subject.layers.items()}
     here = {name: rows_of(layer) for name, layer in layers.items()} if spread else layers
     blocks = find_blocks(subject.model, layers)
     method = Random(subject.preset.update_ratio)

@@ -1,7 +1,5 @@
 """What `bench_train.py --strategy` counts, against what a person counts."""
 
-import pytest
-
 import tests.tools.conftest  # noqa: F401 - ranks import this file without pytest
 from tests.distributed.harness import alone, run
 
@@ -12,13 +10,12 @@ SHAPES = [(H, H)] * 4 + [(F, H)] * 2 + [(H, F)]
 TRAINABLE = LAYERS * sum(round(0.1 * o * i) for o, i in SHAPES)
 
 
-def measure(strategy):
-    return measured_here("tiny", strategy)
+def measure():
+    return measured_here("tiny")
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("fsdp1", marks=pytest.mark.slow), "fsdp2"])
-def test_two_ranks_hold_half_each_of_what_one_process_holds(strategy):
-    one, two = alone(measure, strategy), run(measure, strategy)
+def test_two_ranks_hold_half_each_of_what_one_process_holds():
+    one, two = alone(measure), run(measure)
     for kind in ("entries", "indices"):
         assert one["bytes"][kind] == sum(each["bytes"][kind] for each in two) == 4 * TRAINABLE
     assert one["bytes"]["weights"] == sum(each["bytes"]["weights"] for each in two)
@@ -29,11 +26,5 @@ def test_two_ranks_hold_half_each_of_what_one_process_holds(strategy):
     gathered = two[0]["collectives"]
     # forward and backward pass of each layer, and of the rest; the last layer's backward pass finds it gathered
     assert sum(gathered.values()) >= 3 * LAYERS
-    content = {
-        "strategy": strategy,
-        "alone": one,
-        "ranks": two,
-        "counted": ["weights"],
-        "memory_share": share(one, two),
-    }
+    content = {"strategy": "fsdp2", "alone": one, "ranks": two, "counted": ["weights"], "memory_share": share(one, two)}
     assert any("rank 1" in line for line in strategy_lines(content))
