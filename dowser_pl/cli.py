@@ -16,8 +16,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import dowser_pl.data
-import dowser_pl.methods
 import dowser_pl.fsdp1_strategy
+import dowser_pl.methods
 import dowser_pl.strategies  # noqa: F401
 from dowser_pl.callbacks import (
     AtomicCheckpointIO,

@@ -1,7 +1,7 @@
 """Lightning's FSDP1 strategy with what sharded training of entries needs beside it; FSDP2 is the recommended one.
 
 Lightning restores checkpoints of FSDP1 after training is set up, saves whole matrices, and knows no clipping by norm;
-all of that is as in `strategies.py` here. Its precision differs too: see :class:`Precision`.
+all of that is as in `strategies.py` here. Its precision differs too: see :class:`AutocastPrecision`.
 """
 
 from contextlib import AbstractContextManager
@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dowser_pl.models.flat_sharded import flat_shard_model
+from dowser_pl.spread_models import spread_model
 from dowser_pl.strategies import Dtype, ShardedStrategy
 
 __all__ = ["FSDP1Strategy"]
@@ -24,37 +25,31 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
     """Spreads weights, gradients, entries and moments over all processes (``FullyShardedDataParallel``).
 
     Args:
-        param_dtype: that weights are gathered and used in; null = their own.
-        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        reduce_dtype: that gradients are averaged in; null = that of the weights.
         timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
     """
 
-    def __init__(
-        self,
-        param_dtype: Dtype | None = None,
-        reduce_dtype: Dtype | None = None,
-        timeout_minutes: float = 60.0,
-    ) -> None:
+    def __init__(self, reduce_dtype: Dtype | None = None, timeout_minutes: float = 60.0) -> None:
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
-        self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
 
     @property
     def precision_plugin(self) -> FSDPPrecision:
-        """That of :class:`Precision`, in Lightning's stead."""
+        """That of :class:`AutocastPrecision`, in Lightning's stead."""
         return super().precision_plugin
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Any) -> None:
-        own = Precision(plugin.precision, self) if type(plugin) is FSDPPrecision else plugin
+        own = AutocastPrecision(plugin.precision, self) if type(plugin) is FSDPPrecision else plugin
         FSDPStrategy.precision_plugin.fset(self, own)  # type: ignore[attr-defined]
 
     def shard(self, network: Any) -> None:
         """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
-        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
-        flat_shard_model(network, self.root_device, param, reduce)
+        if self.world_size == 1:  # FSDP1 would not cut it either, and hide its weights between steps
+            return
+        flat_shard_model(network, self.root_device, self.reduce_dtype and getattr(torch, self.reduce_dtype))
 
     def setup(self, trainer: Trainer) -> None:
         """The model was spread as soon as it was loaded, in the precision it has."""
@@ -69,6 +64,9 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
     def model_to_device(self) -> None:
         """Sharding has moved the weights already; buffers and metrics follow."""
         module: Any = self.lightning_module
+        if not spread_model(module):
+            module.to(self.root_device)
+            return
         for part in module.modules():
             for name, buffer in part._buffers.items():
                 if buffer is not None:
@@ -79,7 +77,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
         module._device = self.root_device  # where batches belong
 
 
-class Precision(FSDPPrecision):
+class AutocastPrecision(FSDPPrecision):
     """As under every other strategy.
 
     Lightning lets FSDP1 itself compute bf16-mixed, in bfloat16 throughout; autocast keeps some of it in float32, and
@@ -89,6 +87,10 @@ class Precision(FSDPPrecision):
     def __init__(self, precision: Any, strategy: FSDP1Strategy) -> None:
         super().__init__(precision)
         self._strategy = strategy
+
+    def clip_grad_by_norm(self, *arguments: Any, **options: Any) -> None:
+        """As everywhere, where one process has all gradients; several have a way of their own."""
+        super(FSDPPrecision, self).clip_grad_by_norm(*arguments, **options)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Autocast, on the device that computes."""

@@ -4,7 +4,7 @@ Flat positions lie on the processes in order: what the processes hold of a matri
 numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from dowser_pl import sharding
-from dowser_pl.flat_shards import Place, place_of
+from dowser_pl.flat_shards import Place, Taker, place_of
 from dowser_pl.maths.digests import digest
 from dowser_pl.maths.digests import digests as digests_alone
 
@@ -83,13 +83,19 @@ def cut(everything: Tensor, like: Tensor) -> Tensor:
     return everything[local_rows(like)] if isinstance(like, DTensor) else everything
 
 
-def when_averaged(weight: nn.Parameter, take: Callable[[Tensor], None]) -> RemovableHandle:
-    """Have ``take(weight)`` called after each backward pass, with the averaged gradient of what is here in its grad."""
+def when_averaged(weight: nn.Parameter, take: Callable[[Tensor], None], always: bool = True) -> RemovableHandle:
+    """Have ``take(weight)`` called after each backward pass, with the averaged gradient of what is here in its grad.
+
+    Args:
+        weight: plain, or spread over the processes.
+        take: is to take the gradient away.
+        always: whether the weight takes part in each backward pass; after one in which it does not, nothing is called.
+    """
     place = place_of(weight)
     if place is None:
         return weight.register_post_accumulate_grad_hook(take)
     handle = RemovableHandle(place.unit.takers)
-    place.unit.takers[handle.id] = weight, take
+    place.unit.takers[handle.id] = Taker(weight, take, always)
     return handle
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from dowser_pl.flat_shards import Unit, apart, flat_of
+from dowser_pl.flat_running import apart, flat_of
+from dowser_pl.flat_shards import Taker, Unit
+from dowser_pl.shards import added
 
 __all__ = ["device_of", "generating", "hand_over_gradients", "measuring", "spread_model"]
 
@@ -43,19 +46,37 @@ def generating(model: nn.Module) -> Iterator[None]:
 
 
 def measuring(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it the model, or its text part, may be run by itself and take several backward passes, on all processes."""
+    """Within it the model or its text part may be run by itself, with several backward passes; on all processes."""
     return nullcontext() if flat_of(model) is None else apart(model)
 
 
 def hand_over_gradients(model: nn.Module) -> None:
-    """After a backward pass: where no hook of a weight is called (FSDP1), call what waits for its gradient."""
+    """After a backward pass: where no hook of a weight is called (FSDP1), call what waits for its gradient.
+
+    FSDP1 gives zeros to a weight that took no part, which an optimizer would decay; one process has no gradient then.
+    """
     flat = flat_of(model)
-    if flat is not None:
-        flat.hand_over()
+    if flat is None:
+        return
+    units = [*flat.units, flat.root]
+    waiting = [taker for unit in units for taker in unit.waiting()]
+    doubtful = [taker for taker in waiting if not taker.always]
+    used = dict(zip(map(id, doubtful), added(_anything(taker) for taker in doubtful) if doubtful else [], strict=True))
+    for taker in waiting:
+        if used.get(id(taker), 1):
+            if taker.weight.grad is None:  # no piece of it is here; others have some
+                taker.weight.grad = torch.empty_like(taker.weight)
+            taker.take(taker.weight)
+    for unit in units:
+        unit.drop_gradients()
+
+
+def _anything(taker: Taker) -> bool:
+    return taker.weight.grad is not None and bool(taker.weight.grad.any())
 
 
 def _device(module: FSDPModule | Unit) -> torch.device:
-    kind = module.compute_device if isinstance(module, Unit) else module._get_fsdp_state()._device
+    kind: Any = module.compute_device if isinstance(module, Unit) else module._get_fsdp_state()._device
     return torch.device(kind)
 
 

@@ -174,6 +174,4 @@ def rows_of(layer: Layer) -> Layer:
         for name in ("abs_gradient", "square_gradient")
         if (value := getattr(layer, name)) is not None
     }
-    return replace(
-        layer, weight=weight, rows=(rows, total), part=part if held.dim() == 1 else None, **outputs
-    )
+    return replace(layer, weight=weight, rows=(rows, total), part=part if held.dim() == 1 else None, **outputs)

@@ -171,9 +171,9 @@ def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optim
 
 def _said(method: Method, entries: Protection) -> Protection:
     """Say how much of the model training may move."""
+    total = sum(shape_of(weight).numel() for weight in entries.weights.values())
     rank_zero_info(
-        f"{type(method).__name__}: {entries.num_trainable:,} of "
-        f"{sum(shape_of(weight).numel() for weight in entries.weights.values()):,} entries in {len(entries.weights)} matrices "
+        f"{type(method).__name__}: {entries.num_trainable:,} of {total:,} entries in {len(entries.weights)} matrices "
         "are trainable"
     )
     return entries

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from transformers import PreTrainedModel
 
 from dowser_pl import sharding
-from dowser_pl.flat_shards import Flat, Place, Unit, put_place
+from dowser_pl.flat_running import Flat
+from dowser_pl.flat_shards import Place, Unit, put_place
 from dowser_pl.models.decoder import decoder_layers
 from dowser_pl.models.parts import text_model
 from dowser_pl.shards import added, broadcast
@@ -23,7 +24,6 @@ __all__ = ["flat_shard_model"]
 def flat_shard_model(
     model: PreTrainedModel,
     device: torch.device,
-    param_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype | None = None,
 ) -> None:
     """Spread the weights over all processes, in place; tied weights stay tied.
@@ -32,33 +32,33 @@ def flat_shard_model(
         model: whole, the same on every process; or whole on the first and on the meta device of the others, which
             then get their pieces from it, one unit at a time.
         device: that computes and keeps the pieces.
-        param_dtype: that weights are gathered and used in; None = their own.
-        reduce_dtype: that gradients are averaged in; None = that of the gathered weights.
+        reduce_dtype: that gradients are averaged in; None = that of the weights.
 
     Raises:
         ValueError: if weights of one unit are of several precisions.
     """
-    scalars = {weight for weight in model.parameters() if weight.dim() == 0}
-    options: dict[str, Any] = {
-        "device_id": device,
-        "use_orig_params": True,  # some of a unit's weights are trained and some are not
-        "ignored_states": scalars,
-        "mixed_precision": MixedPrecision(
-            param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False, cast_root_forward_inputs=False
-        ),
-    }
     text: nn.Module = text_model(model)
     empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
     if empty_elsewhere:
         _fill_buffers(model, device)
-    layers, done = decoder_layers(model), set(scalars)
+        _fill(model, [weight for weight in model.parameters() if weight.dim() == 0], device)
+    done = {weight for weight in model.parameters() if weight.dim() == 0}  # not spread
+    options: dict[str, Any] = {
+        "device_id": device,
+        "use_orig_params": True,  # some of a unit's weights are trained and some are not
+        "ignored_states": set(done),
+        "mixed_precision": MixedPrecision(
+            reduce_dtype=reduce_dtype, cast_forward_inputs=False, cast_root_forward_inputs=False
+        ),
+    }
+    layers = decoder_layers(model)
     units: list[Unit] = []
     for number, layer in enumerate(layers):
         units.append(_unit(layer, done, empty_elsewhere, options))
         layers[number] = units[-1]
     root = _unit(model, done, empty_elsewhere, options)
-    for scalar in scalars:
-        scalar.data = broadcast(scalar.data).to(device)
+    for scalar in options["ignored_states"]:
+        scalar.data = scalar.data.to(device)
     _put_places([*units, root])
     model._flat = text._flat = Flat(model, root, units)  # type: ignore[assignment]
     model.register_state_dict_post_hook(_with_places)
@@ -67,9 +67,9 @@ def flat_shard_model(
 
 
 def _unit(module: nn.Module, done: set[nn.Parameter], empty_elsewhere: bool, options: dict[str, Any]) -> Unit:
-    """The module cut into pieces, but for the weights in ``done``."""
+    """The module cut into pieces, but for the weights in ``done``, which then has all of its weights."""
     if empty_elsewhere:
-        _fill(module, done, options["device_id"])
+        _fill(module, [weight for weight in module.parameters() if weight not in done], options["device_id"])
     mine = [weight for weight in module.parameters() if weight not in done]
     kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in mine})
     if len(kinds) != 1:
@@ -83,12 +83,10 @@ def _unit(module: nn.Module, done: set[nn.Parameter], empty_elsewhere: bool, opt
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, done: set[nn.Parameter], device: torch.device) -> None:
-    """Give every process the weights of the first."""
+def _fill(module: nn.Module, weights: list[nn.Parameter], device: torch.device) -> None:
+    """Give every process these weights of the first."""
     filled: dict[nn.Parameter, nn.Parameter] = {}
-    for weight in module.parameters():
-        if weight in done:
-            continue
+    for weight in weights:
         value = broadcast(torch.empty(weight.shape, dtype=weight.dtype) if weight.is_meta else weight.detach())
         if weight.is_meta:
             filled[weight] = nn.Parameter(value.to(device), requires_grad=weight.requires_grad)

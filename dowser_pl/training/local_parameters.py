@@ -32,6 +32,6 @@ class LocalParameters:
                 here.grad = gradient if here.grad is None else here.grad + gradient
 
             put_place(here, place_of(parameter))
-            when_averaged(parameter, take)
+            when_averaged(parameter, take, always=False)
             self._known[id(parameter)] = parameter, here
         return self._known[id(parameter)][1]

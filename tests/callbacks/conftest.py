@@ -1,4 +1,4 @@
-"""Runs without their pictures, which would take a third of their time; tests of pictures and of whole runs draw them."""
+"""Runs without pictures, which would take a third of their time; tests of pictures and of whole runs draw them."""
 
 import pytest
 

@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed
 
-import dowser_pl.strategies  # noqa: F401 - by its name
+import dowser_pl.fsdp1_strategy
+import dowser_pl.strategies  # noqa: F401
 from dowser_pl.callbacks import Dowser, FailTogether
 from dowser_pl.methods import ModelDowser
 from dowser_pl.probing import Probe
 from dowser_pl.reporting import read_report
-from dowser_pl.shards import whole
+from dowser_pl.shards import shape_of, whole
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 
@@ -174,6 +175,6 @@ def whole_mask(entries: Any, name: str) -> Tensor:
     mask = entries.masks[name]
     if not entries.together:
         return mask.clone()
-    rows = [None] * distributed.get_world_size()
-    distributed.all_gather_object(rows, mask)
-    return torch.cat(rows)
+    parts = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, mask.flatten())
+    return torch.cat(parts).view(shape_of(entries.weights[name]))

@@ -10,7 +10,7 @@ from tests.distributed.harness import alone, command_line, run
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--data.num_train=96", "--data.num_eval=15", "--trainer.max_epochs=2", "--dowser.probe.num_prompts=16"]
-STRATEGIES = ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)]
+STRATEGIES = ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "fsdp2"))]
 
 
 def quickstart(name: str, *more: str) -> list[str]:

@@ -5,11 +5,13 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
+from dowser_pl.models.flat_sharded import flat_shard_model
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
 from dowser_pl.probing import Probe, measure, probing_mode, write_prompts
 from dowser_pl.shards import is_spread, to_first
 from tests.distributed.harness import run
+from tests.distributed.sharded import both
 from tests.tiny_models import FAMILIES, tiny_llava, tiny_tokenizer
 
 SETTINGS = Probe(num_prompts=3, num_probes=2, num_tokens=8, batch_size=2, seed=1)
@@ -26,14 +28,21 @@ def measured(model):
         return prompts, measure(text, layers, prompts, SETTINGS, text_inputs=inputs)
 
 
-def compare_families():
+def spread(model, kind):
+    if kind == "fsdp1":
+        flat_shard_model(model, torch.device("cpu"))
+    else:
+        fully_shard_model(model, init_device_mesh("cpu", (2,)))
+
+
+def compare_families(kind):
     """Names of the families that differ, and how."""
-    mesh, odd = init_device_mesh("cpu", (2,)), []
+    odd = []
     for family, build in FAMILIES.items():
         model = build().eval()
         prompts, factors = measured(model)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        fully_shard_model(model, mesh)
+        spread(model, kind)
         again, sharded = measured(model)
         if any(not torch.equal(one.tokens, two.tokens) for one, two in zip(prompts, again, strict=True)):
             odd.append(f"{family}: prompts")
@@ -48,16 +57,17 @@ def compare_families():
 
 
 @pytest.mark.slow
-def test_every_family_is_measured_as_in_one_process():
-    assert run(compare_families, seconds=200) == [[], []]
+@both
+def test_every_family_is_measured_as_in_one_process(kind):
+    assert run(compare_families, kind, seconds=200) == [[], []]
 
 
-def tied(empty):
+def tied(kind, empty):
     """Whether head and embeddings are one tensor, and all weights those of the first rank, however they got here."""
     with torch.device("meta" if empty and distributed.get_rank() else "cpu"):
         model = tiny_llava(tie_word_embeddings=True).eval()
     expected = tiny_llava(tie_word_embeddings=True)
-    fully_shard_model(model, init_device_mesh("cpu", (2,)))
+    spread(model, kind)
     state = to_first(model.state_dict(keep_vars=True))
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     same = all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())
@@ -67,5 +77,6 @@ def tied(empty):
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_tied_embeddings_stay_tied(empty):
-    assert run(tied, empty) == [(True, True, True)] * 2
+@both
+def test_tied_embeddings_stay_tied(kind, empty):
+    assert run(tied, kind, empty) == [(True, True, True)] * 2
