@@ -94,11 +94,11 @@ def write_prompts(
     writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs)
     encoder_decoder = model.config.is_encoder_decoder
     size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
-    option = "probe.batch_size" if images else "prompts are written 64 at a time"
+    option = "--dowser.probe.batch_size" if images else "--dowser.probe.num_tokens"
     run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
     batches = list(aligned(indices, size))
     if spread_model(model):
-        return [prompt for part in in_step(run, batches) for prompt in part]
+        return [prompt for part in in_step(run, batches, option) for prompt in part]
     return [prompt for batch in batches for part in halving(run, batch, option) for prompt in part]
 
 
