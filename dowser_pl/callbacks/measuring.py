@@ -46,9 +46,16 @@ class Measuring:
         """What the factors of a prompt depend on, on every process."""
 
         def compute() -> dict[str, Any]:
-            return identity(self.pl_module, self.probe, str(self.trainer.precision))
+            return identity(self.pl_module, self.probe, self._precision())
 
         return compute() if spread_model(self.pl_module.network) else sharding.from_first(compute)
+
+    def _precision(self) -> str:
+        """That the model computes in: the trainer's, but for weights that a strategy gathers in another dtype."""
+        gathered = getattr(self.trainer.strategy, "param_dtype", None)
+        kept = {str(weight.dtype).removeprefix("torch.") for weight in self.pl_module.network.parameters()}
+        other = gathered is not None and kept != {gathered}
+        return f"{self.trainer.precision}, gathered in {gathered}" if other else str(self.trainer.precision)
 
     def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
         """``known``, continued until it has ``num_prompts`` prompts."""
