@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import bitsandbytes
 import pytest
@@ -16,7 +17,7 @@ from dowser_pl.models.lora import LoraSettings
 from dowser_pl.probing import measure, probing_mode, write_prompts
 from dowser_pl.shards import local
 from dowser_pl.strategies import FSDP2Strategy
-from tests.distributed.fits import difference, fit
+from tests.distributed.fits import OPTIMIZERS, difference, fit
 from tests.distributed.harness import RankError, alone, run
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
@@ -65,10 +66,8 @@ def eight_bit(parameters):
 
 
 def fit_in_blocks(folder, model):
-    from tests.distributed import fits
-
-    fits.OPTIMIZERS["8bit"] = eight_bit
-    fit(folder, model, strategy="fsdp2", optimizer="8bit")
+    with patch.dict(OPTIMIZERS, {"8bit": eight_bit}):
+        fit(folder, model, strategy="fsdp2", optimizer="8bit")
 
 
 def fit_scaled(folder, model):
