@@ -79,7 +79,7 @@ MODELS = {
 
 
 def ddp_step(sizes: Sizes, update_ratio: float, micro_batches: int = 1) -> Traffic:
-    """Compact training under DDP: tokens and loss of each batch, which entries have a gradient, and these in float32."""
+    """Compact training under DDP: tokens and loss of a batch, which entries have a gradient, and these in float32."""
     matrices = len(sizes.matrices)
     values = 16 * micro_batches + 4 * matrices + 4 * sizes.entries(update_ratio)
     return {"all_reduce": (micro_batches + 1 + matrices, values)}

@@ -87,17 +87,14 @@ class Measuring:
         return known
 
     def _prompts(self, model: Any, indices: range) -> list[Prompt]:
-        """Written by the first process for all: in half precision another batch would write another text."""
+        """The same on every process: in half precision another batch would write another text."""
         start = time.monotonic()
         processor, probe = self.pl_module.processor, self.probe
 
         def images(batch: range) -> list[dict[str, Tensor]]:
             return noise_images(processor, probe, batch)
 
-        def write() -> list[Prompt]:
-            with_images = images if probe.noise_images else None
-            return write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
-
-        prompts = write() if spread_model(model) else sharding.from_first(write)
+        with_images = images if probe.noise_images else None
+        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
         self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
         return prompts
