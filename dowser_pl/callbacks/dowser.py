@@ -98,8 +98,8 @@ class Dowser(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
-            check_trainer(trainer)
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
+        check_trainer(trainer)
         check_sharded(trainer, self.method, self.update, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -39,12 +39,16 @@ def no_training(method: Any, curve: bool, lora: Any, quantization: str) -> str |
         lora: settings of adapters, or None.
         quantization: of the matrices.
     """
-    if method.moment != "before_fit" or lora is not None:
-        adapters = "" if lora is None else " and model.lora"
+    name = type(method).__name__
+    if method.moment != "before_fit":
         return (
-            f"got dowser.method {type(method).__name__}{adapters} with weights that are spread over processes, "
-            "expected a method that decides before training (ModelDowser, Magnitude, WandaLike, Random, "
-            f"HighestImportance, Full) and no adapters; {_INSTEAD}"
+            f"got dowser.method {name} with weights that are spread over processes, expected a method that decides "
+            f"before training (ModelDowser, Magnitude, WandaLike, Random, HighestImportance, Full); {_INSTEAD}"
+        )
+    if lora is not None:
+        return (
+            f"got dowser.method {name} and model.lora with weights that are spread over processes, expected no "
+            f"adapters, which are not spread yet; {_INSTEAD}"
         )
     large = sorted(method.needs & set(_PER_WEIGHT))
     if large:

@@ -54,7 +54,7 @@ def predict(folder, model, devices, strategy="ddp"):
 
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
-    [("ddp", 2), ("fsdp2", 2), pytest.param("fsdp2", 3, marks=pytest.mark.slow)],
+    [pytest.param("ddp", 2, marks=pytest.mark.slow), ("fsdp2", 2), pytest.param("fsdp2", 3, marks=pytest.mark.slow)],
 )
 def test_the_file_is_that_of_one_process(model_folder, tmp_path, strategy, ranks):
     one = alone(predict, tmp_path / "one", model_folder, 1)
@@ -65,6 +65,7 @@ def test_the_file_is_that_of_one_process(model_folder, tmp_path, strategy, ranks
     assert run(predict, tmp_path / "several", model_folder, ranks, strategy, ranks=ranks) == [one] * ranks
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_ends_all(model_folder, tmp_path):
     (tmp_path / "run" / "predictions.jsonl").mkdir(parents=True)
     messages = [each.message for each in outcomes(predict, tmp_path / "run", model_folder, 2)]

@@ -44,6 +44,7 @@ def test_ranks_share_the_batches_of_one_process():
         assert all(torch.equal(mine[0], other[0]) for mine, other in zip(prompts, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_so_they_do_with_images():
     expected, sizes = alone(written, IMAGES)
     assert sizes == [2, 2, 2, 1]

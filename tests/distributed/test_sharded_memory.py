@@ -36,7 +36,7 @@ def full(folder, model, place):
         fit(folder, model, strategy="fsdp2", patience=5.0)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["measured", pytest.param("written", marks=pytest.mark.slow)])
 def test_a_full_device_ends_all_with_the_option_to_lower(model_folder, tmp_path, place):
     first, second = outcomes(full, tmp_path, model_folder, place)
     assert first.status == second.status == 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 
 from dowser_pl.callbacks import Curve
@@ -18,7 +19,7 @@ from dowser_pl.probing import measure, probing_mode, write_prompts
 from dowser_pl.shards import local
 from dowser_pl.strategies import FSDP2Strategy
 from tests.distributed.fits import OPTIMIZERS, difference, fit
-from tests.distributed.harness import RankError, alone, run
+from tests.distributed.harness import RankError, alone, outcomes, run
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
@@ -43,7 +44,7 @@ def said_by_verbs(folder, model):
     """What every verb that does not train says of every case; "" where it ran."""
     said = {}
     for name, (module, method, callbacks, *_) in (NEVER | RUNS).items():
-        for verb in ("validate", "test"):
+        for verb in ("validate", "test") if name in NEVER else ("validate",):
             trainer = build_trainer(Path(folder), method, callbacks, devices=2, strategy="fsdp2")
             try:
                 getattr(trainer, verb)(build_module(Path(model), **module), TinyData(), verbose=False)
@@ -55,10 +56,21 @@ def said_by_verbs(folder, model):
 
 def test_a_model_that_cannot_be_spread_is_refused_by_verbs_that_do_not_train(model_folder, tmp_path):
     for said in run(said_by_verbs, tmp_path, model_folder):
-        assert len(said) == 8
+        assert len(said) == 6
         for (name, verb), message in said.items():
             expected = NEVER[name][-1] if name in NEVER else ""
             assert message.startswith(expected) and bool(message) == bool(expected), (name, verb, message)
+
+
+def said_by_a_strategy_of_lightning(folder, model):
+    trainer = build_trainer(Path(folder), devices=2, strategy=ModelParallelStrategy())
+    trainer.validate(build_module(Path(model)), TinyData(), verbose=False)
+
+
+def test_a_strategy_of_lightning_itself_is_refused_by_validate(model_folder, tmp_path):
+    """It would let every process have the whole model, and fail where a checkpoint is to be read."""
+    for outcome in outcomes(said_by_a_strategy_of_lightning, tmp_path, model_folder):
+        assert "ModelParallelStrategy is not supported" in outcome.message
 
 
 def eight_bit(parameters):
@@ -141,6 +153,7 @@ def masks_measured_in(folder, model, dtype, method):
     return {name: method.mask(Layer(name, weight, **factors.layers[name])) for name, weight in kept.items()}
 
 
+@pytest.mark.slow
 def test_weights_are_gathered_in_another_precision_than_they_are_kept_in(model_folder, tmp_path):
     options = {"optimizer": "sgd", "strategy": {"param_dtype": "bfloat16"}, "cache_dir": tmp_path / "cache"}
     expected = alone(masks_measured_in, tmp_path, model_folder, torch.bfloat16, ModelDowser(0.1))
