@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from dowser_pl.nearest import nearest_of
+
 __all__ = ["resolve_configs"]
 
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel
@@ -17,7 +19,7 @@ def resolve_configs(args: list[str]) -> list[str]:
         args: the command line without the program.
 
     Raises:
-        ValueError: if neither exists, naming what there is.
+        ValueError: if neither exists, naming what there is and what was probably meant.
     """
     resolved = []
     for position, argument in enumerate(args):
@@ -40,7 +42,7 @@ def _find(name: str) -> str:
                 return str(candidate)
     raise ValueError(
         f"there is no configuration file {name!r}, neither under {Path.cwd()} nor among the shipped ones "
-        f"({', '.join(shipped())})"
+        f"({', '.join(shipped())}){_meant(relative.removesuffix('.yaml'))}"
     )
 
 
@@ -48,3 +50,17 @@ def shipped() -> list[str]:
     """Short names of the configurations that come with the package."""
     folder = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _meant(name: str) -> str:
+    """What was probably meant; ``dare`` and ``modle/world`` find ``method/dare`` and ``model/world``."""
+    folder = Path("configs")
+    own = (str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    names = sorted({*own, *shipped()})
+    without_folder: dict[str, str] = {}
+    for each in names:
+        last = each.rpartition("/")[2]
+        without_folder[last] = f"{without_folder[last]} or {each}" if last in without_folder else each
+    whole = dict(zip(names, names, strict=True))
+    first, second = (whole, without_folder) if "/" in name else (without_folder, whole)
+    return nearest_of(name, first) or nearest_of(name, second)

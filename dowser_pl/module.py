@@ -14,7 +14,7 @@ from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.protected import ProtectedModule
-from dowser_pl.sharding import weight_of
+from dowser_pl.sharding import weighted_mean
 from dowser_pl.spread_models import spread_model
 from dowser_pl.training import (
     LocalParameters,
@@ -154,7 +154,8 @@ class MultimodalModule(ProtectedModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy of the assistant's tokens, the mean over those of all processes.
 
-        Each process gives back its part of that mean, times the number of processes, by which gradients are divided.
+        Each process gives back its part of that mean, times the number of processes, by which gradients are divided,
+        and logs the mean.
 
         Raises:
             ValueError: when the loss is not finite; the last checkpoint is kept.
@@ -164,8 +165,9 @@ class MultimodalModule(ProtectedModule):
             check_images("pixel_values" in batch)
         loss: Tensor = self.network(**batch, use_cache=False).loss
         check_loss(loss, self.global_step, batch_idx, rows)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
-        return loss * weight_of((batch["labels"] != -100).sum()) if self.trainer.world_size > 1 else loss
+        weight, mean = weighted_mean(loss, (batch["labels"] != -100).sum())
+        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss * weight
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""

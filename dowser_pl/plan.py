@@ -22,6 +22,7 @@ from dowser_pl.planning.model_plan import MemoryPlan, batch_of, decoder_of, size
 from dowser_pl.planning.optimizer_kinds import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.plan_lines import readable, table
 from dowser_pl.planning.plan_sizes import Kept, Placement
+from dowser_pl.planning.spread_limits import blockwise, no_training
 
 __all__ = ["placement_of", "plan_forms", "show", "write"]
 
@@ -39,10 +40,11 @@ def plan_forms(
         tokens: of a row; None = assumed, see :func:`batch_of`.
 
     Returns:
-        ``dense`` (unless the method decides after every step), ``compact`` and ``compact + 8-bit``.
+        ``compact``; and where weights are not spread over devices, ``compact + 8-bit`` and (unless the method decides
+        after every step) ``dense``.
 
     Raises:
-        ValueError: if the model cannot be tuned, or the number of tokens is none.
+        ValueError: if the model cannot be tuned, or not where it is placed, or the number of tokens is none.
     """
     if module.quantization != "none":
         raise ValueError(
@@ -50,10 +52,13 @@ def plan_forms(
         )
     if tokens is not None and tokens < 1:
         raise ValueError(f"--tokens is the length of a training row, at least 1; got {tokens}")
+    dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
+    method: Any = getattr(dowser, "method", None)
+    if placement.spreads and method is not None:
+        _refuse_spread(trainer, module, method, dowser.checkpoint)
     tuned = _without_weights(trainer, module)
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
-    method: Any = next((each.method for each in _callbacks(trainer) if hasattr(each, "method")), None)
     moment, ratio = getattr(method, "moment", None), 1.0
     if moment == "before_fit" and method.update_ratio is not None:
         ratio = method.update_ratio
@@ -67,6 +72,8 @@ def plan_forms(
         batch_of(network, datamodule, module.gradient_checkpointing, tokens, placement.devices),
     )
     compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if moment == "each_step" else Kept())
+    if placement.spreads:
+        return {"compact": compact}
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}
     return rows if moment == "each_step" else {"dense": dense, **rows}
 
@@ -133,6 +140,20 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
     for weight in (*tuned, *(weight for part in parts for weight in part)):
         weight.requires_grad_(True)
     return tuned
+
+
+def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
+    """What `fit` refuses there, in its words."""
+    curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
+    refused = no_training(method, curve, checkpoint, module.quantization)
+    optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
+    if refused is None and blockwise(optimizer):
+        refused = (
+            f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "
+            "processes; use torch.optim.AdamW, whose states take a share on each of them"
+        )
+    if refused is not None:
+        raise ValueError(refused)
 
 
 def _callbacks(trainer: Any) -> list[Any]:

@@ -19,7 +19,6 @@ from dowser_pl.maths.digests import digest
 from dowser_pl.maths.digests import digests as digests_alone
 
 __all__ = [
-    "Ranks",
     "added",
     "broadcast",
     "collect",
@@ -176,28 +175,6 @@ def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict
                 hashed = [pool.submit(digest, value)]
                 mine[number] = name, hashed[0]
     return dict(sharding.gather(lambda: {number: (name, found.result()) for number, (name, found) in mine.items()}))
-
-
-class Ranks:
-    """Counts and sums over the processes, for what concerns a matrix of which each holds a part."""
-
-    def add_up(self, counts: Tensor) -> Tensor:
-        """The sum over all processes."""
-        device = counts.device
-        return sharding.add_up(to_be_sent(counts)).to(device)
-
-    def before(self, count: int) -> tuple[int, int]:
-        """What the processes before this one counted together, and what all did."""
-        counts = [0] * sharding.world_size()
-        counts[sharding.rank()] = count
-        totals = added(counts)
-        return sum(totals[: sharding.rank()]), sum(totals)
-
-    def beside(self, values: Tensor) -> Tensor:
-        """(P, n) what all P processes have of these (n,), each in a row."""
-        rows = values.new_zeros(sharding.world_size(), len(values))
-        rows[sharding.rank()] = values
-        return self.add_up(rows)
 
 
 def joined(part: Tensor, like: Any) -> Tensor:

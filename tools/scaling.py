@@ -79,29 +79,29 @@ MODELS = {
 
 
 def ddp_step(sizes: Sizes, update_ratio: float, micro_batches: int = 1) -> Traffic:
-    """Compact training under DDP: tokens of each batch, which entries have a gradient, and these in float32."""
+    """Compact training under DDP: tokens and loss of a batch, which entries have a gradient, and these in float32."""
     matrices = len(sizes.matrices)
-    values = 8 * micro_batches + 4 * matrices + 4 * sizes.entries(update_ratio)
+    values = 16 * micro_batches + 4 * matrices + 4 * sizes.entries(update_ratio)
     return {"all_reduce": (micro_batches + 1 + matrices, values)}
 
 
 def ddp_dense_step(sizes: Sizes, weight_bytes: int) -> float:
     """Bytes of dense training under DDP, which puts whole gradients into as many messages as it likes."""
-    return 8.0 + weight_bytes * sizes.tuned
+    return 16.0 + weight_bytes * sizes.tuned
 
 
 def fsdp2_step(sizes: Sizes, ranks: int, weight_bytes: int, reduce_bytes: int, micro_batches: int = 1) -> Traffic:
     """Under FSDP2: all weights are gathered forward and backward, gradients of tuned matrices are scattered.
 
     Groups are the decoder layers, and all else. Nothing of it depends on the update ratio: gradients are reduced before
-    entries are taken out of them. Small things are summed beside: tokens of each batch, whether all gradients are
-    finite, and for clipping a norm of each matrix and process.
+    entries are taken out of them. Small things are summed beside: tokens and loss of each batch, whether all
+    gradients are finite, and for clipping a norm of each matrix and process.
     """
     gathers = 2 * micro_batches * (sizes.blocks + 1)
     return {
         "all_gather": (gathers, 2 * micro_batches * weight_bytes * sizes.weights / ranks),
         "reduce_scatter": (micro_batches * sizes.blocks, micro_batches * reduce_bytes * sizes.tuned),
-        "all_reduce": (micro_batches + 2, 8 * micro_batches + 8 + 4 * len(sizes.matrices) * ranks),
+        "all_reduce": (micro_batches + 2, 16 * micro_batches + 8 + 4 * len(sizes.matrices) * ranks),
     }
 
 

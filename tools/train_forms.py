@@ -3,11 +3,16 @@
 Protected forms do what the callback and the module do at every step: finite loss and gradients are checked, frozen
 entries enforced, values written back. Full training and LoRA are plain PyTorch loops without checks.
 """
+# ruff: noqa: E402
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+# while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 import bitsandbytes
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict

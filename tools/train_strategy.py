@@ -1,12 +1,13 @@
 """Bytes that each process holds in compact training under a strategy, beside those of one process alone.
 
 Weights, trainable values, indices, moments and gradients are counted on the tensors that are there after two steps, and
-the collectives of the second step by PyTorch's own count. Processes talk over gloo, on this machine.
+the collectives of the second step where torch dispatches them. Processes talk over gloo, on this machine.
 """
 
 import contextlib
 import multiprocessing
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_presets import PRESETS, Subject
 
 from dowser_pl import sharding
@@ -24,7 +25,8 @@ from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Layer, Random, build_masks
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.models.layers import find_blocks
-from dowser_pl.shards import Ranks, local
+from dowser_pl.ranks import Ranks
+from dowser_pl.shards import local
 from dowser_pl.training import ShardedEntries, TrainableEntries
 
 __all__ = ["STRATEGIES", "measure_strategy", "measured_here", "share", "strategy_lines"]
@@ -85,9 +87,9 @@ def measured_here(preset: str) -> dict[str, Any]:
     gradients, collectives = 0, {}
     for number in range(2):
         optimizer.zero_grad()
-        with CommDebugMode() as counted:
+        with Collectives() as counted:
             subject.model(**subject.batch(number), use_cache=False).loss.backward()
-        collectives = {str(name): int(times) for name, times in counted.get_comm_counts().items()}
+        collectives = dict(counted.names)
         gradients = sum(each.grad.nbytes for each in entries.parameters() if each.grad is not None)
         optimizer.step()
         entries.after_step()
@@ -104,6 +106,24 @@ def measured_here(preset: str) -> dict[str, Any]:
         },
         "collectives": collectives,
     }
+
+
+class Collectives(TorchDispatchMode):
+    """Counts collectives by name while it is entered.
+
+    PyTorch's ``CommDebugMode`` does so with hooks on every module, which cannot look into the outputs of Hugging Face
+    models and make views of FSDP2's: a page of warnings about itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and go on."""
+        if "c10d" in func.namespace and "wait" not in str(func):
+            self.names[str(func.overloadpacket)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _entries(subject: Subject, spread: bool) -> TrainableEntries:

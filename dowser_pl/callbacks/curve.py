@@ -70,8 +70,8 @@ class Curve(Callback):
         steps = self._ratios_of(method)
         if resumed and (self._order.levels is None or steps != self._order.steps):
             raise ValueError(
-                f"the checkpoint knows the order of updates at the ratios {self._order.steps or 'none'}, this run asks for "
-                f"{steps}; resume with the curve (and budget) that its run began with, or start a new run"
+                f"the checkpoint knows the order of updates at the ratios {self._order.steps or 'none'}, this run asks "
+                f"for {steps}; resume with the curve (and budget) that its run began with, or start a new run"
             )
         self._order.steps = steps
         if self.max_upstream_drop is None:
@@ -173,9 +173,9 @@ class Curve(Callback):
         kept = drops[ratio] <= budget
         if not kept:
             rank_zero_warn(
-                f"no update ratio of {self._order.steps} keeps the upstream drop within {budget}: the smallest, {ratio:g}, "
-                f"loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a lower learning "
-                "rate. The checkpoint holds all updates"
+                f"no update ratio of {self._order.steps} keeps the upstream drop within {budget}: the smallest, "
+                f"{ratio:g}, loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a lower "
+                "learning rate. The checkpoint holds all updates"
             )
         self.choice = BudgetChoice(budget, ratio, kept, dict(sorted(drops.items())))
         return level

@@ -16,7 +16,8 @@ from dowser_pl.maths.masks import PackedMasks, pack, unpack
 from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
-from dowser_pl.shards import Ranks, cut, flat_range, is_spread, local, shape_of, whole
+from dowser_pl.ranks import Ranks
+from dowser_pl.shards import cut, flat_range, is_spread, local, shape_of, whole
 from dowser_pl.training import Protection
 
 __all__ = ["Deciding"]

@@ -98,9 +98,9 @@ class Dowser(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
-            check_trainer(trainer)
-            check_sharded(trainer, self.method, self.update, pl_module)
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
+        check_trainer(trainer)
+        check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Masks: from the checkpoint when resuming, else from the base model."""

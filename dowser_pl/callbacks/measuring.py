@@ -46,9 +46,16 @@ class Measuring:
         """What the factors of a prompt depend on, on every process."""
 
         def compute() -> dict[str, Any]:
-            return identity(self.pl_module, self.probe, str(self.trainer.precision))
+            return identity(self.pl_module, self.probe, self._precision())
 
         return compute() if spread_model(self.pl_module.network) else sharding.from_first(compute)
+
+    def _precision(self) -> str:
+        """That the model computes in: the trainer's, but for weights that a strategy gathers in another dtype."""
+        gathered = getattr(self.trainer.strategy, "param_dtype", None)
+        kept = {str(weight.dtype).removeprefix("torch.") for weight in self.pl_module.network.parameters()}
+        other = gathered is not None and kept != {gathered}
+        return f"{self.trainer.precision}, gathered in {gathered}" if other else str(self.trainer.precision)
 
     def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
         """``known``, continued until it has ``num_prompts`` prompts."""
@@ -80,17 +87,14 @@ class Measuring:
         return known
 
     def _prompts(self, model: Any, indices: range) -> list[Prompt]:
-        """Written by the first process for all: in half precision another batch would write another text."""
+        """The same on every process: in half precision another batch would write another text."""
         start = time.monotonic()
         processor, probe = self.pl_module.processor, self.probe
 
         def images(batch: range) -> list[dict[str, Tensor]]:
             return noise_images(processor, probe, batch)
 
-        def write() -> list[Prompt]:
-            with_images = images if probe.noise_images else None
-            return write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
-
-        prompts = write() if spread_model(model) else sharding.from_first(write)
+        with_images = images if probe.noise_images else None
+        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
         self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
         return prompts

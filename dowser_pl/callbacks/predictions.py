@@ -1,42 +1,63 @@
 """Answers as a file, for ``predict``."""
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from dowser_pl import sharding
 from dowser_pl.files import write_atomically
 
-__all__ = ["Predictions"]
+__all__ = ["Predictions", "in_turns"]
+
+Row = dict[str, Any]
 
 
 class Predictions(Callback):
-    """Writes ``<run>/predictions.jsonl``: one row per question with ``task, id, prediction, references``."""
+    """Writes ``<run>/predictions.jsonl``: one row per question with ``task, id, prediction, references``.
+
+    In the order of tasks and questions, however many processes share them.
+    """
 
     def __init__(self) -> None:
-        self._rows: list[dict[str, Any]] = []
+        self._rows: dict[int, list[Row]] = {}
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse several processes: each would answer its share and write it over the others'."""
-        if stage == "predict" and trainer.world_size > 1:
-            raise ValueError(f"predict runs in one process, got {trainer.world_size}: set --trainer.devices 1")
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Forget the answers of an earlier call."""
+        self._rows = defaultdict(list)
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: Any,
-        outputs: list[dict[str, Any]],
+        outputs: list[Row],
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the answers of one batch."""
-        self._rows.extend(outputs)
+        self._rows[dataloader_idx].extend(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write all answers at once."""
+        """Write the answers of all processes at once.
+
+        Raises:
+            OSError: on every process, if the first cannot write the file.
+        """
         path = Path(trainer.default_root_dir) / "predictions.jsonl"
-        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows))
-        rank_zero_info(f"{len(self._rows)} answers written to {path}")
+        shares = sharding.gather(lambda: {sharding.rank(): dict(self._rows)})
+        tasks = sorted(set(chain(*shares)))
+        rows = [row for task in tasks for row in in_turns([share.get(task, []) for share in shares])]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        sharding.from_first(lambda: write_atomically(path, text))
+        rank_zero_info(f"{len(rows)} answers written to {path}")
+
+
+def in_turns(shares: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of one task again in order, of which each process took every n-th."""
+    return [row for turn in zip_longest(*shares) for row in turn if row is not None]

@@ -10,7 +10,8 @@ from torch import Tensor
 from dowser_pl import sharding
 from dowser_pl.maths.nesting import left_out
 from dowser_pl.methods import Method
-from dowser_pl.shards import Ranks, collect
+from dowser_pl.ranks import Ranks
+from dowser_pl.shards import collect
 from dowser_pl.training import Protection
 
 __all__ = ["MasksOf", "UpdateOrder"]
@@ -23,7 +24,7 @@ class UpdateOrder:
     """Groups of trainable entries, one byte each, the least important ones first.
 
     Attributes:
-        levels: name of a matrix -> (k,) uint8 number of the group of each trainable entry that is here; None = not told.
+        levels: name of a matrix -> (k,) uint8, the group of each trainable entry that is here; None = not told.
         steps: all ratios at which groups end, rising, the last that of the run.
     """
 

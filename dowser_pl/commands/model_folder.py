@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from dowser_pl.patches.nearest import nearest_path
+from dowser_pl.nearest import nearest_path
 
 __all__ = ["model_folder"]
 

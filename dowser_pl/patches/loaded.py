@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from dowser_pl.patches.nearest import nearest_names
+from dowser_pl.nearest import nearest_names
 from dowser_pl.patches.patch import Change, Patch, exchange, tensor_digest
 from dowser_pl.patches.tensor_file import dtype_name
 

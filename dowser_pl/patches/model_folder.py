@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from dowser_pl.nearest import nearest_names
 from dowser_pl.patches.conversion import rewrite
-from dowser_pl.patches.nearest import nearest_names
 from dowser_pl.patches.patch import Patch
 from dowser_pl.patches.tensor_file import FLOATING, Slot, dtype_name, read_slots
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from dowser_pl.files import atomic_path
 from dowser_pl.maths.digests import digest as tensor_digest
 from dowser_pl.maths.masks import unpack
-from dowser_pl.patches.nearest import nearest_path
+from dowser_pl.nearest import nearest_path
 from dowser_pl.patches.tensor_file import as_bits, dtype_name
 
 __all__ = ["Change", "Patch", "exchange", "save_patch", "tensor_digest"]

@@ -107,10 +107,15 @@ class Placement:
     devices: int = 1
 
     @property
+    def spreads(self) -> bool:
+        """Whether the strategy is one that spreads weights, on however many devices."""
+        name = self.strategy.lower().replace("_", "")
+        return any(word in name for word in _SHARDED)
+
+    @property
     def sharded(self) -> bool:
         """Whether each device would hold a part of the weights; a forecast."""
-        name = self.strategy.lower().replace("_", "")
-        return self.devices > 1 and any(word in name for word in _SHARDED)
+        return self.devices > 1 and self.spreads
 
     @property
     def replicated(self) -> bool:

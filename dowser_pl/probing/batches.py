@@ -29,7 +29,8 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
         run: works on a batch.
         indices: of the batch.
         option: the setting to lower, for the message.
-        can_repeat: whether a batch may be run again; not where sums over batches are half made.
+        can_repeat: whether a batch may be run again; not where sums over batches are half made, nor where the other
+            processes are in the middle of theirs and wait for this one.
 
     Raises:
         ValueError: if even one prompt is too much, or the batch may not be run again.
@@ -37,14 +38,14 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
     try:
         return [run(indices)]
     except torch.OutOfMemoryError as error:
-        if not can_repeat:
-            raise ValueError(
-                f"{len(indices)} prompts at a time do not fit the GPU ({error}); lower {option}"
-            ) from error
         if len(indices) == 1:
             raise ValueError(
                 f"the GPU has too little free memory for one prompt ({error}); lower --dowser.probe.num_tokens, load "
                 "the model in bfloat16 (--model.dtype), or use a GPU with more memory"
+            ) from error
+        if not can_repeat:
+            raise ValueError(
+                f"{len(indices)} prompts at a time do not fit the GPU ({error}); lower {option}"
             ) from error
     torch.cuda.empty_cache()  # outside of `except`, whose traceback would keep the tensors alive
     middle = indices.start + len(indices) // 2
@@ -56,16 +57,25 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
     ]
 
 
-def in_step(run: Callable[[range], T], batches: Sequence[range]) -> list[T]:
+def in_step(run: Callable[[range], T], batches: Sequence[range], option: str) -> list[T]:
     """Results of ``run`` on all batches, on every process, where processes can run a model only together.
 
     They take turns; one that has nothing left repeats a batch for the others' sake. What fails on one is not held back
-    until all have come to an end: the others would wait for it inside the model.
+    until all have come to an end: the others would wait for it inside the model. So a batch that does not fit is not
+    halved either.
+
+    Args:
+        run: works on a batch.
+        batches: of all processes.
+        option: the setting to lower where one does not fit, for the message.
+
+    Raises:
+        ValueError: if a batch is too much for the memory of this process.
     """
     mine: dict[int, T] = {}
     for first in range(0, len(batches), sharding.world_size()):
         number = first + sharding.rank()
-        result = run(batches[min(number, len(batches) - 1)])
+        (result,) = halving(run, batches[min(number, len(batches) - 1)], option, can_repeat=False)
         if number < len(batches):
             mine[number] = result
     return sharding.gather(lambda: mine)

@@ -27,6 +27,8 @@ from dowser_pl.spread_models import device_of, measuring, spread_model
 
 __all__ = ["measure", "probing_mode"]
 
+_OPTION = "--dowser.probe.batch_size"
+
 
 def measure(
     model: nn.Module,
@@ -57,8 +59,8 @@ def measure(
         One row per prompt, on the CPU in float32.
 
     Raises:
-        ValueError: if a layer is not reached, a number is not finite, one prompt is too much for the memory, or
-            statistics are asked for that are as large as the weights, which are spread over processes.
+        ValueError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
+            where the weights are spread over processes), or statistics are asked for that are as large as those.
     """
     together = spread_model(model)
     if together and set(statistics) - set(FACTORS):
@@ -82,7 +84,7 @@ def measure(
     def run_share() -> dict[int, Statistics]:
         rows: dict[int, Statistics] = {}
         for number, indices in batches:
-            done = halving(run, indices, "probe.batch_size", can_repeat=not recorder.products)
+            done = halving(run, indices, _OPTION, can_repeat=not recorder.products)
             rows[number] = joined(done)
             on_batch(len(indices))
         return rows
@@ -92,7 +94,8 @@ def measure(
         on_batch(len(indices))
         return rows
 
-    shares = in_step(run_in_step, [indices for _, indices in batches]) if together else sharding.gather(run_share)
+    ranges = [indices for _, indices in batches]
+    shares = in_step(run_in_step, ranges, _OPTION) if together else sharding.gather(run_share)
     layers_measured = joined(shares)
     count = len(prompts) * settings.num_probes
     for statistic, sums in recorder.products.items():

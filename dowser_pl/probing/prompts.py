@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from dowser_pl import sharding
 from dowser_pl.maths.streams import stream
 from dowser_pl.probing.batches import aligned, halving, in_step
 from dowser_pl.probing.sampling import SampleFromStreams
@@ -72,8 +73,8 @@ def write_prompts(
 
     Text is written 64 prompts at a time whatever ``settings.batch_size`` is: generating one token costs about the
     same for one prompt and for many. Prompts with images take more memory and keep to the batch size, and those of
-    encoder-decoders are written one at a time. Where the weights are spread over processes, all must call it: they
-    share the batches.
+    encoder-decoders are written one at a time. Several processes share the batches, which are those of one process, so
+    all must call it and all get all prompts; where the weights are spread over them, they write in step.
 
     Args:
         model: Hugging Face model with ``generate``, in eval mode.
@@ -94,12 +95,17 @@ def write_prompts(
     writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs)
     encoder_decoder = model.config.is_encoder_decoder
     size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
-    option = "probe.batch_size" if images else "prompts are written 64 at a time"
+    option = "--dowser.probe.batch_size" if images else "--dowser.probe.num_tokens"
     run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
     batches = list(aligned(indices, size))
     if spread_model(model):
-        return [prompt for part in in_step(run, batches) for prompt in part]
-    return [prompt for batch in batches for part in halving(run, batch, option) for prompt in part]
+        return [prompt for part in in_step(run, batches, option) for prompt in part]
+
+    def write_share() -> dict[int, list[Prompt]]:
+        mine = range(sharding.rank(), len(batches), sharding.world_size())
+        return {number: [each for part in halving(run, batches[number], option) for each in part] for number in mine}
+
+    return [prompt for part in sharding.gather(write_share) for prompt in part]
 
 
 @dataclass(frozen=True)

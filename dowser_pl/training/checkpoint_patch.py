@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dowser_pl.patches.nearest import nearest_path
+from dowser_pl.nearest import nearest_path
 from dowser_pl.patches.patch import Change
 from dowser_pl.training.base_model import BaseModel
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from dowser_pl.maths.pieces import Shards
-from dowser_pl.shards import Ranks, collect, shape_of
+from dowser_pl.ranks import Ranks
+from dowser_pl.shards import collect, shape_of
 from dowser_pl.training.sharded_entries import ShardedEntries
 from dowser_pl.training.soft import SoftEntries
 from dowser_pl.training.spread_protection import SpreadProtection

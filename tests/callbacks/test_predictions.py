@@ -1,12 +1,15 @@
-from types import SimpleNamespace
-
 import pytest
 
-from dowser_pl.callbacks import Predictions
+from dowser_pl.callbacks.predictions import in_turns
+from dowser_pl.data.order import EvaluationOrder
 
 
-def test_several_processes_are_refused():
-    """Each would write its own share over the others'."""
-    with pytest.raises(ValueError, match="predict runs in one process, got 2"):
-        Predictions().setup(SimpleNamespace(world_size=2), None, "predict")
-    Predictions().setup(SimpleNamespace(world_size=2), None, "fit")
+@pytest.mark.parametrize(
+    ("rows", "processes", "batch_size"), [(10, 3, 2), (4, 3, 1), (5, 1, 4), (12, 4, 3), (11, 4, 1)]
+)
+def test_shares_come_together_in_the_order_of_the_questions(rows, processes, batch_size):
+    shares = [
+        [{"id": row} for batch in EvaluationOrder(rows, batch_size, rank, processes) for row in batch]
+        for rank in range(processes)
+    ]
+    assert in_turns(shares) == [{"id": row} for row in range(rows)]

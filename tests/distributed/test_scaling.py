@@ -125,4 +125,4 @@ def test_the_table_and_the_file_have_the_same_numbers(tmp_path, capsys):
     assert len(printed.splitlines()) == 2 + len(content["rows"]) == 2 + 3 * 8
     assert content["command"][:2] == ["python", "tools/scaling.py"]
     step = next(row for row in content["rows"] if row["part"] == "step, DDP compact")
-    assert step["handed"] == 8 + 4 * 224 + 4 * scaling.MODELS["7B"].entries(0.1)
+    assert step["handed"] == 16 + 4 * 224 + 4 * scaling.MODELS["7B"].entries(0.1)

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from dowser_pl.methods import Dare, Grafting, ModelTailor, Ties, Wise
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
+from tests.distributed.sharded import one_fast
 from tests.tiny_models import save_tiny_llava
 
 METHODS = {
@@ -23,11 +24,12 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+@one_fast
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "model tailor")) for name in METHODS]
 )
-def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name):
-    options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": "fsdp2"}
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name, kind):
+    options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": kind}
     options |= {"export": True}
     one = alone(fit, tmp_path / "one", model_folder, **options)
     first, second = run(fit, tmp_path / "two", model_folder, **options)

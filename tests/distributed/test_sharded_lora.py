@@ -8,6 +8,7 @@ from dowser_pl.methods import Lora
 from dowser_pl.models.lora import LoraSettings
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
+from tests.distributed.sharded import one_fast
 from tests.tiny_models import save_tiny_llava
 
 
@@ -16,17 +17,12 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+@one_fast
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-true", marks=pytest.mark.slow)])
-def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, precision):
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, precision, kind):
     """Float32 adapters beside weights of either precision; merged, written, and gone on with."""
     options = {"max_epochs": 1, "num_rows": 16, "method": Lora(), "module": {"lora": LoraSettings(r=4)}, "export": True}
-    options |= {
-        "strategy": "fsdp2",
-        "optimizer": "sgd",
-        "precision": precision,
-        "gradient_clip_val": 0.05,
-        "export": True,
-    }
+    options |= {"strategy": kind, "optimizer": "sgd", "precision": precision, "gradient_clip_val": 0.05}
     one = alone(fit, tmp_path / "one", model_folder, **options)
     first, second = run(fit, tmp_path / "two", model_folder, **options)
     assert one.frozen_digest == first.frozen_digest == second.frozen_digest

@@ -8,9 +8,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from dowser_pl.callbacks import Curve
-from dowser_pl.methods import L2SP, Dare, Lora, ModelDowser
+from dowser_pl.methods import Dare, ModelDowser
 from dowser_pl.models.loading import load_model
-from dowser_pl.models.lora import LoraSettings
 from tests.distributed.fits import fit
 from tests.distributed.harness import RankError, outcomes, run
 from tests.distributed.sharded import both, one_fast
@@ -25,10 +24,8 @@ def model_folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"method": Dare(0.3)}, "got dowser.method Dare .* expected a method that decides before training"),
-        ({"callbacks": (Curve([0.05]),)}, "curve and budget take updates back in whole matrices, expected neither"),
-        ({"method": L2SP(0.1)}, "got dowser.method L2SP"),
-        ({"method": Lora(), "module": {"lora": LoraSettings(r=2)}}, "got dowser.method Lora"),
+        ({"method": Dare(0.3), "checkpoint": "full"}, "got dowser.checkpoint full, and dowser.method Dare changes"),
+        ({"callbacks": (Curve([0.05]),), "checkpoint": "full"}, "full, and curve and budget change the model"),
         ({"update": "dense"}, "got update 'dense' .* --dowser.update compact"),
         ({"module": {"quantization": "8bit"}}, "model.quantization 8bit, expected none"),
         (

@@ -5,9 +5,10 @@ import torch
 
 from dowser_pl.maths.soft_masks import rescaled, standardised
 from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
-from dowser_pl.shards import Ranks
+from dowser_pl.ranks import Ranks
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
+from tests.distributed.sharded import both, one_fast
 from tests.distributed.test_resume import fit_until
 from tests.tiny_models import save_tiny_llava
 
@@ -45,11 +46,12 @@ def test_parts_of_a_matrix_are_standardised_by_all_of_it():
         assert torch.allclose(torch.cat([first[1], second[1]]), rescaled(size * (size > 0.4)), atol=1e-6)
 
 
+@one_fast
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "soft dowser")) for name in METHODS]
 )
-def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name):
-    options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": "fsdp2"}
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name, kind):
+    options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": kind}
     options |= {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
     one = alone(fit, tmp_path / "one", model_folder, **options)
     first, second = run(fit, tmp_path / "two", model_folder, **options)
@@ -59,18 +61,15 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name):
     assert difference(first, one) <= 1e-5 * one.way
 
 
-def until(folder, model, step, **options):
-    return fit_until(folder, model, step, strategy="fsdp2", **options)
-
-
 @pytest.mark.slow
-def test_one_process_then_two_ranks_then_one(model_folder, tmp_path):
+@both
+def test_one_process_then_two_ranks_then_one(model_folder, tmp_path, kind):
     """Sums of gradients and percentiles go along, so the end is that of an unbroken run."""
     settings = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "sgd", "method": SoftDowser()}
     unbroken = alone(fit, tmp_path / "unbroken", model_folder, **settings)
     folder, resumed = tmp_path / "run", settings | {"ckpt_path": str(tmp_path / "run" / LAST)}
     alone(fit_until, folder, model_folder, 1, **settings)
-    run(until, folder, model_folder, 2, **resumed)
+    run(fit_until, folder, model_folder, 2, strategy=kind, **resumed)
     ended = alone(fit, folder, model_folder, **resumed)
     assert ended.steps == unbroken.steps == 4
     assert difference(ended, unbroken) <= 1e-5 * unbroken.way

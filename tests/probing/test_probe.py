@@ -239,7 +239,7 @@ def test_a_gpu_too_small_for_one_prompt_is_an_error_that_says_what_to_do(model, 
     monkeypatch.setattr(type(model), "forward", never)
     with pytest.raises(ValueError, match="too little free memory for one prompt .*num_tokens"):
         run(model, layers, prompts[:1])
-    with pytest.raises(ValueError, match="2 prompts at a time do not fit the GPU .*; lower probe.batch_size"):
+    with pytest.raises(ValueError, match="2 prompts at a time do not fit the GPU .*; lower --dowser.probe.batch_size"):
         run(model, layers, prompts[:2], statistics=PRODUCTS)
 
 

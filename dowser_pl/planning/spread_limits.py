@@ -1,0 +1,51 @@
+"""What cannot be done with weights that are spread over processes: the same words before a run and in its plan."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+__all__ = ["blockwise", "no_model", "no_training"]
+
+_INSTEAD = "use --trainer.strategy ddp, or one device"
+_PER_WEIGHT = ("token_product", "weight_square")  # statistics that are as large as the weights
+
+
+def no_model(quantization: str) -> str | None:
+    """Why a model cannot be spread, to be trained or only to be run; None = it can.
+
+    Args:
+        quantization: of its matrices.
+    """
+    if quantization == "none":
+        return None
+    return f"got model.quantization {quantization}, expected none: packed weights are not spread; {_INSTEAD}"
+
+
+def no_training(method: Any, curve: bool, checkpoint: str, quantization: str) -> str | None:
+    """Why a method cannot train a model that is spread, in any form; None = it can.
+
+    Args:
+        method: a `dowser_pl.methods.Method`.
+        curve: whether a curve or a budget is asked for.
+        checkpoint: ``compact`` or ``full``.
+        quantization: of the matrices.
+    """
+    large = sorted(method.needs & set(_PER_WEIGHT))
+    if large:
+        return (
+            f"{', '.join(large)} is a float32 number per weight of the model on every process, and the weights are "
+            "spread over processes because they do not fit one. Use an estimator with factors "
+            f"(--dowser.method.estimator authors or paper), or {_INSTEAD}"
+        )
+    if checkpoint == "full" and (curve or method.moment == "after_fit"):
+        asked = "curve and budget change" if curve else f"dowser.method {type(method).__name__} changes"
+        return (
+            f"got dowser.checkpoint full, and {asked} the model once training has ended, where its trained weights are "
+            f"no longer at hand as a whole; set --dowser.checkpoint compact, or {_INSTEAD}"
+        )
+    return no_model(quantization)
+
+
+def blockwise(optimizer: Optimizer) -> bool:
+    """Whether its states lie in blocks, which cannot be put together from several processes (bitsandbytes)."""
+    return any(each.__module__.startswith("bitsandbytes") for each in type(optimizer).__mro__)
