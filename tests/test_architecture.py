@@ -94,6 +94,7 @@ LIBRARIES = {
         "shards",
         "flat_shards",
         "flat_running",
+        "ranks",
         "spread_models",
         "strategies",
         "fsdp1_strategy",

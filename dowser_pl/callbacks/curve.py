@@ -174,8 +174,8 @@ class Curve(Callback):
         if not kept:
             rank_zero_warn(
                 f"no update ratio of {self._order.steps} keeps the upstream drop within {budget}: the smallest, "
-                f"{ratio:g}, loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a lower "
-                "learning rate. The checkpoint holds all updates"
+                f"{ratio:g}, loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a "
+                "lower learning rate. The checkpoint holds all updates"
             )
         self.choice = BudgetChoice(budget, ratio, kept, dict(sorted(drops.items())))
         return level
