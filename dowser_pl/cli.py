@@ -31,8 +31,9 @@ from dowser_pl.callbacks import (
     Predictions,
     RandomState,
 )
+from dowser_pl.checkpointing import is_folder
 from dowser_pl.config_paths import resolve_configs
-from dowser_pl.files import write_atomically
+from dowser_pl.files import put_back, write_atomically
 from dowser_pl.module import MultimodalModule
 from dowser_pl.plan import placement_of
 from dowser_pl.trainer import DowserTrainer
@@ -127,11 +128,12 @@ class DowserCLI(LightningCLI):
             raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
         path = self._get(self.config, "ckpt_path")
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        put_back(folder / "last.ckpt" if path == "last" else Path(path or ""))
         if path == "last" and self.subcommand != "fit" and not list(folder.glob("last*.ckpt")):
             raise ValueError(
                 f"--ckpt_path last: there is no checkpoint under {folder}, so the base model would be scored"
             )
-        if path not in (None, "last", "hpc") and not Path(path).is_file():
+        if path not in (None, "last", "hpc") and not (Path(path).is_file() or is_folder(path)):
             what = "is a folder (give one with --model.path)" if Path(path).is_dir() else "does not exist"
             raise ValueError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
 

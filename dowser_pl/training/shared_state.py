@@ -1,0 +1,83 @@
+"""What a sharded checkpoint holds of entries and moments: of each process its own, and where in the whole it belongs.
+
+Legend: O outputs, I inputs of a matrix, k trainable entries of it, in order of their flat positions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dowser_pl.checkpointing import Share, Stored, extents
+from dowser_pl.maths.masks import from_rows, to_rows, unpack
+from dowser_pl.shards import Ranks, local_rows
+from dowser_pl.training.protection import Protection
+from dowser_pl.training.sharded_optimizer import gathered_states
+
+__all__ = ["shared_entries", "shared_states", "stored_state"]
+
+
+def shared_entries(entries: Protection) -> dict[str, dict[str, Share]]:
+    """:meth:`Protection.state_dict` of entries that are spread over processes, spread; all must call it.
+
+    Masks are (O, ceil(I / 8)) bytes, a row of bits after the other, so that rows of a matrix are rows of its mask.
+    """
+    extent = dict(
+        zip(entries.weights, extents([entries.values(name).numel() for name in entries.weights]), strict=True)
+    )
+    state = {}
+    for name, weight in entries.weights.items():
+        rows, (first, total), columns = local_rows(weight), extent[name], weight.shape[1]
+        bits = to_rows(entries.packed.bits[name], (rows.stop - rows.start, columns))
+        state[name] = {
+            "mask": Share(bits, rows.start, (len(weight), bits.shape[1]), columns),
+            "base": Share(entries.base_values(name), first, (total,)),
+            "values": Share(entries.values(name).detach(), first, (total,)),
+        }
+    return state
+
+
+def shared_states(optimizer: Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()`` of parameters that are parts, as parts; all must call it.
+
+    Raises:
+        ValueError: if a state is not one number per entry, nor one per parameter.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    extent = extents([len(each) for each in parameters])
+
+    def share(number: int, part: Tensor) -> Share:
+        first, total = extent[number]
+        return Share(part, first, (total, *part.shape[1:]))
+
+    return gathered_states(optimizer, share)
+
+
+def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tensor]:
+    """Read what of a matrix' state concerns the rows that this process holds; all must call it.
+
+    Args:
+        entry: ``mask`` and the (k,) tensors of the whole matrix.
+        weight: the matrix, spread over the processes.
+
+    Raises:
+        ValueError: if it is of another matrix.
+    """
+    mask = entry["mask"]
+    if (len(mask), mask.columns) != tuple(weight.shape):
+        raise ValueError(
+            f"the checkpoint has a mask of shape {(len(mask), mask.columns)} for a matrix of {tuple(weight.shape)}; "
+            "resume with the model it was made from"
+        )
+    rows = local_rows(weight)
+    bits = from_rows(mask[rows], weight.shape[1])
+    count = int(torch.count_nonzero(unpack(bits, (rows.stop - rows.start, weight.shape[1]))))
+    first, total = Ranks().before(count)
+    if total != len(entry["values"]):
+        raise ValueError(
+            f"the checkpoint is damaged: got {len(entry['values'])} values for a mask of {total} entries, expected as "
+            "many; give another checkpoint"
+        )
+    return {"mask": bits} | {kind: each[first : first + count] for kind, each in entry.items() if kind != "mask"}
