@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
@@ -131,6 +132,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             checkpoint["state_dict"] = shares_of(checkpoint["state_dict"])
             write_folder(checkpoint, self.broadcast(filepath))
             return
+        if is_folder(filepath) and type(self.checkpoint_io) is TorchCheckpointIO:  # which would write *into* it
+            raise ValueError(
+                f"{filepath} is a folder of an earlier save, expected a file to replace: give the Trainer "
+                "plugins=[AtomicCheckpointIO()] of dowser_pl.callbacks, as the command line does"
+            )
         checkpoint["state_dict"] = to_first(checkpoint["state_dict"])
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 

@@ -1,5 +1,6 @@
 """Checkpoints that two ranks write together into a folder, and that any number of ranks goes on from."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,19 +11,22 @@ from unittest.mock import patch
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
 from dowser_pl.callbacks import AtomicCheckpointIO, Checkpoints
 from dowser_pl.checkpointing import Stored, read_folder
+from dowser_pl.commands.patch import main as patch_main
 from dowser_pl.methods import ModelDowser
 from dowser_pl.strategies import FSDP2Strategy
 from dowser_pl.training.checkpoint_patch import read_checkpoint_patch
 from tests.distributed.fits import difference, fit
-from tests.distributed.harness import alone, outcomes, run
+from tests.distributed.harness import alone, command_line, outcomes, run
 from tests.distributed.test_resume import fit_until, rows_of_steps
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
+ROOT = Path(__file__).parents[2]
 LAST = "checkpoints/last.ckpt"
 SETTINGS = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "adamw"}
 GATHERING = ["training.sharded_entries.collect", "training.sharded_optimizer.collect", "strategies.to_first"]
@@ -247,3 +251,34 @@ def test_earlier_folders_are_kept(model_folder, tmp_path):
     (folder / "last.ckpt").rename(folder / ".last.ckpt.0123abcd.old")
     run(to_end, tmp_path, model_folder, True, ckpt_path="last", callbacks=(KeepAll(),))
     assert sorted(path.name for path in folder.iterdir()) == names
+
+
+def test_no_file_is_put_into_a_folder(pair, model_folder, tmp_path):
+    """By Lightning's own plugin, which would take the name of a folder for a place to write to."""
+    shutil.copytree(pair[0] / "last folder", tmp_path / LAST)
+    options = {"ckpt_path": str(tmp_path / LAST), "plugins": []}
+    for outcome in outcomes(to_end, tmp_path, model_folder, False, **options):
+        assert "is a folder of an earlier save, expected a file to replace" in outcome.message
+    assert read_folder(tmp_path / LAST)["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_the_command_line_goes_on_from_a_folder_and_looks_into_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verb = ["--config", str(ROOT / "configs/quickstart.yaml"), "--data.num_train=48", "--data.num_eval=6"]
+    verb += ["--dowser.probe.num_prompts=8", "--trainer.default_root_dir=run", "--trainer.max_epochs=1"]
+    sharded = ["-c", "strategy/fsdp2", "--trainer.strategy.init_args.save_distributed_checkpoint=true"]
+    two = [*verb, *sharded, "--trainer.devices=2"]
+    run(command_line, "fit", *two, "--export.enabled=false")
+    assert (tmp_path / "run" / LAST).is_dir()
+    report = (tmp_path / "run/report.json").read_text()
+    (tmp_path / "run/report.json").unlink()
+    run(command_line, "fit", *two, "--ckpt_path=last", "--export.enabled=false")
+    scores = [json.loads(text)["tasks"] for text in (report, (tmp_path / "run/report.json").read_text())]
+    assert scores[0] == scores[1]
+    alone(command_line, "validate", *verb, "-c", "strategy/single", f"--ckpt_path=run/{LAST}")
+    patch_main(["export", "run", "--out", "a.safetensors"])
+    patch_main(["export", f"run/{LAST}", "--out", "b.safetensors"])
+    one, two = (load_file(tmp_path / name) for name in ("a.safetensors", "run/patch.safetensors"))
+    assert one.keys() == two.keys() and all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+    assert load_file(tmp_path / "b.safetensors").keys() == one.keys()
