@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorPropertie
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 
 from dowser_pl import sharding
-from dowser_pl.checkpointing.layout import FORMAT, PLAIN, note
+from dowser_pl.checkpointing.layout import FORMAT, PLAIN, Reader, note
 from dowser_pl.checkpointing.shares import Share
 from dowser_pl.files import force_to_disk, full_disk_error, is_full_disk, open_to_others, remove, rename_over
 
@@ -103,6 +103,10 @@ def _begin(temporary: Path) -> None:
 
 def _finish(plain: dict[str, Any], temporary: Path, final: Path) -> None:
     try:
+        Reader(temporary)
+    except ValueError as error:
+        raise OSError(f"not all that was written is here: {error}") from error
+    try:
         torch.save(plain, temporary / PLAIN)
     except RuntimeError as error:  # its word for a disk that is full
         raise full_disk_error(final, None) if is_full_disk(error, final.parent) else OSError(str(error)) from error
@@ -115,9 +119,11 @@ def _told(error: BaseException, final: Path) -> OSError:
     """The error of the process that failed first, to show a person."""
     failed = error.failures if isinstance(error, CheckpointException) else {0: (error, None)}
     number, (first, _) = next(iter(failed.items()))
+    if not isinstance(first, Exception):  # Ctrl-C
+        raise first
     if any(is_full_disk(each, final.parent) for each, _ in failed.values()):
         return full_disk_error(final, None)
     return OSError(
-        f"the checkpoint {final} could not be written, expected a folder that all processes can write to: process "
+        f"the checkpoint {final} could not be written, expected a folder that all processes write to and see: process "
         f"{number} got {type(first).__name__}: {first}. The old one is unchanged; train again with --ckpt_path last"
     )

@@ -206,6 +206,27 @@ def test_what_one_rank_cannot_write_leaves_the_old_one(tmp_path, code, said):
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def write_where_it_is_not_seen(path: Path) -> None:
+    """As where the second rank writes to a disk of its own."""
+    if sharding.rank() == 1:
+        real = FileSystemWriter.write_data
+
+        def write_data(self, plan, planner):
+            written = real(self, plan, planner)
+            (Path(self.path) / "__1_0.distcp").unlink()
+            return written
+
+        FileSystemWriter.write_data = write_data
+    write(path)
+
+
+def test_a_disk_that_not_all_ranks_see_is_told_at_once(tmp_path):
+    for outcome in outcomes(write_where_it_is_not_seen, tmp_path / "last.ckpt", ranks=RANKS):
+        assert outcome.message.startswith("OSError") and "got no file of __1_0.distcp" in outcome.message
+        assert "expected a folder that all processes write to and see" in outcome.message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_run_left_is_overwritten(tmp_path):
     left = tmp_path / ".last.tmp.ckpt"
     left.mkdir()
