@@ -91,8 +91,14 @@ class KillAfter(Callback):
             raise KeyError("killed")
 
 
-@pytest.mark.parametrize("checkpoint", ["compact", "full"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "checkpoint"),
+    [
+        *((name, "compact") for name in OPTIMIZERS),
+        ("fused", "full"),
+        *(pytest.param(name, "full", marks=pytest.mark.slow) for name in OPTIMIZERS if name != "fused"),
+    ],
+)
 def test_every_optimizer_trains_and_resumes_bit_by_bit(model_folder, tmp_path, name, checkpoint):
     options = {"optimizer": OPTIMIZERS[name], "checkpoint": checkpoint, "max_epochs": 2}
     _, whole, dowser = fit(model_folder, tmp_path / "whole", **options)

@@ -52,7 +52,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("update", ["compact", "dense"])
-@pytest.mark.parametrize("method", [ModelDowser(0.1), Random(0.3)], ids=["ModelDowser", "Random"])
+@pytest.mark.parametrize(
+    "method", [ModelDowser(0.1), pytest.param(Random(0.3), marks=pytest.mark.slow)], ids=["ModelDowser", "Random"]
+)
 def test_frozen_entries_keep_their_bits(model_folder, tmp_path, method, update, setting):
     _, module, dowser = fit(model_folder, tmp_path, method, update=update, **SETTINGS[setting])
     base = load_model(str(model_folder), dtype="float32").to(module.network.dtype)

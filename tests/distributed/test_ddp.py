@@ -59,12 +59,9 @@ def model_folder(tmp_path_factory):
 
 QUICK = {
     "32-true norm 2",
-    "bf16-true norm 1",
     "bf16-mixed unclipped 1",
-    "dense 32-true norm 2",
     "spider",
     "model tailor",
-    "lora",
     "answers of unequal length",
 }
 

@@ -1,13 +1,10 @@
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import distributed
 from torchmetrics import Metric
 
 from dowser_pl.metrics import METRICS, build_metric
+from tests.distributed.harness import run
 
 ROWS = [("two dogs", ["two dogs", "2 dogs"]), ("a cat", ["a bird"]), ("red", ["red"] * 3 + ["blue"] * 7)]
 
@@ -58,14 +55,8 @@ def test_unknown_metric_names_the_known() -> None:
         build_metric("exactmatch")
 
 
-def on_rank(rank: int, folder: str, check: Callable[[int], None]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    check(rank)
-    dist.destroy_process_group()
-
-
-def scores_of_two_ranks_are_those_of_one(rank: int) -> None:
+def scores_of_two_ranks_are_those_of_one() -> None:
+    rank = distributed.get_rank()
     for name in ("exact_match", "vqa", "cider"):
         alone = fed(name, ROWS, sync_on_compute=False)
         for split in (1, 3):  # uneven, and one rank without any row
@@ -73,5 +64,5 @@ def scores_of_two_ranks_are_those_of_one(rank: int) -> None:
             assert torch.equal(fed(name, shares[rank]).compute(), alone.compute()), (name, split, rank)
 
 
-def test_ranks_reduce_exactly(tmp_path: Path) -> None:
-    mp.spawn(on_rank, args=(str(tmp_path), scores_of_two_ranks_are_those_of_one), nprocs=2)
+def test_ranks_reduce_exactly() -> None:
+    run(scores_of_two_ranks_are_those_of_one)
