@@ -33,7 +33,7 @@ from dowser_pl.callbacks import (
 )
 from dowser_pl.checkpointing import is_folder
 from dowser_pl.config_paths import resolve_configs
-from dowser_pl.files import put_back, write_atomically
+from dowser_pl.files import write_atomically
 from dowser_pl.module import MultimodalModule
 from dowser_pl.plan import placement_of
 from dowser_pl.trainer import DowserTrainer
@@ -128,7 +128,6 @@ class DowserCLI(LightningCLI):
             raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
         path = self._get(self.config, "ckpt_path")
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
-        put_back(folder / "last.ckpt" if path == "last" else Path(path or ""))
         if path == "last" and self.subcommand != "fit" and not list(folder.glob("last*.ckpt")):
             raise ValueError(
                 f"--ckpt_path last: there is no checkpoint under {folder}, so the base model would be scored"

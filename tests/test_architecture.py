@@ -25,7 +25,7 @@ ALLOWED = {
     "probing": {"maths", "files", "sharding", "shards", "__init__"},
     "patches": {"maths", "files", "models"},
     "planning": set(),
-    "training": {"checkpointing", "files", "maths", "patches", "sharding", "shards", "__init__"},
+    "training": {"checkpointing", "maths", "patches", "sharding", "shards", "__init__"},
     "models": {"maths", "sharding", "shards", "__init__"},
     "data": {"metrics"},
     "evaluation": {"models", "metrics", "reporting"},

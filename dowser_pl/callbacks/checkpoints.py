@@ -60,8 +60,9 @@ class Checkpoints(ModelCheckpoint):
                 remove(left)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """Also what a kill in mid save left under another name."""
-        put_back(Path(str(self.dirpath)) / "last.ckpt")
+        """Also what a kill in mid save left under another name; `fit` alone may touch it: another run may be saving."""
+        if trainer.state.fn == "fit":
+            put_back(Path(str(self.dirpath)) / "last.ckpt")
         return super()._find_last_checkpoints(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

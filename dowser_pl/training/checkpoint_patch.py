@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from dowser_pl.checkpointing import is_folder, read_folder
-from dowser_pl.files import put_back
 from dowser_pl.patches.nearest import nearest_path
 from dowser_pl.patches.patch import Change
 from dowser_pl.training.base_model import BaseModel
@@ -48,7 +47,6 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
             the files of the model.
     """
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() and not is_folder(path) else path
-    put_back(file)
     if not (file.is_file() or is_folder(file)):
         near = "" if path.exists() else nearest_path(path)
         raise ValueError(

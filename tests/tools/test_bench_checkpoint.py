@@ -2,6 +2,7 @@
 
 from unittest.mock import patch
 
+import pytest
 import torch
 
 import tests.tools.conftest  # noqa: F401 - ranks import this file without pytest
@@ -16,6 +17,7 @@ def measured(folder):
         return measured_here("tiny", folder)
 
 
+@pytest.mark.slow
 def test_file_and_folder_hold_the_same(tmp_path):
     rows, _ = run(measured, tmp_path)
     assert list(rows) == ["compact file", "compact folder", "full file", "full folder"]
