@@ -32,6 +32,7 @@ from dowser_pl.callbacks import (
     Predictions,
     RandomState,
 )
+from dowser_pl.checkpointing import is_folder
 from dowser_pl.config_paths import resolve_configs
 from dowser_pl.files import write_atomically
 from dowser_pl.module import MultimodalModule
@@ -132,7 +133,7 @@ class DowserCLI(LightningCLI):
             raise ValueError(
                 f"--ckpt_path last: there is no checkpoint under {folder}, so the base model would be scored"
             )
-        if path not in (None, "last", "hpc") and not Path(path).is_file():
+        if path not in (None, "last", "hpc") and not (Path(path).is_file() or is_folder(path)):
             what = "is a folder (give one with --model.path)" if Path(path).is_dir() else "does not exist"
             raise ValueError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
 

@@ -2,8 +2,8 @@
 
 Everything is written to a hidden neighbour `.<name>.<random>.tmp<suffix>` on the same disk, forced to the disk
 (fsync) and then renamed over the final name. A killed process can leave such a neighbour behind; it is safe to
-delete. Replacing a *folder* takes two renames (the old one aside, the new one in): between them the name is
-briefly absent, and the old folder is put back if the second fails.
+delete. Replacing a *folder*, or a file by one, takes two renames (the old one aside, the new one in): between them the
+name is briefly absent. The old one is put back if the second fails, and by :func:`put_back` after a kill.
 """
 
 import errno
@@ -11,7 +11,8 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -91,7 +92,7 @@ def is_full_disk(error: BaseException, folder: Path) -> bool:
 
 def rename_over(temporary: Path, final: Path) -> None:
     """Give a finished temporary file or folder its final name, replacing what is there."""
-    if not (temporary.is_dir() and final.is_dir()):
+    if not final.exists() or not (temporary.is_dir() or final.is_dir()):
         temporary.replace(final)
         sync_folder(final.parent)
         return
@@ -104,6 +105,17 @@ def rename_over(temporary: Path, final: Path) -> None:
         raise
     sync_folder(final.parent)
     remove(aside)
+
+
+def put_back(final: Path) -> None:
+    """Give its name back to what a kill between the two renames of :func:`rename_over` left aside.
+
+    Several processes may call it at once.
+    """
+    for aside in [] if final.exists() else final.parent.glob(f".{escape(final.name)}.*.old"):
+        with suppress(FileNotFoundError):  # another process was faster
+            aside.rename(final)
+        return
 
 
 def open_to_others(path: Path) -> None:

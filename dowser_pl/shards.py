@@ -22,6 +22,7 @@ __all__ = [
     "added",
     "broadcast",
     "collect",
+    "covering",
     "cut",
     "digests",
     "digests_in_turns",
@@ -73,6 +74,16 @@ def local_rows(tensor: Tensor) -> slice:
     each = -(-len(tensor) // sharding.world_size())  # as torch.chunk divides
     first = min(sharding.rank() * each, len(tensor))
     return slice(first, first + len(tensor.to_local()))
+
+
+def covering(tensor: Tensor) -> tuple[slice, slice | None]:
+    """The rows that cover what this process holds, and which flat positions of these rows it is; None = all of them."""
+    if place_of(tensor) is None:
+        return local_rows(tensor), None
+    here, columns = flat_range(tensor), shape_of(tensor)[1:].numel()
+    rows = slice(here.start // columns, -(-here.stop // columns)) if here.stop > here.start else slice(0, 0)
+    first = here.start - rows.start * columns if rows.stop else 0
+    return rows, slice(first, first + here.stop - here.start)
 
 
 def cut(everything: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Lightning's FSDP2 strategy with what sharded training of entries needs beside it; FSDP1's is `fsdp1_strategy.py`.
 
 Checkpoints are the files that one process writes, so any strategy and number of processes can go on from them: rows
-are gathered one tensor at a time, and only of what the callbacks leave in. They are read before training is set up, as
-under DDP, not after: masks are never computed on weights that a checkpoint holds.
+are gathered one tensor at a time, and only of what the callbacks leave in. Where it is asked for they are folders, in
+which every process writes its share. They are read before training is set up, as under DDP, not after: masks are never
+computed on weights that a checkpoint holds.
 """
 
 import pickle
@@ -13,13 +14,16 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dowser_pl.checkpointing import Stored, is_folder, open_folder, shares_of, write_folder
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.shards import cut, is_spread, local, shape_of, to_first
 from dowser_pl.training.sharded_optimizer import cut_states, gathered_states
+from dowser_pl.training.shared_state import shared_states
 
 __all__ = ["Dtype", "FSDP2Strategy", "ShardedStrategy"]
 
@@ -32,6 +36,11 @@ class ShardedStrategy(ParallelStrategy):
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         """Before, like strategies that do not shard."""
+        return False
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether checkpoints take what is spread as it is, of every process."""
         return False
 
     @property
@@ -70,20 +79,31 @@ class ShardedStrategy(ParallelStrategy):
         return module.state_dict(keep_vars=True)  # so that tied weights are seen to be one
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As of one process, on the first; elsewhere nothing."""
-        return gathered_states(getattr(optimizer, "_optimizer", optimizer))
+        """As of one process, on the first, elsewhere nothing; or what is here, for a folder."""
+        return (shared_states if self.keeps_apart else gathered_states)(getattr(optimizer, "_optimizer", optimizer))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Gather the weights that are left in the checkpoint and write it once."""
+        """Gather the weights that are left in the checkpoint and write it once, or write what is here."""
+        if self.keeps_apart:
+            checkpoint["state_dict"] = shares_of(checkpoint["state_dict"])
+            write_folder(checkpoint, self.broadcast(filepath))
+            return
+        if is_folder(filepath) and type(self.checkpoint_io) is TorchCheckpointIO:  # which would write *into* it
+            raise ValueError(
+                f"{filepath} is a folder of an earlier save, expected a file to replace: give the Trainer "
+                "plugins=[AtomicCheckpointIO()] of dowser_pl.callbacks, as the command line does"
+            )
         checkpoint["state_dict"] = to_first(checkpoint["state_dict"])
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The whole checkpoint, mapped: of its tensors only what is used is read.
+        """The whole checkpoint, file or folder: of its tensors only what is used is read.
 
         Raises:
-            ValueError: if the file is not one.
+            ValueError: if it is not one.
         """
+        if is_folder(checkpoint_path):
+            return open_folder(checkpoint_path, weights_only)
         try:
             return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
@@ -113,10 +133,13 @@ class ShardedStrategy(ParallelStrategy):
             optimizer.load_state_dict(cut_states(state, optimizer))
 
 
-def _copy(own: Tensor, given: Tensor) -> None:
+def _copy(own: Tensor, given: Tensor | Stored) -> None:
     if given is own:
         return
-    local(own).copy_(local(given) if is_spread(given) else cut(given, own))
+    if isinstance(given, Stored):
+        local(own).copy_(given.part_of(own))
+    else:
+        local(own).copy_(local(given) if is_spread(given) else cut(given, own))
 
 
 class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
@@ -127,6 +150,8 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
         reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
         cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
         timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
+        save_distributed_checkpoint: every process writes its share into a folder, instead of the first all of it into
+            a file. Either is read whatever this says.
     """
 
     def __init__(
@@ -135,14 +160,22 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
         reduce_dtype: Dtype | None = None,
         cpu_offload: bool = False,
         timeout_minutes: float = 60.0,
+        save_distributed_checkpoint: bool = False,
     ) -> None:
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
         timeout = timedelta(minutes=timeout_minutes)
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
+        super().__init__(
+            tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, timeout=timeout
+        )
         self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
         self.cpu_offload = cpu_offload
+
+    @property
+    def keeps_apart(self) -> bool:
+        """As ``save_distributed_checkpoint`` says."""
+        return self._save_distributed_checkpoint
 
     def setup_environment(self) -> None:
         """All processes share the weights."""

@@ -1,13 +1,14 @@
 import errno
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from dowser_pl import files
-from dowser_pl.files import atomic_path, write_atomically
+from dowser_pl.files import atomic_path, put_back, rename_over, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -67,6 +68,42 @@ def test_folder_replaces_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"]
     assert names(tmp_path / "model") == ["new", "sub"]
     assert (tmp_path / "model" / "sub" / "weights").read_text() == "new"
+
+
+def test_a_file_and_a_folder_replace_each_other(tmp_path: Path) -> None:
+    path, new = tmp_path / "last", tmp_path / "new"
+    path.write_text("file")
+    write_folder(new, "folder")
+    rename_over(new, path)
+    assert (path / "sub" / "weights").read_text() == "folder" and names(tmp_path) == ["last"]
+    new.write_text("file again")
+    rename_over(new, path)
+    assert path.read_text() == "file again" and names(tmp_path) == ["last"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path: Path, renames: int) -> None:
+    """Killed after one rename, or after both."""
+    path, new = tmp_path / "last [1]", tmp_path / "new"
+    write_folder(path, "old")
+    write_folder(new, "new")
+    code = (
+        "import os, sys; from pathlib import Path; from dowser_pl import files\n"
+        "left, rename = int(sys.argv[3]), Path.rename\n"
+        "def killing(self, target):\n"
+        "    global left\n"
+        "    rename(self, target); left -= 1\n"
+        "    if not left: os.kill(os.getpid(), 9)\n"
+        "Path.rename = killing\n"
+        "files.rename_over(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(new), str(path), str(renames)], check=False)
+    assert ended.returncode == -9 and path.exists() == (renames == 2)
+    put_back(path)
+    put_back(path)
+    assert (path / "sub" / "weights").read_text() == ("old" if renames == 1 else "new")
+    put_back(tmp_path / "never was")
+    assert not (tmp_path / "never was").exists()
 
 
 def test_old_folder_comes_back_if_the_new_cannot_be_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl.files import atomic_path
+from dowser_pl.checkpointing import is_folder, read_folder
+from dowser_pl.files import atomic_path, put_back, remove, rename_over
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
@@ -45,12 +46,24 @@ class Checkpoints(ModelCheckpoint):
         # Lightning forgets this when it resumes and would save again before the next step, in mid accumulation
         self._last_global_step_saved = trainer.global_step
         last = Path(str(self.dirpath)) / "last.ckpt"
-        if trainer.ckpt_path is None and trainer.is_global_zero and last.exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            last.replace(last.with_name("previous.ckpt"))
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        put_back(last)
+        if trainer.ckpt_path is None and last.exists():
+            rename_over(last, last.with_name("previous.ckpt"))
             rank_zero_info(
                 f"This is a fresh run: the {last} of an earlier one is now previous.ckpt. "
                 "To go on with an earlier run, add --ckpt_path last to its command"
             )
+        for pattern in (".*.tmp.ckpt", ".*.ckpt.*.old"):  # of runs that were killed while they saved
+            for left in last.parent.glob(pattern):
+                remove(left)
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """Also what a kill in mid save left under another name; `fit` alone may touch it: another run may be saving."""
+        if trainer.state.fn == "fit":
+            put_back(Path(str(self.dirpath)) / "last.ckpt")
+        return super()._find_last_checkpoints(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The trained model, where the last step was not one to save at."""
@@ -76,11 +89,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint, file or folder, as a whole.
 
         Raises:
-            ValueError: if the file is not one.
+            ValueError: if it is not one.
         """
+        if is_folder(path):
+            return read_folder(path, kwargs.get("weights_only"))
         try:
             return super().load_checkpoint(path, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:

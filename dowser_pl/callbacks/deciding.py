@@ -17,7 +17,7 @@ from dowser_pl.maths.pieces import ALONE
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
 from dowser_pl.probing import Factors, Probe
 from dowser_pl.ranks import Ranks
-from dowser_pl.shards import cut, flat_range, is_spread, local, shape_of, whole
+from dowser_pl.shards import covering, cut, is_spread, local, shape_of, whole
 from dowser_pl.training import Protection
 
 __all__ = ["Deciding"]
@@ -163,16 +163,15 @@ def rows_of(layer: Layer) -> Layer:
     Where a process holds a range of flat positions, its first and last row may be here in part: zeros stand for the
     rest, and ``part`` says so.
     """
-    here, (total, columns) = flat_range(layer.weight), shape_of(layer.weight)
-    rows = slice(here.start // columns, -(-here.stop // columns))
-    part = slice(here.start - rows.start * columns, here.stop - rows.start * columns)
-    weight = held = local(layer.weight)
-    if held.dim() == 1:
-        weight = held.new_zeros(rows.stop - rows.start, columns)
+    rows, part = covering(layer.weight)
+    total, columns = shape_of(layer.weight)
+    weight = local(layer.weight)
+    if part is not None:
+        held, weight = weight, weight.new_zeros(rows.stop - rows.start, columns)
         weight.view(-1)[part] = held
     outputs = {
         name: value[:, rows]
         for name in ("abs_gradient", "square_gradient")
         if (value := getattr(layer, name)) is not None
     }
-    return replace(layer, weight=weight, rows=(rows, total), part=part if held.dim() == 1 else None, **outputs)
+    return replace(layer, weight=weight, rows=(rows, total), part=part, **outputs)

@@ -30,6 +30,7 @@ from dowser_pl.callbacks.protecting import (
     leave_base_out,
     protect,
     protect_again,
+    saved_entries,
 )
 from dowser_pl.callbacks.reducing import reduce_gradients, stop_reducing
 from dowser_pl.methods import Method, ModelDowser
@@ -65,12 +66,10 @@ class Dowser(Callback):
         calibration_batches: int = 32,
     ) -> None:
         check_settings(method, update, checkpoint, calibration_batches)
-        self.method = method
-        self.probe = probe
+        self.method, self.probe = method, probe
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.factors_file = None if factors_file is None else Path(factors_file)
-        self.update = update
-        self.checkpoint = checkpoint
+        self.update, self.checkpoint = update, checkpoint
         self.calibration_batches = calibration_batches
         self.probe_seconds = 0.0
         self.counts: tuple[Changes, Changes] | None = None
@@ -81,6 +80,7 @@ class Dowser(Callback):
         self.base = BaseModel("")
         """What the run began from."""
         self._entries: Protection | None = None
+        self._apart = False  # whether every process saves its share of them
         self._loaded: dict[str, Any] | None = None
         self._trained: dict[str, Any] | None = None  # entries and their digest before they were merged
 
@@ -98,6 +98,7 @@ class Dowser(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
+            self._apart = getattr(trainer.strategy, "keeps_apart", False)
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
         check_trainer(trainer)
         check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
@@ -177,19 +178,16 @@ class Dowser(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Masks in global coordinates, the values they cannot give back, and what they belong to.
 
-        Empty on all processes but the first, whose state alone is saved.
+        Empty on all processes but the first, whose state alone is saved, or all save what they hold of it.
         """
         if self._entries is None or (sharding.rank() > 0 and not self._entries.together):
             return self._loaded or {}
-        state = {
-            "method": self.method.settings(),
-            "update": self.update,
-            **(self._trained or {"entries": self._entries.state_dict(), "frozen_digest": self.frozen_digest}),
-            "probe_seconds": self.probe_seconds,
-            "diagnostics": self.diagnostics,
-            "base": self.base.to_dict(),
-        }
-        return state if sharding.rank() == 0 else {}
+        state: dict[str, Any] = {"method": self.method.settings(), "update": self.update, "base": self.base.to_dict()}
+        state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
+        if self._trained is None:
+            state |= {"entries": saved_entries(self._entries, self._apart), "frozen_digest": self.frozen_digest}
+        state |= self._trained or {}
+        return state if sharding.rank() == 0 or self._apart else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the masks of a checkpoint.
@@ -201,8 +199,7 @@ class Dowser(Callback):
             return
         check_state(self.method, self.update, state_dict)
         self._loaded = state_dict
-        self.probe_seconds = state_dict["probe_seconds"]
-        self.diagnostics = state_dict["diagnostics"]
+        self.probe_seconds, self.diagnostics = state_dict["probe_seconds"], state_dict["diagnostics"]
         self.frozen_digest = dict(state_dict["frozen_digest"])
         self.base = BaseModel(**state_dict["base"])
 

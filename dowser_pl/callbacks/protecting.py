@@ -25,6 +25,7 @@ from dowser_pl.training import (
     TrainableEntries,
 )
 from dowser_pl.training.protection import State
+from dowser_pl.training.shared_state import shared_entries
 
 __all__ = [
     "Content",
@@ -37,6 +38,7 @@ __all__ = [
     "leave_base_out",
     "protect",
     "protect_again",
+    "saved_entries",
 ]
 
 Form = Literal["compact", "dense"]
@@ -141,6 +143,11 @@ def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]
 
 def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
     return ShardedSoftEntries if any(map(is_spread, weights.values())) else SoftEntries
+
+
+def saved_entries(entries: Protection, apart: bool) -> Mapping[str, Any]:
+    """What a checkpoint is to hold of entries: all of it on the first process, or of each its own."""
+    return shared_entries(entries) if apart else entries.state_dict()
 
 
 def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:

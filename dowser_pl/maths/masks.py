@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["PackedMasks", "jaccard", "num_trainable", "pack", "unpack"]
+__all__ = ["PackedMasks", "from_rows", "jaccard", "num_trainable", "pack", "to_rows", "unpack"]
 
 
 def num_trainable(update_ratio: float, numel: int) -> int:
@@ -46,6 +46,21 @@ def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         raise ValueError(f"a mask of shape {tuple(shape)} needs {-(-numel // 8)} bytes, got {bits.numel()}")
     expanded = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     return expanded.flatten()[:numel].bool().view(shape)
+
+
+def to_rows(bits: Tensor, shape: torch.Size | tuple[int, int]) -> Tensor:
+    """What :func:`pack` gave for an (O, I) mask with each row padded to bytes: (O, ceil(I / 8)) uint8."""
+    rows, columns = shape
+    if columns % 8 == 0:  # nothing to pad
+        return bits.view(rows, columns // 8)
+    return pack(torch.nn.functional.pad(unpack(bits, shape), (0, -columns % 8))).view(rows, -(-columns // 8))
+
+
+def from_rows(rows: Tensor, columns: int) -> Tensor:
+    """Inverse of :func:`to_rows`, also for some of the rows."""
+    if columns % 8 == 0:
+        return rows.reshape(-1)
+    return pack(unpack(rows.reshape(-1), (len(rows), 8 * rows.shape[1]))[:, :columns])
 
 
 class PackedMasks(Mapping[str, Tensor]):

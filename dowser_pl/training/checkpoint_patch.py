@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dowser_pl.checkpointing import is_folder, read_folder
 from dowser_pl.nearest import nearest_path
 from dowser_pl.patches.patch import Change
 from dowser_pl.training.base_model import BaseModel
@@ -20,7 +21,7 @@ class CheckpointPatch:
     """What a run had changed when it wrote a checkpoint.
 
     Attributes:
-        file: the checkpoint.
+        file: the checkpoint, which may be a folder.
         changes: as :func:`dowser_pl.training.save_patch` takes them.
         head: ``base`` and ``method``, as it takes them too.
         steps: optimizer steps made until then.
@@ -45,11 +46,11 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
         ValueError: if there is none, it cannot be read, no masks are in it, or a trained tensor is not one tensor in
             the files of the model.
     """
-    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() and not is_folder(path) else path
+    if not (file.is_file() or is_folder(file)):
         near = "" if path.exists() else nearest_path(path)
         raise ValueError(
-            f"there is no checkpoint {file}{near}; give the folder of a run that wrote one, or the .ckpt file"
+            f"there is no checkpoint {file}{near}; give the folder of a run that wrote one, or the .ckpt file or folder"
         )
     checkpoint = _load(file)
     callbacks = checkpoint.get("callbacks") if isinstance(checkpoint, Mapping) else None
@@ -73,7 +74,9 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
 
 
 def _load(file: Path) -> Any:
-    """Everything in a checkpoint; its tensors are read from the disk when used."""
+    """What a checkpoint holds of the model; tensors of a file are read from the disk when used."""
+    if is_folder(file):
+        return read_folder(file, weights_only=True, without=("optimizer_states",))
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:

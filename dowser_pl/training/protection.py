@@ -102,6 +102,10 @@ class Protection(ABC):
     def values(self, name: str) -> Tensor:
         """(k,) trained values of these entries, as precise as they are kept."""
 
+    def beside(self, name: str) -> dict[str, Tensor]:  # noqa: ARG002 - forms that keep nothing do not look
+        """What else is kept of a matrix, a number for each of its entries, by kind; a checkpoint holds it too."""
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the matrices; gradients reach them again."""

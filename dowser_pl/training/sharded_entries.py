@@ -4,13 +4,16 @@ Legend: O outputs, I inputs of a matrix, k trainable entries of it, all on this 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dowser_pl.checkpointing import Stored
 from dowser_pl.maths.masks import pack, unpack
 from dowser_pl.shards import added, cut, flat_range, shape_of
 from dowser_pl.training.entries import TrainableEntries
+from dowser_pl.training.shared_state import stored_state
 from dowser_pl.training.spread_protection import SpreadProtection
 
 __all__ = ["ShardedEntries", "local_state"]
@@ -30,13 +33,15 @@ class ShardedEntries(SpreadProtection, TrainableEntries):
         return dict(zip(counts, added(counts.values()), strict=True))
 
 
-def local_state(entry: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
     """What of a matrix' state in a checkpoint concerns the entries that this process holds.
 
     Args:
         entry: packed ``mask`` and the (k,) tensors of the whole matrix.
         weight: the matrix, spread over the processes.
     """
+    if isinstance(entry["mask"], Stored):
+        return stored_state(entry, weight)
     mask = unpack(entry["mask"], shape_of(weight))
     here = cut(mask, weight)
     first = int(torch.count_nonzero(mask.view(-1)[: flat_range(weight).start]))

@@ -3,7 +3,7 @@
 What processes hold of a parameter, rows or entries, follows each other in the order of the processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,23 +11,34 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl import sharding
+from dowser_pl.checkpointing import Stored
 from dowser_pl.flat_shards import place_of
 from dowser_pl.shards import added, collect, cut, shape_of
 
 __all__ = ["cut_states", "gathered_states"]
 
 
-def gathered_states(optimizer: Optimizer) -> dict[str, Any]:
+def gathered_states(optimizer: Optimizer, put: Callable[[int, Tensor], Any] | None = None) -> dict[str, Any]:
     """``optimizer.state_dict()`` as one process would have it, in the host memory of the first process; all must call.
+
+    Args:
+        optimizer: of parameters that are parts.
+        put: what to do with the part of a state that is here, and the number of its parameter; None = gather it.
 
     Raises:
         ValueError: if a state is not one number per entry, nor one per parameter.
     """
     state = optimizer.state_dict()
     parameters = _parameters(optimizer)
+
+    def gather(number: int, part: Tensor) -> Tensor:
+        every, parameter = collect(part.flatten()), parameters[number]
+        flat = place_of(parameter) is not None and len(every)
+        return every.view(shape_of(parameter) if flat else (-1, *part.shape[1:]))
+
     return state | {
         "state": {
-            number: {kind: _gathered(kind, value, parameters[number]) for kind, value in held.items()}
+            number: {kind: _put(number, kind, value, parameters[number], put or gather) for kind, value in held.items()}
             for number, held in state["state"].items()
         }
     }
@@ -45,7 +56,7 @@ def cut_states(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]
     }
 
 
-def _gathered(kind: str, value: Any, parameter: nn.Parameter) -> Any:
+def _put(number: int, kind: str, value: Any, parameter: nn.Parameter, put: Callable[[int, Tensor], Any]) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     if value.shape != parameter.shape:
@@ -54,16 +65,14 @@ def _gathered(kind: str, value: Any, parameter: nn.Parameter) -> Any:
             "which cannot be put together from several processes; use one that keeps a number per entry, as "
             "torch.optim.AdamW does"
         )
-    every = collect(value.flatten())
-    shape = shape_of(parameter) if place_of(parameter) is not None and len(every) else (-1, *value.shape[1:])
-    return every.view(shape)
+    return put(number, value)
 
 
 def _cut(value: Any, parameter: nn.Parameter, end: int) -> Any:
-    if not isinstance(value, Tensor) or value.dim() == 0:
+    if not isinstance(value, Tensor | Stored) or value.dim() == 0:
         return value
     if place_of(parameter) is not None:
-        return cut(value, parameter).clone()
+        return value.part_of(parameter) if isinstance(value, Stored) else cut(value, parameter).clone()
     return value[end - len(parameter) : end].clone()
 
 

@@ -33,8 +33,8 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
         state = SpreadProtection.state_dict(self)
-        for kind, held in {"sum": self._sums, "prior": self._priors}.items():
-            for name, tensor in held.items():
-                every = collect(tensor.flatten())
-                state[name][kind] = every.view(shape_of(self.weights[name])) if len(every) else every
+        for name, weight in self.weights.items():
+            for kind, kept in self.beside(name).items():
+                every = collect(kept.flatten())
+                state[name][kind] = every.view(shape_of(weight)) if len(every) else every
         return state

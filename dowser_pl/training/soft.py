@@ -101,10 +101,14 @@ class SoftEntries(TrainableEntries):
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """As of :class:`TrainableEntries`, with ``sum`` and ``prior``, (O, I) float32 each, where there are any."""
         state = super().state_dict()
-        for kind, held in {"sum": self._sums, "prior": self._priors}.items():
-            for name, tensor in held.items():
-                state[name][kind] = tensor.cpu()
+        for name, each in state.items():
+            each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
         return state
+
+    def beside(self, name: str) -> dict[str, Tensor]:
+        """``sum`` and ``prior``, (O, I) float32 each, where there are any."""
+        held = {"sum": self._sums, "prior": self._priors}
+        return {kind: tensors[name] for kind, tensors in held.items() if name in tensors}
 
     @classmethod
     def resumed(cls, weights: Mapping[str, nn.Parameter], rule: Rule, state: State) -> "SoftEntries":

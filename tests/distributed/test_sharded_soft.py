@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from dowser_pl.callbacks import AtomicCheckpointIO
 from dowser_pl.maths.soft_masks import rescaled, standardised
 from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
 from dowser_pl.ranks import Ranks
+from dowser_pl.strategies import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import both, one_fast
@@ -70,6 +72,23 @@ def test_one_process_then_two_ranks_then_one(model_folder, tmp_path, kind):
     folder, resumed = tmp_path / "run", settings | {"ckpt_path": str(tmp_path / "run" / LAST)}
     alone(fit_until, folder, model_folder, 1, **settings)
     run(fit_until, folder, model_folder, 2, strategy=kind, **resumed)
+    ended = alone(fit, folder, model_folder, **resumed)
+    assert ended.steps == unbroken.steps == 4
+    assert difference(ended, unbroken) <= 1e-5 * unbroken.way
+
+
+@pytest.mark.slow
+def test_a_folder_that_ranks_wrote_together_is_gone_on_with_by_all(model_folder, tmp_path):
+    """FSDP2 into a folder, then FSDP1, then one process: what is kept beside the entries goes along."""
+    settings = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "sgd", "method": SoftDowser()}
+    settings |= {"plugins": [AtomicCheckpointIO()]}
+    unbroken = alone(fit, tmp_path / "unbroken", model_folder, **settings)
+    folder, resumed = tmp_path / "run", settings | {"ckpt_path": str(tmp_path / "run" / LAST)}
+    run(fit_until, folder, model_folder, 1, strategy=FSDP2Strategy(save_distributed_checkpoint=True), **settings)
+    assert (folder / LAST).is_dir()
+    run(fit_until, folder, model_folder, 2, strategy="fsdp1", **resumed)
+    assert (folder / LAST).is_file()
+    run(fit_until, folder, model_folder, 3, strategy=FSDP2Strategy(save_distributed_checkpoint=True), **resumed)
     ended = alone(fit, folder, model_folder, **resumed)
     assert ended.steps == unbroken.steps == 4
     assert difference(ended, unbroken) <= 1e-5 * unbroken.way

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dowser_pl.maths.masks import jaccard, num_trainable, pack, unpack
+from dowser_pl.maths.masks import from_rows, jaccard, num_trainable, pack, to_rows, unpack
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0001, float("nan"), float("inf")])
@@ -21,6 +21,17 @@ def test_pack_and_unpack_are_inverse(shape):
 def test_unpack_refuses_another_shape():
     with pytest.raises(ValueError, match="needs 3 bytes, got 2"):
         unpack(pack(torch.ones(9, dtype=torch.bool)), (4, 6))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 1), (3, 8), (5, 11), (2, 24)])
+def test_rows_of_bits_can_be_cut(shape):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.3
+    rows = to_rows(pack(mask), shape)
+    assert rows.shape == (shape[0], -(-shape[1] // 8))
+    for row, each in zip(rows, mask, strict=True):
+        assert torch.equal(row, pack(each))
+    for cut in (slice(0, None), slice(1, 3)):
+        assert torch.equal(from_rows(rows[cut], shape[1]), pack(mask[cut]))
 
 
 def test_jaccard_by_hand():

@@ -1,0 +1,158 @@
+"""A checkpoint's folder read again, by any number of processes: all of it, or of each tensor the rows that are wanted.
+
+Of a tensor's parts those are read that overlap with what is wanted, one after the other.
+"""
+
+import math
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import ChunkStorageMetadata, DefaultLoadPlanner, LoadPlan
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from dowser_pl.checkpointing.layout import FORMAT, PLAIN, Reader, is_folder, noted
+from dowser_pl.maths.masks import from_rows
+from dowser_pl.shards import covering, is_spread
+
+__all__ = ["Stored", "is_folder", "open_folder", "read_folder"]
+
+
+class Stored:
+    """A tensor of a folder that is not read yet.
+
+    Attributes:
+        shape: of the whole.
+        dtype: of it.
+        columns: see :class:`dowser_pl.checkpointing.Share`.
+    """
+
+    def __init__(self, reader: Reader, key: str, columns: int | None) -> None:
+        if key not in reader.tensors:
+            raise ValueError(
+                f"{reader.folder} is damaged: got no tensor {key!r}, expected all that its {PLAIN} names. Copy the "
+                "folder again with all its files, or give another checkpoint"
+            )
+        self._reader, self._key, self.columns = reader, key, columns
+        self.shape, self.dtype = reader.tensors[key].size, reader.tensors[key].properties.dtype
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        """Rows of the whole."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Read these rows, which follow each other."""
+        first, end, _ = rows.indices(len(self))
+        return self._read((first, *[0] * (self.dim() - 1)), (max(end - first, 0), *self.shape[1:]))
+
+    def whole(self) -> Tensor:
+        """Read all of it; a mask as :func:`dowser_pl.maths.masks.pack` gives it."""
+        everything = self._read((0,) * self.dim(), tuple(self.shape))
+        return everything if self.columns is None else from_rows(everything, self.columns)
+
+    def part_of(self, like: Tensor) -> Tensor:
+        """Read what this process holds of a tensor of the same shape, in the form in which it holds it."""
+        if not is_spread(like):
+            return self.whole()
+        rows, part = covering(like)
+        return self[rows] if part is None else self[rows].view(-1)[part]
+
+    def _read(self, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        found = torch.empty(sizes, dtype=self.dtype)
+        wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        items = create_read_items_for_chunk_list(self._key, self._reader.tensors[self._key], [wanted])
+        if found.numel() == 0:
+            return found
+        try:
+            if sum(math.prod(item.lengths) for item in items) != found.numel():
+                raise LookupError("parts are missing")
+            self._reader.read_data(LoadPlan(items), _Into(found)).wait()
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AssertionError) as error:
+            raise ValueError(
+                f"{self._reader.folder} is damaged: got {type(error).__name__} for the tensor {self._key!r}, expected "
+                f"{sizes} of it. Copy the folder again with all its files, or give another checkpoint"
+            ) from error
+        return found
+
+
+class _Into(DefaultLoadPlanner):
+    """Puts all that is read into one tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self._tensor = tensor
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:  # noqa: ARG002 - there is one
+        """Where to put it."""
+        return self._tensor
+
+
+def open_folder(path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    """A checkpoint in which tensors of the folder are :class:`Stored`: read when they are asked for.
+
+    Raises:
+        ValueError: if it is not one, or files are missing.
+    """
+    folder = Path(path)
+    reader = Reader(folder)
+    try:
+        plain = torch.load(folder / PLAIN, map_location="cpu", weights_only=weights_only)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, LookupError) as error:
+        raise ValueError(
+            f"{folder} is not a whole checkpoint: got no readable {PLAIN} in it ({type(error).__name__}), expected the "
+            "folder as `fit` wrote it. Copy it again with all its files, or give another checkpoint"
+        ) from error
+    found = {key: plain.pop(key, None) for key in FORMAT} if isinstance(plain, dict) else {}
+    if found != FORMAT:
+        raise ValueError(
+            f"{folder} was written by another program or version: got {found}, expected {FORMAT}; resume with what "
+            "wrote it, or give another checkpoint"
+        )
+    return _filled(plain, reader, {})
+
+
+def read_folder(path: str | Path, weights_only: bool | None = None, without: Collection[str] = ()) -> dict[str, Any]:
+    """A checkpoint as one process writes it into a file, whole and in host memory.
+
+    Args:
+        path: the folder.
+        weights_only: as of ``torch.load``.
+        without: what of it is not needed, and left out.
+
+    Raises:
+        ValueError: as :func:`open_folder`.
+    """
+    opened = open_folder(path, weights_only)
+    return _whole({key: value for key, value in opened.items() if key not in without}, {})
+
+
+def _filled(value: Any, reader: Reader, known: dict[str, Stored]) -> Any:
+    """The value with tensors instead of notes."""
+    found = noted(value)
+    if found is not None:
+        return known.setdefault(found[0], Stored(reader, *found))
+    if isinstance(value, dict):
+        return {name: _filled(each, reader, known) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, reader, known) for each in value]
+    return value
+
+
+def _whole(value: Any, known: dict[int, Tensor]) -> Any:
+    if isinstance(value, Stored):
+        if id(value) not in known:
+            known[id(value)] = value.whole()
+        return known[id(value)]
+    if isinstance(value, dict):
+        return {name: _whole(each, known) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each, known) for each in value]
+    return value
