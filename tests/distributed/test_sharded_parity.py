@@ -30,7 +30,8 @@ class Blind(Callback):
 
 CASES = {
     "clipped by the norm": {"gradient_clip_val": 0.05, "optimizer": "sgd"},
-    "clipped by value, twice accumulated": {
+    "clipped by value, twice accumulated, magnitude": {
+        "method": Magnitude(0.2),
         "gradient_clip_val": 1e-3,
         "gradient_clip_algorithm": "value",
         "accumulate_grad_batches": 2,
@@ -39,8 +40,14 @@ CASES = {
     "adamw": {"optimizer": "adamw"},
     "bf16-true": {"precision": "bf16-true", "optimizer": "sgd", "gradient_clip_val": 0.05},
     "bf16-mixed": {"precision": "bf16-mixed", "optimizer": "sgd", "accumulate_grad_batches": 2},
-    "gathered in bfloat16": {"precision": "bf16-true", "optimizer": "sgd", "strategy": {"reduce_dtype": "float32"}},
-    "two of three layers, activations recomputed": {
+    "averaged in float32 beside bf16, random": {
+        "method": Random(0.3),
+        "precision": "bf16-true",
+        "optimizer": "sgd",
+        "strategy": {"reduce_dtype": "float32"},
+    },
+    "two of three layers, a budget for each, activations recomputed": {
+        "method": HighestImportance(0.1, scope="layer"),
         "module": {"last_n_layers": 2, "gradient_checkpointing": True},
         "optimizer": "sgd",
     },
@@ -59,11 +66,7 @@ CASES = {
     },
     "all entries": {"method": Full(), "optimizer": "sgd"},
     "model-wide budget": {"method": ModelDowser(0.1, estimator="paper", scope="model"), "optimizer": "sgd"},
-    "a budget for each layer": {"method": HighestImportance(0.1, scope="layer"), "optimizer": "sgd"},
-    "random": {"method": Random(0.3), "optimizer": "sgd"},
-    "magnitude": {"method": Magnitude(0.2), "optimizer": "sgd"},
-    "wanda": {"method": WandaLike(0.2), "optimizer": "sgd"},
-    "answers of unequal length": {"optimizer": "sgd", "uneven": 12},
+    "answers of unequal length, wanda": {"method": WandaLike(0.2), "optimizer": "sgd", "uneven": 12},
 }
 
 
