@@ -11,7 +11,7 @@ from dowser_pl.config_paths import resolve_configs
     ("name", "meant"),
     [
         ("modle/world", ", did you mean model/world?"),
-        ("strategy/fsdp", ", did you mean strategy/fsdp2?"),
+        ("strategy/fdsp2", ", did you mean strategy/fsdp2?"),
         ("configs/method/model-dowser.yaml", ", did you mean method/model_dowser?"),
         ("spyder", ", did you mean method/spider?"),
         ("llava_json", ", did you mean data/llava_json?"),

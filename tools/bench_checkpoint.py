@@ -34,7 +34,8 @@ from dowser_pl.files import atomic_path, write_atomically
 from dowser_pl.methods import Layer, Random, build_masks
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.models.layers import find_blocks
-from dowser_pl.shards import Ranks, to_first
+from dowser_pl.ranks import Ranks
+from dowser_pl.shards import to_first
 from dowser_pl.training import ShardedEntries
 from dowser_pl.training.sharded_optimizer import gathered_states
 from dowser_pl.training.shared_state import shared_entries, shared_states
