@@ -116,7 +116,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", ["bf16-true", "4bit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("32-true", "checkpointing"))]
+)
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_path, name):
     """With dropout."""
     options = {"export": True, **RUNS[name]}
