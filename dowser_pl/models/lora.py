@@ -82,8 +82,8 @@ class Adapters:
             adapted: Any = model.get_submodule(name)
             first, second = adapted.lora_A[_ADAPTER], adapted.lora_B[_ADAPTER]
             bound = first.in_features**-0.5  # peft's default, drawn again so that a resumed run begins from the same
-            drawn = torch.empty(first.weight.shape).uniform_(-bound, bound, generator=stream(settings.seed, name))
-            first.weight.data.copy_(drawn)
+            drawn = torch.empty(first.weight.shape, dtype=torch.float32)  # Lightning's bf16-true has another default
+            first.weight.data.copy_(drawn.uniform_(-bound, bound, generator=stream(settings.seed, name)))
             self.parts |= {f"{name}.lora_A.{_ADAPTER}": first, f"{name}.lora_B.{_ADAPTER}": second}
 
     def merge(self) -> None:

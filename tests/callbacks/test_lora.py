@@ -102,6 +102,21 @@ def test_adapters_begin_as_published_and_from_their_seed(model_folder):
         assert torch.equal(weight, parts[1][name].weight) and not torch.equal(weight, parts[2][name].weight)
 
 
+def test_adapters_begin_from_the_same_numbers_in_every_precision(model_folder):
+    """Lightning makes a model of bf16-true with bfloat16 as the default type; 32-true reads its checkpoints."""
+    parts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_model(str(model_folder), dtype="bfloat16")
+        layers, before = find_layers(model, None, ["attn", "mlp"]), torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            parts.append(Adapters(model, layers, LORA).parts)
+        finally:
+            torch.set_default_dtype(before)
+    for name, part in parts[0].items():
+        assert torch.equal(part.weight.bfloat16(), parts[1][name].weight.bfloat16()), name
+
+
 class Kill(Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 4:
