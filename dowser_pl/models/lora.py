@@ -140,9 +140,10 @@ class Adapters:
 def _merge_spread(adapted: Any, name: str) -> None:
     """As peft merges, where processes hold parts of a matrix and of its adapters; all must call it."""
     first, second = (whole(part[_ADAPTER].weight) for part in (adapted.lora_A, adapted.lora_B))
-    weight = adapted.base_layer.weight
-    merged = local(weight) + cut(second @ first * adapted.scaling[_ADAPTER], weight).to(weight.dtype)
+    weight, moved = adapted.base_layer.weight, second @ first * adapted.scaling[_ADAPTER]
+    here = local(weight)
+    merged = here + cut(moved, weight).to(here)  # weights may be kept in host memory and gathered on the GPU
     if any(added([not bool(merged.isfinite().all())])):
         raise ValueError(f"merging the adapters into {name} gives numbers that are not finite; train with a lower rate")
-    local(weight).copy_(merged)
+    here.copy_(merged)
     adapted.merged_adapters.append(_ADAPTER)
