@@ -55,7 +55,9 @@ def fully_shard_model(
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     if text is not model:
-        fully_shard(text, **options)
+        part: Any = fully_shard(text, **options)
+        # InstructBLIP and BLIP-2 look tokens up in the table of the text part before they run it
+        model.register_forward_pre_hook(lambda *_: part.unshard() and None)
     root: Any = fully_shard(model, **options)
     if empty_elsewhere:
         _fill(model, whole, torch.device("cpu") if cpu_offload else device_of(model))
