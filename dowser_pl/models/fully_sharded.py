@@ -38,6 +38,9 @@ def fully_shard_model(
         param_dtype: that weights are gathered and used in; None = their own.
         reduce_dtype: that gradients are averaged in; None = that of the gathered weights.
         cpu_offload: keep what a process holds in host memory.
+
+    Raises:
+        ValueError: if embeddings are to be trained that the model uses outside of its text part.
     """
     scalars = {weight for weight in model.parameters() if weight.dim() == 0}
     options: dict[str, Any] = {
@@ -51,7 +54,13 @@ def fully_shard_model(
     }
     empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
     whole = {name: weight.detach() for name, weight in model.named_parameters()} if empty_elsewhere else {}
-    text: nn.Module = text_model(model)
+    text = text_model(model)
+    if text is not model and any(weight.requires_grad for weight in text.get_input_embeddings().parameters()):
+        raise ValueError(
+            f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its text "
+            "part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out of "
+            "model.also_train, or use -c strategy/fsdp or -c strategy/ddp"
+        )
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     if text is not model:

@@ -7,7 +7,7 @@ from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
 from dowser_pl.shards import collect, local, when_averaged
 from dowser_pl.spread_models import hand_over_gradients
-from tests.distributed.harness import run
+from tests.distributed.harness import RankError, run
 from tests.distributed.sharded import both
 from tests.distributed.test_sharded_families import spread
 from tests.tiny_models import FAMILIES, IMAGE, tiny_tokenizer
@@ -76,3 +76,14 @@ def compare_families(kind):
 @both
 def test_every_family_steps_as_in_one_process(kind):
     assert run(compare_families, kind, seconds=300) == [[], []]
+
+
+def with_a_trained_table(family):
+    model = FAMILIES[family]()
+    model.get_input_embeddings().weight.requires_grad_(True)
+    spread(model, "fsdp2")
+
+
+def test_a_table_whose_gradient_would_be_missed_is_refused():
+    with pytest.raises(RankError, match="got trained embeddings in a Blip2ForConditionalGeneration, expected frozen"):
+        run(with_a_trained_table, "blip2")
