@@ -8,7 +8,7 @@ whether or not there is an image in their batch, and none waits for another for 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
@@ -57,9 +57,9 @@ def fully_shard_model(
     text = text_model(model)
     if text is not model and any(weight.requires_grad for weight in text.get_input_embeddings().parameters()):
         raise ValueError(
-            f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its text "
-            "part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out of "
-            "model.also_train, or use -c strategy/fsdp or -c strategy/ddp"
+            f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its "
+            "text part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out "
+            "of model.also_train, or use -c strategy/fsdp or -c strategy/ddp"
         )
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
