@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from dowser_pl.checkpointing import Stored, is_folder, open_folder, read_folder, shares_of, write_folder
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.shards import cut, is_spread, local, shape_of, to_first
-from dowser_pl.spread_models import spread_model
 from dowser_pl.training.sharded_optimizer import cut_states, gathered_states
 from dowser_pl.training.shared_state import shared_states
 
@@ -105,7 +104,8 @@ class ShardedStrategy(ParallelStrategy):
         """
         module: Any = self.lightning_module
         if is_folder(checkpoint_path):  # FSDP1 cuts nothing where it has one process
-            return (open_folder if spread_model(module) else read_folder)(checkpoint_path, weights_only)
+            spread = any(map(is_spread, module.parameters()))
+            return (open_folder if spread else read_folder)(checkpoint_path, weights_only)
         try:
             return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
