@@ -6,6 +6,7 @@ the processes found each other, and every process looks there once a second.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -45,6 +46,16 @@ class FailTogether(Callback):
             return
         self._over = threading.Event()
         threading.Thread(target=self._look, args=(self._over, self._number), daemon=True).start()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End at once when asked to (SIGTERM): Lightning sends word to the others from inside its signal handler.
+
+        They are wherever they are, so that would wait for ever.
+        """
+        if sharding.world_size() > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)
+
+    on_train_start = on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the others, or hear what ended this process too.
@@ -103,8 +114,13 @@ class FailTogether(Callback):
         sys.stderr.flush()
 
 
+def _end(number: int, frame: Any) -> None:  # noqa: ARG001
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one means it
+    raise SystemExit("dowser_pl: ended by SIGTERM")
+
+
 def _reason(exception: BaseException) -> str:
-    kind = "" if isinstance(exception, ValueError | OSError) else f"{type(exception).__name__}: "
+    kind = "" if isinstance(exception, ValueError | OSError | SystemExit) else f"{type(exception).__name__}: "
     return f"{kind}{exception}".removesuffix(": ")[:_MOST]  # Ctrl-C says nothing beside its name
 
 

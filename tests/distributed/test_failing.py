@@ -1,5 +1,7 @@
 """Whatever goes wrong on one rank ends both, with that rank's message."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -116,6 +118,25 @@ class Interrupts(Callback):
     def on_train_start(self, trainer, pl_module):
         if trainer.global_rank == 1:
             raise KeyboardInterrupt
+
+
+def terminated(folder, model):
+    fit(folder, model, callbacks=(Terminates(),), max_epochs=1)
+
+
+class Terminates(Callback):
+    """The first process alone is asked to end, as by ``kill``."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_asked_to_end_does(tmp_path, model_folder):
+    """Lightning's own handler would begin a broadcast here, and none would ever end."""
+    first, second = outcomes(terminated, tmp_path / "run", model_folder, seconds=40)
+    assert first.status == second.status == 1
+    assert second.message == "ValueError: process 0 failed: dowser_pl: ended by SIGTERM"
 
 
 def test_a_run_after_one_that_failed_does_not_hear_of_it(tmp_path, model_folder):
