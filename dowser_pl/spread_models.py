@@ -27,22 +27,26 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def generating(model: nn.Module) -> Iterator[None]:
-    """Keep the outermost group of weights (embeddings, head, vision tower) here while the model writes.
+    """Keep the weights outside of decoder layers (embeddings, head, vision tower) here while the model writes.
 
     ``generate`` runs parts of the model by themselves, and gathering this group again for every token would take long.
     All processes must enter and leave together.
     """
-    if not isinstance(model, FSDPModule):
+    groups = [each for each in model.modules() if isinstance(each, FSDPModule)]
+    outer = [each for each in groups if any(each is not inner and inner in set(each.modules()) for inner in groups)]
+    if not groups:
         with measuring(model):
             yield
         return
-    model.set_reshard_after_forward(False, recurse=False)
-    model.unshard()
+    for group in outer:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
     try:
         yield
     finally:
-        model.set_reshard_after_forward(True, recurse=False)
-        model.reshard()
+        for group in outer:
+            group.set_reshard_after_forward(True, recurse=False)
+            group.reshard()
 
 
 def measuring(model: nn.Module) -> AbstractContextManager[None]:

@@ -44,6 +44,7 @@ def folder_of_7b(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_7b_is_planned_from_its_config_alone(folder_of_7b, tmp_path):
     """In a process of its own: quick, small, and no weight file anywhere."""
     path = tmp_path / "plan.json"

@@ -23,7 +23,7 @@ def standardised(values: Tensor, shards: Shards = ALONE) -> Tensor:
 
     Args:
         values: (O, I), any float dtype.
-        shards: where each process holds a part of the matrix; all must call it. 48 bytes of each are exchanged.
+        shards: where each process holds a part of the matrix; all must call it. 40 bytes of each are exchanged.
 
     Returns:
         (O, I) float32 in (0, 1). A matrix of zeros gives zeros, as in the released code; one whose entries are all of

@@ -8,7 +8,7 @@ whether or not there is an image in their batch, and none waits for another for 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
@@ -38,6 +38,9 @@ def fully_shard_model(
         param_dtype: that weights are gathered and used in; None = their own.
         reduce_dtype: that gradients are averaged in; None = that of the gathered weights.
         cpu_offload: keep what a process holds in host memory.
+
+    Raises:
+        ValueError: if embeddings are to be trained that the model uses outside of its text part.
     """
     scalars = {weight for weight in model.parameters() if weight.dim() == 0}
     options: dict[str, Any] = {
@@ -51,11 +54,19 @@ def fully_shard_model(
     }
     empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
     whole = {name: weight.detach() for name, weight in model.named_parameters()} if empty_elsewhere else {}
-    text: nn.Module = text_model(model)
+    text = text_model(model)
+    if text is not model and any(weight.requires_grad for weight in text.get_input_embeddings().parameters()):
+        raise ValueError(
+            f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its "
+            "text part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out "
+            "of model.also_train, or use -c strategy/fsdp or -c strategy/ddp"
+        )
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     if text is not model:
-        fully_shard(text, **options)
+        part: Any = fully_shard(text, **options)
+        # InstructBLIP and BLIP-2 look tokens up in the table of the text part before they run it
+        model.register_forward_pre_hook(lambda *_: part.unshard() and None)
     root: Any = fully_shard(model, **options)
     if empty_elsewhere:
         _fill(model, whole, torch.device("cpu") if cpu_offload else device_of(model))

@@ -51,7 +51,10 @@ def watch(monkeypatch, scores=()):
     return seen
 
 
-@pytest.mark.parametrize("name, update", [("matrix", "compact"), ("model", "dense"), ("random", "compact")])
+@pytest.mark.parametrize(
+    "name, update",
+    [("matrix", "compact"), ("model", "dense"), pytest.param("random", "compact", marks=pytest.mark.slow)],
+)
 def test_every_point_is_the_tuned_model_inside_the_mask_of_its_ratio(model_folder, tmp_path, monkeypatch, name, update):
     method = SCOPES[name]
     plain, _ = fit(model_folder, tmp_path / "plain", method, update=update)

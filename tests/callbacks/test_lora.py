@@ -114,9 +114,10 @@ RUNS = {
     "checkpointing": {"module_options": {"gradient_checkpointing": True}},
     "4bit": {"module_options": {"quantization": "4bit", "dtype": "float32"}},
 }
+QUICK = {"bf16-true", "4bit"}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in RUNS])
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_path, name):
     """With dropout."""
     options = {"export": True, **RUNS[name]}

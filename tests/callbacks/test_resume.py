@@ -81,7 +81,10 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("name", KILLS)
+LONGER = {"in the last evaluation", "epoch mode, before the report"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in KILLS])
 def test_a_killed_run_ends_like_an_unbroken_one(model_folder, tmp_path, name):
     every, kills, options = KILLS[name]
     fit(model_folder, tmp_path / "whole", every, **options)

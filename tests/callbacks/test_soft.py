@@ -69,9 +69,9 @@ class Kill(Callback):
     ("name", "precision", "checkpoint"),
     [
         ("spider", "32-true", "compact"),
-        ("spider", "bf16-true", "full"),
+        pytest.param("spider", "bf16-true", "full", marks=pytest.mark.slow),
         ("soft_dowser", "bf16-true", "compact"),
-        ("anchor", "bf16-true", "compact"),
+        pytest.param("anchor", "bf16-true", "compact", marks=pytest.mark.slow),
         ("l2sp", "32-true", "full"),
     ],
 )

@@ -61,7 +61,6 @@ QUICK = {
     "32-true norm 2",
     "bf16-mixed unclipped 1",
     "spider",
-    "model tailor",
     "answers of unequal length",
 }
 

@@ -84,7 +84,12 @@ def test_a_row_that_only_one_rank_can_read_is_named_on_both(tmp_path, model_fold
 
 @pytest.mark.parametrize(
     ("hook", "rank"),
-    [("on_fit_start", 1), ("on_before_optimizer_step", 0), ("on_train_end", 0), ("on_train_end", 1)],
+    [
+        ("on_fit_start", 1),
+        ("on_before_optimizer_step", 0),
+        pytest.param("on_train_end", 0, marks=pytest.mark.slow),
+        pytest.param("on_train_end", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_failure_in_any_hook_reaches_the_other_rank(tmp_path, model_folder, hook, rank):
     ended = outcomes(failing, tmp_path / "run", model_folder, hook, rank)

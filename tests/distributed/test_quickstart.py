@@ -10,7 +10,6 @@ from tests.distributed.harness import alone, command_line, run
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--data.num_train=96", "--data.num_eval=15", "--trainer.max_epochs=2", "--dowser.probe.num_prompts=16"]
-STRATEGIES = ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "fsdp2"))]
 
 
 def quickstart(name: str, *more: str) -> list[str]:
@@ -33,7 +32,8 @@ def single(tmp_path_factory):
     return ended(folder, "single")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2"])
 def test_the_quickstart_on_two_ranks_ends_as_on_one(tmp_path, monkeypatch, single, strategy):
     monkeypatch.chdir(tmp_path)
     path = ROOT / "configs" / "strategy" / f"{strategy}.yaml"

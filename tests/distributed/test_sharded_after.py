@@ -26,7 +26,7 @@ def model_folder(tmp_path_factory):
 
 @one_fast
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "model tailor")) for name in METHODS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "grafting")) for name in METHODS]
 )
 def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name, kind):
     options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": kind}

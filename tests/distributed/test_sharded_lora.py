@@ -8,7 +8,7 @@ from dowser_pl.methods import Lora
 from dowser_pl.models.lora import LoraSettings
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
-from tests.distributed.sharded import one_fast
+from tests.distributed.sharded import both
 from tests.tiny_models import save_tiny_llava
 
 
@@ -17,8 +17,9 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
-@one_fast
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-true", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, precision, kind):
     """Float32 adapters beside weights of either precision; merged, written, and gone on with."""
     options = {"max_epochs": 1, "num_rows": 16, "method": Lora(), "module": {"lora": LoraSettings(r=4)}, "export": True}

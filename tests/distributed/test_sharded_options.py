@@ -101,6 +101,7 @@ def fit_with(folder, model, *, strategy, **options):
     return fit(folder, model, strategy=FSDP2Strategy(**strategy), max_epochs=1, num_rows=16, **options)
 
 
+@pytest.mark.slow
 def test_shares_in_host_memory_end_where_one_process_does(model_folder, tmp_path):
     options = {"optimizer": "sgd", "gradient_clip_val": 0.05, "strategy": {"cpu_offload": True}}
     one = alone(fit_with, tmp_path / "one", model_folder, **options)

@@ -12,7 +12,7 @@ from dowser_pl.methods import Dare, ModelDowser
 from dowser_pl.models.loading import load_model
 from tests.distributed.fits import fit
 from tests.distributed.harness import RankError, outcomes, run
-from tests.distributed.sharded import both, one_fast
+from tests.distributed.sharded import one_fast
 from tests.tiny_models import save_tiny_llava
 
 
@@ -60,7 +60,7 @@ def differing(folder, model, kind):
     fit(folder, model, strategy=kind, callbacks=(Blind(),), module={"also_train": ["projector"]})
 
 
-@both
+@one_fast
 def test_a_trained_projector_needs_images_on_all_ranks_or_none(model_folder, tmp_path, kind):
     for outcome in outcomes(differing, tmp_path, model_folder, kind):
         assert "got images on 1 of 2 processes" in outcome.message
@@ -79,7 +79,7 @@ def scaled(folder, model, kind):
         fit(folder, model, strategy=kind, module={"also_train": ["projector"]})
 
 
-@both
+@one_fast
 def test_a_trained_number_that_no_one_would_average_is_refused(model_folder, tmp_path, kind):
     with pytest.raises(RankError, match="got a parameter without dimensions .* model.also_train"):
         run(scaled, tmp_path, model_folder, kind)
@@ -96,7 +96,7 @@ def diverging(folder, model, kind):
     fit(folder, model, strategy=kind, callbacks=(Spoil(),))
 
 
-@both
+@one_fast
 def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(model_folder, tmp_path, kind):
     for outcome in outcomes(diverging, tmp_path, model_folder, kind):
         assert "a gradient is not finite at step 0" in outcome.message

@@ -1,0 +1,89 @@
+"""Every supported family spread over two ranks: losses, gradients and answers of one process."""
+
+import pytest
+import torch
+
+from dowser_pl.models.generation import greedy_answers
+from dowser_pl.models.layers import find_layers
+from dowser_pl.shards import collect, local, when_averaged
+from dowser_pl.spread_models import hand_over_gradients
+from tests.distributed.harness import RankError, run
+from tests.distributed.sharded import both
+from tests.distributed.test_sharded_families import spread
+from tests.tiny_models import FAMILIES, IMAGE, tiny_tokenizer
+
+
+def inputs_of(family):
+    """Text; with an image where the model does not run without."""
+    tokens = torch.arange(10, 26).view(2, 8)
+    inputs = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
+    if "blip" in family:
+        tokens[:, :4] = IMAGE
+        inputs["pixel_values"] = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    if "instructblip" in family:
+        inputs |= {"qformer_input_ids": tokens[:, 4:], "qformer_attention_mask": torch.ones_like(tokens[:, 4:])}
+    if family == "instructblip_t5":
+        inputs["decoder_attention_mask"] = inputs["attention_mask"]
+    if family == "paligemma":
+        inputs["token_type_ids"] = torch.ones_like(tokens)
+    return inputs
+
+
+def stepped(family, kind):
+    """Losses of two passes and answers then, and what a matrix' gradients of each are: whole, on the first rank."""
+    model, losses, taken = FAMILIES[family]().eval().requires_grad_(False), [], {}
+    for layer in find_layers(model, None, ["attn", "mlp"]).values():
+        layer.weight.requires_grad_(True)
+    if kind is not None:
+        spread(model, kind)
+    layers = find_layers(model, None, ["attn", "mlp"])
+    for name, layer in layers.items():
+
+        def take(weight, name=name):
+            taken.setdefault(name, []).append(local(weight.grad).flatten())
+            weight.grad = None
+
+        when_averaged(layer.weight, take)
+    for _ in range(2):
+        loss = model(**inputs_of(family), use_cache=False).loss
+        losses.append(float(loss.detach()))
+        loss.backward()
+        hand_over_gradients(model)
+    assert taken.keys() == layers.keys()
+    asked = {
+        name: value for name, value in inputs_of(family).items() if name not in ("labels", "decoder_attention_mask")
+    }
+    losses += greedy_answers(model, tiny_tokenizer(), asked, 4)
+    return losses, {name: [collect(each) for each in taken[name]] for name in sorted(taken)}
+
+
+def compare_families(kind):
+    """Names of the families that differ, and how."""
+    odd = []
+    for family in FAMILIES:
+        (losses, gradients), (its_losses, its_gradients) = stepped(family, None), stepped(family, kind)
+        if losses != its_losses:
+            odd.append(f"{family}: {losses} {its_losses}")
+        for name, whole in gradients.items() if torch.distributed.get_rank() == 0 else ():
+            for twice, two in zip(whole, its_gradients[name], strict=True):
+                one = twice[: twice.numel() // 2]  # each rank had all of it
+                if not float((one - two).abs().max()) <= 1e-6 * float(one.abs().max()):
+                    odd.append(f"{family}: {name}")
+    return odd
+
+
+@pytest.mark.slow
+@both
+def test_every_family_steps_as_in_one_process(kind):
+    assert run(compare_families, kind, seconds=300) == [[], []]
+
+
+def with_a_trained_table(family):
+    model = FAMILIES[family]()
+    model.get_input_embeddings().weight.requires_grad_(True)
+    spread(model, "fsdp2")
+
+
+def test_a_table_whose_gradient_would_be_missed_is_refused():
+    with pytest.raises(RankError, match="got trained embeddings in a Blip2ForConditionalGeneration, expected frozen"):
+        run(with_a_trained_table, "blip2")
