@@ -39,12 +39,13 @@ class FailTogether(Callback):
         self.patience = patience
         self.seconds = seconds
         self._over: threading.Event | None = None
+        self._told: tuple[int, str] | None = None  # rank and message of another that failed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin to look."""
         if sharding.world_size() == 1 or self._over is not None:
             return
-        self._over = threading.Event()
+        self._over, self._told = threading.Event(), None
         threading.Thread(target=self._look, args=(self._over, self._number), daemon=True).start()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +69,7 @@ class FailTogether(Callback):
         number = self._stop()
         reason = _reason(exception)
         try:
-            first, text = _first_failure(number, reason)
+            first, text = self._told or _first_failure(number, reason)  # the store may be gone with who told
             if first == sharding.rank():
                 _wait_until_heard(number)
                 return
@@ -99,6 +100,7 @@ class FailTogether(Callback):
             first, text = _parted(store.get(key))
             if first == sharding.rank():
                 return
+            self._told = first, text
             self._say(f"process {first} failed, so process {sharding.rank()} ends: {text}")
             store.set(_heard(number, sharding.rank()), "1")
         except RuntimeError:  # the store went with the process that held it
@@ -116,7 +118,7 @@ class FailTogether(Callback):
 
 def _end(number: int, frame: Any) -> None:  # noqa: ARG001
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one means it
-    raise SystemExit("dowser_pl: ended by SIGTERM")
+    raise SystemExit("ended by SIGTERM")
 
 
 def _reason(exception: BaseException) -> str:
