@@ -6,6 +6,7 @@ the processes found each other, and every process looks there once a second.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -38,13 +39,24 @@ class FailTogether(Callback):
         self.patience = patience
         self.seconds = seconds
         self._over: threading.Event | None = None
+        self._told: tuple[int, str] | None = None  # rank and message of another that failed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin to look."""
         if sharding.world_size() == 1 or self._over is not None:
             return
-        self._over = threading.Event()
+        self._over, self._told = threading.Event(), None
         threading.Thread(target=self._look, args=(self._over, self._number), daemon=True).start()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End at once when asked to (SIGTERM): Lightning sends word to the others from inside its signal handler.
+
+        They are wherever they are, so that would wait for ever.
+        """
+        if sharding.world_size() > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)
+
+    on_train_start = on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the others, or hear what ended this process too.
@@ -57,7 +69,7 @@ class FailTogether(Callback):
         number = self._stop()
         reason = _reason(exception)
         try:
-            first, text = _first_failure(number, reason)
+            first, text = self._told or _first_failure(number, reason)  # the store may be gone with who told
             if first == sharding.rank():
                 _wait_until_heard(number)
                 return
@@ -88,6 +100,7 @@ class FailTogether(Callback):
             first, text = _parted(store.get(key))
             if first == sharding.rank():
                 return
+            self._told = first, text
             self._say(f"process {first} failed, so process {sharding.rank()} ends: {text}")
             store.set(_heard(number, sharding.rank()), "1")
         except RuntimeError:  # the store went with the process that held it
@@ -103,8 +116,13 @@ class FailTogether(Callback):
         sys.stderr.flush()
 
 
+def _end(number: int, frame: Any) -> None:  # noqa: ARG001
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one means it
+    raise SystemExit("ended by SIGTERM")
+
+
 def _reason(exception: BaseException) -> str:
-    kind = "" if isinstance(exception, ValueError | OSError) else f"{type(exception).__name__}: "
+    kind = "" if isinstance(exception, ValueError | OSError | SystemExit) else f"{type(exception).__name__}: "
     return f"{kind}{exception}".removesuffix(": ")[:_MOST]  # Ctrl-C says nothing beside its name
 
 

@@ -106,9 +106,11 @@ def _notes(plan: MemoryPlan) -> list[str]:
         notes.append(f"the states of {plan.optimizer.name} are not known: two of float32 are assumed")
     if plan.placement.sharded:
         notes.append(
-            f"{plan.placement.strategy} on {plan.placement.devices} devices is a forecast, and leaves out what is "
-            "gathered beside a layer (embeddings, head, vision tower); `fit` takes FSDP2Strategy (-c strategy/fsdp2)"
+            f"not counted under {plan.placement.strategy}: what is gathered beside a decoder layer (embeddings, head, "
+            "vision tower)"
         )
+        if not plan.placement.ours:
+            notes.append(f"`fit` does not take {plan.placement.strategy}; use -c strategy/fsdp2")
     return notes
 
 

@@ -13,6 +13,7 @@ Form = Literal["dense", "compact"]
 
 _FP32 = 4
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
+_OURS = ("fsdp1", "fsdp1strategy", "fsdp2", "fsdp2strategy")
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,13 @@ class Placement:
 
     @property
     def sharded(self) -> bool:
-        """Whether each device would hold a part of the weights; a forecast."""
+        """Whether each device would hold a part of the weights."""
         return self.devices > 1 and self.spreads
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a strategy that `fit` spreads weights with."""
+        return self.strategy.lower() in _OURS
 
     @property
     def replicated(self) -> bool:

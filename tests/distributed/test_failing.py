@@ -1,7 +1,11 @@
 """Whatever goes wrong on one rank ends both, with that rank's message."""
 
+import os
+import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from lightning.pytorch import Callback
@@ -121,6 +125,29 @@ class Interrupts(Callback):
     def on_train_start(self, trainer, pl_module):
         if trainer.global_rank == 1:
             raise KeyboardInterrupt
+
+
+def terminated(folder, model):
+    """The second process cannot ask who failed any more: where Lightning starts it, the store lies on the first."""
+    gone = patch("dowser_pl.callbacks.failing._first_failure", side_effect=RuntimeError("no store"))
+    with gone if distributed.get_rank() == 1 else nullcontext():
+        fit(folder, model, callbacks=(Terminates(),), max_epochs=1)
+
+
+class Terminates(Callback):
+    """The first process alone is asked to end, as by ``kill``."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_end_does(tmp_path, model_folder):
+    """Lightning's own handler would begin a broadcast here, and none would ever end."""
+    first, second = outcomes(terminated, tmp_path / "run", model_folder, seconds=40)
+    assert first.status == second.status == 1
+    assert second.message == "ValueError: process 0 failed: ended by SIGTERM"
 
 
 def test_a_run_after_one_that_failed_does_not_hear_of_it(tmp_path, model_folder):

@@ -218,7 +218,14 @@ def test_the_table_says_what_would_help():
     helped = savings(huge)
     assert all(each.held.total < huge.held.total for each in helped.values()) and len(helped) == 2
     assert "--trainer.precision bf16-true" in savings(replace(huge, sizes=replace(SIZES, weights={"float32": 1 << 32})))
-    assert "a forecast" in "\n".join(lines(replace(plan(), placement=Placement("FSDPStrategy", 2))))
+
+
+@pytest.mark.parametrize("name, taken", [("FSDP2Strategy", True), ("fsdp1", True), ("FSDPStrategy", False)])
+def test_a_spread_plan_says_what_it_leaves_out_and_whether_fit_takes_the_strategy(name, taken):
+    text = "\n".join(lines(replace(plan(), placement=Placement(name, 2))))
+    assert f"not counted under {name}: what is gathered beside" in text
+    assert (f"`fit` does not take {name}" in text) == (not taken)
+    assert "not counted" not in "\n".join(lines(replace(plan(), placement=Placement("ddp", 2))))
 
 
 def test_a_plan_without_a_known_decoder_says_so():
