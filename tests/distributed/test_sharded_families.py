@@ -39,7 +39,7 @@ def compare_families(kind):
     """Names of the families that differ, and how."""
     odd = []
     for family, build in FAMILIES.items():
-        model = build().eval()
+        model = build().eval().requires_grad_(False)
         prompts, factors = measured(model)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         spread(model, kind)
