@@ -33,7 +33,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | Path, needed_bytes: int | None = None) -> Iterator[Path]:
+def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write a file or a folder to; it takes the final name when the block ends well.
 
     For libraries that write by path: the temporary name keeps the suffix (".safetensors", ".png"). If the block
@@ -42,8 +42,10 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None) -> Iterator[P
     Args:
         path: final name of the file or folder; its parent folder is made if needed. A link is followed.
         needed_bytes: size of what will be written, if known: a disk without that much room is refused at once.
+        any_kind: see :func:`rename_over`.
 
     Raises:
+        OSError: a folder stands where a file is to be written, or a file where a folder is.
         OSError: the disk is full, also where the library hides that in an exception of its own.
         ValueError: the block wrote nothing to the temporary path.
     """
@@ -59,7 +61,7 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None) -> Iterator[P
             raise ValueError(f"Nothing was written to {temporary}, so {path} stays as it is.")
         open_to_others(temporary)
         force_to_disk(temporary)
-        rename_over(temporary, final)
+        rename_over(temporary, final, any_kind)
     except BaseException as error:
         full = is_full_disk(error, final.parent)
         remove(temporary)
@@ -90,8 +92,20 @@ def is_full_disk(error: BaseException, folder: Path) -> bool:
     return torch_writer or any(words in text for words in FULL_DISK_WORDS)
 
 
-def rename_over(temporary: Path, final: Path) -> None:
-    """Give a finished temporary file or folder its final name, replacing what is there."""
+def rename_over(temporary: Path, final: Path, any_kind: bool = False) -> None:
+    """Give a finished temporary file or folder its final name, replacing what is there.
+
+    Args:
+        temporary: what was written.
+        final: its name.
+        any_kind: whether a file may replace a folder, and a folder a file: only where both are ours, as checkpoints.
+
+    Raises:
+        OSError: if they are of two kinds and may not be; both stay.
+    """
+    if final.exists() and final.is_dir() != temporary.is_dir() and not any_kind:
+        kind, other = ("a folder", "a file") if final.is_dir() else ("a file", "a folder")
+        raise FileExistsError(errno.EEXIST, f"{kind} stands where {other} is to be written, move it away", str(final))
     if not final.exists() or not (temporary.is_dir() or final.is_dir()):
         temporary.replace(final)
         sync_folder(final.parent)

@@ -50,7 +50,7 @@ class Checkpoints(ModelCheckpoint):
             return
         put_back(last)
         if trainer.ckpt_path is None and last.exists():
-            rename_over(last, last.with_name("previous.ckpt"))
+            rename_over(last, last.with_name("previous.ckpt"), any_kind=True)
             rank_zero_info(
                 f"This is a fresh run: the {last} of an earlier one is now previous.ckpt. "
                 "To go on with an earlier run, add --ckpt_path last to its command"
@@ -85,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with atomic_path(path) as temporary:
+        with atomic_path(path, any_kind=is_folder(path)) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

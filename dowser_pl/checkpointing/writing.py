@@ -112,7 +112,7 @@ def _finish(plain: dict[str, Any], temporary: Path, final: Path) -> None:
         raise full_disk_error(final, None) if is_full_disk(error, final.parent) else OSError(str(error)) from error
     open_to_others(temporary)
     force_to_disk(temporary)
-    rename_over(temporary, final)
+    rename_over(temporary, final, any_kind=True)
 
 
 def _told(error: BaseException, final: Path) -> OSError:
