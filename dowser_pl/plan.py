@@ -22,7 +22,7 @@ from dowser_pl.planning.model_plan import MemoryPlan, batch_of, decoder_of, size
 from dowser_pl.planning.optimizer_kinds import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.plan_lines import readable, table
 from dowser_pl.planning.plan_sizes import Kept, Placement
-from dowser_pl.planning.spread_limits import blockwise, no_training
+from dowser_pl.planning.spread_limits import no_optimizer, no_training
 
 __all__ = ["placement_of", "plan_forms", "show", "write"]
 
@@ -146,12 +146,7 @@ def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) 
     """What `fit` refuses there, in its words."""
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
     refused = no_training(method, curve, checkpoint, module.quantization)
-    optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
-    if refused is None and blockwise(optimizer):
-        refused = (
-            f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "
-            "processes; use torch.optim.AdamW, whose states take a share on each of them"
-        )
+    refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
         raise ValueError(refused)
 

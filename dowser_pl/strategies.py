@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from dowser_pl.checkpointing import Stored, is_folder, open_folder, read_folder, shares_of, write_folder
 from dowser_pl.models.fully_sharded import fully_shard_model
+from dowser_pl.planning.spread_limits import no_optimizer
 from dowser_pl.shards import cut, is_spread, local, shape_of, to_first
 from dowser_pl.training.sharded_optimizer import cut_states, gathered_states
 from dowser_pl.training.shared_state import shared_states
@@ -66,11 +67,9 @@ class ShardedStrategy(ParallelStrategy):
                     "spread, so every process would train its own. Leave its part out of model.also_train, or use "
                     "--trainer.strategy ddp"
                 )
-            if type(optimizer).__module__.startswith("bitsandbytes"):
-                raise ValueError(
-                    f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several "
-                    "processes; use torch.optim.AdamW, whose states take a share on each of them"
-                )
+            refused = no_optimizer(optimizer)
+            if refused:
+                raise ValueError(refused)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""

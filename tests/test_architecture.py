@@ -26,7 +26,7 @@ ALLOWED = {
     "ranks": {"sharding", "shards", "__init__"},
     "spread_models": {"flat_running", "flat_shards", "shards"},
     "checkpointing": {"files", "maths", "sharding", "shards", "__init__"},
-    "strategies": {"checkpointing", "models", "shards", "training"},
+    "strategies": {"checkpointing", "models", "planning", "shards", "training"},
     "fsdp1_strategy": {"models", "spread_models", "strategies"},
     "probing": {"maths", "files", "sharding", "shards", "spread_models", "__init__"},
     "patches": {"maths", "files", "models", "nearest"},

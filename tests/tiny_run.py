@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
 from dowser_pl.callbacks import Checkpoints, Dowser, EpochProgress, Export, Forgetting, PatchFile, RandomState
@@ -12,6 +11,7 @@ from dowser_pl.data import Conversation, MultimodalData, Question, Task
 from dowser_pl.methods import ModelDowser
 from dowser_pl.module import MultimodalModule
 from dowser_pl.probing import Probe
+from dowser_pl.trainer import DowserTrainer
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 SMALL_PROBE = Probe(num_prompts=4, num_probes=2, num_tokens=12)
@@ -71,7 +71,7 @@ def build_trainer(
     checkpoint="compact",
     export=False,
     **options,
-) -> Trainer:
+) -> DowserTrainer:
     dowser = Dowser(method or ModelDowser(0.1), SMALL_PROBE, cache_dir, update=update, checkpoint=checkpoint)
     options = {
         "max_epochs": 2,
@@ -85,4 +85,5 @@ def build_trainer(
     }
     checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
     ending = [Export(enabled=export), Forgetting(), PatchFile()]
-    return Trainer(callbacks=[dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks], **options)
+    callbacks = [dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks]
+    return DowserTrainer(callbacks=callbacks, **options)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dowser_pl.training import BaseModel, Protection
 
-__all__ = ["check_optimizers", "check_same_base", "check_trainer", "refuse_quantized"]
+__all__ = ["check_ended", "check_optimizers", "check_same_base", "check_trainer", "refuse_quantized"]
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -93,4 +93,22 @@ def check_same_base(base: BaseModel, now: list[str], before: str, digest: str, e
         raise ValueError(
             "the frozen entries are not those that the run began from; resume with the same --model.path, "
             "--model.dtype, --trainer.precision and --model.also_train"
+        )
+
+
+def check_ended(trainer: Trainer, counts: object) -> None:
+    """Refuse to end a fit as if all was well where Lightning left its end out.
+
+    Args:
+        trainer: of the fit.
+        counts: that the end of training makes; None = it did not come.
+
+    Raises:
+        ValueError: if a resumed run had no step left, which `lightning.Trainer` answers by returning at once.
+    """
+    if counts is None and trainer.limit_train_batches != 0 and trainer.ckpt_path is not None:
+        raise ValueError(
+            f"{trainer.ckpt_path} holds a run that had no step left, and {type(trainer).__name__} returned before the "
+            "end of training: nothing was merged, exported or reported. Use dowser_pl.trainer.DowserTrainer, as the "
+            "command line does"
         )

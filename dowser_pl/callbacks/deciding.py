@@ -104,6 +104,8 @@ class Deciding:
 
     def priors(self, method: EachStep) -> dict[str, Tensor]:
         """Name -> float32 of what is here that the method makes of the base and keeps, where it makes something."""
+        if type(method).prior is EachStep.prior:  # nothing; whole matrices would be put together for it
+            return {}
         start = time.monotonic()
         factors = self.measure().factors
         priors = {}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dowser_pl import sharding
-from dowser_pl.callbacks.checks import check_optimizers, check_same_base, check_trainer, refuse_quantized
+from dowser_pl.callbacks.checks import check_ended, check_optimizers, check_same_base, check_trainer, refuse_quantized
 from dowser_pl.callbacks.checks_sharded import check_sharded
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.deciding import Deciding
@@ -121,7 +121,7 @@ class Dowser(Callback):
         announce_plan(pl_module, self.method, self.update, trainer.optimizers[0])
         if pl_module.protected is not None:  # of an earlier fit that changed nothing
             pl_module.protected.close()  # type: ignore[operator, union-attr]
-        self._trained = None
+        self._trained = self.counts = None
         if self._loaded is not None:
             self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
             self._loaded = None
@@ -174,6 +174,8 @@ class Dowser(Callback):
         """Let go of the matrices, also after an error or an interruption."""
         if self._entries is not None:
             self._entries.close()
+            if stage == "fit":
+                check_ended(trainer, self.counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks in global coordinates, the values they cannot give back, and what they belong to.
@@ -185,7 +187,8 @@ class Dowser(Callback):
         state: dict[str, Any] = {"method": self.method.settings(), "update": self.update, "base": self.base.to_dict()}
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
         if self._trained is None:
-            state |= {"entries": saved_entries(self._entries, self._apart), "frozen_digest": self.frozen_digest}
+            state |= {"entries": saved_entries(self._entries, self._apart, self.checkpoint)}
+            state["frozen_digest"] = self.frozen_digest
         state |= self._trained or {}
         return state if sharding.rank() == 0 or self._apart else {}
 

@@ -43,7 +43,7 @@ class PatchFile(Callback):
                 f"No patch: {entries.num_trainable:,} of {total:,} entries may move; share the exported folder"
             )
             return
-        state, tensors = entries.state_dict(), pl_module.state_dict()
+        state, tensors = entries.state_dict(base=False), pl_module.state_dict()
         tensors = to_first({key: tensors[key] for key in base.whole})
         if not trainer.is_global_zero:
             return

@@ -145,9 +145,10 @@ def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
     return ShardedSoftEntries if any(map(is_spread, weights.values())) else SoftEntries
 
 
-def saved_entries(entries: Protection, apart: bool) -> Mapping[str, Any]:
+def saved_entries(entries: Protection, apart: bool, checkpoint: Content) -> Mapping[str, Any]:
     """What a checkpoint is to hold of entries: all of it on the first process, or of each its own."""
-    return shared_entries(entries) if apart else entries.state_dict()
+    base = checkpoint == "full"  # otherwise the model that is loaded gives it back
+    return shared_entries(entries, base) if apart else entries.state_dict(base)
 
 
 def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-__all__ = ["blockwise", "no_model", "no_training"]
+__all__ = ["no_model", "no_optimizer", "no_training"]
 
 _INSTEAD = "use --trainer.strategy ddp, or one device"
 _PER_WEIGHT = ("token_product", "weight_square")  # statistics that are as large as the weights
@@ -46,6 +46,11 @@ def no_training(method: Any, curve: bool, checkpoint: str, quantization: str) ->
     return no_model(quantization)
 
 
-def blockwise(optimizer: Optimizer) -> bool:
-    """Whether its states lie in blocks, which cannot be put together from several processes (bitsandbytes)."""
-    return any(each.__module__.startswith("bitsandbytes") for each in type(optimizer).__mro__)
+def no_optimizer(optimizer: Optimizer) -> str | None:
+    """Why an optimizer cannot train what is spread; None = it can."""
+    if not any(each.__module__.startswith("bitsandbytes") for each in type(optimizer).__mro__):
+        return None
+    return (
+        f"{type(optimizer).__name__} keeps its states in blocks, which cannot be put together from several processes; "
+        "use torch.optim.AdamW, whose states take a share on each of them"
+    )

@@ -133,13 +133,17 @@ class Protection(ABC):
             changed += int((bits_of(tuned) != bits_of(self.base_values(name))).sum())
         return Changes(entries - self.num_trainable, 0), Changes(self.num_trainable, changed)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """Packed masks in global coordinates, base values and trained values, on the CPU.
 
         Frozen entries of a checkpoint's weights *are* the base, so these give the whole base back.
+
+        Args:
+            base: with the base values.
         """
         return {
-            name: {"mask": bits, "base": self.base_values(name), "values": self.values(name).detach().cpu()}
+            name: {"mask": bits, "values": self.values(name).detach().cpu()}
+            | ({"base": self.base_values(name)} if base else {})
             for name, bits in self.packed.bits.items()
         }
 

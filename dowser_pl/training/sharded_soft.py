@@ -30,9 +30,9 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
 
     shards: ClassVar[Shards] = Ranks()
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
-        state = SpreadProtection.state_dict(self)
+        state = SpreadProtection.state_dict(self, base)
         for name, weight in self.weights.items():
             for kind, kept in self.beside(name).items():
                 every = collect(kept.flatten())

@@ -20,7 +20,7 @@ from dowser_pl.training.sharded_optimizer import gathered_states
 __all__ = ["shared_entries", "shared_states", "stored_state"]
 
 
-def shared_entries(entries: Protection) -> dict[str, dict[str, Share]]:
+def shared_entries(entries: Protection, base: bool = True) -> dict[str, dict[str, Share]]:
     """:meth:`Protection.state_dict` of entries that are spread over processes, spread; all must call it.
 
     Masks are (O, ceil(I / 8)) bytes, a row of bits after the other, so that rows of a matrix are rows of its mask.
@@ -34,9 +34,10 @@ def shared_entries(entries: Protection) -> dict[str, dict[str, Share]]:
         bits = to_rows(entries.packed.bits[name], (rows.stop - rows.start, columns))
         state[name] = {
             "mask": Share(bits, rows.start, (len(weight), bits.shape[1]), columns),
-            "base": Share(entries.base_values(name), first, (total,)),
             "values": Share(entries.values(name).detach(), first, (total,)),
         }
+        if base:
+            state[name]["base"] = Share(entries.base_values(name), first, (total,))
         for kind, kept in entries.beside(name).items():
             state[name][kind] = Share(kept, rows.start, tuple(weight.shape))
     return state

@@ -98,9 +98,9 @@ class SoftEntries(TrainableEntries):
         kinds = {"sums": self._sums, "priors": self._priors}
         return super().num_bytes() | {kind: sum(each.nbytes for each in held.values()) for kind, held in kinds.items()}
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """As of :class:`TrainableEntries`, with ``sum`` and ``prior``, (O, I) float32 each, where there are any."""
-        state = super().state_dict()
+        state = super().state_dict(base)
         for name, each in state.items():
             each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
         return state

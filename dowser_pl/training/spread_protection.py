@@ -34,14 +34,15 @@ class SpreadProtection(Protection):
         )
         return digests_in_turns(parts)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
         state = {}
         for name in self.weights:
             mask = collect(self.masks[name].flatten())
             state[name] = {
                 "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],
-                "base": collect(self.base_values(name)),
                 "values": collect(self.values(name)),
             }
+            if base:
+                state[name]["base"] = collect(self.base_values(name))
         return state

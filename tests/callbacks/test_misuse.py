@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
-from dowser_pl.methods import Magnitude, ModelDowser
+from dowser_pl.methods import Dare, Magnitude, ModelDowser
 from dowser_pl.module import MultimodalModule
 from tests.callbacks.test_compact import adamw, assert_equal, fit, weights_of
 from tests.tiny_models import save_tiny_llava
@@ -153,3 +153,20 @@ def test_a_run_stopped_in_its_backward_pass_leaves_a_module_that_can_be_fitted(m
     trainer = build_trainer(tmp_path, ModelDowser(0.1), max_epochs=1)
     trainer.fit(module, datamodule=TinyData())
     assert trainer.callbacks[0].counts[1].changed > 0
+
+
+def test_a_trainer_that_leaves_the_end_of_a_run_out_is_found_out(model_folder, tmp_path, monkeypatch):
+    """A checkpoint of the last step leaves nothing to train; what is merged or written then would be missing."""
+    done = build_trainer(tmp_path, Dare(0.3), max_epochs=1, callbacks=[EndOnly()])
+    done.fit(build_module(model_folder), datamodule=TinyData())
+    monkeypatch.setattr("tests.tiny_run.DowserTrainer", Trainer)
+    plain = build_trainer(tmp_path, Dare(0.3), max_epochs=1)
+    with pytest.raises(ValueError, match="no step left, and Trainer returned before the end .*DowserTrainer"):
+        plain.fit(build_module(model_folder), datamodule=TinyData(), ckpt_path=tmp_path / "end.ckpt")
+
+
+class EndOnly(Callback):
+    """A checkpoint at the end of training."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/end.ckpt")
