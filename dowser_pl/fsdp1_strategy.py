@@ -5,7 +5,6 @@ all of that is as in `strategies.py` here. Its precision differs too: see :class
 """
 
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dowser_pl.models.flat_sharded import flat_shard_model
 from dowser_pl.spread_models import spread_model
-from dowser_pl.strategies import Dtype, ShardedStrategy
+from dowser_pl.strategies import Dtype, ShardedStrategy, patience
 
 __all__ = ["FSDP1Strategy"]
 
@@ -30,9 +29,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
     """
 
     def __init__(self, reduce_dtype: Dtype | None = None, timeout_minutes: float = 60.0) -> None:
-        if not timeout_minutes > 0:
-            raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
-        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        super().__init__(timeout=patience(timeout_minutes))
         self.reduce_dtype = reduce_dtype
 
     @property
@@ -67,10 +64,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
         if not spread_model(module):
             module.to(self.root_device)
             return
-        for part in module.modules():
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(self.root_device)
+        self.move_buffers()
         for child in module.children():
             if child is not module.model:
                 child.to(self.root_device)

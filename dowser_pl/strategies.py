@@ -26,7 +26,7 @@ from dowser_pl.shards import cut, is_spread, local, shape_of, to_first
 from dowser_pl.training.sharded_optimizer import cut_states, gathered_states
 from dowser_pl.training.shared_state import shared_states
 
-__all__ = ["Dtype", "FSDP2Strategy", "ShardedStrategy"]
+__all__ = ["Dtype", "FSDP2Strategy", "ShardedStrategy", "patience"]
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -70,6 +70,14 @@ class ShardedStrategy(ParallelStrategy):
             refused = no_optimizer(optimizer)
             if refused:
                 raise ValueError(refused)
+
+    def move_buffers(self) -> None:
+        """Buffers are whole on every process, where it computes; what is spread stays where it is kept."""
+        module: Any = self.lightning_module
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""
@@ -134,6 +142,17 @@ class ShardedStrategy(ParallelStrategy):
             optimizer.load_state_dict(cut_states(state, optimizer))
 
 
+def patience(minutes: float) -> timedelta:
+    """How long a process waits for the others.
+
+    Raises:
+        ValueError: unless it is above 0.
+    """
+    if not minutes > 0:
+        raise ValueError(f"timeout_minutes must be above 0, got {minutes}")
+    return timedelta(minutes=minutes)
+
+
 def _copy(own: Tensor, given: Tensor | Stored) -> None:
     if given is own:
         return
@@ -163,11 +182,10 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
         timeout_minutes: float = 60.0,
         save_distributed_checkpoint: bool = False,
     ) -> None:
-        if not timeout_minutes > 0:
-            raise ValueError(f"timeout_minutes must be above 0, got {timeout_minutes}")
-        timeout = timedelta(minutes=timeout_minutes)
         super().__init__(
-            tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, timeout=timeout
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            timeout=patience(timeout_minutes),
         )
         self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
@@ -191,10 +209,7 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
     def model_to_device(self) -> None:
         """Sharding has moved the weights already, to where they are to be kept."""
         module: Any = self.model
-        for part in module.modules():
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(self.root_device)
+        self.move_buffers()
         if self.cpu_offload:
             module._device = self.root_device  # where metrics and batches belong
         else:

@@ -6,14 +6,12 @@ What processes hold of a parameter, rows or entries, follows each other in the o
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dowser_pl import sharding
-from dowser_pl.checkpointing import Stored
+from dowser_pl.checkpointing import Stored, extents
 from dowser_pl.flat_shards import place_of
-from dowser_pl.shards import added, collect, cut, shape_of
+from dowser_pl.shards import collect, cut, shape_of
 
 __all__ = ["cut_states", "gathered_states"]
 
@@ -47,10 +45,10 @@ def gathered_states(optimizer: Optimizer, put: Callable[[int, Tensor], Any] | No
 def cut_states(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Of the states of one process those of this process' parameters; all must call it."""
     parameters = _parameters(optimizer)
-    ends = _ends(parameters)
+    extent = extents([len(each) for each in parameters])
     return dict(state) | {
         "state": {
-            number: {kind: _cut(value, parameters[number], ends[number]) for kind, value in held.items()}
+            number: {kind: _cut(value, parameters[number], extent[number][0]) for kind, value in held.items()}
             for number, held in state["state"].items()
         }
     }
@@ -68,20 +66,12 @@ def _put(number: int, kind: str, value: Any, parameter: nn.Parameter, put: Calla
     return put(number, value)
 
 
-def _cut(value: Any, parameter: nn.Parameter, end: int) -> Any:
+def _cut(value: Any, parameter: nn.Parameter, first: int) -> Any:
     if not isinstance(value, Tensor | Stored) or value.dim() == 0:
         return value
     if place_of(parameter) is not None:
         return value.part_of(parameter) if isinstance(value, Stored) else cut(value, parameter).clone()
-    return value[end - len(parameter) : end].clone()
-
-
-def _ends(parameters: list[nn.Parameter]) -> list[int]:
-    """Where the part of each parameter that is here ends in the whole of it."""
-    mine = torch.zeros(sharding.world_size(), len(parameters), dtype=torch.int64)
-    mine[sharding.rank()] = torch.tensor([len(each) for each in parameters])
-    counts = torch.tensor(added(mine.flatten().tolist())).view_as(mine)
-    return [int(total) for total in counts[: sharding.rank() + 1].sum(dim=0)]
+    return value[first : first + len(parameter)].clone()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -4,19 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dowser_pl.methods import Dare, Grafting, ModelTailor, Ties, Wise
+from tests.callbacks.test_after_fit import METHODS
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import one_fast
 from tests.tiny_models import save_tiny_llava
-
-METHODS = {
-    "model tailor": ModelTailor(0.1),
-    "dare": Dare(0.3),
-    "grafting": Grafting(0.2),
-    "ties": Ties(0.2),
-    "wise": Wise(0.5),
-}
 
 
 @pytest.fixture(scope="module")
