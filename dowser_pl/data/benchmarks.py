@@ -16,6 +16,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from dowser_pl.data.decoding import ON_WHITE, Decoding
 from dowser_pl.data.json_rows import keep_good, read_rows
 from dowser_pl.data.messages import MessageReader, image_column, read_content
 from dowser_pl.data.rows import Question, Role, Task
@@ -57,7 +58,9 @@ class TaskFile:
                 raise ValueError(f"Task {self.name!r}: {name} must be at least 1, got {value}.")
 
 
-def read_task(task: TaskFile, allow_urls: bool = False, skip_bad_rows: bool = False) -> Task:
+def read_task(
+    task: TaskFile, allow_urls: bool = False, skip_bad_rows: bool = False, decoding: Decoding = ON_WHITE
+) -> Task:
     """Read the rows of an evaluation set; images are looked for but not decoded.
 
     Raises:
@@ -65,7 +68,7 @@ def read_task(task: TaskFile, allow_urls: bool = False, skip_bad_rows: bool = Fa
         ValueError: a row is unusable (and `skip_bad_rows` is off), or none is left.
     """
     folder = Path(task.image_folder) if task.image_folder else Path(task.file).parent
-    reader = MessageReader(folder.expanduser(), allow_urls, verify=skip_bad_rows)
+    reader = MessageReader(folder.expanduser(), allow_urls, skip_bad_rows, decoding)
     metric = build_metric(task.metric)
 
     def parse(name: str, row: dict[str, Any]) -> Question:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dowser_pl.data.base import Conversation, MultimodalData, Task
 from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
+from dowser_pl.data.decoding import MAX_PIXELS, Decoding
 from dowser_pl.data.holdout import NamedRow, holdout_task, split_rows
 from dowser_pl.data.json_rows import keep_good, read_rows
 from dowser_pl.data.messages import MessageReader
@@ -39,6 +40,8 @@ class ConversationData(MultimodalData):
         split_batches: share `batch_size` rows among the processes, for the same steps on any number of them.
         choose_on: evaluation sets of other questions, on which a run makes its choices (`budget.max_upstream_drop`);
             they are not reported.
+        background: what shows through the transparent parts of images: the name of a colour or "#rrggbb".
+        max_image_pixels: an image of more pixels is refused; null = no limit. The default is Pillow's own limit.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class ConversationData(MultimodalData):
         evaluation_cache_mb: int = 512,
         split_batches: bool = False,
         choose_on: list[TaskFile] | None = None,
+        background: str = "white",
+        max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
         loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
         super().__init__(*loading, split_batches)
@@ -71,6 +76,7 @@ class ConversationData(MultimodalData):
         self.holdout = holdout
         self.allow_urls = allow_urls
         self.skip_bad_rows = skip_bad_rows
+        self.decoding = Decoding(background, max_image_pixels).checked()
 
     def train_conversations(self) -> PackedRows:
         """All rows, less those held out."""
@@ -80,19 +86,22 @@ class ConversationData(MultimodalData):
 
     def evaluation_tasks(self) -> list[Task]:
         """The sets of `tasks`, then the holdout if there is one."""
-        tasks = [read_task(task, self.allow_urls, self.skip_bad_rows) for task in self.task_files]
+        tasks = [self._read_task(task) for task in self.task_files]
         if self.needs_holdout:
             tasks.append(holdout_task([question_of(name, row, self._reader) for name, row in self._split[1]]))
         return tasks
 
     def questions_to_choose_on(self) -> list[Task]:
         """The sets of `choose_on`."""
-        return [read_task(task, self.allow_urls, self.skip_bad_rows) for task in self.choose_on]
+        return [self._read_task(task) for task in self.choose_on]
+
+    def _read_task(self, task: TaskFile) -> Task:
+        return read_task(task, self.allow_urls, self.skip_bad_rows, self.decoding)
 
     @cached_property
     def _reader(self) -> MessageReader:
         folder = Path(self.image_folder) if self.image_folder else Path(self.train_file).parent
-        return MessageReader(folder.expanduser(), self.allow_urls)
+        return MessageReader(folder.expanduser(), self.allow_urls, decoding=self.decoding)
 
     @cached_property
     def _split(self) -> tuple[list[NamedRow], list[NamedRow]]:

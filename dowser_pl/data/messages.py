@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dowser_pl.data.decoding import ON_WHITE, Decoding
 from dowser_pl.data.images import ImageSource, ImageText, open_image, read_source
 from dowser_pl.data.rows import Message
 
@@ -32,11 +33,13 @@ class MessageReader:
         folder: where relative image paths start.
         allow_urls: whether http(s) images are fetched.
         verify: decode every image at once; otherwise they are only looked for.
+        decoding: how the bytes of images become pictures.
     """
 
     folder: Path
     allow_urls: bool = False
     verify: bool = False
+    decoding: Decoding = ON_WHITE
 
     def read(self, name: str, row: dict[str, Any]) -> tuple[list[Message], list[ImageSource]]:
         """Messages and images of a row; `name` is for error messages.
@@ -98,8 +101,10 @@ class MessageReader:
             value = value.get(kind)
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
-        code = kind == "base64"  # said, so nothing has to be guessed from its length
-        source = ImageText(value) if code else read_source(value, self.folder, self.allow_urls, name)
+        if kind == "base64":  # said, so nothing has to be guessed from its length
+            source: ImageSource = ImageText(value, self.decoding)
+        else:
+            source = read_source(value, self.folder, self.allow_urls, name, self.decoding)
         if self.verify:
             open_image(source, name)
         return source
