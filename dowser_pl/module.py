@@ -14,7 +14,6 @@ from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.protected import ProtectedModule
-from dowser_pl.sharding import weighted_mean
 from dowser_pl.spread_models import spread_model
 from dowser_pl.training import (
     LocalParameters,
@@ -22,6 +21,7 @@ from dowser_pl.training import (
     check_images,
     check_loss,
     check_precision,
+    count_targets,
     leave_out_of_buckets,
 )
 
@@ -152,10 +152,10 @@ class MultimodalModule(ProtectedModule):
         return text_inputs(self.text_model(), tokens, mask)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy of the assistant's tokens, the mean over those of all processes.
+        """Cross-entropy of the assistant's tokens, the mean over those of all processes and accumulated batches.
 
-        Each process gives back its part of that mean, times the number of processes, by which gradients are divided,
-        and logs the mean.
+        What is given back is this batch's share of it, see :class:`dowser_pl.training.Window`; what is logged is the
+        mean over the batches since the last optimizer step.
 
         Raises:
             ValueError: when the loss is not finite; the last checkpoint is kept.
@@ -165,9 +165,10 @@ class MultimodalModule(ProtectedModule):
             check_images("pixel_values" in batch)
         loss: Tensor = self.network(**batch, use_cache=False).loss
         check_loss(loss, self.global_step, batch_idx, rows)
-        weight, mean = weighted_mean(loss, (batch["labels"] != -100).sum())
-        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch["input_ids"]))
-        return loss * weight
+        tokens = count_targets(batch["labels"], not self.network.config.get_text_config().is_encoder_decoder)
+        weight = self.window.add(loss, tokens, begins=batch_idx % self.trainer.accumulate_grad_batches == 0)
+        self.log("train/loss", self.window.mean, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss.float() * weight
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""

@@ -12,7 +12,7 @@ from dowser_pl.models.names import SavedNames, saved_names
 from dowser_pl.sharding import check_same
 from dowser_pl.shards import is_spread
 from dowser_pl.spread_models import hand_over_gradients
-from dowser_pl.training import BaseModel, LocalParameters, Protection, clip_by_norm, local_state
+from dowser_pl.training import BaseModel, LocalParameters, Protection, Window, clip_by_norm, local_state
 
 __all__ = ["ProtectedModule"]
 
@@ -26,6 +26,7 @@ class ProtectedModule(EvaluatedModule):
         protected: what the callback lets the optimizer train, once it has decided.
         holds_checkpoint: whether weights of a checkpoint were loaded.
         reduced_elsewhere: whether the callback averages gradients over processes, instead of the wrapper.
+        window: the batches since the last optimizer step.
     """
 
     path: str
@@ -36,6 +37,7 @@ class ProtectedModule(EvaluatedModule):
         self.protected: Protection | None = None
         self.holds_checkpoint = False
         self.reduced_elsewhere = False
+        self.window = Window()
         self._saved_names: SavedNames | None = None  # of a model that is sharded
         self._local = LocalParameters()
 
@@ -101,9 +103,13 @@ class ProtectedModule(EvaluatedModule):
                 state["entries"] = {name: local_state(entry, spread[name]) for name, entry in entries.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As Lightning does; then gradients go to whoever takes them, before any callback looks."""
+        """As Lightning does; then gradients go to whoever takes them, and are complete before any callback looks."""
         super().backward(loss, *args, **kwargs)
         hand_over_gradients(self.network)
+        if not self.trainer.fit_loop._should_accumulate():
+            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+            trained = [each for group in groups for each in group["params"]]
+            self.window.end(trained, self.trainer.accumulate_grad_batches)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

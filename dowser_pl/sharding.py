@@ -7,10 +7,9 @@ calls what it is given when there is one process.
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, distributed
 
-__all__ = ["add_up", "check_same", "from_first", "gather", "rank", "weighted_mean", "world_size"]
+__all__ = ["add_up", "check_same", "from_first", "gather", "rank", "world_size"]
 
 T = TypeVar("T")
 
@@ -30,24 +29,6 @@ def add_up(value: Tensor) -> Tensor:
     if _several():
         distributed.all_reduce(value)
     return value
-
-
-def weighted_mean(value: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over the things of all processes, and what gives it where processes are averaged.
-
-    Args:
-        value: () mean over the things of this process.
-        count: () of them; 16 bytes are exchanged.
-
-    Returns:
-        () float32 factor of ``value`` with which the average over processes is the mean, 1 in a single process; and
-        the mean, () without a gradient.
-    """
-    if not _several():
-        return torch.ones((), device=value.device), value.detach()
-    counted, summed = add_up(torch.stack([count.double(), value.detach().double() * count]))
-    total = counted.clamp(min=1)
-    return count.float() * world_size() / total.float(), (summed / total).float()
 
 
 def check_same(value: str, what: str) -> None:

@@ -62,8 +62,8 @@ class EachStep(Method):
         Args:
             base: (O, I) float32 pretrained weights.
             tuned: (O, I) float32 weights as the optimizer's step left them.
-            gradients: (O, I) float32, the sum over t steps of what the optimizer took: averaged over accumulated
-                batches and processes, penalised and clipped; None unless ``sums_gradients``.
+            gradients: (O, I) float32, the sum over t steps of what the optimizer took: of the mean over all tokens of
+                accumulated batches and processes, penalised and clipped; None unless ``sums_gradients``.
             prior: what :meth:`prior` returned.
             shards: where the model is spread over processes, all tensors are of the part of a matrix that is here
                 (1-D under FSDP1), and what is asked of the whole matrix is asked through this; all processes call

@@ -13,6 +13,7 @@ from dowser_pl.training.sharded_entries import ShardedEntries, local_state
 from dowser_pl.training.sharded_frozen import ShardedFrozen, frozen_of
 from dowser_pl.training.sharded_soft import ShardedSoftEntries
 from dowser_pl.training.soft import SoftEntries
+from dowser_pl.training.window import Window, count_targets
 
 __all__ = [
     "BaseModel",
@@ -26,11 +27,13 @@ __all__ = [
     "ShardedSoftEntries",
     "SoftEntries",
     "TrainableEntries",
+    "Window",
     "check_gradients",
     "check_images",
     "check_loss",
     "check_precision",
     "clip_by_norm",
+    "count_targets",
     "frozen_of",
     "leave_out_of_buckets",
     "local_state",
