@@ -98,6 +98,8 @@ def _sendable(error: Exception | None) -> Exception | None:
     """What other processes raise: errors of other kinds may hold what cannot be sent or built again."""
     if error is None or type(error) in (ValueError, OSError):
         return error
+    if isinstance(error, ValueError):
+        return ValueError(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 

@@ -21,13 +21,15 @@ from dowser_pl.training.checkpoint_patch import read_checkpoint_patch
 
 
 def run_info(options: Namespace, argv: Sequence[str]) -> str:
-    """Read one patch."""
+    """Read one patch, all of it: one that is damaged is told, not shown."""
     with Patch.open(options.patch) as patch:
+        patch.check()
         content = describe(patch)
+        checked = "every tensor, by its digest" if patch.has_digests else "values are finite; there are no digests"
     if options.json:
         written = provenance("patch", argv) | {"patch": content}
         write_atomically(options.json, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
-    return info_table(content)
+    return f"{info_table(content)}\n{'checked':<10}{checked}"
 
 
 def run_apply(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - one signature for all

@@ -88,7 +88,7 @@ class Beneath:
         self._undos: list[tuple[Patch, dict[str, str]]] = []
         try:
             for number in range(1, len(applied) + 1):
-                undo = self._files.enter_context(Patch.open(undo_file(folder, number)))
+                undo = self._files.enter_context(Patch.open(undo_file(folder, number), finite=False))
                 targets = resolve(undo, names, folder)
                 self._undos.append((undo, {target: name for name, target in targets.items()}))
         except BaseException:

@@ -18,9 +18,10 @@ from dowser_pl.patches.applied import Applied, Beneath, file_digest, read_applie
 from dowser_pl.patches.casting import dtype_to_cast, is_lossless
 from dowser_pl.patches.conversion import cast, converted_size
 from dowser_pl.patches.model_folder import copy_model, find_slots, folder_size, resolve
-from dowser_pl.patches.patch import Patch, exchange, tensor_digest
+from dowser_pl.patches.patch import KIND, Patch, exchange, tensor_digest
 from dowser_pl.patches.tensor_file import FLOATING, Slot, as_bits, dtype_name, read, read_slots, write
 from dowser_pl.patches.widening import describe_widening
+from dowser_pl.sealed import reseal
 
 __all__ = ["apply_patches", "check_free"]
 
@@ -133,7 +134,7 @@ def _apply(path: Path, sha256: str, folder: Path, slots: dict[str, Slot], applie
     shutil.copyfile(path, undo)
     undo_slots = read_slots(undo)
     entries = conflicts = different = 0
-    tensors = {}
+    tensors, restoring = {}, {}
     with Patch.open(path) as patch, Beneath(folder, applied, slots) as earlier:
         for name, target in resolve(patch, slots, folder).items():
             change, tensor = patch.change(name), read(slots[target])
@@ -141,9 +142,11 @@ def _apply(path: Path, sha256: str, folder: Path, slots: dict[str, Slot], applie
             old = exchange(tensor, change)
             write(slots[target], tensor)
             write(undo_slots[f"{name}.values"], old)
+            restoring[f"{name}.values"] = tensor_digest(old)
             tensors[target] = {"before": before, "after": tensor_digest(tensor)}
             held = earlier.held(target, change)
             entries += change.values.numel()
             conflicts += int(held.sum())
             different += int((held & (as_bits(old) != as_bits(change.values))).sum())
+        reseal(undo, KIND, restoring)
         return Applied(path.name, sha256, patch.head["method"], entries, conflicts, different, None, tensors)

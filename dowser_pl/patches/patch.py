@@ -3,11 +3,10 @@
 A tuned tensor NAME (its name in the files that ``save_pretrained`` writes) is two entries: ``NAME.mask``, packed bits
 that say which entries belong to the patch, and ``NAME.values``, the tuned values of those in the order of the flat
 index. A tensor that belongs to the patch as a whole has ``NAME.values`` only, in its own shape. What was tuned, from
-which base and how is JSON under one metadata key. Tuned values, not differences, so that a patched tensor has the
-bits of the tuned one.
+which base and how is JSON under one metadata key, with a digest of each of these tensors and one of all of it, which
+are checked when they are read. Tuned values, not differences, so that a patched tensor has the bits of the tuned one.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,11 +22,18 @@ from dowser_pl.maths.digests import digest as tensor_digest
 from dowser_pl.maths.masks import unpack
 from dowser_pl.nearest import nearest_path
 from dowser_pl.patches.tensor_file import as_bits, dtype_name
+from dowser_pl.sealed import Kind, Sealed, seal
 
-__all__ = ["Change", "Patch", "exchange", "save_patch", "tensor_digest"]
+__all__ = ["KIND", "Change", "Patch", "exchange", "save_patch", "tensor_digest"]
 
-FORMAT = 1
-_HEAD = "dowser_pl_patch"
+KIND = Kind(
+    "dowser_pl_patch",
+    "patch",
+    "patch",
+    1,
+    cure="copy or make it again",
+    other="name a file that `patch diff` or `fit` of this version wrote",
+)
 _FIELDS = ("base", "config", "created_by", "method", "scores", "versions")
 _TENSOR_FIELDS = {"base_sha256", "dtype", "runtime", "shape"}
 _SET_BITS = torch.tensor([value.bit_count() for value in range(256)])
@@ -81,7 +86,7 @@ def save_patch(path: str | Path, changes: Mapping[str, Change], head: Mapping[st
             ``created_by``, JSON-able; what is missing is written as null.
 
     Raises:
-        ValueError: if a change does not fit itself or the head has a field that is none.
+        ValueError: if a change does not fit itself, a value is not finite, or the head has a field that is none.
         OSError: if the disk is full.
     """
     unknown = sorted(set(head) - set(_FIELDS))
@@ -91,6 +96,7 @@ def save_patch(path: str | Path, changes: Mapping[str, Change], head: Mapping[st
     described: dict[str, dict[str, Any]] = {}
     for name, change in changes.items():
         _check(name, change)
+        _check_finite(name, change.values)
         tensors[f"{name}.values"] = change.values.detach().contiguous()
         if change.mask is not None:
             tensors[f"{name}.mask"] = change.mask.contiguous()
@@ -101,11 +107,9 @@ def save_patch(path: str | Path, changes: Mapping[str, Change], head: Mapping[st
             "shape": list(change.shape),
         }
     base = {"fingerprint": None, "model": None} | dict(head.get("base") or {})
-    content = dict.fromkeys(_FIELDS) | dict(head) | {"base": base, "format": FORMAT, "tensors": described}
-    # one metadata entry: several are written in random order
-    metadata = {_HEAD: json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
+    content = dict.fromkeys(_FIELDS) | dict(head) | {"base": base, "tensors": described}
     with atomic_path(path, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, seal(KIND, content, tensors))
 
 
 class Patch:
@@ -115,17 +119,24 @@ class Patch:
         path: the file.
         head: ``base``, ``method``, ``config``, ``scores``, ``versions``, ``created_by``, ``tensors``, ``format``.
         names: of the tensors it changes, sorted.
+        has_digests: false for files of versions that wrote none.
     """
 
-    def __init__(self, path: Path, file: Any, head: dict[str, Any]) -> None:
-        self.path = path
-        self.head = head
-        self.names = tuple(sorted(head["tensors"]))
+    def __init__(self, file: Sealed, finite: bool = True) -> None:
+        self.path = file.path
+        self.head = _parse(file)
+        self.names = tuple(sorted(self.head["tensors"]))
+        self.has_digests = file.has_digests
         self._file = file
+        self._finite = finite
 
     @classmethod
-    def open(cls, path: str | Path) -> "Patch":
+    def open(cls, path: str | Path, finite: bool = True) -> "Patch":
         """Open a file that :func:`save_patch` wrote; use it in a ``with`` block, or leave closing to Python.
+
+        Args:
+            path: the file.
+            finite: refuse values that are NaN or infinite; false for what stood in a base, which has what it has.
 
         Raises:
             ValueError: if there is none, it is damaged, or it is something else.
@@ -133,60 +144,76 @@ class Patch:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"there is no patch file {path}{nearest_path(path)}; `patch diff` and `fit` write one")
-        try:
-            file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a readable patch ({error}); copy or make it again") from error
-        return cls(path, file, _parse(path, (file.metadata() or {}).get(_HEAD, ""), set(file.keys())))
+        file = Sealed(path, KIND)
+        file.tell()
+        return cls(file, finite)
 
     def __enter__(self) -> "Patch":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.__exit__(None, None, None)
+        self._file.close()
 
     def num_entries(self, name: str) -> int:
         """How many entries of a tensor belong to the patch; reads the header only."""
-        return math.prod(self._file.get_slice(f"{name}.values").get_shape())
+        return math.prod(self._file.shape(f"{name}.values"))
 
     def change(self, name: str) -> Change:
         """Read what the patch does to one tensor.
 
         Raises:
-            ValueError: if the file is damaged.
+            ValueError: if the file is damaged, or a value is not finite.
         """
-        described = self.head["tensors"][name]
-        mask = self._file.get_tensor(f"{name}.mask") if f"{name}.mask" in self._file.keys() else None  # noqa: SIM118 - a file, no dict
-        values = self._file.get_tensor(f"{name}.values")
+        described, file = self.head["tensors"][name], self._file
+        mask = file.read(f"{name}.mask") if f"{name}.mask" in file.names() else None
+        values = file.read(f"{name}.values")
         change = Change(tuple(described["shape"]), mask, values, described["base_sha256"], described["runtime"])
         try:
             if dtype_name(values.dtype) != described["dtype"]:
                 raise ValueError(f"{name}: got {dtype_name(values.dtype)} values, expected {described['dtype']}")
             _check(name, change)
         except ValueError as error:
-            raise ValueError(f"{self.path} is damaged ({error}); copy or make it again") from error
+            raise file.damaged(str(error)) from error
+        for kind, tensor in (("mask", mask), ("values", values)):
+            if tensor is not None:
+                file.verify(f"{name}.{kind}", tensor)
+        if self._finite:
+            _check_finite(f"{self.path}: {name}", values)
         return change
 
+    def check(self) -> None:
+        """Read all of it, one tensor after the other.
 
-def _parse(path: Path, text: str, keys: set[str]) -> dict[str, Any]:
-    try:
-        head = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged (its head is no JSON: {error}); copy or make it again") from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        found = head.get("format") if isinstance(head, dict) else None
-        raise ValueError(
-            f"{path} holds no patch, or one of another version of dowser_pl (format {found}, expected {FORMAT}); name "
-            "a file that `patch diff` or `fit` of this version wrote"
-        )
+        Raises:
+            ValueError: as :meth:`change`.
+        """
+        for name in self.names:
+            self.change(name)
+
+
+def _parse(file: Sealed) -> dict[str, Any]:
+    head = file.head
     described = head.get("tensors")
     if not isinstance(described, dict):
         described = {}
     needed = {f"{name}.values" for name in described}
     whole = set(head) >= {*_FIELDS, "tensors"} and all(set(entry) >= _TENSOR_FIELDS for entry in described.values())
-    if not whole or not needed <= keys <= needed | {f"{name}.mask" for name in described}:
-        raise ValueError(f"{path} is damaged (its head and its tensors do not belong together); copy or make it again")
+    if not whole or not needed <= file.names() <= needed | {f"{name}.mask" for name in described}:
+        raise file.damaged("its head and its tensors do not belong together")
     return head
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    """Refuse NaN and infinity, which make every answer of a model NaN."""
+    if not values.is_floating_point():
+        return
+    odd = ~torch.isfinite(values.float() if values.element_size() == 1 else values)
+    if bool(odd.any()):
+        first = values[odd].flatten()[0].item()
+        raise ValueError(
+            f"{what} has {int(odd.sum())} values that are not finite (the first is {first}), expected numbers; make "
+            "the patch from a run or a checkpoint before that"
+        )
 
 
 def _check(name: str, change: Change) -> None:

@@ -69,7 +69,7 @@ def _check_last(folder: Path, applied: Sequence[Applied], patch: Path) -> None:
 def _each_restored(folder: Path, number: int, last: Applied, write_back: bool) -> None:
     """Read every tensor of the last patch as it was before it, checked; write it back if asked to."""
     slots = find_slots(folder)
-    with Patch.open(undo_file(folder, number)) as undo:
+    with Patch.open(undo_file(folder, number), finite=False) as undo:
         for name, target in resolve(undo, slots, folder).items():
             change, tensor = undo.change(name), read(slots[target])
             _expect(folder, target, tensor, last.tensors[target]["after"])

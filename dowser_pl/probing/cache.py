@@ -1,8 +1,13 @@
-"""The folder where importance is kept: which file serves a request, and why none does."""
+"""The folder where importance is kept: which file serves a request, and why none does.
+
+A file of which a bit has changed, or that cannot be checked for that, is renamed and measured anew.
+"""
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 from dowser_pl.probing.factors import Factors
 from dowser_pl.probing.files import differences, load_factors, read_head, save_factors
 from dowser_pl.probing.recorder import FACTORS
+from dowser_pl.sealed import UnusableError
 
 __all__ = ["Cache", "Request", "digest"]
 
@@ -56,23 +62,17 @@ class Cache:
     def find(self, request: Request) -> tuple[Path, Factors] | None:
         """Of the files that hold what is requested or more, the one with the most prompts.
 
+        Files of this model that are damaged or carry no digests are set aside, with a line each.
+
         Raises:
-            ValueError: if the request's own file is damaged or was put there from elsewhere.
+            ValueError: if the request's own file was put there from elsewhere.
         """
-        own = self.path(request)
-        if own.exists():
-            self.load(own, request)
-        found: list[tuple[int, bool, Path]] = []
-        for path in self._files():
+        for path in self._suitable(request):
             try:
-                self._check(path, request)
-                found.append((read_head(path)["num_prompts"], path == own, path))
-            except ValueError:
-                continue  # damaged, or it lacks something: no use here, and no harm
-        if not found:
-            return None
-        best = max(found)[2]
-        return best, self.load(best, request)
+                return path, self.load(path, request)
+            except UnusableError as error:
+                _set_aside(path, str(error))
+        return None
 
     def load(self, path: Path, request: Request) -> Factors:
         """The factors of a file, in rows as requested.
@@ -101,8 +101,27 @@ class Cache:
             lines.append(f"{other}: {'; '.join(details) or 'other matrices, statistics, groups or sums of prompts'}")
         return lines
 
-    def _check(self, path: Path, request: Request) -> None:
-        """That a file fits the request, without reading its tensors."""
+    def _suitable(self, request: Request) -> list[Path]:
+        """The files whose heads say that they serve, best first."""
+        own, found = self.path(request), list[tuple[int, bool, Path]]()
+        for path in self._files():
+            try:
+                head = self._check(path, request)
+            except UnusableError as error:
+                _set_aside(path, str(error))
+            except ValueError:
+                if path == own:
+                    raise
+                # it lacks something: no use here, and no harm
+            else:
+                if head["has_digests"]:
+                    found.append((head["num_prompts"], path == own, path))
+                else:
+                    _set_aside(path, f"{path} is of an earlier version and carries no digests")
+        return [path for *_, path in sorted(found, reverse=True)]
+
+    def _check(self, path: Path, request: Request) -> dict[str, Any]:
+        """The head of a file that fits the request, without reading its tensors."""
         head = read_head(path, self.identity, self.names, request.statistics)
         rows, number = head["prompts_per_row"], head["num_prompts"]
         if request.factorised and rows not in (1, request.prompts_per_row):
@@ -115,6 +134,7 @@ class Cache:
                 f"{path} holds sums over {number} prompts, which serve no other number: expected "
                 f"{request.num_prompts}; set --dowser.probe.num_prompts {number}, or probe again"
             )
+        return head
 
     @property
     def _model(self) -> str:
@@ -122,6 +142,14 @@ class Cache:
 
     def _files(self) -> Iterator[Path]:
         return iter(sorted(self.folder.glob(f"{self._model}-*.safetensors")))
+
+
+def _set_aside(path: Path, why: str) -> None:
+    """Rename a file, so that it is neither used nor in the way of a new one; several processes may."""
+    aside = path.with_name(f"{path.name}.corrupt")
+    with suppress(FileNotFoundError):
+        path.replace(aside)
+    logging.getLogger("dowser_pl").warning("%s: it is now %s, and not used", why.rpartition(";")[0] or why, aside.name)
 
 
 def digest(value: Any) -> str:

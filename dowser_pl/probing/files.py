@@ -13,18 +13,24 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dowser_pl import __version__
 from dowser_pl.files import atomic_path
 from dowser_pl.probing.factors import Factors, Statistics
+from dowser_pl.sealed import Kind, Sealed, seal
 
 __all__ = ["differences", "load_factors", "read_head", "save_factors"]
 
-FORMAT = 3
-_HEAD = "dowser_pl_importance"
+_KIND = Kind(
+    "dowser_pl_importance",
+    "importance cache",
+    "importance",
+    3,
+    cure="delete it to probe again",
+    other="delete it or name another one",
+)
 _KEYS = {"identity", "shared", "num_prompts", "prompts_per_row", "versions", "notes"}
 
 
@@ -54,7 +60,6 @@ def save_factors(
             else:
                 shared[key] = owner
     head = {
-        "format": FORMAT,
         "identity": identity,
         "shared": shared,
         "num_prompts": factors.num_prompts,
@@ -62,9 +67,8 @@ def save_factors(
         "versions": _versions(),
         "notes": notes or {},
     }
-    metadata = {_HEAD: json.dumps(head, sort_keys=True)}  # one entry: several are written in random order
     with atomic_path(path, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, seal(_KIND, head, tensors))
 
 
 def load_factors(
@@ -79,21 +83,26 @@ def load_factors(
         statistics: what is needed of them; the file may hold more.
 
     Raises:
-        ValueError: if the file is damaged, belongs to something else or lacks what is needed; the message says which.
+        UnusableError: if the file is damaged; the message names the tensor.
+        ValueError: if it belongs to something else or lacks what is needed; the message says which.
     """
     names, statistics = list(names), sorted(statistics)
-    head = read_head(path, identity, names, statistics)
     read: dict[str, Tensor] = {}
     layers: Statistics = {}
     with _opened(path) as file:
+        head = _checked_head(file, identity, names, statistics)
+        file.tell()
         for name in names:
             layers[name] = {}
             for statistic in statistics:
                 owner = head["shared"].get(f"{name}.{statistic}", f"{name}.{statistic}")
                 if owner not in read:
-                    read[owner] = file.get_tensor(owner)
+                    read[owner] = file.verify(owner, file.read(owner))
                 layers[name][statistic] = read[owner]
-    return Factors(layers, head["num_prompts"], head["prompts_per_row"]).checked()
+        try:
+            return Factors(layers, head["num_prompts"], head["prompts_per_row"]).checked()
+        except ValueError as error:
+            raise file.damaged(str(error)) from error
 
 
 def read_head(
@@ -111,19 +120,23 @@ def read_head(
         statistics: what it must hold of them.
 
     Returns:
-        ``identity``, ``num_prompts``, ``prompts_per_row``, ``shared``, ``versions``, ``notes``.
+        ``identity``, ``num_prompts``, ``prompts_per_row``, ``shared``, ``versions``, ``notes``, ``has_digests``.
 
     Raises:
-        ValueError: if it is damaged, no importance cache, or not what it must be; the message says which.
+        UnusableError: if it is damaged or no importance cache.
+        ValueError: if it is not what it must be; the message says what differs.
     """
     with _opened(path) as file:
-        head = _parse((file.metadata() or {}).get(_HEAD, ""))
-        present = {*file.keys(), *head.get("shared", {})}
-    if head.get("format") != FORMAT or not set(head) >= _KEYS:
-        raise ValueError(
-            f"{path} holds no importance, or that of another version of dowser_pl (format {head.get('format')}, "
-            f"expected {FORMAT}); delete it or name another one"
-        )
+        return _checked_head(file, identity, names, statistics) | {"has_digests": file.has_digests}
+
+
+def _checked_head(
+    file: Sealed, identity: Mapping[str, object] | None, names: Iterable[str], statistics: Iterable[str]
+) -> dict[str, Any]:
+    path, head = file.path, file.head
+    if not set(head) >= _KEYS:
+        raise file.damaged(f"its head lacks {sorted(_KEYS - set(head))[0]!r}")
+    present = {*file.names(), *head["shared"]}
     if identity is not None:
         differing = list(differences(head["identity"], json.loads(json.dumps(identity))))
         if differing:
@@ -152,22 +165,14 @@ def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[Sealed]:
     if not path.is_file():
         raise ValueError(f"there is no importance file {path}; the verb `probe` writes one and says where")
+    file = Sealed(path, _KIND)
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable importance cache ({error}); delete it to probe again") from error
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        head = json.loads(text)
-    except json.JSONDecodeError:
-        return {}
-    return head if isinstance(head, dict) else {}
+        yield file
+    finally:
+        file.close()
 
 
 def _versions() -> dict[str, str]:

@@ -1,9 +1,11 @@
 """The importance pass with its cache: what is reused, what is measured, what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dowser_pl.callbacks import importance, measuring
@@ -284,28 +286,107 @@ def test_a_named_file_that_does_not_belong_is_refused(module, tmp_path, change, 
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{", '{"format": 3}'])
-def test_a_file_with_a_strange_head_is_no_use_and_no_harm(module, tmp_path, measured, content):
+def test_a_file_with_a_strange_head_is_no_use_and_no_harm(module, tmp_path, measured, content, caplog):
     path = run(module, tmp_path).path
     save_file({"x": torch.ones(1)}, tmp_path / f"{path.name[:12]}-0000.safetensors", {"dowser_pl_importance": content})
     run(module, tmp_path)
-    run(module, tmp_path, replace(PROBE, seed=1))
+    assert "-0000.safetensors.corrupt, and not used" in caplog.text
     save_file({"x": torch.ones(1)}, path, {"dowser_pl_importance": content})
-    with pytest.raises(ValueError, match="holds no importance|another model"):
-        run(module, tmp_path)
+    measured.clear()
+    run(module, tmp_path)
+    assert measured == list(range(8)) and f"{path.name}.corrupt, and not used" in caplog.text
 
 
-def test_a_damaged_or_foreign_file_in_its_place_is_refused(module, tmp_path):
+def test_a_foreign_file_in_its_place_is_refused(module, tmp_path):
     path = run(module, tmp_path).path
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not a readable importance cache.*delete it"):
-        run(module, tmp_path)
-    path.write_bytes(whole)
     notes = read_head(path)
     factors = load_factors(path, notes["identity"], module.tuned_layers(), ["activation", "abs_gradient"])
     save_factors(factors, path, notes["identity"] | {"weights": "another model"})
     with pytest.raises(ValueError, match="weights: got 'another model', expected"):
         run(module, tmp_path)
+
+
+def flipped(content, offset, bit=0):
+    changed = bytearray(content)
+    changed[offset] ^= 1 << bit
+    return bytes(changed)
+
+
+def without_digests(path):
+    """The file as an earlier version wrote it."""
+    with safe_open(path, framework="pt") as file:
+        head = json.loads(file.metadata()["dowser_pl_importance"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file, no dict
+    del head["digests"], head["sha256"]
+    save_file(tensors, path, {"dowser_pl_importance": json.dumps(head)})
+
+
+DAMAGES = {
+    "a bit of a tensor": (lambda path, whole: path.write_bytes(flipped(whole, -9)), "has digest"),
+    "the sign of a value": (lambda path, whole: path.write_bytes(flipped(whole, -1, 7)), "has digest"),
+    "a number in the head": (
+        lambda path, whole: path.write_bytes(whole.replace(b'num_prompts\\":8', b'num_prompts\\":9', 1)),
+        "its head is not what was written",
+    ),
+    "a setting it depends on": (
+        lambda path, whole: path.write_bytes(whole.replace(b'32-true', b'33-true', 1)),
+        "its head is not what was written",
+    ),
+    "cut in half": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), "not a readable importance cache"),
+    "cut in the header": (lambda path, whole: path.write_bytes(whole[:5]), "not a readable importance cache"),
+    "empty": (lambda path, whole: path.write_bytes(b""), "not a readable importance cache"),
+    "of an earlier version": (lambda path, whole: without_digests(path), "carries no digests"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_set_aside_and_measured_anew(module, tmp_path, measured, name, caplog):
+    damage, said = DAMAGES[name]
+    first = run(module, tmp_path)
+    whole = first.path.read_bytes()
+    damage(first.path, whole)
+    damaged = first.path.read_bytes()
+    assert damaged != whole
+    measured.clear()
+    again = run(module, tmp_path)
+    assert measured == list(range(8))
+    assert_same(first.factors, again.factors)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "dowser_pl"]
+    assert said in line and f"it is now {first.path.name}.corrupt, and not used" in line
+    assert first.path.read_bytes() == whole
+    assert first.path.with_name(f"{first.path.name}.corrupt").read_bytes() == damaged
+    measured.clear()
+    run(module, tmp_path)
+    assert measured == []
+
+
+def test_of_two_files_that_serve_the_damaged_one_is_left_out(module, tmp_path, measured, caplog):
+    more = run(module, tmp_path, replace(PROBE, num_prompts=12)).path
+    few = run(module, tmp_path, replace(PROBE, num_prompts=8), method=ModelDowser(0.2)).path
+    assert few == more
+    copy = more.with_name(f"{more.name[:12]}-0000.safetensors")
+    copy.write_bytes(more.read_bytes())
+    more.write_bytes(flipped(more.read_bytes(), -9))
+    measured.clear()
+    assert run(module, tmp_path, replace(PROBE, num_prompts=12)).path == copy
+    assert measured == [] and caplog.text.count(".corrupt") == 1
+
+
+def test_a_named_file_that_is_damaged_is_an_error_that_names_the_tensor(module, tmp_path, measured, caplog):
+    path = run(module, tmp_path).path
+    whole = path.read_bytes()
+    measured.clear()
+    path.write_bytes(flipped(whole, -9))
+    with pytest.raises(ValueError, match=r"is damaged \(.*(activation|abs_gradient) has digest .* expected"):
+        run(module, None, factors_file=path)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="not a readable importance cache"):
+        run(module, None, factors_file=path)
+    path.write_bytes(whole)
+    without_digests(path)
+    run(module, None, factors_file=path)
+    assert f"{path} carries no digests" in caplog.text
+    assert measured == [] and [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_remains_of_an_interrupted_write_and_damaged_neighbours_do_no_harm(module, tmp_path, measured):

@@ -88,6 +88,7 @@ def test_diff_and_info(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert facts["entries"].startswith(f"{entries:,} of {total:,} in these tensors ({entries / total:.2%})")
     assert (facts["dtype"], facts["base"], facts["tensors"]) == ("float32", str(made / "base"), str(len(changes)))
     assert facts["method"] == "name: diff"
+    assert facts["checked"] == "every tensor, by its digest"
     assert facts["size"].startswith(f"{patch.stat().st_size:,} bytes")
     assert f"Patch written to {patch}" in out
     content = json.loads((tmp_path / "i.json").read_text())
@@ -140,6 +141,17 @@ def test_the_embedded_world_is_widened_for_a_patch_in_full_precision_and_comes_b
     assert same_bits(load_folder(tmp_path / "out"), tuned)
     assert "It is float16 again" in run(capsys, "remove", tmp_path / "out")
     assert fingerprints(tmp_path / "out") == fingerprints(WORLD)
+
+
+@pytest.mark.parametrize("verb", ["info", "apply"])
+def test_a_flipped_bit_is_one_line(made: Path, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray((made / "one.safetensors").read_bytes())
+    content[-1] ^= 128
+    (tmp_path / "one.safetensors").write_bytes(content)
+    words = ["info"] if verb == "info" else ["apply", made / "base", "--out", tmp_path / "out"]
+    failed = error(capsys, *words, tmp_path / "one.safetensors")
+    assert re.search(r"one.safetensors is damaged \(language_model.*\); copy or make it again", failed), failed
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

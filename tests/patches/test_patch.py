@@ -174,3 +174,87 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
 def test_an_unknown_field_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no field 'methods', expected some of: base, config"):
         save_patch(tmp_path / "p", {}, {"methods": {}})
+
+
+def flip(path, name, place=0, bit=0):
+    """One bit of a tensor of a file."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    first, last = json.loads(content[8:start])[name]["data_offsets"]
+    changed = bytearray(content)
+    changed[start + range(first, last)[place]] ^= 1 << bit
+    path.write_bytes(changed)
+
+
+FLIPS = {
+    "the last digit of a value": ("layer.values", 0, 0),
+    "the sign of a value": ("layer.values", -1, 7),
+    "an entry left out": ("layer.mask", 0, 0),
+    "of a tensor that is whole": ("norm.values", 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_a_flipped_bit_is_found_and_the_tensor_named(tmp_path, name):
+    tensor, place, bit = FLIPS[name]
+    path = tmp_path / "p.safetensors"
+    save_patch(path, {"layer": change(), "norm": change((1, 2), None, (2,))}, HEAD)
+    flip(path, tensor, place, bit)
+    layer = tensor.split(".")[0]
+    with Patch.open(path) as patch:
+        with pytest.raises(ValueError, match=f"damaged .*{layer}.*; copy or make it again"):
+            patch.change(layer)
+        with pytest.raises(ValueError, match="damaged"):
+            patch.check()
+        patch.change("norm" if layer == "layer" else "layer")
+
+
+def test_a_mask_of_as_many_other_entries_is_found(tmp_path):
+    """Two bits, so that their number is right."""
+    save_patch(tmp_path / "p", {"layer": change()}, HEAD)
+    flip(tmp_path / "p", "layer.mask", 0, 0)
+    flip(tmp_path / "p", "layer.mask", 0, 1)
+    with Patch.open(tmp_path / "p") as patch, pytest.raises(ValueError, match=r"damaged \(layer.mask has digest"):
+        patch.change("layer")
+
+
+@pytest.mark.parametrize("said", ['"owner/name', '"run.time', '\\"000000', "float32"])
+def test_a_head_that_was_edited_is_found(tmp_path, said):
+    save_patch(tmp_path / "p", {"layer": change()}, HEAD)
+    old, whole = said.encode(), (tmp_path / "p").read_bytes()
+    assert old in whole
+    (tmp_path / "p").write_bytes(whole.replace(old, old[:-1] + bytes([old[-1] ^ 1]), 1))
+    with pytest.raises(ValueError, match="damaged .its head is not what was written"):
+        Patch.open(tmp_path / "p")
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2])
+@pytest.mark.parametrize("whole", [False, True])
+def test_values_that_are_not_finite_are_neither_written_nor_read(tmp_path, odd, dtype, whole, monkeypatch):
+    values = torch.tensor([1.0, odd]).to(dtype)
+    wrong = change(mask=None if whole else (0b10000001, 0b0), shape=(2,) if whole else (3, 3))
+    wrong = Change(wrong.shape, wrong.mask, values, wrong.base_sha256, wrong.runtime)
+    with pytest.raises(ValueError, match=r"layer has 1 values that are not finite \(the first is -?(nan|inf)\)"):
+        save_patch(tmp_path / "p", {"layer": wrong}, {})
+    assert not (tmp_path / "p").exists()
+    with monkeypatch.context() as patched:  # by another program, with all its digests
+        patched.setattr("dowser_pl.patches.patch._check_finite", lambda *_: None)
+        save_patch(tmp_path / "p", {"layer": wrong}, {})
+    with Patch.open(tmp_path / "p") as patch, pytest.raises(ValueError, match="p: layer has 1 values .* not finite"):
+        patch.change("layer")
+    with Patch.open(tmp_path / "p", finite=False) as patch:
+        assert patch.change("layer").values.dtype == dtype
+
+
+def test_a_patch_of_an_earlier_version_is_read_and_told_of(tmp_path, caplog):
+    path = tmp_path / "p"
+    save_patch(path, {"layer": change()}, HEAD)
+    with safe_open(path, framework="pt") as file:
+        ((key, text),) = file.metadata().items()
+    head = json.loads(text)
+    del head["digests"], head["sha256"]
+    save_file(load_file(path), path, {key: json.dumps(head)})
+    with Patch.open(path) as patch:
+        assert torch.equal(patch.change("layer").values, change().values)
+    assert f"{path} carries no digests" in caplog.text

@@ -8,11 +8,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.patches import applying
+from dowser_pl.patches import Patch, applying
 from dowser_pl.patches.applying import apply_patches
 from dowser_pl.patches.conversion import rewrite
+from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.removing import remove_patch
-from dowser_pl.patches.tensor_file import read_slots
+from dowser_pl.patches.tensor_file import read_slots, write
 from tests.patches.samples import (
     fingerprints,
     load_folder,
@@ -131,7 +132,7 @@ def test_a_damaged_undo_file_is_noticed(folders, tmp_path):
     apply_patches(base, [patch], tmp_path / "out")
     name = sorted(naive_changes(base, tuned))[0]
     flip_bit(tmp_path / "out" / "dowser_patches" / "01.undo.safetensors", f"{name}.values")
-    with pytest.raises(ValueError, match=f"{name} in .* was changed after"):
+    with pytest.raises(ValueError, match=rf"01.undo.safetensors is damaged \({name}.values has digest"):
         remove_patch(tmp_path / "out")
 
 
@@ -238,3 +239,26 @@ def test_a_folder_with_runtime_names_is_found_by_those_of_the_patch(folders, tmp
     assert fingerprints(tmp_path / "out") == fingerprints(other)
     with pytest.raises(ValueError, match=f"changes {changed}, which .* does not have; the nearest there are .*weight"):
         apply_patches(other, [plain], tmp_path / "out2")
+
+
+@pytest.mark.parametrize("part", ["values", "mask"])
+def test_a_damaged_patch_is_refused_before_anything_is_written(folders, tmp_path, monkeypatch, part):
+    base, _, patch = folders
+    name = next(name for name in sorted(read_slots(patch)) if name.endswith(".mask")).removesuffix(".mask")
+    flip_bit(patch, f"{name}.{part}")
+    monkeypatch.setattr(applying, "copy_model", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(ValueError, match=rf"one.safetensors is damaged \({name}.*; copy or make it again"):
+        apply_patches(base, [patch], tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"one.safetensors is damaged \({name}"):
+        apply_to_model(AutoModelForImageTextToText.from_pretrained(base, dtype="auto"), Patch.open(patch))
+
+
+def test_what_stood_in_a_base_comes_back_even_if_it_is_not_finite(tmp_path):
+    base, tuned = save_base(tmp_path / "base"), save_tuned(tmp_path / "tuned")
+    slot = next(slot for name, slot in read_slots(base / "model.safetensors").items() if "down_proj" in name)
+    write(slot, torch.full(slot.shape, float("nan")))
+    before = fingerprints(base)
+    patch = make_patch(tmp_path / "one.safetensors", base, tuned)
+    apply_patches(base, [patch], tmp_path / "out")
+    remove_patch(tmp_path / "out")
+    assert fingerprints(tmp_path / "out") == before
