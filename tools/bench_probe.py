@@ -52,11 +52,11 @@ def run(preset: Preset) -> dict[str, Any]:
     default = Ours(subject, Probe(2 * preset.num_prompts, num_probes=1, num_tokens=preset.num_tokens))
     naive = Published(subject, settings, preset.naive_probes)
     share = interleave(ours, default, naive, preset.passes)
-    size = _pass_size(subject, settings)
+    size = pass_size(subject, settings)
     bound = roofline(size, measure_ceilings(model.device, preset.dtype))
     comparison = compare(ours, naive)
     sides = {
-        "ours": _summary(ours) | {"cache_bytes": _cache_bytes(ours)},
+        "ours": _summary(ours) | {"cache_bytes": cache_bytes(ours)},
         "naive": {"seconds": naive.seconds(), "extrapolated": naive.extrapolated},
         "default_budget": _summary(default),
     }
@@ -127,7 +127,8 @@ def compare(ours: Ours, naive: Published) -> dict[str, Any]:
     }
 
 
-def _pass_size(subject: Subject, settings: Probe) -> PassSize:
+def pass_size(subject: Subject, settings: Probe) -> PassSize:
+    """What the work of a pass depends on."""
     text = subject.model.config.get_text_config()
     head = subject.model.get_output_embeddings().weight
     return PassSize(
@@ -153,7 +154,8 @@ def _summary(side: Ours) -> dict[str, Any]:
     }
 
 
-def _cache_bytes(side: Ours) -> int:
+def cache_bytes(side: Ours) -> int:
+    """Size of the file that keeps the factors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "factors.safetensors"
         save_factors(side.factors, path, {})
