@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
+from dowser_pl.data.encoders import turn_ends
 from dowser_pl.metrics import build_metric
-from dowser_pl.models.generation import greedy_answers
+from dowser_pl.models.generation import Ending, greedy_answers, own_ends
 from dowser_pl.reporting import role_means
 
 __all__ = ["EvaluatedModule"]
@@ -22,11 +24,17 @@ class EvaluatedModule(LightningModule):
 
     Attributes:
         scores: task name -> score of the latest evaluation.
+        own_settings: whether answers are written with the settings of the model's generation config, not greedily.
+        chat_template: as that of the data module, where there is none.
     """
+
+    own_settings = False
+    chat_template: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.scores: dict[str, float] = {}
+        self._endings: dict[str | None, Ending] = {}
         self._metrics: list[Metric] = []
 
     @property
@@ -48,6 +56,17 @@ class EvaluatedModule(LightningModule):
                 "dowser_pl.data.Task per validation loader (name, role, metric, max_new_tokens), in their order"
             )
         return list(tasks)
+
+    def ending(self) -> Ending:
+        """What ends an answer: all that the chat template writes behind one, and the model's own end tokens."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        template = getattr(data, "chat_template", self.chat_template)
+        if template not in self._endings:
+            own = own_ends(self.network, self.processor.tokenizer)
+            ids, text = turn_ends(self.processor, template)
+            self._endings[template] = Ending(tuple(dict.fromkeys([*own, *ids])), text)
+            rank_zero_info(_ending_line(self.processor.tokenizer, own, ids, text))
+        return self._endings[template]
 
     @torch.no_grad()
     def score_tasks(self, tasks: Sequence[Any], loaders: Sequence[Any]) -> dict[str, float]:
@@ -102,7 +121,10 @@ class EvaluatedModule(LightningModule):
         return self._answers_of(batch, self.tasks()[dataloader_idx])
 
     def _answers_of(self, batch: dict[str, Any], task: Any) -> list[str]:
-        return greedy_answers(self.network, self.processor.tokenizer, batch["inputs"], task.max_new_tokens)
+        tokenizer, inputs = self.processor.tokenizer, batch["inputs"]
+        return greedy_answers(
+            self.network, tokenizer, inputs, task.max_new_tokens, self.ending(), own_settings=self.own_settings
+        )
 
     def _log_scores(self, stage: str) -> None:
         tasks = self.tasks()
@@ -113,6 +135,22 @@ class EvaluatedModule(LightningModule):
             self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
         for name, value in role_means([(task.role, self.scores[task.name]) for task in tasks]).items():
             self.log(f"{stage}/{name}", value, prog_bar=True)
+
+
+def _ending_line(tokenizer: Any, own: Sequence[int], ids: Sequence[int], text: str) -> str:
+    """For the log: where answers end, and who says so."""
+
+    def named(ends: Sequence[int]) -> str:
+        return " and ".join(f"{tokenizer.convert_ids_to_tokens(one)!r} ({one})" for one in ends)
+
+    said = [f"the model's own {named(own)}"] if own else []
+    if added := [one for one in ids if one not in own]:
+        said.append(f"{named(added)}, which the chat template writes behind them")
+    if text:
+        said.append(f"the words {text!r}, which the chat template writes behind them")
+    if not said:
+        return "Answers end at max_new_tokens alone: neither model nor chat template has an end token"
+    return f"Answers end at {', and at '.join(said)}"
 
 
 def _limited(loader: Any, limit: float | None) -> Iterator[Any]:

@@ -41,6 +41,8 @@ class MultimodalModule(ProtectedModule):
         quantization: load the matrices in ``8bit`` or ``4bit`` (bitsandbytes), to score (``probe``), validate or
             predict where memory is short; such weights cannot be tuned, but adapters beside them can.
         trust_remote_code: run code that comes with the model; only for sources you trust.
+        generation: how answers are written: ``greedy``, or as the generation config of the ``model`` says (sampling,
+            penalties, beams ...). It changes scores.
         last_n_layers: tune only the last n layers of the text decoder; None = all of them.
         targets: which matrices of those layers are tuned, under the mask of the method.
         lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method ``Lora``;
@@ -59,6 +61,7 @@ class MultimodalModule(ProtectedModule):
         gradient_checkpointing: bool = False,
         quantization: Literal["none", "8bit", "4bit"] = "none",
         trust_remote_code: bool = False,
+        generation: Literal["greedy", "model"] = "greedy",
         last_n_layers: int | None = None,
         targets: list[Literal["attn", "mlp"]] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
         lora: LoraSettings | None = None,
@@ -76,6 +79,7 @@ class MultimodalModule(ProtectedModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.quantization = quantization
         self.trust_remote_code = trust_remote_code
+        self.own_settings = generation == "model"
         self.last_n_layers = last_n_layers
         self.targets = list(targets)
         self.lora = lora

@@ -66,6 +66,7 @@ class DowserTrainer(Trainer):
         self.limit_val_batches = 0
         self.num_sanity_val_steps = 0
         self.fit_loop.max_epochs = 1
+        model.chat_template = getattr(datamodule, "chat_template", None)  # type: ignore[assignment] # what ends a prompt
         self.fit(model, train_dataloaders=[])
 
     def plan(

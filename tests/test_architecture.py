@@ -29,7 +29,7 @@ ALLOWED = {
     "checkpointing": {"files", "maths", "sharding", "shards", "__init__"},
     "strategies": {"checkpointing", "models", "planning", "shards", "training"},
     "fsdp1_strategy": {"models", "spread_models", "strategies"},
-    "probing": {"maths", "files", "sealed", "sharding", "shards", "spread_models", "__init__"},
+    "probing": {"maths", "files", "models", "sealed", "sharding", "shards", "spread_models", "__init__"},
     "patches": {"maths", "files", "models", "nearest", "sealed"},
     "planning": set(),
     "training": {
@@ -45,7 +45,7 @@ ALLOWED = {
     },
     "models": {"flat_running", "flat_shards", "maths", "sharding", "shards", "spread_models", "__init__"},
     "data": {"metrics"},
-    "evaluation": {"models", "metrics", "reporting"},
+    "evaluation": {"data", "models", "metrics", "reporting"},
     "protected": {"evaluation", "models", "sharding", "shards", "spread_models", "training"},
     "module": {"protected", "models", "sharding", "spread_models", "training"},
     "plan": {"commands", "files", "maths", "models", "planning"},

@@ -1,6 +1,7 @@
 """What importance depends on: a cache that differs in any of these belongs to something else."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from dowser_pl.probing import Probe, digest, fingerprint
@@ -15,6 +16,7 @@ def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
         "weights": fingerprint(network),
         "model": digest(_behaviour(network)),
         "processor": digest(_text_and_images(processor, probe.noise_images)),
+        "ending": asdict(pl_module.ending()),
         "probe": probe.identity(),
         "precision": precision,
     }

@@ -95,6 +95,7 @@ class Measuring:
             return noise_images(processor, probe, batch)
 
         with_images = images if probe.noise_images else None
-        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, self.pl_module.text_inputs)
+        text_inputs, ending = self.pl_module.text_inputs, self.pl_module.ending()
+        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, text_inputs, ending)
         self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
         return prompts

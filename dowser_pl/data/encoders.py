@@ -7,7 +7,7 @@ from transformers import PaliGemmaProcessor, ProcessorMixin, T5Tokenizer
 from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.inline import InlineEncoder
 from dowser_pl.data.pairs import DecoderEncoder, SuffixEncoder
-from dowser_pl.data.templates import ChatTemplate, has_placeholders
+from dowser_pl.data.templates import ChatTemplate, has_placeholders, own_template
 
 # Models that take question and answer apart were trained without a chat format: the images, then the words.
 _PAIR_TEMPLATE = (
@@ -31,12 +31,26 @@ def build_encoder(
     Raises:
         ValueError: no chat template where one is needed.
     """
-    kind: type[Encoder] = InlineEncoder
-    if isinstance(processor, PaliGemmaProcessor):
-        kind = SuffixEncoder
-    elif isinstance(processor.tokenizer, T5Tokenizer):
-        kind = DecoderEncoder
+    kind = _kind(processor)
     if kind is not InlineEncoder and template is None:
         image = getattr(processor, "image_token", "") if has_placeholders(processor) else ""
         template = _PAIR_TEMPLATE.format(image=image)
     return kind(processor, ChatTemplate(processor, template), max_length, drop_lost)
+
+
+def turn_ends(processor: ProcessorMixin, template: str | None = None) -> tuple[tuple[int, ...], str]:
+    """What closes an assistant's turn: tokens, or where none does, the words; neither without a chat template.
+
+    Args:
+        processor: of the model.
+        template: as for `build_encoder`.
+    """
+    if template is None and own_template(processor) is None and _kind(processor) is InlineEncoder:
+        return (), ""
+    return build_encoder(processor, template).turn_ends()
+
+
+def _kind(processor: ProcessorMixin) -> type[Encoder]:
+    if isinstance(processor, PaliGemmaProcessor):
+        return SuffixEncoder
+    return DecoderEncoder if isinstance(processor.tokenizer, T5Tokenizer) else InlineEncoder

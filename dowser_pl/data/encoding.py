@@ -49,6 +49,13 @@ class Encoder(ABC):
     def encode(self, rows: Sequence[Conversation]) -> Batch:
         """What the model's `forward` takes, right-padded, at full length."""
 
+    def turn_ends(self) -> tuple[tuple[int, ...], str]:
+        """The tokens with which an assistant's turn is closed and, where none is, the words; see `InlineEncoder`.
+
+        Here neither: the answer is given apart, and the processor closes it with the tokenizer's own end token.
+        """
+        return (), ""
+
     def training_batch(self, rows: Sequence[Conversation]) -> tuple[Batch, list[bool]]:
         """What the model's `forward` takes (right-padded, at most `max_length`), plus `ids`; and which rows were cut.
 

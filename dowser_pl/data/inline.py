@@ -38,6 +38,21 @@ class InlineEncoder(Encoder):
         self.set_qformer(batch, [text[: spans[0][0]] for text, spans in rendered])
         return batch
 
+    def turn_ends(self) -> tuple[tuple[int, ...], str]:
+        """What the chat template writes behind an answer, whether more turns follow or not.
+
+        Of each text it writes there the first token that is set apart from words counts. Where there is none behind
+        the last answer but ordinary words, as decoded text; labels are on them too.
+        """
+        tokenizer = self.tokenizer
+        apart = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        last, between = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.template.closings())
+        firsts = [next((token for token in last if token in apart), None)]
+        firsts.append(next((token for token in between if token in apart - {tokenizer.unk_token_id}), None))
+        ends = tuple(dict.fromkeys(token for token in firsts if token is not None))
+        words = str(tokenizer.decode(last, clean_up_tokenization_spaces=False)).strip()
+        return ends, "" if firsts[0] is not None else words
+
     def _render(self, row: Conversation) -> tuple[str, list[Span]]:
         roles = [message["role"] for message in row.messages]
         if len(roles) < 2 or roles[0] == "assistant" or roles[-1] != "assistant":

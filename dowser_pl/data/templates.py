@@ -20,6 +20,7 @@ Span = tuple[int, int]
 
 _TAG = re.compile(r"({%[-+]?\s*)(end)?generation(\s*[-+]?%})")
 _MARKS = ("\ue000\ue0f0\ue001", "\ue001\ue0f1\ue000")  # private-use characters: no text contains these
+_WORDS = ("qzxvw", "jkvxq", "wxzqk", "vqjzx")  # of two questions and answers; no template writes them itself
 # Words and images one after the other, one message per line, and the end token behind each answer.
 _PLAIN = (
     "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}"
@@ -73,6 +74,23 @@ class ChatTemplate:
             spans.append((start, position))
         return "".join(pieces), spans
 
+    def closings(self) -> tuple[str, str]:
+        """What is written behind the last words of an assistant, and between them and the next question's words.
+
+        The second is empty where the template cannot write two questions.
+        """
+        turns = [
+            {"role": role, "content": [{"type": "text", "text": words}]}
+            for role, words in zip(("user", "assistant") * 2, _WORDS, strict=True)
+        ]
+        _, _, last = self.render(turns[:2]).rpartition(_WORDS[1])
+        try:
+            _, _, rest = self.render(turns).partition(_WORDS[1])
+        except ValueError:
+            return last, ""
+        between, found, _ = rest.partition(_WORDS[2])
+        return last, between if found else ""
+
     def _spans_by_prefix(self, messages: list[Message], row: str) -> tuple[str, list[Span]]:
         text = self.render(messages)
         spans = []
@@ -123,17 +141,24 @@ def find_template(processor: ProcessorMixin, template: str | None) -> str:
                 f'chat_template: expected Jinja text, the path of a file with it, or "plain"; got {template!r}.'
             )
         return path.read_text(encoding="utf-8")
+    if (own := own_template(processor)) is not None:
+        return own
+    raise ValueError(
+        f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module: to a path or Jinja "
+        'text with the format that the model was trained on, or to "plain" (messages line by line, end token behind '
+        "each answer)."
+    )
+
+
+def own_template(processor: ProcessorMixin) -> str | None:
+    """The Jinja text of the processor or of its tokenizer; None if neither has one."""
     for owner in (processor, processor.tokenizer):
         found = getattr(owner, "chat_template", None)
         if isinstance(found, dict):
             found = found.get("default")
         if found:
             return str(found)
-    raise ValueError(
-        f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module: to a path or Jinja "
-        'text with the format that the model was trained on, or to "plain" (messages line by line, end token behind '
-        "each answer)."
-    )
+    return None
 
 
 def has_placeholders(processor: ProcessorMixin) -> bool:

@@ -4,21 +4,21 @@ No data is needed to score a model that can write its own (arXiv 2602.04509, sec
 kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dowser_pl import sharding
 from dowser_pl.maths.streams import stream
+from dowser_pl.models.generation import Ending, own_ends, write_tokens
 from dowser_pl.probing.batches import aligned, halving, in_step
 from dowser_pl.probing.sampling import SampleFromStreams
 from dowser_pl.probing.settings import Probe
-from dowser_pl.spread_models import device_of, generating, spread_model
+from dowser_pl.spread_models import device_of, spread_model
 
 __all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
 
@@ -68,6 +68,7 @@ def write_prompts(
     indices: range,
     images: Callable[[range], list[dict[str, Tensor]]] | None = None,
     text_inputs: TextInputs = plain_text,
+    ending: Ending | None = None,
 ) -> list[Prompt]:
     """Let the model write the prompts of the given numbers.
 
@@ -84,6 +85,7 @@ def write_prompts(
         images: gives for numbers of prompts what the processor makes of an image without text: ``input_ids`` (1, L)
             and the image inputs, all of one shape; None for text-only prompts.
         text_inputs: what the model takes for tokens and their mask, where that is more than the two.
+        ending: what ends a text; None = the model's own end tokens.
 
     Returns:
         The prompts, in order.
@@ -91,8 +93,9 @@ def write_prompts(
     Raises:
         ValueError: if the vocabulary has no ordinary token to start from.
     """
-    ordinary, special = _split_vocabulary(tokenizer)
-    writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs)
+    ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
+    ordinary, special = _split_vocabulary(tokenizer, ending)
+    writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs, ending)
     encoder_decoder = model.config.is_encoder_decoder
     size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
     option = "--dowser.probe.batch_size" if images else "--dowser.probe.num_tokens"
@@ -117,6 +120,7 @@ class _Writer:
     special: list[int]
     images: Callable[[range], list[dict[str, Tensor]]] | None
     text_inputs: TextInputs
+    ending: Ending
 
     def answer_sources(self, batch: range) -> list[Prompt]:
         """Encoder-decoders: the random tokens are the source, what is written is the target."""
@@ -150,7 +154,6 @@ class _Writer:
         streams = [stream(self.settings.seed, "sample", index) for index in batch]
         uniforms = torch.stack([torch.rand(num_new, generator=each, dtype=torch.float32) for each in streams])
         sampler = SampleFromStreams(start.shape[1], forced, uniforms, self.special, self.settings)
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         inputs = {name: value.to(device) for name, value in image.items()}
         if image:
             inputs["input_ids"] = start.to(device)
@@ -158,49 +161,26 @@ class _Writer:
             inputs = self.text_inputs(start.to(device), torch.ones_like(start).to(device))
         else:
             inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
-        settings = GenerationConfig(
-            max_new_tokens=num_new,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=end,
-            pad_token_id=end if pad is None else pad,
-            use_cache=True,
-            decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
-        )
-        with _without_defaults(self.model), generating(self.model):
-            rows = self.model.generate(
-                **inputs, logits_processor=[sampler], generation_config=settings, synced_gpus=spread_model(self.model)
-            ).cpu()
+        rows = write_tokens(self.model, self.tokenizer, inputs, num_new, self.ending, sampler).cpu()
+        ends = [start.shape[1] + self.ending.length(row[start.shape[1] :], self.tokenizer) for row in rows]
         image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
         return [
             Prompt(
-                _until_end(row, start.shape[1], end).clone(),  # a view would be sent with the whole batch
+                row[:end].clone(),  # a view would be sent with the whole batch
                 None if source is None else source[0],
                 {name: value[i].clone() for name, value in image_rows.items() if name != "attention_mask"},
             )
-            for i, row in enumerate(rows)
+            for i, (row, end) in enumerate(zip(rows, ends, strict=True))
         ]
 
 
-@contextmanager
-def _without_defaults(model: Any) -> Iterator[None]:
-    """``generate`` fills what is not set from the model's own configuration, which may forbid or force tokens."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-def _split_vocabulary(tokenizer: Tokens) -> tuple[Tensor, list[int]]:
-    """Ordinary ids to draw prefixes from, and special ids that must not be written (EOS may)."""
+def _split_vocabulary(tokenizer: Tokens, ending: Ending) -> tuple[Tensor, list[int]]:
+    """Ordinary ids to draw prefixes from, and special ids that must not be written (those that end a text may)."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ordinary = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
     if not len(ordinary):
         raise ValueError(f"all {len(tokenizer)} tokens of the vocabulary are special: no prefix can be drawn")
-    return ordinary, sorted(special - {tokenizer.eos_token_id})
+    return ordinary, sorted(special - set(ending.ids))
 
 
 def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
@@ -208,10 +188,3 @@ def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
     random = stream(settings.seed, "prefix", index)
     count = int(torch.randint(settings.min_prefix, settings.max_prefix + 1, (), generator=random))
     return ordinary[torch.randint(len(ordinary), (count,), generator=random)]
-
-
-def _until_end(tokens: Tensor, start: int, eos: int | None) -> Tensor:
-    """The row up to and including its first written end of text; the rest is padding."""
-    if eos is None or not bool((tokens[start:] == eos).any()):
-        return tokens
-    return tokens[: start + int((tokens[start:] == eos).nonzero()[0]) + 1]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from dowser_pl.models.generation import Ending
 from dowser_pl.probing import Probe, write_prompts
 from dowser_pl.probing.images import noise_images
 from tests.tiny_models import (
@@ -9,6 +10,7 @@ from tests.tiny_models import (
     EOS,
     IMAGE,
     SPECIAL_TOKENS,
+    VISION_END,
     make_processor,
     tiny_llava,
     tiny_qwen2_5_vl,
@@ -143,3 +145,30 @@ def test_the_models_own_generation_settings_change_no_prompt(model):
     finally:
         model.generation_config = own
     assert [p.tokens.tolist() for p in again] == [p.tokens.tolist() for p in expected]
+
+
+@pytest.mark.parametrize("ending", [Ending((EOS, VISION_END)), Ending((30, 31, 32)), Ending((), "moon")])
+def test_a_prompt_ends_where_an_answer_would(model, ending):
+    tokenizer = make_processor().tokenizer
+    prompts = write_prompts(model, tokenizer, Probe(num_tokens=40, max_prefix=1), range(40), ending=ending)
+    written = [prompt.tokens[2:] for prompt in prompts]
+    done = [len(tokens) for tokens in written if len(tokens) < 38]
+    assert done
+    for tokens in written:
+        assert ending.length(tokens, tokenizer) == len(tokens)
+        assert not torch.isin(tokens[:-1], torch.tensor(ending.ids)).any()
+    assert any(int(tokens[-1]) in ending.ids or tokenizer.decode(tokens).endswith("moon") for tokens in written)
+
+
+def test_what_the_model_itself_ends_with_may_be_written(model):
+    """An end that the tokenizer does not know: some model's turns end with a token of their own."""
+    tokenizer = make_processor().tokenizer
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<vision_end>"]})
+    own, model.generation_config = model.generation_config, GenerationConfig(eos_token_id=[VISION_END])
+    try:
+        prompts = write_prompts(model, tokenizer, Probe(num_tokens=40), range(40))
+    finally:
+        model.generation_config = own
+    ends = {int(prompt.tokens[-1]) for prompt in prompts if len(prompt.tokens) < 40}
+    assert VISION_END in ends
+    assert ends <= {VISION_END, EOS}
