@@ -2,24 +2,27 @@
 
 Per row: `image` (optional; path, list, URL or base64), a question under `text`, `question` or `prompt`, and what is
 right under `references`, `answers`, `captions`, `reference`, `answer` or `caption`, the first of these that is there:
-a string, a number, a list of them, or a list of `{"answer": ...}` (VQAv2's ten annotators). `options` or `choices`
-(list, or {"A": ...}) make it multiple choice: the options are written below the question, and the answer may be the
-letter, the text or the 0-based index (a JSON number is the index, unless the options are numbers themselves). A row
-may also be a conversation (`messages.py`); then its last assistant turn is the reference.
+a text, a number (3.0 is written "3"), a list of them, or a list of `{"answer": ...}` (VQAv2's ten annotators). Null,
+NaN, true and false are refused, because nobody has written "None". `hint` comes before the question. `options` or
+`choices` (list, or {"A": ...}), or columns `A`, `B`, ... or `option_a`, `choice_a`, ... make it multiple choice: the
+options are written below the question, and the answer may be the letter, the text or the 0-based index (a JSON number
+is the index, unless the options are numbers themselves). A row may also be a conversation (`messages.py`); then its
+last assistant turn is the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from dowser_pl.data.decoding import ON_WHITE, Decoding
 from dowser_pl.data.json_rows import keep_good, read_rows
-from dowser_pl.data.messages import MessageReader, image_column, read_content
-from dowser_pl.data.rows import Question, Role, Task
+from dowser_pl.data.messages import MessageReader, read_content, with_system
+from dowser_pl.data.options import as_text, option_keys, read_options, right_option
+from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
+from dowser_pl.data.rows import Question, Role, Task, is_learnt
 from dowser_pl.metrics import build_metric
 
 _QUESTION = ("question", "text", "prompt")
@@ -72,8 +75,8 @@ def read_task(
     metric = build_metric(task.metric)
 
     def parse(name: str, row: dict[str, Any]) -> Question:
-        own = row.get("conversations") or row.get("messages")
-        question = question_of(name, row, reader) if own else _read_question(name, row, reader, task)
+        is_spoken = _any(row, ("conversations", "messages"))
+        question = question_of(name, row, reader) if is_spoken else _read_question(name, row, reader, task)
         try:
             metric.update([""], [question.references])  # what cannot be scored ends here and not after the probe
         except ValueError as error:
@@ -84,43 +87,57 @@ def read_task(
     if task.limit is not None and task.limit < len(rows):
         rows = [rows[i * len(rows) // task.limit] for i in range(task.limit)]
     questions = keep_good(rows, parse, skip_bad_rows, task.name)
+    warn_of_unread(f"Task {task.name!r}", (_unread(row) for _, row in rows))
     return Task(task.name, task.role, task.metric, questions, task.max_new_tokens)
 
 
 def question_of(name: str, row: dict[str, Any], reader: MessageReader) -> Question:
-    """A conversation as a question: everything before its last assistant turn, which is the reference."""
+    """A conversation as a question: everything before its last answer that carries loss, which is the reference."""
     messages, images = reader.read(name, row)
-    answer = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
-    num_asked = sum(part["type"] == "image" for message in messages[:-1] for part in message["content"])
-    return Question(name, messages[:-1], images[:num_asked], [answer])
+    last = max(number for number, message in enumerate(messages) if is_learnt(message))
+    asked = [{"role": message["role"], "content": message["content"]} for message in messages[:last]]
+    num_asked = sum(part["type"] == "image" for message in asked for part in message["content"])
+    answer = "".join(part["text"] for part in messages[last]["content"])
+    return Question(name, asked, images[:num_asked], [answer])
 
 
 def _read_question(name: str, row: dict[str, Any], reader: MessageReader, task: TaskFile) -> Question:
-    text = _first(name, row, _QUESTION, "question") if not task.prompt_suffix else _any(row, _QUESTION)
-    answers = _answers(_first(name, row, _REFERENCE, "reference"))
-    lines = [] if text is None else [str(text)]
-    if options := row.get("options") or row.get("choices"):
-        letters = _letters(name, options)
-        answers = _right_option(name, answers, letters)
-        lines += [f"{letter}. {option}" for letter, option in letters.items()]
+    refuse_media(name, row)
+    lines = _question_lines(name, row, bool(task.prompt_suffix))
+    answers = _answers(row[_first(name, row, _REFERENCE, "reference")])
+    options, has_labels = read_options(name, row)
+    lines += [f"{letter}. {as_text(f'{name}: option {letter}', option)}" for letter, option in options.items()]
+    if options:
+        references = right_option(name, answers, options, has_labels)
+    else:
+        references = [as_text(f"{name}: the answer", answer) for answer in answers]
     content = read_content(name, "\n".join([*lines, task.prompt_suffix]))
-    placed = [part.pop("source") for part in content if part["type"] == "image"]
-    messages = [{"role": "user", "content": content}]
-    return Question(
-        name, messages, reader.place(name, messages, placed, image_column(row)), [str(answer) for answer in answers]
-    )
+    messages = with_system(name, row, [{"role": "user", "content": content}])
+    return Question(name, messages, reader.sources(name, row, messages), references)
 
 
-def _any(row: dict[str, Any], keys: Sequence[str]) -> Any:
-    """What stands under the first of `keys` that is there and not empty, else None."""
-    return next((row[key] for key in keys if row.get(key) not in (None, "", [])), None)
+def _question_lines(name: str, row: dict[str, Any], may_lack: bool) -> list[str]:
+    """The hint of MMBench, if there is one, and the question."""
+    key = _any(row, _QUESTION) if may_lack else _first(name, row, _QUESTION, "question")
+    given = [one for one in (_any(row, ("hint",)), key) if one]
+    for one in given:
+        if not isinstance(row[one], str):
+            raise ValueError(f"{name}: `{one}` must be text, got {str(row[one])[:60]!r}.")
+    return [row[one] for one in given]
 
 
-def _first(name: str, row: dict[str, Any], keys: Sequence[str], what: str) -> Any:
-    value = _any(row, keys)
-    if value is None:
-        raise ValueError(f"{name}: no {what}: expected one of the keys {list(keys)}, got {sorted(row)}.")
-    return value
+def _any(row: dict[str, Any], keys: Sequence[str]) -> str | None:
+    """The first of `keys` under which there is something."""
+    return next((key for key in keys if not absent(row.get(key))), None)
+
+
+def _first(name: str, row: dict[str, Any], keys: Sequence[str], what: str) -> str:
+    key = _any(row, keys)
+    if key is None:
+        empty = [one for one in keys if one in row]
+        got = f"nothing under {empty}" if empty else f"{sorted(row)}"
+        raise ValueError(f"{name}: no {what}: expected one of the keys {list(keys)}, got {got}.")
+    return key
 
 
 def _answers(value: Any) -> list[Any]:
@@ -128,28 +145,8 @@ def _answers(value: Any) -> list[Any]:
     return [one["answer"] if isinstance(one, dict) and "answer" in one else one for one in values]
 
 
-def _letters(name: str, options: Any) -> dict[str, Any]:
-    """Letter to option."""
-    if isinstance(options, dict):
-        return {letter: option for letter, option in options.items() if option is not None}
-    if not isinstance(options, list) or len(options) > len(ascii_uppercase):
-        raise ValueError(
-            f"{name}: options are a list of at most {len(ascii_uppercase)} or an object like "
-            f'{{"A": ...}}, got {str(options)[:60]!r}.'
-        )
-    return dict(zip(ascii_uppercase, options, strict=False))
-
-
-def _right_option(name: str, answers: list[Any], letters: dict[str, Any]) -> list[str]:
-    """[letter, text] of the right option, given as letter, text or 0-based index."""
-    by_text = {str(option).strip().casefold(): letter for letter, option in letters.items()}
-    are_numbers = any(isinstance(option, int | float) for option in letters.values())
-    for answer in answers:
-        given = str(answer).strip()
-        letter = by_text.get(given.casefold(), given.strip("(). ").upper())
-        is_index = isinstance(answer, int) and not are_numbers
-        if (is_index or letter not in letters) and given.isdecimal() and int(given) < len(letters):
-            letter = list(letters)[int(given)]
-        if letter in letters:
-            return [letter, str(letters[letter])]
-    raise ValueError(f"{name}: the answer {answers} is none of the options {letters}: neither letter, text nor index.")
+def _unread(row: dict[str, Any]) -> Iterator[str]:
+    """The keys of a row that nobody reads."""
+    if _any(row, ("conversations", "messages")):
+        return unread_keys(row)
+    return unread_keys(row, {"hint", _any(row, _QUESTION) or "", *_REFERENCE, *option_keys(row)})

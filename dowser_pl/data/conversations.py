@@ -14,6 +14,7 @@ from dowser_pl.data.holdout import NamedRow, holdout_task, split_rows
 from dowser_pl.data.json_rows import keep_good, read_rows
 from dowser_pl.data.messages import MessageReader
 from dowser_pl.data.packed import PackedRows, pack
+from dowser_pl.data.row_keys import unread_keys, warn_of_unread
 
 
 class ConversationData(MultimodalData):
@@ -111,6 +112,7 @@ class ConversationData(MultimodalData):
             raise ValueError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
         if self.skip_bad_rows:
             rows = keep_good(rows, self._check, skip_bad=True, what=self.train_file)
+        warn_of_unread(self.train_file, (unread_keys(row) for _, row in rows))
         return split_rows(rows, self.holdout) if self.needs_holdout else (rows, [])
 
     def _check(self, name: str, row: dict[str, Any]) -> NamedRow:

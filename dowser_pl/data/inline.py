@@ -10,7 +10,7 @@ from transformers import BatchFeature
 
 from dowser_pl.data.encoding import Batch, Encoder
 from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
-from dowser_pl.data.rows import Conversation
+from dowser_pl.data.rows import Conversation, is_learnt
 from dowser_pl.data.templates import Span
 from dowser_pl.data.truncation import IGNORED
 
@@ -28,7 +28,7 @@ class InlineEncoder(Encoder):
         replacements = encoded.pop("text_replacement_offsets", None) or [[]] * len(rows)
         self._check_replacements(rows, replacements)
         marked = [
-            mark_tokens(offset, shift_spans(text, spans, replacement, row.id))
+            mark_tokens(offset, shift_spans(text, _learnt(row, spans), replacement, row.id))
             for row, (text, spans), offset, replacement in zip(rows, rendered, offsets, replacements, strict=True)
         ]
         batch = dict(BatchFeature(encoded, tensor_type="pt"))
@@ -75,3 +75,21 @@ class InlineEncoder(Encoder):
                     f"{len(row.images)}, so the assistant's tokens cannot be located. Update transformers (got "
                     f"{transformers.__version__}), or use another model."
                 )
+
+
+def _learnt(row: Conversation, spans: list[Span]) -> list[Span]:
+    """The spans of the answers that carry loss.
+
+    Raises:
+        ValueError: some do not, and the template does not mark one piece of text per answer.
+    """
+    learnt = [is_learnt(message) for message in row.messages if message["role"] == "assistant"]
+    if all(learnt):
+        return spans
+    if len(spans) != len(learnt):
+        raise ValueError(
+            f"{row.id}: {learnt.count(False)} of {len(learnt)} answers are not to be learnt, but the chat template "
+            f"marks {len(spans)} pieces of text as generated, expected one per answer. Put all that the assistant says "
+            "in a turn between one {% generation %} and {% endgeneration %}, or split the row."
+        )
+    return [span for span, is_on in zip(spans, learnt, strict=True) if is_on]

@@ -5,9 +5,13 @@ r"""One row of a data file -> chat messages and images, whichever of the usual f
   `{"type": "image", "path" | "url" | "base64" | "image": ...}`, `{"type": "image"}` for the next one of the image
   column, or `{"type": "image_url", "image_url": {"url": ...}}`.
 
-`<image>` in a text stands for the next image of the column. If the row has images but nothing says where, they come
-before the first question. Space at both ends of a turn is dropped, also around images there, because the chat template
-brings its own; all other space stays as written.
+`<image>` in a question stands for the next image of the column, unless the image parts of the row already account for
+all of them; in an answer it is text. If the row has images but nothing says where, they come before the first question.
+Space at both ends of a turn is dropped, also around images there, because the chat template brings its own; all other
+space stays as written.
+
+`system` (or `system_prompt`) of a row is its system turn. A turn with `loss: false`, `weight: 0` or `train: false` is
+read but not learnt. Videos and sound are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +22,15 @@ from typing import Any
 
 from dowser_pl.data.decoding import ON_WHITE, Decoding
 from dowser_pl.data.images import ImageSource, ImageText, open_image, read_source
-from dowser_pl.data.rows import Message
+from dowser_pl.data.row_keys import (
+    LOSS_KEYS,
+    SYSTEM_KEYS,
+    absent,
+    refuse_media,
+    refuse_media_part,
+    refuse_media_placeholder,
+)
+from dowser_pl.data.rows import Message, is_learnt
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = "<image>"
@@ -47,21 +59,32 @@ class MessageReader:
         Raises:
             ValueError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
         """
-        turns = row.get("conversations") or row.get("messages")  # null where tables were exported
+        refuse_media(name, row)
+        turns = next((row[key] for key in ("conversations", "messages") if not absent(row.get(key))), None)
         if not isinstance(turns, list) or not turns:
             raise ValueError(
                 f'{name}: expected a list "conversations" (LLaVA) or "messages" with at least one turn, got the keys '
                 f"{sorted(row)}."
             )
-        messages: list[Message] = []
-        placed: list[Any] = []
-        for number, turn in enumerate(turns, start=1):
-            role, value = _role_and_value(f"{name}: turn {number}", turn)
-            content = read_content(f"{name}: turn {number}", value)
-            placed += [part.pop("source") for part in content if part["type"] == "image"]
-            messages.append({"role": role, "content": content})
+        messages = [_message(f"{name}: turn {number}", turn) for number, turn in enumerate(turns, start=1)]
+        messages = with_system(name, row, messages)
         check_order(name, [message["role"] for message in messages])
-        return messages, self.place(name, messages, placed, image_column(row))
+        if not any(map(is_learnt, messages)):
+            raise ValueError(
+                f"{name}: no answer is left to learn from, every one is switched off by one of {list(LOSS_KEYS)}."
+            )
+        return messages, self.sources(name, row, messages)
+
+    def sources(self, name: str, row: dict[str, Any], messages: list[Message]) -> list[ImageSource]:
+        """The images of a row, one per image part; finishes its messages in place (see `settle`).
+
+        Raises:
+            ValueError: images missing or miscounted, or see `settle`.
+        """
+        images = image_column(row)
+        if images != image_column({**row, "images": row.get("image") or images}):
+            raise ValueError(f"{name}: `image` and `images` name different images; keep the one that is meant.")
+        return self.place(name, messages, settle(name, messages, len(images)), images)
 
     def place(self, name: str, messages: list[Message], placed: list[Any], images: list[Any]) -> list[ImageSource]:
         """The source of every image part; images that no text places come before the first question.
@@ -110,37 +133,81 @@ class MessageReader:
         return source
 
 
-def read_content(turn: str, value: Any) -> list[dict[str, Any]]:
-    """The parts of a turn; image parts carry their `source` (None = the next one of the image column).
+def with_system(name: str, row: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages with what the row's `system` or `system_prompt` says as their system turn.
 
     Raises:
-        ValueError: it is empty, or a part is of an unknown type.
+        ValueError: there is another system turn already.
     """
-    pieces = value if isinstance(value, list) else [value]
-    parts: list[dict[str, Any]] = []
-    for piece in pieces:
-        kind = piece.get("type") if isinstance(piece, dict) else None
-        if kind == "image":
-            own = any(piece.get(key) for key in _SOURCES)
-            parts.append({"type": "image", "source": piece if own else None})
-        elif kind == "image_url":
-            url = piece.get("image_url")
-            parts.append({"type": "image", "source": url if isinstance(url, dict) else {"url": url}})
-        elif kind == "text" or isinstance(piece, str):
-            parts += _split_text(piece if isinstance(piece, str) else str(piece.get("text", "")))
-        else:
-            raise ValueError(
-                f"{turn}: expected text or parts of type text, image or image_url, got {str(piece)[:60]!r}."
-            )
-    if not (parts := _trim(parts)):
+    for key in SYSTEM_KEYS:
+        value = row.get(key)
+        if absent(value.strip() if isinstance(value, str) else value):
+            continue
+        turn = {"role": "system", "content": _trim(read_content(f"{name}: {key}", value))}
+        if not messages or messages[0]["role"] != "system":
+            messages = [turn, *messages]
+        elif _trim(messages[0]["content"]) != turn["content"]:
+            raise ValueError(f"{name}: `{key}` and the system turn of the row differ; keep the one that is meant.")
+    return messages
+
+
+def read_content(turn: str, value: Any) -> list[dict[str, Any]]:
+    """The parts of a turn as they stand; image parts carry their `source` (None = the next one of the image column).
+
+    Raises:
+        ValueError: it is empty, a part is of an unknown type, or says null where text belongs.
+    """
+    parts = [_part(turn, piece) for piece in (value if isinstance(value, list) else [value])]
+    if not any(part["type"] == "image" or part["text"].strip() for part in parts):
         raise ValueError(f"{turn} is empty: expected text or an image.")
     return parts
 
 
+def settle(name: str, messages: list[Message], num_images: int) -> list[Any]:
+    """Split the texts of questions at `<image>` where it stands for an image, and trim all turns, in place.
+
+    Args:
+        name: of the row.
+        messages: with parts as `read_content` has them.
+        num_images: in the row's image column.
+
+    Returns:
+        Per image part its own source, or None = the next one of the image column.
+
+    Raises:
+        ValueError: an answer shows an image, a question has the place of a video, or `<image>`
+            repeats an image part.
+    """
+    asked = [message for message in messages if message["role"] != "assistant"]
+    parts = [part for message in asked for part in message["content"]]
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    for text in texts:
+        refuse_media_placeholder(name, text)
+    num_parts = sum(part["type"] == "image" for part in parts)
+    num_open = sum(part["type"] == "image" and part["source"] is None for part in parts)
+    is_text = num_parts > 0 and num_open == num_images
+    if is_text and any(text.strip().startswith(PLACEHOLDER) or text.strip().endswith(PLACEHOLDER) for text in texts):
+        raise ValueError(
+            f"{name}: each of its images has a part of its own, and a text has the placeholder {PLACEHOLDER} as well. "
+            "Remove the placeholder from the text."
+        )
+    placed = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "assistant":
+            if any(part["type"] == "image" for part in content):
+                raise ValueError(f"{name}: an assistant turn shows an image, but models answer with text alone.")
+        elif not is_text:
+            content = [piece for part in content for piece in _split(part)]
+        message["content"] = _trim(content)
+        placed += [part.pop("source") for part in message["content"] if part["type"] == "image"]
+    return placed
+
+
 def image_column(row: dict[str, Any]) -> list[Any]:
     """The row's `image` or `images`, as a list."""
-    value = row.get("images") or row.get("image")
-    if value is None or value == "":
+    value = row.get("image") if absent(row.get("images")) else row["images"]
+    if absent(value):
         return []
     return list(value) if isinstance(value, list) else [value]
 
@@ -158,10 +225,27 @@ def check_order(name: str, roles: list[str]) -> None:
         )
 
 
-def _split_text(text: str) -> list[dict[str, Any]]:
+def _part(turn: str, piece: Any) -> dict[str, Any]:
+    """A part of a turn; see `read_content`."""
+    refuse_media_part(turn, piece)
+    kind = piece.get("type") if isinstance(piece, dict) else None
+    if kind == "image":
+        return {"type": "image", "source": piece if any(piece.get(key) for key in _SOURCES) else None}
+    if kind == "image_url":
+        url = piece.get("image_url")
+        return {"type": "image", "source": url if isinstance(url, dict) else {"url": url}}
+    text = piece.get("text") if kind == "text" else piece
+    if not isinstance(text, str):
+        raise ValueError(f"{turn}: expected text or parts of type text, image or image_url, got {str(piece)[:60]!r}.")
+    return {"type": "text", "text": text}
+
+
+def _split(part: dict[str, Any]) -> list[dict[str, Any]]:
     """Text and image parts; every space stays."""
+    if part["type"] == "image":
+        return [part]
     parts: list[dict[str, Any]] = []
-    for number, piece in enumerate(text.split(PLACEHOLDER)):
+    for number, piece in enumerate(part["text"].split(PLACEHOLDER)):
         if number:
             parts.append({"type": "image", "source": None})
         parts.append({"type": "text", "text": piece})
@@ -179,8 +263,32 @@ def _trim(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [part for part in parts if part.get("text") != ""]
 
 
-def _role_and_value(turn: str, said: Any) -> tuple[str, Any]:
-    role = said.get("from", said.get("role")) if isinstance(said, dict) else None
-    if role not in ROLES:
+def _message(turn: str, said: Any) -> Message:
+    """A turn with its parts as they stand, and `"loss": False` if it is an answer that is not learnt."""
+    given = said if isinstance(said, dict) else {}
+    role = given.get("role") if absent(given.get("from")) else given["from"]
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{turn} has the role {role!r}, expected one of {list(ROLES)}.")
-    return ROLES[role], said.get("value", said.get("content"))
+    value = given.get("content") if given.get("value") is None else given["value"]
+    message: Message = {"role": ROLES[role], "content": read_content(turn, value)}
+    return message if _carries_loss(turn, given, ROLES[role]) else {**message, "loss": False}
+
+
+def _carries_loss(turn: str, said: dict[str, Any], role: str) -> bool:
+    """Whether the file leaves the loss of a turn on; a turn that is none of the assistant's cannot have any.
+
+    Raises:
+        ValueError: a weight between, keys that disagree, or loss on a question.
+    """
+    given = {key: said[key] for key in LOSS_KEYS if said.get(key) is not None}
+    for key, value in given.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise ValueError(f"{turn}: {key} must be 0 or 1 (false or true), got {value!r}: a turn is learnt or not.")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"{turn}: got {given}, which disagree about whether the turn is learnt.")
+    if role != "assistant" and any(given.values()):
+        raise ValueError(
+            f"{turn}: got {given} on a turn of the {role}, but only what the assistant says is learnt. Remove the key, "
+            "or set it to 0."
+        )
+    return role != "assistant" or all(given.values())

@@ -13,6 +13,11 @@ Role = Literal["upstream", "downstream"]
 Message = dict[str, Any]
 
 
+def is_learnt(message: Message) -> bool:
+    """Whether the message is an answer that carries loss."""
+    return bool(message["role"] == "assistant" and message.get("loss", True))
+
+
 @dataclass(frozen=True)
 class Conversation:
     """One training row.
@@ -20,7 +25,7 @@ class Conversation:
     Attributes:
         id: for error messages, e.g. "train.json row 12 (id 000123)".
         messages: HF chat format, `{"role": "system" | "user" | "assistant", "content": [part, ...]}` with the parts
-            `{"type": "text", "text": ...}` and `{"type": "image"}`.
+            `{"type": "text", "text": ...}` and `{"type": "image"}`. An answer with `"loss": False` is not learnt.
         images: one source per `{"type": "image"}` part, in their order.
     """
 

@@ -103,7 +103,7 @@ def test_limit_is_spread_over_the_file(task):
         ({"question": "q"}, r"line 1: no reference"),
         ({"question": "q", "answers": []}, r"line 1: no reference"),
         ({"question": "q", "answer": "x", "options": ["a", "b"]}, r"line 1: the answer \['x'\] is none of the options"),
-        ({"question": "q", "answer": "x", "options": "['x', 'y']"}, r"line 1: options are a list of at most 26"),
+        ({"question": "q", "answer": "x", "options": "x or y"}, r"line 1: options are a list of at most 26"),
         ({"question": "q", "answer": "x", "options": ["x"] * 27}, r"line 1: options are a list of at most 26"),
         ({"question": "<image> q", "answer": "x"}, "line 1: got 0 images, expected 1"),
         ({"question": "q", "answer": "x", "image": "z.png"}, r"line 1: no image at .*z\.png"),

@@ -141,3 +141,24 @@ def test_decoder_labels():
 def test_images_become_rgb(encoder):
     row = Conversation("grey", one_image().messages, [Image.new("L", (9, 9), 128)])
     assert encoder.training_batch([row])[0]["pixel_values"].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("generation", [True, False])
+def test_an_answer_that_is_switched_off_has_no_labels(generation):
+    encoder = build_encoder(build_llava(chat_template(generation)))
+    row = many_images()
+    row.messages[2]["loss"] = False
+    batch, _ = encoder.training_batch([row])
+    said = encoder.tokenizer.decode(batch["labels"][batch["labels"] != -100])
+    assert said.endswith(" blue red</s>")
+    assert "green" not in said
+    whole, _ = encoder.training_batch([many_images()])
+    assert whole["input_ids"].equal(batch["input_ids"])
+
+
+def test_a_template_that_marks_another_number_of_answers():
+    template = chat_template().replace("ASSISTANT:' }}", "ASSISTANT:' }}{% generation %}!{% endgeneration %} ", 1)
+    row = many_images()
+    row.messages[2]["loss"] = False
+    with pytest.raises(ValueError, match="many: 1 of 2 answers are not to be learnt, but the chat template marks 4"):
+        build_encoder(build_llava(template)).training_batch([row])

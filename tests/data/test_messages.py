@@ -118,7 +118,7 @@ def test_open_parts_take_the_image_column_in_order(reader):
             "turn 2 is empty: expected text or an image",
         ),
         ({"conversations": [{"from": "human", "value": None}]}, "turn 1: expected text or parts"),
-        ({"conversations": [{"from": "human", "value": [{"type": "audio"}]}]}, "turn 1: expected text or parts"),
+        ({"conversations": [{"from": "human", "value": [{"type": "audio"}]}]}, "turn 1: got a part of type 'audio'"),
         ({"image": ["a.png", "b.png"]}, "got 2 images, expected 1: one per <image>.*Remove the surplus"),
         ({"image": None}, "got 0 images, expected 1: one per <image>.*Add the missing"),
         ({"image": "c.png"}, r"no image at .*c\.png"),
@@ -152,3 +152,63 @@ def test_verify_decodes_at_once(reader):
     reader.read("row 1", row)
     with pytest.raises(ValueError, match="row 1: cannot read the image"):
         MessageReader(reader.folder, verify=True).read("row 1", row)
+
+
+def parts(*texts):
+    return [{"type": "text", "text": text} if isinstance(text, str) else text for text in texts]
+
+
+def asked(content, answer, **changes):
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], **changes}
+
+
+@pytest.mark.parametrize("answer", ["Use the <image> tag.", parts("Use the <image> tag.")])
+def test_the_placeholder_in_an_answer_is_text(reader, answer):
+    messages, images = reader.read("row 1", asked("how?", answer, image="a.png"))
+    assert messages == [turn("user", IMAGE, "how?"), turn("assistant", "Use the <image> tag.")]
+    assert names(images) == ["a.png"]
+    messages, images = reader.read("row 1", asked("how?", answer))
+    assert messages == [turn("user", "how?"), turn("assistant", "Use the <image> tag.")]
+    assert images == []
+    messages, _ = reader.read("row 1", asked("how <image>?", answer, image="a.png"))
+    assert messages == [turn("user", "how ", IMAGE, "?"), turn("assistant", "Use the <image> tag.")]
+
+
+def test_the_placeholder_in_a_question_whose_images_have_parts_is_text(reader):
+    own = parts({"type": "image", "path": "a.png"}, "does <image> close itself?")
+    assert reader.read("row 1", asked(own, "no"))[0][0] == turn("user", IMAGE, "does <image> close itself?")
+    following = parts({"type": "image"}, "does <image> close itself?")
+    messages, _ = reader.read("row 1", asked(following, "no", images=["a.png"]))
+    assert messages[0] == turn("user", IMAGE, "does <image> close itself?")
+    messages, _ = reader.read("row 1", asked(following, "no", images=["a.png", "b.png"]))
+    assert messages[0] == turn("user", IMAGE, "does ", IMAGE, " close itself?")
+
+
+@pytest.mark.parametrize("text", ["<image>\nwhat?", "what?\n<image>", "<image>"])
+def test_a_placeholder_beside_the_image_part_that_it_repeats(reader, text):
+    with pytest.raises(ValueError, match="row 1: each of its images has a part of its own.*Remove the placeholder"):
+        reader.read("row 1", asked(parts({"type": "image"}, text), "no", images=["a.png"]))
+
+
+def test_an_image_in_an_answer(reader):
+    with pytest.raises(ValueError, match="row 1: an assistant turn shows an image"):
+        reader.read("row 1", asked("draw", parts({"type": "image", "path": "a.png"})))
+    with pytest.raises(ValueError, match="row 1: an assistant turn shows an image"):
+        reader.read("row 1", asked("draw", parts("here", {"type": "image"}), images=["a.png"]))
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, True, ["a"], {"type": "text", "text": None}, {"type": "text"}, {"type": "text", "text": 3}]
+)
+def test_what_is_no_text_is_never_cast(reader, value):
+    for said in (asked([value], "a"), asked("q", [value]), asked([{"type": "image", "path": "a.png"}, value], "a")):
+        with pytest.raises(ValueError, match=r"row 1: turn \d: expected text or parts of type text"):
+            reader.read("row 1", said)
+
+
+def test_keys_that_a_table_has_filled_with_null(reader):
+    said = [
+        {"from": None, "role": "user", "value": None, "content": [{"type": "image", "text": None, "path": "a.png"}]}
+    ]
+    said.append({"from": None, "role": "assistant", "value": None, "content": "a", "weight": None})
+    assert reader.read("row 1", {"messages": said})[0] == [turn("user", IMAGE), turn("assistant", "a")]
