@@ -43,7 +43,7 @@ ALLOWED = {
         "shards",
         "__init__",
     },
-    "models": {"flat_running", "flat_shards", "maths", "sharding", "shards", "spread_models", "__init__"},
+    "models": {"flat_running", "flat_shards", "maths", "nearest", "sharding", "shards", "spread_models", "__init__"},
     "data": {"metrics"},
     "evaluation": {"data", "models", "metrics", "reporting"},
     "protected": {"evaluation", "models", "sharding", "shards", "spread_models", "training"},

@@ -22,10 +22,7 @@ def model_folder(name: str) -> Path:
         return folder
     from dowser_pl.models.sources import locate  # noqa: PLC0415 - loads transformers, which a plain folder does not need
 
-    try:
-        located = locate(name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{str(error).rstrip('.')}{nearest_path(folder)}") from error
+    located = locate(name)
     if Path(located).is_dir():
         return Path(located)
     try:

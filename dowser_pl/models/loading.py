@@ -1,7 +1,12 @@
 """Hugging Face models and processors, loaded whole or not at all."""
 
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -14,10 +19,14 @@ from transformers import (
 )
 from transformers.image_processing_backends import PilBackend
 
+from dowser_pl.models.agreement import check_agreement
+from dowser_pl.models.hub import cached_snapshot
+from dowser_pl.models.layouts import foreign_config
 from dowser_pl.models.quantized import Quantization, quantization_options
-from dowser_pl.models.sources import explained, locate
+from dowser_pl.models.sources import explained, find_source
+from dowser_pl.models.weight_files import WeightFiles, weight_files
 
-__all__ = ["Dtype", "load_model", "load_processor"]
+__all__ = ["Dtype", "check_finite", "files_of", "load_model", "load_processor", "read_config"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -46,14 +55,14 @@ def load_model(
     Raises:
         FileNotFoundError: nothing at `path`.
         ValueError: not an image-text-to-text model, or weights that are missing, left over or of another shape:
-            transformers would fill them at random, and scores of random weights mean nothing.
+            transformers would fill them at random, and scores of random weights mean nothing; or not finite.
     """
     if dtype not in get_args(Dtype):
         raise ValueError(f"got dtype={dtype!r}, expected one of {list(get_args(Dtype))}.")
-    source = locate(path)
-    with explained(path):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    _check_class(path, config)
+    source = find_source(path)
+    _check_class(path, read_config(path, source, trust_remote_code))
+    if Path(source).is_dir():
+        weight_files(path, Path(source))
     with explained(path):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -67,23 +76,64 @@ def load_model(
         )
     model: PreTrainedModel = loaded[0]
     _check_weights(path, report=loaded[1])
+    if not empty:
+        check_finite(path, model)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(model)
     return model
 
 
-def load_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMixin:
+def read_config(path: str, source: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model.
+
+    Args:
+        path: as the user wrote it.
+        source: what :func:`find_source` made of it.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ValueError: it is damaged, of an unknown model, or of other code than transformers.
+    """
+    with explained(path):
+        found = foreign_config(PreTrainedConfig.get_config_dict(source)[0])
+        if found is None:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            return config
+    raise ValueError(f"got {path}, {found[0]}, expected a model class of transformers. Fix: {found[1]}.")
+
+
+def files_of(path: str) -> WeightFiles:
+    """The files that :func:`load_model` would read the weights from, as they are now; none of a hub id not yet cached.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: some are missing.
+    """
+    source = find_source(path)
+    folder = source if Path(source).is_dir() else cached_snapshot(source)
+    return WeightFiles() if folder is None else WeightFiles.of(weight_files(path, Path(folder)))
+
+
+def load_processor(
+    path: str, *, trust_remote_code: bool = False, say: Callable[[str], None] = warnings.warn
+) -> ProcessorMixin:
     """The processor of a model: tokenizer, chat template and images on the PIL backend.
 
     Pillow is used even where torchvision is installed, so that the same image gives the same pixels everywhere.
     A tokenizer without a padding token pads with its end token; padded positions are masked, so the choice
-    changes no result. The padding side is the caller's business.
+    changes no result. The padding side is the caller's business. What old folders do not say of LLaVA's image tokens
+    is taken from the config of the model.
+
+    Args:
+        path: hub id, local folder, or "embedded:world".
+        trust_remote_code: run Python code that comes with the model.
+        say: shows a person a sentence about what was completed or could not be checked.
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: no complete processor there, or a tokenizer without padding and end token.
+        ValueError: no complete processor there, one of another model, or a tokenizer without padding and end token.
     """
-    source = locate(path)
+    source = find_source(path)
     with explained(path):
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     _check_processor(path, processor)
@@ -100,7 +150,41 @@ def load_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMi
                 f"Fix: set eos_token in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
+    for sentence in check_agreement(path, source, processor, read_config(path, source, trust_remote_code)):
+        say(sentence)
     return processor
+
+
+@torch.no_grad()
+def check_finite(path: str, model: PreTrainedModel) -> None:
+    """Refuse weights that are no numbers: whatever is computed from them is none either.
+
+    Reads each tensor once. Buffers may be infinite (masks are).
+
+    Raises:
+        ValueError: naming the first tensors, by their names in the model.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    floats = [(n, t) for n, t in model.state_dict().items() if isinstance(t, Tensor) and t.is_floating_point()]
+    odd = [(name, tensor) for name, tensor in floats if not _is_finite(tensor, name in buffers)]
+    if odd:
+        named = ", ".join(f"{name} ({_counted(tensor)})" for name, tensor in odd[:3])
+        raise ValueError(
+            f"the weights of {path} hold values that are no finite numbers in {len(odd)} of {len(floats)} tensors: "
+            f"{named}; expected finite numbers. Fix: copy or download the files again or go back to an earlier "
+            f"checkpoint of that model; where they were converted to float16, take bfloat16 or float32."
+        )
+
+
+def _is_finite(tensor: Tensor, may_be_infinite: bool) -> bool:
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    if tensor.is_meta or bool(tensor.sum(dtype=wide).isfinite()):  # a sum may overflow where no value does
+        return True
+    return not bool(tensor.isnan().any() if may_be_infinite else (~tensor.isfinite()).any())
+
+
+def _counted(tensor: Tensor) -> str:
+    return f"{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} infinite of {tensor.numel()}"
 
 
 def _check_class(path: str, config: PreTrainedConfig) -> None:

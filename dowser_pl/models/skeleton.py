@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from dowser_pl.models.loading import Dtype
-from dowser_pl.models.sources import explained, locate
+from dowser_pl.models.loading import Dtype, read_config
+from dowser_pl.models.sources import explained, find_source
 
 __all__ = ["skeleton"]
 
@@ -26,9 +26,8 @@ def skeleton(
         FileNotFoundError: nothing at `path`.
         ValueError: not an image-text-to-text model.
     """
-    source = locate(path)
+    config: Any = read_config(path, find_source(path), trust_remote_code)
     with explained(path):
-        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
         options = {"attn_implementation": "eager"} if eager else {}
         with torch.device("meta"):

@@ -4,10 +4,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from safetensors import SafetensorError
 
-__all__ = ["EMBEDDED", "explained", "locate"]
+from dowser_pl.models.hub import cached_snapshot, reachable
+from dowser_pl.models.layouts import check_folder, foreign
+from dowser_pl.nearest import nearest_path
+
+__all__ = ["EMBEDDED", "explained", "find_source", "locate"]
 
 EMBEDDED = {"embedded:world": Path(__file__).parents[1] / "assets" / "world"}
 
@@ -15,11 +20,14 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def locate(path: str) -> str:
-    """The local folder behind `path`, or `path` itself if it can only be a hub id.
+    """The local folder behind `path`, or `path` itself if it can only be a hub id; asks nobody.
+
+    Where the folder that would hold it exists (``runs`` of ``runs/model``), a path is local, so that a slip of the
+    pen never fetches a stranger's model; unless the cache has a model of that id.
 
     Raises:
         FileNotFoundError: a folder that does not exist or holds no model.
-        ValueError: an unknown embedded model, or a file instead of a folder.
+        ValueError: an unknown embedded model, a file instead of a folder, or a folder with something else.
     """
     if path.startswith("embedded:") and path not in EMBEDDED:
         raise ValueError(f"got {path!r}, expected one of the models shipped with the package: {list(EMBEDDED)}.")
@@ -27,33 +35,44 @@ def locate(path: str) -> str:
         raise ValueError("got an empty model path, expected a hub id, a folder or 'embedded:world'.")
     folder = EMBEDDED.get(path, Path(path).expanduser())
     if folder.is_file():
-        raise ValueError(f"got the file {path}, expected the folder that holds config.json. Fix: name its folder.")
+        _refuse_file(path)
     if folder.is_dir():
-        _check_folder(path, folder)
+        check_folder(path, folder)
         return str(folder)
     if path in EMBEDDED:
         raise FileNotFoundError(f"{path} is missing from this installation ({folder}). Fix: install dowser_pl again.")
-    if not _HUB_ID.fullmatch(path):
+    is_id = _HUB_ID.fullmatch(path) is not None
+    if not is_id or (folder.parent.is_dir() and cached_snapshot(path) is None):
+        fetch = f", or fetch that model of the hub first (hf download {path})" if is_id else ""
         raise FileNotFoundError(
-            f"got the folder {path}, which does not exist (looked for {folder.absolute()}), expected a folder with "
-            f"config.json or a hub id such as 'owner/name'. Fix: correct the path."
+            f"got the folder {path}, which does not exist (looked for {folder.absolute()}{nearest_path(folder)}), "
+            f"expected a folder with config.json or a hub id such as 'owner/name'. Fix: correct the path{fetch}."
         )
     return path
 
 
-def _check_folder(path: str, folder: Path) -> None:
-    if (folder / "config.json").is_file():
-        return
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"got {path}, which holds an adapter (LoRA) only, expected a whole model. Fix: merge the adapter into "
-            f"its base model, save the result, and name that folder."
-        )
-    inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-    raise FileNotFoundError(
-        f"got the folder {path} without config.json (it holds {inside}), expected a folder written by "
-        f"save_pretrained. Fix: name the folder that holds config.json."
-    )
+def find_source(path: str) -> str:
+    """What transformers is to load `path` from: a folder, or a hub id that was found to be there.
+
+    The hub is asked once and briefly, because transformers would try for minutes; out of its reach, what is in the
+    cache is taken.
+
+    Raises:
+        FileNotFoundError: nothing there, or the hub cannot be reached.
+        ValueError: something else is there.
+    """
+    located = locate(path)
+    if Path(located).is_dir():
+        return located
+    source = reachable(located)
+    if source != located:
+        check_folder(path, Path(source))
+    return source
+
+
+def _refuse_file(path: str) -> NoReturn:
+    what, way = foreign([Path(path).name]) or ("no model by itself", "name its folder")
+    raise ValueError(f"got the file {path} ({what}), expected the folder that holds config.json. Fix: {way}.")
 
 
 @contextmanager

@@ -194,3 +194,51 @@ def test_tokenizer_is_not_a_processor(tmp_path: Path) -> None:
     make_processor().tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected a processor of images and text"):
         load_processor(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("name", "at_run_time"),
+    [
+        (HEAD_ON_DISK, "lm_head.weight"),
+        ("multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias"),
+        ("language_model.model.layers.1.input_layernorm.weight", "language_model.layers.1.input_layernorm.weight"),
+    ],
+)
+def test_weights_that_are_no_numbers(folder: Path, name: str, at_run_time: str, value: float) -> None:
+    def spoil(weights: Weights) -> None:
+        weights[name].view(-1)[3] = value
+
+    change_weights(folder, spoil)
+    count = "1 NaN and 0 infinite" if value != value else "0 NaN and 1 infinite"
+    with pytest.raises(ValueError, match=rf"no finite numbers in 1 of 73 tensors: .*{at_run_time} \({count} of"):
+        load_model(str(folder))
+
+
+def test_values_that_overflow_in_half_precision(folder: Path) -> None:
+    change_weights(folder, lambda weights: weights[HEAD_ON_DISK].view(-1)[3].fill_(1e6))
+    load_model(str(folder), dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"lm_head.weight \(0 NaN and 1 infinite .*converted to float16"):
+        load_model(str(folder), dtype="float16")
+
+
+def test_large_values_are_finite(folder: Path) -> None:
+    """Though their sum is not."""
+    change_weights(folder, lambda weights: weights[HEAD_ON_DISK].view(-1)[:4].fill_(3e38))
+    load_model(str(folder))
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantized_weights_that_were_no_numbers(folder: Path, quantization: str) -> None:
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda weights: weights[name].view(-1)[3].fill_(float("nan")))
+    with pytest.raises(ValueError, match=r"no finite numbers in 1 of"):
+        load_model(str(folder), quantization=quantization)
+
+
+@pytest.mark.parametrize(
+    "name", ["language_model.model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.vision_model.position_ids"]
+)
+def test_leftovers_of_early_files_do_no_harm(folder: Path, name: str) -> None:
+    change_weights(folder, lambda weights: weights.update({name: torch.arange(4.0)}))
+    load_model(str(folder))

@@ -33,8 +33,14 @@ def test_missing_folder(path: str) -> None:
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
-    (tmp_path / "epoch=1.ckpt").touch()
-    with pytest.raises(FileNotFoundError, match=r"without config.json \(it holds epoch=1.ckpt\)"):
+    with pytest.raises(FileNotFoundError, match=r"without config.json \(it holds nothing\)"):
+        locate(str(tmp_path))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"without config.json \(it holds notes.txt\)"):
+        locate(str(tmp_path))
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava" / "config.json").touch()
+    with pytest.raises(FileNotFoundError, match=rf"Fix: name the folder that holds config.json, {tmp_path}/llava\."):
         locate(str(tmp_path))
 
 
@@ -49,6 +55,18 @@ def test_other_things_that_are_no_model(tmp_path: Path) -> None:
         locate("embedded:words")
     with pytest.raises(ValueError, match=r"got an empty model path"):
         locate("")
+
+
+def test_a_path_whose_folder_exists_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    for path, near in (("runs/modle", "runs/model"), ("rums", "runs")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"{path}, which does not exist .*, did you mean {near}\?\).*hf down"
+        ):
+            locate(path)
+    monkeypatch.setattr(sources, "cached_snapshot", lambda name: f"/cache/{name}")
+    assert locate("runs/modle") == "runs/modle"  # which was fetched on purpose
 
 
 @pytest.mark.parametrize("load", [load_model, load_processor])

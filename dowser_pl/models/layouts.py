@@ -1,0 +1,123 @@
+"""What a place is that holds weights but no Hugging Face model ready to be tuned; and the way out."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_folder", "check_pointers", "foreign", "foreign_config"]
+
+_CONVERTED = "take a converted model, such as one whose name ends in -hf (llava-hf/llava-1.5-7b-hf)"
+_CONVERT = f"convert it with the script of its family in transformers, or {_CONVERTED}"
+_ORIGINAL_LLAVA = "a model in the layout of the original LLaVA code"
+_VILA = "a model in the layout of VILA or NVILA (parts in folders of their own)"
+_NO_VILA = (
+    "transformers has no class for it; take a model of another family, or a checkpoint converted for transformers"
+)
+_POINTER = b"version https://git-lfs"
+
+# What a file or folder of that name (a pattern for the whole of it) tells of what is around it: the first that fits.
+_FOREIGN = (
+    (r"adapter_config\.json|non_lora_trainables\.bin", "an adapter (LoRA) only",
+     "merge the adapter into its base model (PeftModel.merge_and_unload), save the result, and name that folder"),
+    (r"mm_projector\.bin", f"the projector of {_ORIGINAL_LLAVA}", _CONVERT),
+    (r"mm_projector", _VILA, _NO_VILA),
+    (r"params\.json|consolidated.*\.(safetensors|pth)|tekken\.json", "weights in the layout of Mistral or Meta",
+     _CONVERT),
+    (r".*\.gguf", "weights in GGUF, which are for inference",
+     "name the folder or hub id of the model that they were made from"),
+    (r"model_index\.json", "a pipeline of diffusers", "name a model that takes images and text and writes text"),
+    (r"patch\.safetensors", "a patch, which is only the difference to a base",
+     "write the tuned model with `python -m dowser_pl patch apply`, and name its folder"),
+    (r"refs|snapshots|blobs", "an entry of the cache of the hub", "name the folder of one commit under its snapshots"),
+    (r".*\.ckpt|.*\.distcp|\.metadata|global_step\d+|zero_to_fp32\.py|meta\.pt", "checkpoints of training",
+     "name the exported model, or give the checkpoint with --ckpt_path beside the base's --model.path"),
+)  # fmt: skip
+
+
+def foreign(names: Collection[str]) -> tuple[str, str] | None:
+    """What a folder without ``config.json`` is and how to get a model from it; None if its names tell nothing.
+
+    Args:
+        names: of its files and folders.
+    """
+    for pattern, what, way in _FOREIGN:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return what, way
+    return None
+
+
+def foreign_config(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The same for what ``config.json`` says: original LLaVA and VILA have one that other code reads."""
+    architectures = " ".join(config.get("architectures") or [])
+    if "llm_cfg" in config or "VILA" in architectures or "LlavaLlamaModel" in architectures:
+        return _VILA, _NO_VILA
+    if "mm_vision_tower" in config or re.search(r"\bLlava\w*ForCausalLM\b", architectures):
+        return _ORIGINAL_LLAVA, _CONVERT
+    return None
+
+
+def check_folder(path: str, folder: Path) -> None:
+    """Refuse a folder that holds no model, or one of another kind.
+
+    Args:
+        path: as the user wrote it.
+        folder: that is there.
+
+    Raises:
+        FileNotFoundError: no config.json and no sign of what it is.
+        ValueError: what it is, and the way out.
+    """
+    names = sorted(entry.name for entry in folder.iterdir())
+    check_pointers(path, folder)
+    whole = "config.json" in names
+    seen = _read(folder / "config.json") if whole else {}
+    if whole and "adapter_config.json" not in names:
+        found = foreign_config(seen)
+    elif "report.json" in names or {"config.yaml", "checkpoints"} <= set(names):
+        found = "the folder of a run", f"name the model that it exported, {Path(path) / 'model'}"
+    else:
+        found = foreign(names)
+    if found is not None:
+        raise ValueError(
+            f"got {path}, which holds {found[0]}, expected a whole model written by save_pretrained of transformers. "
+            f"Fix: {found[1]}."
+        )
+    if not whole:
+        inside = ", ".join(names[:8]) or "nothing"
+        models = [name for name in names if (folder / name / "config.json").is_file()]
+        meant = f" {' or '.join(str(Path(path) / name) for name in models[:3])}" if models else ""
+        raise FileNotFoundError(
+            f"got the folder {path} without config.json (it holds {inside}), expected a folder written by "
+            f"save_pretrained. Fix: name the folder that holds config.json{f',{meant}' if meant else ''}."
+        )
+
+
+def check_pointers(path: str, folder: Path) -> None:
+    """Refuse a folder in which git left pointers in the place of large files.
+
+    Raises:
+        ValueError: naming them.
+    """
+    small = (file for file in folder.iterdir() if file.is_file() and file.stat().st_size < 1024)
+    pointers = sorted(file.name for file in small if _start(file, len(_POINTER)) == _POINTER)
+    if pointers:
+        raise ValueError(
+            f"got pointers of git-lfs in the place of {len(pointers)} files of {path} ({', '.join(pointers[:5])}), "
+            f"expected the files themselves. Fix: run `git lfs pull` there, or fetch the model with `hf download`."
+        )
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """Nothing where it cannot be read: transformers then says so."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _start(file: Path, count: int) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(count)

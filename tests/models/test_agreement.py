@@ -1,0 +1,223 @@
+"""Processor and model of one folder: what is completed, what is refused before a weight is read."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import (
+    Blip2Processor,
+    InstructBlipProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PaliGemmaProcessor,
+    PreTrainedConfig,
+    SiglipVisionConfig,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from dowser_pl.models.agreement import check_agreement
+from dowser_pl.models.loading import load_model, load_processor
+from tests import tiny_models
+from tests.data import test_families as families
+from tests.data.builders import build_llava, build_tokenizer, chat_template
+from tests.tiny_models import IMAGE, VISION, make_processor, save_tiny_llava, tiny_llava
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def change(path: Path, **changes: object) -> None:
+    """Set values of a JSON file; None takes them out."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def loaded(folder: Path) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    return load_processor(str(folder), say=said.append), said
+
+
+def num_image_tokens(processor: Any) -> int:
+    batch = processor(images=Image.new("RGB", (30, 20)), text="<image> what ?", return_tensors="pt")
+    return int((batch["input_ids"] == IMAGE).sum())
+
+
+def test_a_whole_folder_says_nothing(folder: Path) -> None:
+    processor, said = loaded(folder)
+    assert (said, num_image_tokens(processor)) == ([], 4)
+
+
+def test_early_folders_without_processor_config(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    make_processor().image_processor.save_pretrained(folder)
+    processor, said = loaded(folder)
+    assert num_image_tokens(processor) == 4
+    assert said == [
+        f"The processor of {folder} does not say patch_size 8, vision_feature_select_strategy default, "
+        "num_additional_image_tokens 1: taken from the config of the model"
+    ]
+
+
+def test_folders_from_before_additional_image_tokens(folder: Path) -> None:
+    change(folder / "processor_config.json", num_additional_image_tokens=None)
+    processor, said = loaded(folder)
+    assert (num_image_tokens(processor), len(said)) == (4, 1)
+    assert "does not say num_additional_image_tokens 1" in said[0]
+
+
+def test_every_token_of_the_tower_is_taken(folder: Path) -> None:
+    """Strategy "full": the class token is a feature too."""
+    change(folder / "processor_config.json", num_additional_image_tokens=None, vision_feature_select_strategy=None)
+    change(folder / "config.json", vision_feature_select_strategy="full")
+    processor, said = loaded(folder)
+    assert num_image_tokens(processor) == 5
+    assert "vision_feature_select_strategy full, num_additional_image_tokens 1" in said[0]
+
+
+def test_a_tower_without_a_class_token(folder: Path) -> None:
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        text_config=tiny_llava().config.text_config,
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    tiny_models.build(LlavaForConditionalGeneration, config, 0).save_pretrained(folder)
+    change(folder / "processor_config.json", num_additional_image_tokens=None, vision_feature_select_strategy=None)
+    processor, said = loaded(folder)
+    assert num_image_tokens(processor) == 4
+    assert "num_additional_image_tokens 0" in said[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_additional_image_tokens": 0},
+        {"patch_size": 4},
+        {"vision_feature_select_strategy": "full"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_that_contradict_the_model(changes: dict[str, object], folder: Path) -> None:
+    change(folder / "processor_config.json", **changes)
+    (folder / "model.safetensors").unlink()  # it is said before weights are looked for
+    message = rf"disagree about images: the processor writes \d+ image tokens .*'{next(iter(changes))}': .*Fix: take"
+    with pytest.raises(ValueError, match=message):
+        load_processor(str(folder))
+
+
+def test_images_of_another_size(folder: Path) -> None:
+    size = {"height": 32, "width": 32}
+    content = json.loads((folder / "processor_config.json").read_text())
+    content["image_processor"] |= {"size": size, "crop_size": size}
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"disagree about images: .*32\*32"):
+        load_processor(str(folder))
+
+
+def test_another_image_token(folder: Path) -> None:
+    change(folder / "config.json", image_token_index=9, image_token_id=9)
+    with pytest.raises(
+        ValueError, match=r"disagree about the image token: .*'<image>', id 4, .* expects id 9 \('assis"
+    ):
+        load_processor(str(folder))
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_tokenizer_that_is_larger_than_the_embedding(count: int, special: bool, folder: Path) -> None:
+    processor = make_processor()
+    processor.tokenizer.add_tokens([f"<loc_{i}>" for i in range(count)], special_tokens=special)
+    processor.save_pretrained(folder)
+    rows = tiny_llava().config.text_config.vocab_size
+    first = len(tiny_models.VOCABULARY)
+    over = first + count - rows
+    if over <= 0:  # rows without a token are padding
+        load_processor(str(folder))
+        return
+    with pytest.raises(
+        ValueError, match=rf"{over} tokens without an embedding: '<loc_{rows - first}>' \({rows}\).*resize"
+    ):
+        load_processor(str(folder))
+
+
+def test_a_larger_embedding_is_padding(tmp_path: Path) -> None:
+    tiny_llava(vocab_size=128).save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    assert loaded(tmp_path)[1] == []
+    load_model(str(tmp_path))
+
+
+def instructblip(_: str) -> InstructBlipProcessor:
+    images = BlipImageProcessorPil(size=families.SIZE)
+    return InstructBlipProcessor(images, build_tokenizer(), build_tokenizer(), num_query_tokens=4)
+
+
+def blip2(_: str) -> Blip2Processor:
+    return Blip2Processor(BlipImageProcessorPil(size=families.SIZE), build_tokenizer(), num_query_tokens=4)
+
+
+def paligemma(_: str) -> PaliGemmaProcessor:
+    images = SiglipImageProcessorPil(size=families.SIZE)
+    images.image_seq_length = 4
+    return PaliGemmaProcessor(images, build_tokenizer())
+
+
+def fewer(name: str) -> Callable[[Any], None]:
+    return lambda processor: setattr(processor, name, getattr(processor, name) - 1)
+
+
+def no_merge(processor: Any) -> None:
+    processor.image_processor.merge_size = 1
+
+
+FAMILIES = {
+    "llava": (build_llava, fewer("num_additional_image_tokens")),
+    "llava_next": (families.llava_next, fewer("num_additional_image_tokens")),
+    "idefics3": (families.idefics3, fewer("image_seq_len")),
+    "qwen2_5_vl": (families.qwen2_5_vl, no_merge),
+    "internvl": (families.internvl, fewer("image_seq_length")),
+    "paligemma": (paligemma, fewer("image_seq_length")),
+    "instructblip": (instructblip, fewer("num_query_tokens")),
+    "instructblip_t5": (instructblip, fewer("num_query_tokens")),
+    "blip2": (blip2, fewer("num_query_tokens")),
+}
+
+
+def config_for(family: str, processor: Any) -> PreTrainedConfig:
+    config = tiny_models.FAMILIES[family]().config
+    config.image_token_id = config.image_token_index = processor.tokenizer.convert_tokens_to_ids(
+        str(processor.image_token)
+    )
+    config.text_config.vocab_size = 2048
+    if family == "qwen2_5_vl":
+        config.vision_config.patch_size = 8
+    return config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_image_tokens_of_every_family(family: str, tmp_path: Path) -> None:
+    build, spoil = FAMILIES[family]
+    processor = build(chat_template())
+    source = str(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"num_additional_image_tokens": 1}')
+    config = config_for(family, processor)
+    assert check_agreement("m", source, processor, config) == []
+    if hasattr(processor, "num_query_tokens"):  # as folders from before it was written have it
+        processor.num_query_tokens = None
+        assert "does not say num_query_tokens 4:" in check_agreement("m", source, processor, config)[0]
+    spoil(processor)
+    with pytest.raises(ValueError, match="processor and model of m disagree about images: the processor writes"):
+        check_agreement("m", source, processor, config)
