@@ -4,12 +4,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, get_scheduler
 
 from dowser_pl.models.layers import find_blocks, find_layers, named_part, text_inputs, text_model
-from dowser_pl.models.loading import load_model, load_processor
+from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import base_weight, is_quantized
@@ -94,7 +95,7 @@ class MultimodalModule(ProtectedModule):
     @cached_property
     def processor(self) -> Any:
         """The Hugging Face processor of the model; data modules ask for it in their ``setup``."""
-        return load_processor(self.path, trust_remote_code=self.trust_remote_code)
+        return load_processor(self.path, trust_remote_code=self.trust_remote_code, say=rank_zero_info)
 
     def configure_model(self) -> None:
         """Load the weights once and leave a gradient only to what is tuned."""
@@ -102,6 +103,8 @@ class MultimodalModule(ProtectedModule):
             return
         shard = None if self._trainer is None else getattr(self.trainer.strategy, "shard", None)
         self.adapters = None
+        self.processor  # noqa: B018 - one that does not belong to the model is refused before that is read
+        self.files = files_of(self.path)
         self.model = load_model(
             self.path,
             dtype=self.dtype_name,
@@ -121,7 +124,10 @@ class MultimodalModule(ProtectedModule):
                 parameter.requires_grad_(True)
         if self._trainer is not None and str(self.trainer.precision).endswith("-true"):
             # now, not after checkpoints are restored: what they hold was rounded to this precision
+            loaded_as = self.model.dtype
             self.trainer.precision_plugin.convert_module(self)
+            if self.model.dtype != loaded_as:
+                check_finite(self.path, self.model)
         if shard is not None:
             self._saved_names, self._local = saved_names(self.model), LocalParameters()  # sharding would hide the names
             shard(self.model)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from dowser_pl.evaluation import EvaluatedModule
 from dowser_pl.models.names import SavedNames, saved_names
+from dowser_pl.models.weight_files import WeightFiles
 from dowser_pl.sharding import check_same
 from dowser_pl.shards import is_spread
 from dowser_pl.spread_models import hand_over_gradients
@@ -23,6 +24,7 @@ class ProtectedModule(EvaluatedModule):
     Attributes:
         path: hub id or folder of the base model.
         model: the Hugging Face model, once it is loaded.
+        files: that it was read from.
         protected: what the callback lets the optimizer train, once it has decided.
         holds_checkpoint: whether weights of a checkpoint were loaded.
         reduced_elsewhere: whether the callback averages gradients over processes, instead of the wrapper.
@@ -34,6 +36,7 @@ class ProtectedModule(EvaluatedModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.files = WeightFiles()
         self.protected: Protection | None = None
         self.holds_checkpoint = False
         self.reduced_elsewhere = False

@@ -1,15 +1,18 @@
 """What would train the wrong thing without a word is refused before the first step."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dowser_pl.training import BaseModel, Protection
 
-__all__ = ["check_ended", "check_optimizers", "check_same_base", "check_trainer", "refuse_quantized"]
+__all__ = ["check_ended", "check_files", "check_optimizers", "check_same_base", "check_trainer", "refuse_quantized"]
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -94,6 +97,33 @@ def check_same_base(base: BaseModel, now: list[str], before: str, digest: str, e
             "the frozen entries are not those that the run began from; resume with the same --model.path, "
             "--model.dtype, --trainer.precision and --model.also_train"
         )
+
+
+def check_files(files: Any, unchanged: Callable[[], bool]) -> None:
+    """The files of the base must stay what they were: memory may still be those files.
+
+    Args:
+        files: that the model was read from, a `WeightFiles`.
+        unchanged: whether frozen weights in memory are what they were; asked only where a file was written into.
+
+    Raises:
+        ValueError: if they are not, naming the file.
+    """
+    changed: dict[Path, bool] = files.changed()
+    if not changed:
+        return
+    named = ", ".join(map(str, changed))
+    if any(changed.values()) and not unchanged():
+        raise ValueError(
+            f"{named} was written into while this run used it, and the weights in memory changed with it; expected the "
+            "files of the base to stay as they are. Nothing more is saved. Fix: put the base back and go on from the "
+            "last checkpoint (--ckpt_path last), or start again; write other models into folders of their own"
+        )
+    files.forget()
+    rank_zero_warn(
+        f"{named} is no longer the file that this run read its base from. The weights in memory are, and it goes on; "
+        "but its checkpoints and its patch go with the old file: put that back before they are used"
+    )
 
 
 def check_ended(trainer: Trainer, counts: object) -> None:

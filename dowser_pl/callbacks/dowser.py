@@ -5,6 +5,7 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 ``on_before_optimizer_step`` runs after unscaling and before clipping: the entries' gradient alone is clipped.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dowser_pl import sharding
-from dowser_pl.callbacks.checks import check_ended, check_optimizers, check_same_base, check_trainer, refuse_quantized
+from dowser_pl.callbacks.checks import (
+    check_ended,
+    check_files,
+    check_optimizers,
+    check_same_base,
+    check_trainer,
+    refuse_quantized,
+)
 from dowser_pl.callbacks.checks_sharded import check_sharded
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.deciding import Deciding
@@ -38,6 +46,8 @@ from dowser_pl.probing import Probe
 from dowser_pl.training import BaseModel, Changes, Protection
 
 __all__ = ["Dowser"]
+
+_SECONDS = 20.0  # between two looks at the files of the base
 
 
 class Dowser(Callback):
@@ -82,6 +92,7 @@ class Dowser(Callback):
         self._entries: Protection | None = None
         self._apart = False  # whether every process saves its share of them
         self._loaded: dict[str, Any] | None = None
+        self._next_look = 0.0
         self._trained: dict[str, Any] | None = None  # entries and their digest before they were merged
 
     @property
@@ -133,6 +144,7 @@ class Dowser(Callback):
             self.probe_seconds, self.diagnostics = deciding.seconds, deciding.diagnostics
             self.base = pl_module.base_model()  # type: ignore[operator]
             self.frozen_digest = {"before": self._digest_frozen(pl_module)}
+        check_files(pl_module.files, lambda: self.entries.together)  # too late to know what was there before
         pl_module.protected = self._entries  # type: ignore[assignment]
         trainer.strategy.setup_optimizers(trainer)  # over the entries; the first was over the matrices
         check_optimizers(trainer, self._entries)
@@ -153,12 +165,19 @@ class Dowser(Callback):
         """Leave a gradient to trainable entries alone."""
         self.entries.before_step()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Now and then: see whether somebody writes into the files of the base."""
+        if time.monotonic() > self._next_look:
+            self._check_files(pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge or take updates back, where that is done now, and compare every entry with the base.
 
         Raises:
             RuntimeError: if a frozen entry moved; nothing is exported then.
+            ValueError: if the files of the base were written into, and weights changed with them.
         """
+        self._check_files(pl_module)
         self.entries.close()
         finished = finish(trainer, pl_module, self.method, self.calibration_batches, self.entries)
         if finished is not None:  # checkpoints hold what was trained: a run that resumes at its end comes here again
@@ -208,6 +227,8 @@ class Dowser(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave the base out of the checkpoint; the module puts it in again when it loads one."""
+        if trainer.training and self._entries is not None and self._trained is None:
+            self._check_files(pl_module)
         if self.checkpoint == "full" or self._entries is None:
             unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
             return
@@ -215,6 +236,12 @@ class Dowser(Callback):
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()
+
+    def _check_files(self, pl_module: Any) -> None:
+        """See `check_files`; weights that are spread over processes were copied from their files."""
+        self._next_look = time.monotonic() + _SECONDS
+        before = self.frozen_digest["before"]
+        check_files(pl_module.files, lambda: self.entries.together or self._digest_frozen(pl_module) == before)
 
     def _digest_frozen(self, pl_module: Any) -> str:
         return self.base.frozen_digest(pl_module.state_dict(), self.entries.frozen_digests())
