@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 
 from dowser_pl.plan import plan_forms, show, write
 from dowser_pl.planning.plan_sizes import Placement
@@ -13,15 +14,40 @@ __all__ = ["DowserTrainer"]
 
 
 class _FinishingFitLoop(_FitLoop):
-    """Ends training properly where a checkpoint of the last step leaves no step to take.
+    """Ends training properly: also where a checkpoint of the last step leaves no step to take, or in mid epoch.
 
-    Lightning returns at once then, and a run killed in its last evaluation would never write its report.
+    Lightning returns at once in the first case, and a run killed in its last evaluation would never write its report.
+    In the second one (``max_steps``, ``max_time``, an early stop) it counts the epoch as done, and a run that goes on
+    from there would never see the rows that were left.
     """
+
+    @_FitLoop.restarting.setter
+    def restarting(self, restarting: bool) -> None:
+        """Whether a checkpoint was loaded that was written in the middle of an epoch.
+
+        With ``max_steps`` Lightning says so of a finished one as well, and counts it a second time.
+        """
+        current: Any = self.epoch_progress.current
+        unfinished = current.processed != current.ready or current.processed != current.started
+        _Loop.restarting.fset(self, restarting and unfinished)  # type: ignore[attr-defined]
 
     @property
     def skip(self) -> bool:
         """Whether not even the end of training is left to do."""
         return super().skip and (self.trainer.limit_train_batches == 0 or self.trainer.ckpt_path is None)
+
+    @property
+    def _can_stop_early(self) -> bool:
+        """Not between accumulated batches: no run could go on from there, so a limit of time waits for the step."""
+        return super()._can_stop_early and not self._should_accumulate()
+
+    def on_advance_end(self) -> None:
+        """End the epoch, if all of its batches were taken."""
+        stops = self.trainer.should_stop or self.epoch_loop._is_training_done
+        if self.epoch_loop._num_ready_batches_reached() or not stops:
+            super().on_advance_end()
+        else:
+            self.trainer._logger_connector.epoch_end_reached()
 
 
 class DowserTrainer(Trainer):

@@ -70,6 +70,7 @@ def build_trainer(
     update="compact",
     checkpoint="compact",
     export=False,
+    every=1,
     **options,
 ) -> DowserTrainer:
     dowser = Dowser(method or ModelDowser(0.1), SMALL_PROBE, cache_dir, update=update, checkpoint=checkpoint)
@@ -83,7 +84,7 @@ def build_trainer(
         "accelerator": "cpu",
         **options,
     }
-    checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
+    checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=every)
     ending = [Export(enabled=export), Forgetting(), PatchFile()]
     callbacks = [dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks]
     return DowserTrainer(callbacks=callbacks, **options)

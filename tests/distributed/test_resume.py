@@ -104,3 +104,16 @@ def test_other_rows_a_step_are_refused_in_mid_epoch(model_folder, tmp_path):
     for outcome in ended:
         assert "written in the middle of an epoch" in outcome.message
         assert "each of the 2 processes has 2 rows a step" in outcome.message
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_steps_that_ran_out_in_mid_epoch_go_on_with_the_rows_that_were_left(model_folder, tmp_path, strategy):
+    """Six batches an epoch, three windows of two; the only checkpoint is that of the end."""
+    settings = SETTINGS | {"num_rows": 24, "every": None, "accumulate_grad_batches": 2, "strategy": strategy}
+    settings |= {"module": {"scheduler": "constant", "warmup_ratio": 0.0}}
+    whole = run(fit, tmp_path / "whole", model_folder, **settings)
+    ended = run(fit, tmp_path / "cut", model_folder, **settings, max_steps=2)
+    resumed = run(fit, tmp_path / "cut", model_folder, ckpt_path=str(tmp_path / "cut" / LAST), **settings)
+    assert [one.seen + other.seen for one, other in zip(ended, resumed, strict=True)] == [each.seen for each in whole]
+    for name, weight in whole[0].weights.items():
+        assert torch.equal(weight, resumed[0].weights[name]) and torch.equal(weight, resumed[1].weights[name]), name
