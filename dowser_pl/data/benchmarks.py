@@ -23,8 +23,9 @@ from dowser_pl.data.messages import MessageReader, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Role, Task, is_learnt
-from dowser_pl.metrics import build_metric
+from dowser_pl.metrics import build_metric, metric_name
 
+_MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
 _REFERENCE = ("references", "answers", "captions", "reference", "answer", "caption")
 
@@ -37,9 +38,9 @@ class TaskFile:
         name: in logs and in the report.
         file: JSON or JSONL.
         role: "upstream" (what the model can do already) or "downstream" (what is being learnt).
-        metric: exact_match, vqa, multiple_choice or cider.
+        metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count.
         image_folder: where image paths start; None = the folder of `file`.
-        max_new_tokens: how long an answer may be.
+        max_new_tokens: how long an answer may be; None = 128 for cider, 16 for all others.
         limit: use so many rows, evenly spread over the file; None = all.
         prompt_suffix: written on a new line below each question, e.g. "Answer with a single word."; the whole
             question where rows have none, as in files of captions.
@@ -48,14 +49,15 @@ class TaskFile:
     name: str
     file: str
     role: Role = "upstream"
-    metric: str = "exact_match"
+    metric: str | dict[str, dict[str, bool]] = "exact_match"
     image_folder: str | None = None
-    max_new_tokens: int = 16
+    max_new_tokens: int | None = None
     limit: int | None = None
     prompt_suffix: str = ""
 
     def __post_init__(self) -> None:
-        build_metric(self.metric)  # a typo ends here and not after training
+        object.__setattr__(self, "metric", metric_name(self.metric))
+        build_metric(str(self.metric))  # a typo ends here and not after training
         for name, value in {"max_new_tokens": self.max_new_tokens, "limit": self.limit}.items():
             if value is not None and value < 1:
                 raise ValueError(f"Task {self.name!r}: {name} must be at least 1, got {value}.")
@@ -72,7 +74,8 @@ def read_task(
     """
     folder = Path(task.image_folder) if task.image_folder else Path(task.file).parent
     reader = MessageReader(folder.expanduser(), allow_urls, skip_bad_rows, decoding)
-    metric = build_metric(task.metric)
+    metric_key = str(task.metric)
+    metric = build_metric(metric_key)
 
     def parse(name: str, row: dict[str, Any]) -> Question:
         is_spoken = _any(row, ("conversations", "messages"))
@@ -88,7 +91,8 @@ def read_task(
         rows = [rows[i * len(rows) // task.limit] for i in range(task.limit)]
     questions = keep_good(rows, parse, skip_bad_rows, task.name)
     warn_of_unread(f"Task {task.name!r}", (_unread(row) for _, row in rows))
-    return Task(task.name, task.role, task.metric, questions, task.max_new_tokens)
+    longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
+    return Task(task.name, task.role, metric_key, questions, longest)
 
 
 def question_of(name: str, row: dict[str, Any], reader: MessageReader) -> Question:

@@ -89,7 +89,8 @@ class ConversationData(MultimodalData):
         """The sets of `tasks`, then the holdout if there is one."""
         tasks = [self._read_task(task) for task in self.task_files]
         if self.needs_holdout:
-            tasks.append(holdout_task([question_of(name, row, self._reader) for name, row in self._split[1]]))
+            questions = [question_of(name, row, self._reader) for name, row in self._split[1]]
+            tasks.append(holdout_task(questions, None if self.processor is None else self.processor.tokenizer))
         return tasks
 
     def questions_to_choose_on(self) -> list[Task]:

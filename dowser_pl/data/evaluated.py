@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 
 from dowser_pl.data.encoders import build_encoder
 from dowser_pl.data.encoding import Encoder
+from dowser_pl.data.holdout import warn_of_short_answers
 from dowser_pl.data.loaders import EvaluationBatches, EvaluationLoader, build_loader
 from dowser_pl.data.order import EvaluationOrder
 from dowser_pl.data.rows import Task, checked_tasks
@@ -79,6 +80,8 @@ class EvaluatedData(LightningDataModule):
             processor = self._find_processor()
             encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
             self.tasks = checked_tasks(self.evaluation_tasks())
+            for task in self.tasks:
+                warn_of_short_answers(task, encoder.tokenizer)
             self._encoder = encoder
 
     def val_dataloader(self) -> list[EvaluationLoader]:

@@ -6,10 +6,13 @@ import json
 from typing import Any
 from zlib import crc32
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from dowser_pl.data.messages import image_column
 from dowser_pl.data.rows import Question, Task
 
 MAX_QUESTIONS = 500
+MAX_NEW_TOKENS = 1024
 NamedRow = tuple[str, dict[str, Any]]
 
 
@@ -41,10 +44,45 @@ def split_rows(rows: list[NamedRow], fraction: float) -> tuple[list[NamedRow], l
     return kept, [rows[number] for number in sorted(held)]
 
 
-def holdout_task(questions: list[Question]) -> Task:
-    """The held out rows as the downstream task; answers may be twice as long as the longest reference."""
-    words = max(len(question.references[0].split()) for question in questions)
-    return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=min(16 + 2 * words, 128))
+def holdout_task(questions: list[Question], tokenizer: Any = None) -> Task:
+    """The held out rows as the downstream task, with room for twice the longest answer.
+
+    Args:
+        questions: the rows.
+        tokenizer: what answers are counted with, as words say nothing of their tokens: Chinese has no spaces, a formula
+            or a serial number a dozen tokens to the word. None = by their bytes, of which a token holds at least one.
+    """
+    longest = max(num_tokens(question.references[0], tokenizer) for question in questions)
+    room = max(min(16 + 2 * longest, 128), min(longest + 16, MAX_NEW_TOKENS))
+    return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=room)
+
+
+def num_tokens(text: str, tokenizer: Any = None) -> int:
+    """How many tokens an answer takes; without a tokenizer its UTF-8 bytes."""
+    if tokenizer is None:
+        return len(text.encode())
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def warn_of_short_answers(task: Task, tokenizer: Any) -> None:
+    """Say which questions no answer of `max_new_tokens` can get right, because every reference is longer."""
+    if task.metric not in ("exact_match", "exact_match_strict", "vqa"):
+        return
+    least = [min(_counted(one.references, task.max_new_tokens, tokenizer)) for one in task.questions]
+    if too_long := [(length, text) for length, text in least if length > task.max_new_tokens]:
+        length, text = max(too_long)
+        rank_zero_warn(
+            f"Task {task.name!r}: {len(too_long)} of {len(least)} questions have no reference of at most "
+            f"max_new_tokens={task.max_new_tokens} tokens, so that no answer can be right; the longest has {length} "
+            f"({text[:60]!r}). Set max_new_tokens of the task to {length + 16}.",
+            category=UserWarning,
+        )
+
+
+def _counted(references: list[str], enough: int, tokenizer: Any) -> list[tuple[int, str]]:
+    """Tokens of each; of short ones only their bytes, which are more and cost nothing to count."""
+    sizes = [(num_tokens(text), text) for text in references]
+    return [(size if size < enough else num_tokens(text, tokenizer), text) for size, text in sizes]
 
 
 def _images(row: dict[str, Any]) -> list[Any]:

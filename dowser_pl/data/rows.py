@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dowser_pl.data.images import ImageSource
-from dowser_pl.metrics import build_metric
+from dowser_pl.metrics import build_metric, check_references
 
 Role = Literal["upstream", "downstream"]
 Message = dict[str, Any]
@@ -79,4 +79,5 @@ def checked_tasks(tasks: list[Task]) -> list[Task]:
         if not task.questions:
             raise ValueError(f"Task {task.name!r} is empty: got 0 questions, expected at least 1.")
         build_metric(task.metric)
+        check_references(task.metric, [question.references for question in task.questions])
     return tasks

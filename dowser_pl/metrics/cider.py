@@ -6,7 +6,10 @@ pycocoevalcap computes is the variant CIDEr-D, from 0 to 10 (papers print it tim
 Where this differs from published numbers: pycocoevalcap tokenises with Stanford's PTBTokenizer, which needs
 java. `tokenise` below follows its rules for captions without java (clitics apart, hyphenated words and
 numbers whole, punctuation dropped): the tokens are the same for all 1000 captions of pycocoevalcap's example.
-It does not split "cannot" or "gonna", and drops brackets where that tokenizer leaves "-lrb-".
+It does not split "cannot" or "gonna", and drops brackets where that tokenizer leaves "-lrb-". Its rules
+are for English; a sentence of a script without spaces would be one word here, and any caption but a perfect one worth
+nothing. Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan are therefore counted by characters, and their
+punctuation is dropped as well. Korean has spaces and stays in words.
 
 CIDEr weighs n-grams by their frequency over the whole set, so it is not a mean of batches: the strings
 themselves are the state, as JSON lines in one uint8 tensor per update, which ranks gather by concatenation.
@@ -14,11 +17,13 @@ themselves are the state, as JSON lines in one uint8 tensor per update, which ra
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pycocoevalcap.cider.cider import Cider as CocoCider
+from pycocoevalcap.cider.cider_scorer import precook
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -34,13 +39,47 @@ TOKEN = re.compile(
     r"|\w+(?:[-/'.]\w+)*"  # t-shirt, red/blue, o'clock
     r"|[^\w\s]"
 )
+SPACELESS = re.compile(  # one character each; marks above and below letters are characters of their own
+    r"[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 PUNCTUATION = frozenset(".,;:!?-'\"`()[]{}…—«»„“”\u2013\u2018\u2019")
+
+
+def is_punctuation(token: str) -> bool:
+    """Whether a token only separates: the usual marks, and those of the scripts that are read by characters."""
+    if token in PUNCTUATION:
+        return True
+    eastern = len(token) == 1 and (SPACELESS.match(token) or "\u3000" <= token <= "\u303f" or token >= "\uff00")
+    return bool(eastern) and unicodedata.category(token).startswith("P")
 
 
 def tokenise(text: str) -> str:
     """Lower-case tokens joined by spaces, punctuation dropped; empty if the text has no words."""
-    text = text.lower().replace("\u2019", "'")
-    return " ".join(token for token in TOKEN.findall(CLITIC.sub(r" \1", text)) if token not in PUNCTUATION)
+    text = SPACELESS.sub(r" \g<0> ", text.lower().replace("\u2019", "'"))
+    return " ".join(token for token in TOKEN.findall(CLITIC.sub(r" \1", text)) if not is_punctuation(token))
+
+
+def check_captions(captions: Sequence[Sequence[str]]) -> None:
+    """Refuse a set in which every n-gram weighs nothing: the weight is log(images / images that have it).
+
+    Args:
+        captions: per image its reference captions, as `tokenise` made them.
+
+    Raises:
+        ValueError: fewer than two images, or the same n-grams in all.
+    """
+    if len(captions) < 2:
+        raise ValueError(
+            f"Cider: got {len(captions)} image(s), expected at least 2: with one image every n-gram weighs "
+            "log(1/1) = 0. Evaluate more rows, or use the metric exact_match for this task."
+        )
+    first, *others = ({gram for caption in each for gram in precook(caption)} for each in captions)
+    if all(each == first for each in others):
+        raise ValueError(
+            f"Cider: the captions of all {len(captions)} images consist of the same words, so that every n-gram weighs "
+            "log(1) = 0 and no answer could score. Give each image its own captions."
+        )
 
 
 def gather_bytes(tensor: Tensor, group: Any = None) -> list[Tensor]:
@@ -83,17 +122,12 @@ class Cider(Metric):
         """CIDEr over all rows of all ranks, a float32 scalar.
 
         Raises:
-            ValueError: fewer than two rows: an n-gram weighs log(images / images that have it), so with one
-                image every weight and every score is 0.
+            ValueError: fewer than two rows, or rows with all the same words; see `check_captions`.
         """
         text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         rows = sorted(text.splitlines())  # the same float sum on any number of ranks
-        if len(rows) < 2:
-            raise ValueError(
-                f"Cider: got {len(rows)} image(s), expected at least 2: with one image every n-gram weighs "
-                "log(1/1) = 0. Evaluate more rows, or use the metric exact_match for this task."
-            )
         pairs = [json.loads(row) for row in rows]
+        check_captions([references for _, references in pairs])
         score, _ = CocoCider().compute_score(
             {index: references for index, (_, references) in enumerate(pairs)},
             {index: [prediction] for index, (prediction, _) in enumerate(pairs)},

@@ -1,11 +1,16 @@
-"""Exact match: the answer equals one of the references, up to case, spaces and marks at word ends."""
+"""Exact match: the answer equals one of the references, up to case, spaces and marks at word ends.
 
+Published protocols mostly compare the words as they stand: there "B." is not "B". `StrictMatch` does that.
+"""
+
+import re
 import unicodedata
 from collections.abc import Sequence
 
 from dowser_pl.metrics.answers import AnswerMetric
 
 SENTENCE_MARKS = frozenset(".,;:!?'\"`…。、¡¿\uff0c\uff1b\uff1a\uff01\uff1f")  # the last five: full-width , ; : ! ?
+WHOLE_NUMBER = re.compile(r"([-+]?\d+)\.0+")
 BRACKETS_AND_QUOTES = frozenset({"Ps", "Pe", "Pi", "Pf"})
 
 
@@ -28,11 +33,18 @@ def normalise(text: str) -> str:
     """Casefold, compose Unicode (NFC), collapse spaces and drop sentence marks at word ends.
 
     "  The Cat. " becomes "the cat", "(3.5)" becomes "3.5", "-3" stays "-3". A text of nothing but marks is
-    kept as it is, so that "?" equals "?" and neither "!" nor the empty answer.
+    kept as it is, so that "?" equals "?" and neither "!" nor the empty answer. A whole number is one with or without
+    zeros behind its point, as tables write it: "3.0" becomes "3".
     """
     words = unicodedata.normalize("NFC", text).casefold().split()
     stripped = [word for word in map(strip_marks, words) if word]
-    return " ".join(stripped or words)
+    kept = " ".join(stripped or words)
+    return number[1] if (number := WHOLE_NUMBER.fullmatch(kept)) else kept
+
+
+def composed(text: str) -> str:
+    """Casefold, compose Unicode (NFC) and collapse spaces; every mark stays."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 class ExactMatch(AnswerMetric):
@@ -42,3 +54,11 @@ class ExactMatch(AnswerMetric):
         """1 if any reference is matched, else 0."""
         answer = normalise(prediction)
         return float(any(answer == normalise(reference) for reference in references))
+
+
+class StrictMatch(AnswerMetric):
+    """Share of predictions equal to any of their references but for case and spaces: `exact_match: {strict: true}`."""
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """1 if any reference is matched, else 0."""
+        return float(composed(prediction) in map(composed, references))

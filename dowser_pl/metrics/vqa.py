@@ -3,8 +3,9 @@
 VQA: Visual Question Answering. Agrawal et al., 2015. arXiv:1505.00468, https://visualqa.org/evaluation.html.
 
 Where this differs from the published script: references are always normalised (that script leaves them raw
-when all agree, so that "The cat." ten times would match nobody), and rows with fewer than ten answers have a
-rule of their own, below.
+when all agree, so that "The cat." ten times would match nobody), rows with fewer than ten answers have a rule of their
+own, below, and a text of which normalisation leaves nothing ("a", "The") is compared as it is: there an answer of
+nothing at all would be right.
 """
 
 from collections.abc import Sequence
@@ -41,6 +42,10 @@ class VQAAccuracy(AnswerMetric):
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """Soft accuracy of one answer after EvalAI normalisation on both sides."""
-        answer = normalise(prediction)
-        num_matches = sum(answer == normalise(reference) for reference in references)
+        answer = _words(prediction)
+        num_matches = sum(answer == _words(reference) for reference in references)
         return soft_accuracy(num_matches, len(references))
+
+
+def _words(text: str) -> str:
+    return normalise(text) or text.strip().lower()

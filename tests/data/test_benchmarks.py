@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dowser_pl.data.benchmarks import TaskFile, read_task
+from dowser_pl.data.rows import checked_tasks
 from tests.data.builders import IMAGE, picture, turn
 
 
@@ -126,3 +127,18 @@ def test_task_file_is_checked_when_it_is_made():
         TaskFile("t", "t.json", metric="exact-match")
     with pytest.raises(ValueError, match="Task 't': limit must be at least 1, got 0"):
         TaskFile("t", "t.json", limit=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [({}, 16), ({"metric": "vqa"}, 16), ({"metric": "cider"}, 128), ({"metric": "cider", "max_new_tokens": 20}, 20)],
+)
+def test_captions_have_room_for_a_sentence(task, options, longest):
+    rows = [{"text": "q", "answer": "a cat"}, {"text": "q", "answer": "a dog"}]
+    assert task(*rows, **options).max_new_tokens == longest
+
+
+def test_a_set_in_which_nothing_counts_ends_before_anything_is_measured(task):
+    for captions, message in ((["a cat"], "at least 2"), (["a cat", "a cat"], "consist of the same words")):
+        with pytest.raises(ValueError, match=message):
+            checked_tasks([task(*({"text": "q", "caption": one} for one in captions), metric="cider")])

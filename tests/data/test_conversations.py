@@ -66,12 +66,14 @@ def test_from_yaml(folder):
       - name: colours
         file: {folder}/test.jsonl
         role: downstream
+        metric:
+          exact_match: {{strict: true}}
       - name: known
         file: {folder}/test.jsonl
         metric: vqa
         limit: 1
     """
-    assert len(config.strip().splitlines()) < 15
+    assert len(config.strip().splitlines()) < 17
     parser = ArgumentParser()
     parser.add_subclass_arguments(LightningDataModule, "data")
     (folder / "data.yaml").write_text(config)
@@ -79,7 +81,7 @@ def test_from_yaml(folder):
     data.processor = build_llava(chat_template())
     data.setup("fit")
     assert [(task.name, task.role, task.metric) for task in data.tasks] == [
-        ("colours", "downstream", "exact_match"),
+        ("colours", "downstream", "exact_match_strict"),
         ("known", "upstream", "vqa"),
     ]
     assert [len(task.questions) for task in data.tasks] == [2, 1]
@@ -92,6 +94,14 @@ def test_evaluation_alone_does_not_read_the_training_file(folder):
     data.setup("validate")
     (loader,) = data.val_dataloader()
     assert next(iter(loader))["references"] == [["red"], ["2"]]
+
+
+def test_held_out_answers_have_room_by_the_tokens_of_the_model(folder):
+    edit(folder, lambda rows: [row["conversations"][1].update(value="\u732b" * 50) for row in rows])
+    data = build(folder)
+    data.setup("validate")
+    num_tokens = len(data.processor.tokenizer("\u732b" * 50)["input_ids"])
+    assert data.tasks[0].max_new_tokens == num_tokens + 16 > 128
 
 
 def test_upstream_sets_alone_still_get_a_holdout(folder):

@@ -1,9 +1,12 @@
 """Rows kept back for the report."""
 
+import warnings
+
 import pytest
 
-from dowser_pl.data import Question
-from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task, split_rows
+from dowser_pl.data import Question, Task
+from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task, split_rows, warn_of_short_answers
+from tests.data.builders import build_tokenizer
 
 
 def rows(num_images, per_image=1):
@@ -55,7 +58,39 @@ def test_one_image_cannot_be_split():
         split_rows(rows(1, per_image=5), 0.1)
 
 
-def test_task():
-    questions = [Question("a", [], [], ["one two three"]), Question("b", [], [], ["one"])]
-    task = holdout_task(questions)
-    assert (task.name, task.role, task.metric, task.max_new_tokens) == ("holdout", "downstream", "exact_match", 22)
+ANSWERS = {  # in words each is one, but for the last
+    "Chinese": "这张图片里有一只白色的小猫坐在红色的沙发上看着窗外的小鸟。",
+    "Thai": "ในภาพมีลูกแมวสีขาวนั่งอยู่บนโซฟาสีแดง",
+    "formula": r"\frac{d}{dx}\left(\int_{0}^{x}e^{-t^{2}}\,dt\right)=e^{-x^{2}}",
+    "serial number": "CMAU4451238-22G1-7781-0042-AX9917-55120",
+    "JSON": '{"invoice":"A-1192","total":"1,204.50","date":"2024-03-18"}' * 8,
+    "English": "a white kitten sits on a red sofa",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("tokenizer", [None, build_tokenizer()], ids=["bytes", "tokens"])
+def test_every_answer_has_room(answer, tokenizer):
+    task = holdout_task([Question("a", [], [], ["one"]), Question("b", [], [], [answer])], tokenizer)
+    assert (task.name, task.role, task.metric) == ("holdout", "downstream", "exact_match")
+    needed = len(build_tokenizer()(answer)["input_ids"]) + 1  # its end
+    assert needed <= task.max_new_tokens <= max(2 * len(answer.encode()) + 16, 128)
+
+
+def test_room_is_twice_the_longest_answer_and_has_an_end():
+    assert holdout_task([Question("a", [], [], ["ab"])]).max_new_tokens == 20
+    assert holdout_task([Question("a", [], [], ["x" * 90])]).max_new_tokens == 128
+    assert holdout_task([Question("a", [], [], ["x" * 200])]).max_new_tokens == 216
+    assert holdout_task([Question("a", [], [], ["x" * 9000])]).max_new_tokens == 1024
+
+
+def test_answers_that_no_answer_can_match_are_said():
+    tokenizer, long = build_tokenizer(), ANSWERS["Chinese"]
+    questions = [Question("a", [], [], ["ja", long]), Question("b", [], [], [long]), Question("c", [], [], ["no"])]
+    with pytest.warns(UserWarning, match=r"'t': 1 of 3 questions have no reference of at most max_new_tokens=16 tok"):
+        warn_of_short_answers(Task("t", "upstream", "exact_match", questions, 16), tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_short_answers(Task("t", "upstream", "exact_match", questions, 400), tokenizer)
+        warn_of_short_answers(Task("t", "upstream", "exact_match", questions[::2], 16), tokenizer)
+        warn_of_short_answers(Task("t", "upstream", "cider", questions, 16), tokenizer)  # a part of it counts

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the marks of other scripts are what is read
 import pytest
 import torch
 from pycocoevalcap.cider.cider import Cider as CocoCider
@@ -88,3 +89,42 @@ def test_no_image_is_refused() -> None:
 def test_references_without_words_are_refused() -> None:
     with pytest.raises(ValueError, match="row 1"):
         Cider().update(["a", "b"], [["a"], ["...", ""]])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("这只猫，很好。", "这 只 猫 很 好"),
+        ("iPhone手机 3.5寸", "iphone 手 机 3.5 寸"),
+        ("この「赤い」ソファー！", "こ の 赤 い ソ フ ァ ー"),
+        ("ลูกแมว", "ล ู ก แ ม ว"),
+        ("빨간 고양이.", "빨간 고양이"),
+        ("ﾃｽﾄ。", "ﾃ ｽ ﾄ"),
+    ],
+)
+def test_scripts_without_spaces_are_counted_by_characters(text: str, expected: str) -> None:
+    assert tokenise(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("near", "captions"),
+    [
+        ("一只白猫坐在沙发上", ["一只白色的猫坐在沙发上。", "两只狗在草地上奔跑。", "桌子上有一个苹果。"]),
+        ("白い猫がソファに座る", ["白い猫がソファに座っている。", "犬が芝生を走る。", "机の上にりんごがある。"]),
+        ("แมวขาวนั่งบนโซฟา", ["แมวสีขาวนั่งอยู่บนโซฟา", "สุนัขวิ่งบนสนามหญ้า", "มีแอปเปิ้ลบนโต๊ะ"]),
+    ],
+)
+def test_a_near_caption_without_spaces_is_worth_something(near: str, captions: list[str]) -> None:
+    metric = Cider()
+    metric.update([near, "", ""], [[caption] for caption in captions])
+    assert metric.compute() > 0.5
+    metric.reset()
+    metric.update(captions[1:] + captions[:1], [[caption] for caption in captions])
+    assert metric.compute() < 0.5
+
+
+def test_captions_that_are_all_the_same_are_refused() -> None:
+    metric = Cider()
+    metric.update(["a dog"] * 3, [["a dog"]] * 3)
+    with pytest.raises(ValueError, match="captions of all 3 images consist of the same words"):
+        metric.compute()

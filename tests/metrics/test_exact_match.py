@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dowser_pl.metrics import ExactMatch
+from dowser_pl.metrics import ExactMatch, build_metric, metric_name
 from dowser_pl.metrics.exact_match import normalise
 
 
@@ -48,3 +48,56 @@ def test_batches_add_up() -> None:
     parts.reset()
     parts.update(["x"], [["y"]])
     assert parts.compute() == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "lenient", "strict"),
+    [
+        ("B", "B", 1, 1),
+        (" b\n", "B", 1, 1),
+        ("B.", "B", 1, 0),
+        ('"red"', "red", 1, 0),
+        ("red, green", "red green", 1, 0),
+        ("3", "3.0", 1, 0),
+        ("3.0", "3", 1, 0),
+        ("-3.00", "-3", 1, 0),
+        ("3.5", "3.50", 0, 0),  # a version, a page: not the same words
+        ("1.10", "1.1", 0, 0),
+        ("v3.0", "v3", 0, 0),
+        ("cafe\u0301  au lait", "Caf\u00e9 au lait", 1, 1),
+    ],
+)
+def test_lenient_and_strict(prediction: str, reference: str, lenient: int, strict: int) -> None:
+    for name, right in (("exact_match", lenient), ("exact_match_strict", strict)):
+        metric = build_metric(name)
+        metric.update([prediction], [[reference]])
+        assert metric.compute() == right
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("cider", "cider"),
+        ({"exact_match": {"strict": True}}, "exact_match_strict"),
+        ({"exact_match": {"strict": False}}, "exact_match"),
+        ({"exact_match": {}}, "exact_match"),
+        ({"exact_match": None}, "exact_match"),
+    ],
+)
+def test_the_name_of_a_metric_with_its_options(given: object, name: str) -> None:
+    assert metric_name(given) == name
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"exact_match": {"strickt": True}},
+        {"vqa": {"strict": True}},
+        {"exact_match": {"strict": "no"}},
+        {"exact_match": {}, "vqa": {}},
+        {},
+    ],
+)
+def test_options_that_no_metric_has(given: object) -> None:
+    with pytest.raises(ValueError, match=r"expected|true or false"):
+        metric_name(given)

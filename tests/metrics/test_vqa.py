@@ -53,3 +53,11 @@ def test_unanimous_references_are_normalised_too() -> None:
     metric = VQAAccuracy()
     metric.update(["cat"], [["The cat."] * 10])
     assert metric.compute() == 1
+
+
+@pytest.mark.parametrize(("prediction", "right"), [("a", 1), ("A", 1), ("", 0), ("the", 0), ("?", 0)])
+def test_an_answer_of_nothing_is_never_right(prediction, right):
+    """Articles and marks vanish in normalisation, but "a" may be what a sign says."""
+    metric = VQAAccuracy()
+    metric.update([prediction], [["a"] * 10])
+    assert metric.compute() == right
