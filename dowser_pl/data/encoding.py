@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from dowser_pl.data.images import open_image
-from dowser_pl.data.rows import Conversation, Question
+from dowser_pl.data.literal import LiteralWords
+from dowser_pl.data.rows import Conversation, Message, Question
 from dowser_pl.data.templates import ChatTemplate, has_placeholders
 from dowser_pl.data.truncation import IGNORED, truncate
 
@@ -37,6 +38,7 @@ class Encoder(ABC):
         self.processor: Any = processor  # its parts differ from family to family
         self.tokenizer = processor.tokenizer
         self.template = template
+        self.words = LiteralWords(processor)
         self.max_length = max_length
         self.drop_lost = drop_lost
         token = getattr(processor, "image_token", None)
@@ -78,20 +80,26 @@ class Encoder(ABC):
 
     def evaluation_batch(self, questions: Sequence[Question]) -> Batch:
         """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`."""
-        texts = [self.template.render(question.messages, prompt=True) for question in questions]
-        for question, text in zip(questions, texts, strict=True):
-            self.check_images(question, text)
+        texts = [self.prompt(question, question.messages) for question in questions]
         inputs = self.process(texts, questions, "left", return_tensors="pt")
         inputs.pop("labels", None)  # PaliGemma's processor always writes some
         self.set_qformer(inputs, texts)
         references = [question.references for question in questions]
         return {"inputs": inputs, "references": references, "ids": [question.id for question in questions]}
 
+    def prompt(self, row: Conversation | Question, messages: Sequence[Message]) -> str:
+        """The text of the first messages of a row, up to where the assistant would start to speak; checked."""
+        asked = self.words.hide(row.id, messages)
+        text = self.template.render(asked, prompt=True)
+        self.check_words(row.id, asked, text)
+        self.check_images(row, text)
+        return text
+
     def process(self, texts: list[str], rows: Sequence[Conversation | Question], side: str, **options: Any) -> Batch:
         """Run the processor on `texts` with the images of `rows`; `side` is that of the padding."""
         images = [[open_image(source, row.id) for source in row.images] for row in rows]
         bos = self.tokenizer.bos_token
-        encoded = self.processor(
+        encoded = self.words.processor_for(*texts, *options.get("suffix", ()))(
             text=list(texts),
             images=self.arrange(images),
             padding=True,
@@ -104,6 +112,17 @@ class Encoder(ABC):
     def arrange(self, images: list[list[Image.Image]]) -> Any:
         """Images per row -> what the processor takes: None without any, else nested lists."""
         return images if any(images) else None
+
+    def check_words(self, row: str, messages: Sequence[Message], text: str) -> None:
+        """Raise ValueError unless `text` has all that is said to the assistant; some templates drop system turns."""
+        for message in messages:
+            for part in message["content"] if message["role"] != "assistant" else []:
+                if part.get("text", "").strip() not in text:
+                    raise ValueError(
+                        f"{row}: the chat template does not write what the {message['role']} says: "
+                        f"{part['text'][:60]!r} is not in its text {text[:200]!r}. Give a `chat_template` that does, "
+                        f"or leave out what the {message['role']} says."
+                    )
 
     def check_images(self, row: Conversation | Question, text: str) -> None:
         """Raise ValueError unless messages, placeholders in the rendered text, and images agree in number."""
@@ -127,7 +146,8 @@ class Encoder(ABC):
     def set_qformer(self, batch: Batch, prompts: list[str]) -> None:
         """InstructBLIP's Q-Former reads the instruction, never the answer, and is right-padded."""
         if "qformer_input_ids" in batch:
-            encoded = self.processor.qformer_tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
+            tokenizer = self.words.processor_for(*prompts).qformer_tokenizer
+            encoded = tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
             batch["qformer_input_ids"] = encoded["input_ids"]
             batch["qformer_attention_mask"] = encoded["attention_mask"]
 

@@ -60,9 +60,11 @@ class InlineEncoder(Encoder):
                 f"{row.id}: a training row starts with a question and ends with an assistant turn, which is what is "
                 f"learnt; got the turns {roles}."
             )
-        words = [part["text"] for part in row.messages[-1]["content"] if part["type"] == "text"]
-        text, spans = self.template.render_spans(row.messages, row.id)
+        messages = self.words.hide(row.id, row.messages)
+        words = [part["text"] for part in messages[-1]["content"] if part["type"] == "text"]
+        text, spans = self.template.render_spans(messages, row.id)
         text, spans = close_turns(text, spans, words[-1] if words else "", self.tokenizer.eos_token)
+        self.check_words(row.id, messages, text)
         self.check_images(row, text)
         return text, spans
 

@@ -34,9 +34,10 @@ class PairEncoder(Encoder):
                 f"{row.id}: {type(self.processor).__name__} takes one question and one answer per row, got the turns "
                 f"{roles}. Split the row so that each part ends with its only assistant turn."
             )
-        prompt = self.template.render(row.messages[:-1], prompt=True)
-        self.check_images(row, prompt)
-        return prompt, "".join(part["text"] for part in row.messages[-1]["content"] if part["type"] == "text")
+        (answer,) = self.words.hide(row.id, row.messages[-1:])
+        return self.prompt(row, row.messages[:-1]), "".join(
+            part["text"] for part in answer["content"] if part["type"] == "text"
+        )
 
 
 class SuffixEncoder(PairEncoder):
@@ -62,6 +63,8 @@ class DecoderEncoder(PairEncoder):
     def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
         """See `PairEncoder.encode_pairs`."""
         batch = self.process(prompts, rows, "right", return_tensors="pt")
-        said = self.tokenizer(answers, padding=True, padding_side="right", return_tensors="pt")
+        said = self.words.processor_for(*answers).tokenizer(
+            answers, padding=True, padding_side="right", return_tensors="pt"
+        )
         batch["labels"] = said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
         return batch

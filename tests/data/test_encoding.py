@@ -100,7 +100,6 @@ def test_a_row_that_loses_its_answer(encoder):
     [
         (Conversation("r", [turn("user", IMAGE, "a"), turn("assistant", "b")], []), "got 0 images, expected 1"),
         (Conversation("r", [turn("user", "a"), turn("assistant", "b")], [picture()]), "got 1 images, expected 0"),
-        (Conversation("r", [turn("user", "<image> a"), turn("assistant", "b")], []), "0 images but 1 placeholders"),
         (Conversation("r", [turn("user", "a")], []), "ends with an assistant turn"),
         (Conversation("r", [turn("assistant", "a")], []), "starts with a question"),
         (Conversation("r", [], []), "ends with an assistant turn"),
@@ -161,4 +160,23 @@ def test_a_template_that_marks_another_number_of_answers():
     row = many_images()
     row.messages[2]["loss"] = False
     with pytest.raises(ValueError, match="many: 1 of 2 answers are not to be learnt, but the chat template marks 4"):
+        build_encoder(build_llava(template)).training_batch([row])
+
+
+@pytest.mark.parametrize("generation", [True, False])
+def test_a_template_that_drops_the_system_turn(generation):
+    template = chat_template(generation).replace(
+        "{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"
+    )
+    encoder = build_encoder(build_llava(template))
+    with pytest.raises(ValueError, match="many: the chat template does not write what the system says: 'be brief' is"):
+        encoder.training_batch([many_images()])
+    with pytest.raises(ValueError, match="many: the chat template does not write what the system says"):
+        encoder.evaluation_batch([question(many_images())])
+
+
+def test_a_template_that_drops_later_parts():
+    template = chat_template().replace("{% for p in m['content'] %}", "{% for p in m['content'][:2] %}")
+    with pytest.raises(ValueError, match="r: the chat template does not write what the user says: 'b' is"):
+        row = Conversation("r", [turn("user", IMAGE, "a\n", "b"), turn("assistant", "c")], [picture()])
         build_encoder(build_llava(template)).training_batch([row])
