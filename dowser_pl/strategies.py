@@ -6,7 +6,6 @@ which every process writes its share. They are read before training is set up, a
 computed on weights that a checkpoint holds.
 """
 
-import pickle
 from abc import abstractmethod
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,7 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dowser_pl.checkpointing import Stored, is_folder, open_folder, read_folder, shares_of, write_folder
+from dowser_pl.checkpointing import Stored, is_folder, open_folder, read_file, read_folder, shares_of, write_folder
 from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.planning.spread_limits import no_optimizer
 from dowser_pl.shards import cut, is_spread, local, shape_of, to_first
@@ -113,10 +112,8 @@ class ShardedStrategy(ParallelStrategy):
         if is_folder(checkpoint_path):  # FSDP1 cuts nothing where it has one process
             spread = any(map(is_spread, module.parameters()))
             return (open_folder if spread else read_folder)(checkpoint_path, weights_only)
-        try:
-            return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            raise ValueError(f"{checkpoint_path} is not a readable checkpoint ({type(error).__name__})") from error
+        found: dict[str, Any] = read_file(checkpoint_path, weights_only, mmap=True)
+        return found
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take over what this process holds.

@@ -1,6 +1,5 @@
 """Checkpoints of a run: one ``last.ckpt`` that is whole at every moment."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl.checkpointing import is_folder, read_folder
+from dowser_pl.checkpointing import checked, is_folder, read_file, read_folder, sealed
 from dowser_pl.files import atomic_path, put_back, remove, rename_over
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
@@ -82,6 +81,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: if the disk is full; the previous checkpoint is untouched.
         """
+        checkpoint = sealed(checkpoint)
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -89,14 +89,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, file or folder, as a whole.
+        """Read a checkpoint, file or folder, as a whole, and compare it with its digests.
 
         Raises:
-            ValueError: if it is not one.
+            ValueError: if it is not one, or not what was written; the message names the tensor.
         """
-        if is_folder(path):
-            return read_folder(path, kwargs.get("weights_only"))
-        try:
-            return super().load_checkpoint(path, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+        if "://" in str(path):
+            return checked(super().load_checkpoint(path, *args, **kwargs), path)
+        read = read_folder if is_folder(path) else read_file
+        return read(path, kwargs.get("weights_only"))

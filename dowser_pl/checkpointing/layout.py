@@ -8,11 +8,12 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-__all__ = ["FORMAT", "PLAIN", "TENSORS", "Reader", "is_folder", "note", "noted"]
+__all__ = ["FORMAT", "PARTS", "PLAIN", "TENSORS", "Reader", "is_folder", "note", "noted"]
 
 PLAIN = "meta.pt"
 TENSORS = ".metadata"  # PyTorch's name
 FORMAT = {"dowser_pl_folder": 1}
+PARTS = "digests_of_parts"  # tensor -> its shape, and first row -> digest of each part that a process wrote
 _NOTE = "in_folder"
 
 _ALLOWED = {
@@ -74,9 +75,10 @@ class Reader(FileSystemReader):
             with (self.folder / TENSORS).open("rb") as file:
                 found = _Plain(file).load()
             if all(isinstance(each, TensorStorageMetadata) for each in found.state_dict_metadata.values()):
+                _touch(found)
                 return found
             odd = "other things than tensors"
-        except (OSError, pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - a pickle of changed bytes can end in any
             odd = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{self.folder} is not a whole checkpoint: got no readable {TENSORS} in it ({odd}), expected the folder as "
@@ -97,6 +99,14 @@ class Reader(FileSystemReader):
                     f" of {name}, expected {size:,} bytes. Copy the folder again with all its files, or give another "
                     "checkpoint"
                 )
+
+
+def _touch(metadata: Any) -> None:
+    """Fail here if something that will be asked for is not there; a pickle names attributes in its bytes."""
+    for each in metadata.state_dict_metadata.values():
+        _ = each.properties.dtype, each.size, [(*part.offsets, *part.sizes) for part in each.chunks]
+    for where in metadata.storage_data.values():
+        _ = Path(where.relative_path), where.offset + where.length, where.transform_descriptors
 
 
 class _Plain(pickle.Unpickler):

@@ -1,11 +1,12 @@
 """A checkpoint's folder read again, by any number of processes: all of it, or of each tensor the rows that are wanted.
 
-Of a tensor's parts those are read that overlap with what is wanted, one after the other.
+Of a tensor's parts those are read that overlap with what is wanted, one after the other, each as a whole: that is
+what its digest is of.
 """
 
 import math
-import pickle
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ from torch.distributed.checkpoint import ChunkStorageMetadata, DefaultLoadPlanne
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from dowser_pl.checkpointing.layout import FORMAT, PLAIN, Reader, is_folder, noted
+from dowser_pl.checkpointing.layout import FORMAT, PARTS, PLAIN, Reader, is_folder, noted
+from dowser_pl.checkpointing.sealing import read_file
+from dowser_pl.maths.digests import digest
 from dowser_pl.maths.masks import from_rows
 from dowser_pl.shards import covering, is_spread
 
 __all__ = ["Stored", "is_folder", "open_folder", "read_folder"]
+
+
+Parts = Mapping[str, tuple[tuple[int, ...], Mapping[int, str]]]
+"""Tensor -> its shape, and first row -> digest of each part."""
 
 
 class Stored:
@@ -31,7 +38,7 @@ class Stored:
         columns: see :class:`dowser_pl.checkpointing.Share`.
     """
 
-    def __init__(self, reader: Reader, key: str, columns: int | None) -> None:
+    def __init__(self, reader: Reader, parts: Parts | None, key: str, columns: int | None) -> None:
         if key not in reader.tensors:
             raise ValueError(
                 f"{reader.folder} is damaged: got no tensor {key!r}, expected all that its {PLAIN} names. Copy the "
@@ -39,6 +46,10 @@ class Stored:
             )
         self._reader, self._key, self.columns = reader, key, columns
         self.shape, self.dtype = reader.tensors[key].size, reader.tensors[key].properties.dtype
+        shape, digests = (self.shape, None) if parts is None else parts.get(key, ((), {}))
+        self._digests: Mapping[int, str] | None = digests
+        if tuple(shape) != tuple(self.shape):
+            raise self._damaged(f"shape {tuple(self.shape)}", str(tuple(shape)))
 
     def dim(self) -> int:
         """Number of dimensions."""
@@ -67,20 +78,42 @@ class Stored:
 
     def _read(self, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
         found = torch.empty(sizes, dtype=self.dtype)
-        wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(self._key, self._reader.tensors[self._key], [wanted])
         if found.numel() == 0:
             return found
-        try:
-            if sum(math.prod(item.lengths) for item in items) != found.numel():
-                raise LookupError("parts are missing")
-            self._reader.read_data(LoadPlan(items), _Into(found)).wait()
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AssertionError) as error:
-            raise ValueError(
-                f"{self._reader.folder} is damaged: got {type(error).__name__} for the tensor {self._key!r}, expected "
-                f"{sizes} of it. Copy the folder again with all its files, or give another checkpoint"
-            ) from error
+        wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        items = create_read_items_for_chunk_list(self._key, self._reader.tensors[self._key], [wanted])
+        if sum(math.prod(item.lengths) for item in items) != found.numel():
+            raise self._damaged("too few parts", f"{sizes} of it")
+        for item in items:
+            part = self._part(self._reader.tensors[self._key].chunks[item.storage_index.index or 0])
+            _cut(found, item.dest_offsets, item.lengths).copy_(_cut(part, item.storage_offsets, item.lengths))
         return found
+
+    def _part(self, chunk: ChunkStorageMetadata) -> Tensor:
+        """All that one process wrote of the tensor, compared with its digest."""
+        alone = replace(self._reader.tensors[self._key], chunks=[chunk])
+        items = create_read_items_for_chunk_list(self._key, alone, [chunk])
+        try:
+            part = torch.empty(chunk.sizes, dtype=self.dtype)
+            self._reader.read_data(LoadPlan(items), _Into(part)).wait()
+        except Exception as error:
+            raise self._damaged(type(error).__name__, f"{tuple(chunk.sizes)} of it") from error
+        if self._digests is not None:
+            first = chunk.offsets[0] if len(chunk.offsets) else 0
+            got, expected = digest(part), str(self._digests.get(first))
+            if got != expected:
+                raise self._damaged(f"digest {got[:12]}, from row {first} on,", expected[:12])
+        return part
+
+    def _damaged(self, got: str, expected: str) -> ValueError:
+        return ValueError(
+            f"{self._reader.folder} is damaged: got {got} for the tensor {self._key!r}, expected {expected}. Copy the "
+            "folder again with all its files, or give another checkpoint"
+        )
+
+
+def _cut(tensor: Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    return tensor[tuple(slice(first, first + length) for first, length in zip(offsets, lengths, strict=True))]
 
 
 class _Into(DefaultLoadPlanner):
@@ -104,11 +137,11 @@ def open_folder(path: str | Path, weights_only: bool | None = None) -> dict[str,
     folder = Path(path)
     reader = Reader(folder)
     try:
-        plain = torch.load(folder / PLAIN, map_location="cpu", weights_only=weights_only)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, LookupError) as error:
+        plain = read_file(folder / PLAIN, weights_only)
+    except (ValueError, OSError) as error:
         raise ValueError(
-            f"{folder} is not a whole checkpoint: got no readable {PLAIN} in it ({type(error).__name__}), expected the "
-            "folder as `fit` wrote it. Copy it again with all its files, or give another checkpoint"
+            f"{folder} is not a whole checkpoint: got no readable {PLAIN} in it ({type(error).__name__}: {error}), "
+            "expected the folder as `fit` wrote it. Copy it again with all its files, or give another checkpoint"
         ) from error
     found = {key: plain.pop(key, None) for key in FORMAT} if isinstance(plain, dict) else {}
     if found != FORMAT:
@@ -116,7 +149,8 @@ def open_folder(path: str | Path, weights_only: bool | None = None) -> dict[str,
             f"{folder} was written by another program or version: got {found}, expected {FORMAT}; resume with what "
             "wrote it, or give another checkpoint"
         )
-    return _filled(plain, reader, {})
+    parts = plain.pop(PARTS, None)
+    return _filled(plain, lambda key, columns: Stored(reader, parts, key, columns), {})
 
 
 def read_folder(path: str | Path, weights_only: bool | None = None, without: Collection[str] = ()) -> dict[str, Any]:
@@ -134,15 +168,15 @@ def read_folder(path: str | Path, weights_only: bool | None = None, without: Col
     return _whole({key: value for key, value in opened.items() if key not in without}, {})
 
 
-def _filled(value: Any, reader: Reader, known: dict[str, Stored]) -> Any:
+def _filled(value: Any, stored: Callable[[str, int | None], Stored], known: dict[str, Stored]) -> Any:
     """The value with tensors instead of notes."""
     found = noted(value)
     if found is not None:
-        return known.setdefault(found[0], Stored(reader, *found))
+        return known.setdefault(found[0], stored(*found))
     if isinstance(value, dict):
-        return {name: _filled(each, reader, known) for name, each in value.items()}
+        return {name: _filled(each, stored, known) for name, each in value.items()}
     if isinstance(value, list):
-        return [_filled(each, reader, known) for each in value]
+        return [_filled(each, stored, known) for each in value]
     return value
 
 

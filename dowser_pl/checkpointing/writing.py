@@ -1,7 +1,7 @@
 """A checkpoint written by all processes together, whole or not at all."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorPropertie
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 
 from dowser_pl import sharding
-from dowser_pl.checkpointing.layout import FORMAT, PLAIN, Reader, note
+from dowser_pl.checkpointing.layout import FORMAT, PARTS, PLAIN, Reader, note
+from dowser_pl.checkpointing.sealing import sealed
 from dowser_pl.checkpointing.shares import Share
 from dowser_pl.files import force_to_disk, full_disk_error, is_full_disk, open_to_others, remove, rename_over
+from dowser_pl.maths.digests import digest
 
 __all__ = ["write_folder"]
 
@@ -44,12 +46,14 @@ def write_folder(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     temporary = final.with_name(f".{final.stem}.tmp{final.suffix}")
     shares: dict[str, Share] = {}
     plain = _parted(checkpoint, (), shares, {})
+    planner = _SharePlanner()
     sharding.from_first(lambda: _begin(temporary))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without a process group, that there is one process
-            dcp.save(dict(shares), storage_writer=FileSystemWriter(temporary), planner=_SharePlanner())
-        sharding.from_first(lambda: _finish({**plain, **FORMAT}, temporary, final))
+            dcp.save(dict(shares), storage_writer=FileSystemWriter(temporary), planner=planner)
+        parts = _together(shares, sharding.gather(lambda: {sharding.rank(): planner.written}))
+        sharding.from_first(lambda: _finish(sealed({**plain, **FORMAT, PARTS: parts}), temporary, final))
     except (CheckpointException, OSError) as error:
         if sharding.rank() == 0:
             remove(temporary)
@@ -57,18 +61,37 @@ def write_folder(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
 
 class _SharePlanner(DefaultSavePlanner):
-    """Tells where in the whole tensors lies what this process writes."""
+    """Tells where in the whole tensors lies what this process writes.
+
+    Attributes:
+        written: (tensor, its first row here) -> digest.
+    """
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.written: dict[tuple[str, int], str] = {}
 
     def create_local_plan(self) -> SavePlan:
         """One item for each share that has anything; equal ones of several processes are written once."""
         return SavePlan([_item(key, each) for key, each in self.state_dict.items() if each.is_to_be_written])
 
     def resolve_data(self, write_item: WriteItem) -> Any:
-        """The tensor of an item."""
-        return self.state_dict[write_item.index.fqn].here.detach()
+        """The tensor of an item, about to be written."""
+        share = self.state_dict[write_item.index.fqn]
+        here = share.here.detach().cpu()
+        self.written[write_item.index.fqn, share.first] = digest(here)
+        return here
+
+
+def _together(
+    shares: Mapping[str, Share], written: Sequence[Mapping[tuple[str, int], str]]
+) -> dict[str, tuple[tuple[int, ...], dict[int, str]]]:
+    """What a folder says of its tensors: shape, and first row -> digest of each part."""
+    parts: dict[str, tuple[tuple[int, ...], dict[int, str]]] = {key: (each.shape, {}) for key, each in shares.items()}
+    for of_process in written:
+        for (key, first), value in of_process.items():
+            parts[key][1][first] = value
+    return parts
 
 
 def _item(key: str, share: Share) -> WriteItem:

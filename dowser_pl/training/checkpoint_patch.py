@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-
-from dowser_pl.checkpointing import is_folder, read_folder
+from dowser_pl.checkpointing import is_folder, read_file, read_folder
 from dowser_pl.nearest import nearest_path
 from dowser_pl.patches.patch import Change
 from dowser_pl.training.base_model import BaseModel
@@ -77,10 +74,4 @@ def _load(file: Path) -> Any:
     """What a checkpoint holds of the model; tensors of a file are read from the disk when used."""
     if is_folder(file):
         return read_folder(file, weights_only=True, without=("optimizer_states",))
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is not a readable checkpoint ({type(error).__name__}), expected a .ckpt file that `fit` wrote; it "
-            "is damaged or something else, give another one"
-        ) from error
+    return read_file(file, weights_only=True, mmap=True)

@@ -11,6 +11,7 @@ from dowser_pl.callbacks import AtomicCheckpointIO, Checkpoints, Dowser, Export,
 from dowser_pl.data import Task
 from dowser_pl.methods import Magnitude
 from dowser_pl.trainer import DowserTrainer
+from dowser_pl.training.checkpoint_patch import read_checkpoint_patch
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module
 
@@ -162,3 +163,33 @@ def test_a_file_that_is_no_checkpoint_is_answered_in_words(model_folder, tmp_pat
     (tmp_path / "bad.ckpt").write_text("garbage")
     with pytest.raises(ValueError, match=r"bad.ckpt is not a readable checkpoint"):
         fit(model_folder, tmp_path, ckpt_path=str(tmp_path / "bad.ckpt"))
+
+
+TENSORS = {
+    "mask": lambda content: next(iter(content["callbacks"]["Dowser"]["entries"].values()))["mask"],
+    "values": lambda content: next(iter(content["callbacks"]["Dowser"]["entries"].values()))["values"],
+    "exp_avg": lambda content: content["optimizer_states"][0]["state"][0]["exp_avg"],
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_flipped_bit_of_a_checkpoint_is_told_to_all_who_read_it(model_folder, tmp_path, name):
+    fit(model_folder, tmp_path, 1, KillAt("on_train_batch_start", 3))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    bits = TENSORS[name](torch.load(last, weights_only=True)).numpy().tobytes()
+    whole = last.read_bytes()
+    assert whole.count(bits) == 1
+    last.write_bytes(whole.replace(bits, bytes([bits[0] ^ 1]) + bits[1:]))
+    said = rf"last.ckpt is damaged: got digest \w+ for the tensor '.*{name}', expected \w+. Copy it again"
+    with pytest.raises(ValueError, match=said):
+        fit(model_folder, tmp_path, 1, ckpt_path="last")
+    with pytest.raises(ValueError, match=said):
+        read_checkpoint_patch(tmp_path)
+    trainer = DowserTrainer(
+        callbacks=[Dowser(Magnitude(0.1), cache_dir=None)], plugins=[AtomicCheckpointIO()], logger=False
+    )
+    with pytest.raises(ValueError, match=said):
+        trainer.validate(build_module(model_folder), datamodule=TinyData(), ckpt_path=str(last), verbose=False)
+    last.write_bytes(whole)
+    fit(model_folder, tmp_path, 1, ckpt_path="last")
+    assert (tmp_path / "report.json").is_file()

@@ -160,8 +160,66 @@ DAMAGES = {
     "a file cut short": ("__1_0.distcp", shorten, "got .* bytes of __1_0.distcp, expected .* bytes. Copy the folder"),
     "a garbled file": ("__1_0.distcp", garble, "is damaged: got .* for the tensor .* Copy the folder again"),
     "a missing tensor": (".metadata", without_tensor, "is damaged: got no tensor 'state_dict.scale'"),
-    "a missing part": (".metadata", without_part, "is damaged: got LookupError for the tensor .*values"),
+    "a missing part": (".metadata", without_part, "is damaged: got too few parts for the tensor .*values"),
 }
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def flat(value: object, path: str = "") -> dict[str, object]:
+    """Leaf by leaf, tensors as their bits."""
+    if isinstance(value, torch.Tensor):
+        return {path: (str(value.dtype), tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).tolist())}
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, each in pairs for key, leaf in flat(each, f"{path}.{name}").items()}
+    return {path: value}
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "__1_0.distcp", ".metadata", "meta.pt"])
+def test_a_flipped_bit_anywhere_is_told_or_changes_nothing(folder, tmp_path, file):
+    """One bit of every few bytes."""
+    shutil.copytree(folder, tmp_path / "last.ckpt")
+    path, expected, told = tmp_path / "last.ckpt" / file, flat(read_folder(folder)), 0
+    whole = path.read_bytes()
+    places = range(0, len(whole), max(1, len(whole) // 150))
+    for number, place in enumerate(places):
+        flip(path, place, number % 8)
+        try:
+            assert flat(read_folder(tmp_path / "last.ckpt")) == expected, place
+        except ValueError as error:
+            told += 1
+            assert str(tmp_path / "last.ckpt") in str(error) and "got" in str(error) and "expected" in str(error)
+        path.write_bytes(whole)
+    assert told > len(places) / 20
+
+
+def test_a_flipped_bit_of_a_tensor_is_told_with_its_name_and_only_to_who_reads_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "last.ckpt")
+    values = wholes()["values"]
+    for file in (tmp_path / "last.ckpt").glob("*.distcp"):
+        content = file.read_bytes()
+        part = values[4:10].numpy().tobytes()  # of the last rank
+        file.write_bytes(content.replace(part, part[:-1] + bytes([part[-1] ^ 128])))
+    entry = open_folder(tmp_path / "last.ckpt")["callbacks"]["Dowser"]["entries"]["layers.0.proj"]
+    assert torch.equal(entry["values"][0:4], values[:4]) and torch.equal(entry["rows"].whole(), wholes()["rows"])
+    for read in (lambda: entry["values"][3:6], entry["values"].whole):
+        with pytest.raises(ValueError, match=r"damaged: got digest \w+, from row 4 on, for the tensor '.*proj.values'"):
+            read()
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_told_of(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "last.ckpt")
+    plain = torch.load(tmp_path / "last.ckpt" / "meta.pt", weights_only=True)
+    del plain["digests_of_tensors"], plain["digest_of_the_rest"], plain["digests_of_parts"]
+    torch.save(plain, tmp_path / "last.ckpt" / "meta.pt")
+    assert flat(read_folder(tmp_path / "last.ckpt")) == flat(read_folder(folder))
+    (record,) = caplog.records
+    assert "carries no digests" in record.getMessage()
 
 
 @pytest.mark.parametrize("name", DAMAGES)

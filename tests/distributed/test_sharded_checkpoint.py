@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
 from dowser_pl.callbacks import AtomicCheckpointIO, Checkpoints
-from dowser_pl.checkpointing import Stored, read_folder
+from dowser_pl.checkpointing import Stored, read_file, read_folder
 from dowser_pl.commands.patch import main as patch_main
 from dowser_pl.methods import ModelDowser
 from dowser_pl.strategies import FSDP2Strategy
@@ -112,7 +112,7 @@ def pair(model_folder, tmp_path_factory):
 
 
 def check_pair(folder, ended, most):
-    one, other = torch.load(folder / "last file", weights_only=True), read_folder(folder / "last folder")
+    one, other = read_file(folder / "last file", weights_only=True), read_folder(folder / "last folder")
     assert one["global_step"] == 2 and len(one["optimizer_states"][0]["state"]) > 20
     assert_same(one, other)
     for by_file, by_folder, share in ended:
