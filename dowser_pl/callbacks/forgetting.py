@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl import __version__
+from dowser_pl import __version__, sharding
 from dowser_pl.callbacks.curve import Curve, find_curve
 from dowser_pl.callbacks.dowser import Dowser
 from dowser_pl.callbacks.memory import peak_memory_bytes
@@ -105,8 +106,10 @@ class Forgetting(Callback, BeforeMerge):
         curve = find_curve(trainer)
         self._seconds["evaluate"] += curve.seconds
         self._seconds["fit"] -= curve.seconds
+        left_out = _left_out(trainer)
         if trainer.is_global_zero:
             report = self.written = self.report(trainer, pl_module)
+            report.diagnostics.update(left_out)
             folder = Path(trainer.default_root_dir)
             rank_zero_info(f"\n{text_table(report)}\n")
             write_report(report, folder)
@@ -196,6 +199,16 @@ def _unmasked(dowser: Dowser) -> dict[str, float]:
     """What `model.also_train` trains in full; left out where there is none."""
     unmasked = sum(math.prod(dowser.base.tensors[key][1]) for key in dowser.base.whole)
     return {"entries_trained_without_a_mask": unmasked} if unmasked else {}
+
+
+def _left_out(trainer: Trainer) -> dict[str, float]:
+    """How many rows of the data could not be used, where there are any; all processes must call it."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    shares = sharding.gather(lambda: {sharding.rank(): getattr(data, "left_out", [])})
+    training = getattr(data, "num_unreadable", 0) + len(set(chain(*shares)))
+    asked = sum(getattr(task, "left_out", 0) for task in getattr(data, "tasks", []))
+    counts = {"training_rows_left_out": training, "evaluation_rows_left_out": asked}
+    return {name: number for name, number in counts.items() if number}
 
 
 def _versions() -> dict[str, str]:

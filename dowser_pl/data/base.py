@@ -17,18 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from dowser_pl.data.checking import Check, rows_to_check
 from dowser_pl.data.evaluated import EvaluatedData
 from dowser_pl.data.images import ImageSource
-from dowser_pl.data.loaders import TrainingBatches, TrainingLoader, build_loader
+from dowser_pl.data.loaders import CUT, LEFT_OUT, TrainingBatches, TrainingLoader, build_loader, refusals
 from dowser_pl.data.order import TrainingOrder, per_process
 from dowser_pl.data.rows import Conversation, Question, Role, Task
+from dowser_pl.data.sources import report_left_out
 
 __all__ = ["Conversation", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
+
+_FIRST = 16  # rows of the first two batches that are checked at most
 
 
 class MultimodalData(EvaluatedData):
@@ -39,7 +43,8 @@ class MultimodalData(EvaluatedData):
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that load and encode; 0 = in the training process.
         max_length: longest training row in tokens, images included. Longer rows lose text at the end, never image
-            tokens; None = no limit.
+            tokens: a row whose image tokens do not fit is refused. "auto" = as many as the largest image takes that
+            the processor makes of any, and 2048 for text; None = no limit.
         seed: of the order of the training rows, which is a pure function of this and the epoch.
         chat_template: Jinja text, a path to a file with it, or "plain", instead of the processor's own; needed for
             models that come without (InstructBLIP, base models).
@@ -47,6 +52,11 @@ class MultimodalData(EvaluatedData):
             and not once per epoch; a larger set is not kept at all. 0 = never.
         split_batches: share `batch_size` rows among the processes, so that training takes the same steps on any
             number of them.
+        check: which rows are encoded in `setup`, before anything long begins, to find those that cannot be: "first"
+            (the first batches, and those with most text, most images, the largest image and the longest strip, by an
+            estimate that opens at most some hundred image heads), "all", or "none". Evaluation rows likewise.
+        min_pixels: of an image, for processors that resize to a number of pixels (Qwen-VL); None = the model's own.
+        max_pixels: of an image, likewise.
     """
 
     def __init__(
@@ -54,20 +64,26 @@ class MultimodalData(EvaluatedData):
         batch_size: int = 8,
         eval_batch_size: int = 32,
         num_workers: int = 0,
-        max_length: int | None = 2048,
+        max_length: int | Literal["auto"] | None = "auto",
         seed: int = 0,
         chat_template: str | None = None,
         evaluation_cache_mb: int = 512,
         split_batches: bool = False,
+        check: Check = "first",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
-        super().__init__(eval_batch_size, num_workers, max_length, chat_template, evaluation_cache_mb)
+        evaluation = (eval_batch_size, num_workers, max_length, chat_template, evaluation_cache_mb)
+        super().__init__(*evaluation, check, min_pixels, max_pixels)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size
         self.seed = seed
         self.split_batches = split_batches
         self._rows: Sequence[Conversation] | None = None
-        self._cut = torch.zeros(0, dtype=torch.uint8)
+        self.num_unreadable = 0
+        """How many rows of the training file were left out before there were training rows."""
+        self._marks = torch.zeros(0, dtype=torch.uint8)
         self._order: TrainingOrder | None = None
         self._position: dict[str, int] = {}
 
@@ -78,22 +94,30 @@ class MultimodalData(EvaluatedData):
     @property
     def num_truncated(self) -> int:
         """How many different training rows were longer than `max_length` so far, on this process."""
-        return int((self._cut > 0).sum())
+        return int((self._marks == CUT).sum())
+
+    @property
+    def left_out(self) -> list[int]:
+        """Numbers of the training rows that could not be encoded and were left out so far, on this process."""
+        return (self._marks == LEFT_OUT).nonzero().flatten().tolist()
 
     def setup(self, stage: str) -> None:
         """Read the tasks, for `fit` also the training rows, and take the processor from the module.
 
         Raises:
-            ValueError: a set is empty, two tasks have one name, a metric is unknown, or there is no chat template.
+            ValueError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
+                row that was checked cannot be encoded.
         """
         super().setup(stage)
         if stage == "fit":
             self._order, self._position = None, {}  # a second fit starts afresh
         if stage == "fit" and self._rows is None:
-            self._rows = self.train_conversations()
-            if not self._rows:
+            rows = self.train_conversations()
+            if not rows:
                 raise ValueError("The training set is empty: got 0 rows, expected at least 1.")
-            self._cut = torch.zeros(len(self._rows), dtype=torch.uint8).share_memory_()  # workers write here too
+            self._marks = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()  # workers write here too
+            self._check_rows(rows)
+            self._rows = rows
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches of encoded conversations; after a resume in mid epoch, first the rest of that epoch."""
@@ -114,9 +138,12 @@ class MultimodalData(EvaluatedData):
         return build_loader(TrainingLoader, batches, self._training_order(len(batches), None), 0)
 
     def teardown(self, stage: str) -> None:
-        """Say how many rows were cut."""
-        if stage == "fit" and self.num_truncated:
-            rank_zero_info(f"{self.num_truncated} training rows were longer than max_length={self.max_length}.")
+        """Say how many rows were cut or left out."""
+        if stage == "fit" and self.num_truncated and self._encoder is not None:
+            limit = self._encoder.max_length
+            rank_zero_info(f"{self.num_truncated} training rows were longer than max_length={limit}.")
+        if stage == "fit" and self.left_out:
+            rank_zero_info(f"{len(self.left_out)} training rows were left out of batches (skip_bad_rows).")
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, how many of its batches are done, and what these numbers depend on."""
@@ -124,20 +151,36 @@ class MultimodalData(EvaluatedData):
             return {}
         loop, begun = self.trainer.fit_loop, self._order.begun
         if begun is None and self._position:  # nothing was trained on since
-            return {**self._position, **self._order.layout()}
+            return {**self._position, **self._order.layout(), **self._content()}
         epoch: int = loop.epoch_progress.current.completed
         batches: Any = loop.epoch_loop.batch_progress.current
         # before its first batch `batches` is still about the last epoch; what epoch_progress says of that is not so
         # after a resume at the end of an epoch (Lightning 2.6)
-        return {"epoch": epoch, "num_done": batches.processed if begun == epoch else 0, **self._order.layout()}
+        done = batches.processed if begun == epoch else 0
+        return {"epoch": epoch, "num_done": done, **self._order.layout(), **self._content()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Sharded strategies restore after Lightning has asked for the training loader, all others before.
         """
-        self._position = dict(state_dict)
+        state = dict(state_dict)
+        left_out, content = state.pop("left_out", []), state.pop("content", None)
+        known = self._content()["content"]
+        if state.get("num_done") and content is not None and known is not None and content != known:
+            raise ValueError(
+                f"The checkpoint was written in the middle of an epoch of other training rows: got {known}, expected "
+                f"{content} (checksum and number of rows). Use the same data, or resume from a checkpoint written at "
+                "the end of an epoch."
+            )
+        if content == known:
+            self._marks[[row for row in left_out if row < len(self._marks)]] = LEFT_OUT
+        self._position = state
         self._resume()
+
+    def _content(self) -> dict[str, Any]:
+        """What the rows are, where that is known, and which were found to be unusable."""
+        return {"content": getattr(self._rows, "digest", None), "left_out": self.left_out}
 
     def _resume(self) -> None:
         if self._order is not None and self._position:
@@ -146,7 +189,23 @@ class MultimodalData(EvaluatedData):
     def _training_batches(self) -> TrainingBatches:
         if self._rows is None or self._encoder is None:
             raise ValueError('The training rows are not read yet: call setup("fit") first.')
-        return TrainingBatches(self._rows, self._encoder, self._cut)
+        return TrainingBatches(self._rows, self._encoder, self._marks, self.skip_bad_rows)
+
+    def _check_rows(self, rows: Sequence[Conversation]) -> None:
+        """Encode some rows or all; of all, each process and each of its workers takes a share.
+
+        Raises:
+            ValueError: one cannot be encoded, and `skip_bad_rows` is off; or none can be.
+        """
+        assert self._encoder is not None
+        batches, share = TrainingBatches(rows, self._encoder, self._marks, self.skip_bad_rows), self._share()
+        order = self._training_order(len(batches), None)
+        first = [row for batch in order.batches(0)[:2] for row in batch][:_FIRST]
+        numbers = rows_to_check(rows, self.check, first)
+        if self.check == "all":
+            numbers = numbers[share.get("rank", 0) :: share.get("num_replicas", 1)]
+        refused = refusals(batches, numbers, self.num_workers if self.check == "all" else 0)
+        report_left_out(refused, len(numbers) - len(refused), "training rows that were checked")
 
     def _training_order(self, num_rows: int, clock: Callable[[], int] | None) -> TrainingOrder:
         share = self._share()

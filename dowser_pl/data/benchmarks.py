@@ -1,4 +1,4 @@
-"""Evaluation sets from files: JSON lists or JSONL, with the keys that published benchmarks use.
+"""Evaluation sets from files (any that `formats.py` reads), with the keys that published benchmarks use.
 
 Per row: `image` (optional; path, list, URL or base64), a question under `text`, `question` or `prompt`, and what is
 right under `references`, `answers`, `captions`, `reference`, `answer` or `caption`, the first of these that is there:
@@ -13,16 +13,17 @@ last assistant turn is the reference.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dowser_pl.data.decoding import ON_WHITE, Decoding
-from dowser_pl.data.json_rows import keep_good, read_rows
+from dowser_pl.data.formats import image_folder, read_rows
 from dowser_pl.data.messages import MessageReader, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Role, Task, is_learnt
+from dowser_pl.data.sources import ParsedRows, Row, Selected, keep_good
 from dowser_pl.metrics import build_metric, metric_name
 
 _MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
@@ -36,7 +37,7 @@ class TaskFile:
 
     Attributes:
         name: in logs and in the report.
-        file: JSON or JSONL.
+        file: JSON or JSONL (also .gz), Parquet, a folder of `datasets`, or `hub:owner/name`.
         role: "upstream" (what the model can do already) or "downstream" (what is being learnt).
         metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count.
         image_folder: where image paths start; None = the folder of `file`.
@@ -44,6 +45,7 @@ class TaskFile:
         limit: use so many rows, evenly spread over the file; None = all.
         prompt_suffix: written on a new line below each question, e.g. "Answer with a single word."; the whole
             question where rows have none, as in files of captions.
+        split: of a data set that has several.
     """
 
     name: str
@@ -54,6 +56,7 @@ class TaskFile:
     max_new_tokens: int | None = None
     limit: int | None = None
     prompt_suffix: str = ""
+    split: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", metric_name(self.metric))
@@ -72,30 +75,37 @@ def read_task(
         FileNotFoundError: there is no such file.
         ValueError: a row is unusable (and `skip_bad_rows` is off), or none is left.
     """
-    folder = Path(task.image_folder) if task.image_folder else Path(task.file).parent
-    reader = MessageReader(folder.expanduser(), allow_urls, skip_bad_rows, decoding)
+    reader = MessageReader(image_folder(task.file, task.image_folder), allow_urls, decoding=decoding)
+    looking = replace(reader, verify=skip_bad_rows)
     metric_key = str(task.metric)
     metric = build_metric(metric_key)
+    unread: list[frozenset[str]] = []
 
-    def parse(name: str, row: dict[str, Any]) -> Question:
-        is_spoken = _any(row, ("conversations", "messages"))
-        question = question_of(name, row, reader) if is_spoken else _read_question(name, row, reader, task)
+    def look(name: str, row: Row) -> None:
+        question = _read_row(looking, task, name, row)
         try:
             metric.update([""], [question.references])  # what cannot be scored ends here and not after the probe
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return question
+        unread.append(frozenset(_unread(row)))
 
-    rows = read_rows(task.file)
+    rows = read_rows(task.file, task.split)
+    numbers: Sequence[int] = range(len(rows))
     if task.limit is not None and task.limit < len(rows):
-        rows = [rows[i * len(rows) // task.limit] for i in range(task.limit)]
-    questions = keep_good(rows, parse, skip_bad_rows, task.name)
-    warn_of_unread(f"Task {task.name!r}", (_unread(row) for _, row in rows))
+        numbers = [i * len(rows) // task.limit for i in range(task.limit)]
+    good = keep_good(rows, look, skip_bad_rows, task.name, numbers, light=not skip_bad_rows)
+    warn_of_unread(f"Task {task.name!r}", unread)
+    questions = Selected(ParsedRows(rows, partial(_read_row, reader, task)), good)
     longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
-    return Task(task.name, task.role, metric_key, questions, longest)
+    return Task(task.name, task.role, metric_key, questions, longest, len(numbers) - len(good))
 
 
-def question_of(name: str, row: dict[str, Any], reader: MessageReader) -> Question:
+def _read_row(reader: MessageReader, task: TaskFile, name: str, row: Row) -> Question:
+    is_spoken = _any(row, ("conversations", "messages"))
+    return question_of(reader, name, row) if is_spoken else _read_question(name, row, reader, task)
+
+
+def question_of(reader: MessageReader, name: str, row: Row) -> Question:
     """A conversation as a question: everything before its last answer that carries loss, which is the reference."""
     messages, images = reader.read(name, row)
     last = max(number for number, message in enumerate(messages) if is_learnt(message))

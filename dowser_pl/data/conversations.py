@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
+from typing import Literal
 
 from dowser_pl.data.base import Conversation, MultimodalData, Task
 from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
+from dowser_pl.data.checking import Check
 from dowser_pl.data.decoding import MAX_PIXELS, Decoding
-from dowser_pl.data.holdout import NamedRow, holdout_task, split_rows
-from dowser_pl.data.json_rows import keep_good, read_rows
+from dowser_pl.data.formats import image_folder, read_rows
+from dowser_pl.data.holdout import holdout_task, split_rows
 from dowser_pl.data.messages import MessageReader
-from dowser_pl.data.packed import PackedRows, pack
 from dowser_pl.data.row_keys import unread_keys, warn_of_unread
+from dowser_pl.data.sources import ParsedRows, Row, Rows, Selected, keep_good
 
 
 class ConversationData(MultimodalData):
@@ -24,17 +25,20 @@ class ConversationData(MultimodalData):
     (exact match of the last answer), so that a training file alone gives a report.
 
     Args:
-        train_file: JSON list or JSONL; see `dowser_pl.data.messages` for the formats.
+        train_file: JSON list or JSONL (also .gz), a Parquet file, a folder of Parquet files or of `save_to_disk`, or
+            `hub:owner/name`; see `dowser_pl.data.messages` for what a row may be.
         image_folder: where image paths start; None = the folder of `train_file`.
         tasks: evaluation sets.
         holdout: fraction of the training rows for the downstream task when `tasks` has none; at most about 500.
         allow_urls: fetch images from http(s); each time they are needed.
-        skip_bad_rows: leave out unusable rows, count and name them, instead of stopping at the first. Decodes every
-            image once at the start to find broken ones.
+        skip_bad_rows: leave out unusable rows, count and name them, instead of stopping at the first. Unless `check`
+            is "none", every image is decoded once at the start and every question encoded; what is found later is
+            left out then (see `TrainingBatches`).
         batch_size: training rows per process and step; with `split_batches`, of all processes together.
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that load and encode; 0 = in the training process.
-        max_length: longest training row in tokens, images included; longer rows lose text at the end.
+        max_length: longest training row in tokens, images included; longer rows lose text at the end. "auto" = room
+            for the largest image that the processor makes and 2048 tokens of text; None = no limit.
         seed: of the order of the training rows.
         chat_template: Jinja text, path or "plain", instead of the model's own; see `MultimodalData`.
         evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
@@ -43,6 +47,11 @@ class ConversationData(MultimodalData):
             they are not reported.
         background: what shows through the transparent parts of images: the name of a colour or "#rrggbb".
         max_image_pixels: an image of more pixels is refused; null = no limit. The default is Pillow's own limit.
+        split: of a training set that has several; None = "train", or the only one.
+        check: which rows are encoded before anything long begins, to find those that cannot be: "first" (the first
+            batches, and the longest rows and largest images by a cheap estimate), "all" or "none".
+        min_pixels: of an image, for processors that resize to a number of pixels (Qwen-VL); None = the model's own.
+        max_pixels: of an image, likewise.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class ConversationData(MultimodalData):
         batch_size: int = 8,
         eval_batch_size: int = 32,
         num_workers: int = 0,
-        max_length: int | None = 2048,
+        max_length: int | Literal["auto"] | None = "auto",
         seed: int = 0,
         chat_template: str | None = None,
         evaluation_cache_mb: int = 512,
@@ -64,9 +73,13 @@ class ConversationData(MultimodalData):
         choose_on: list[TaskFile] | None = None,
         background: str = "white",
         max_image_pixels: int | None = MAX_PIXELS,
+        split: str | None = None,
+        check: Check = "first",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
-        super().__init__(*loading, split_batches)
+        super().__init__(*loading, split_batches, check, min_pixels, max_pixels)
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout must be at least 0 and below 1, a fraction of the training rows; got {holdout}.")
         self.train_file = train_file
@@ -78,18 +91,20 @@ class ConversationData(MultimodalData):
         self.allow_urls = allow_urls
         self.skip_bad_rows = skip_bad_rows
         self.decoding = Decoding(background, max_image_pixels).checked()
+        self.split = split
 
-    def train_conversations(self) -> PackedRows:
+    def train_conversations(self) -> Selected[Conversation]:
         """All rows, less those held out."""
-        packed = [pack(Conversation(name, *self._reader.read(name, row))) for name, row in self._split[0]]
-        del self._split  # the raw rows, a multiple of their file in memory
-        return PackedRows(packed)
+        rows, numbers = self._source, self._split[0]
+        if self.check != "none" and not self.skip_bad_rows:  # else they were looked at before
+            self._look(self._reader, numbers)
+        return Selected(ParsedRows(rows, partial(_conversation, self._reader)), numbers)
 
     def evaluation_tasks(self) -> list[Task]:
         """The sets of `tasks`, then the holdout if there is one."""
         tasks = [self._read_task(task) for task in self.task_files]
         if self.needs_holdout:
-            questions = [question_of(name, row, self._reader) for name, row in self._split[1]]
+            questions = Selected(ParsedRows(self._source, partial(question_of, self._reader)), self._split[1])
             tasks.append(holdout_task(questions, None if self.processor is None else self.processor.tokenizer))
         return tasks
 
@@ -102,20 +117,36 @@ class ConversationData(MultimodalData):
 
     @cached_property
     def _reader(self) -> MessageReader:
-        folder = Path(self.image_folder) if self.image_folder else Path(self.train_file).parent
-        return MessageReader(folder.expanduser(), self.allow_urls, decoding=self.decoding)
+        return MessageReader(image_folder(self.train_file, self.image_folder), self.allow_urls, decoding=self.decoding)
 
     @cached_property
-    def _split(self) -> tuple[list[NamedRow], list[NamedRow]]:
+    def _source(self) -> Rows:
+        return read_rows(self.train_file, self.split, otherwise="train")
+
+    @cached_property
+    def _split(self) -> tuple[Sequence[int], Sequence[int]]:
         """(training rows, rows held out); bad rows are left out before, or they could be all that is held out."""
-        rows = read_rows(self.train_file)
+        rows = self._source
         if not rows:
             raise ValueError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
+        numbers: Sequence[int] = range(len(rows))
         if self.skip_bad_rows:
-            rows = keep_good(rows, self._check, skip_bad=True, what=self.train_file)
-        warn_of_unread(self.train_file, (unread_keys(row) for _, row in rows))
-        return split_rows(rows, self.holdout) if self.needs_holdout else (rows, [])
+            numbers = self._look(replace(self._reader, verify=self.check != "none"), numbers)
+            self.num_unreadable = len(rows) - len(numbers)
+        return split_rows(rows, numbers, self.holdout) if self.needs_holdout else (numbers, [])
 
-    def _check(self, name: str, row: dict[str, Any]) -> NamedRow:
-        replace(self._reader, verify=True).read(name, row)
-        return name, row
+    def _look(self, reader: MessageReader, numbers: Sequence[int]) -> list[int]:
+        """The numbers of the rows that are good; says which of their keys nobody reads."""
+        unread: list[frozenset[str]] = []
+
+        def look(name: str, row: Row) -> None:
+            reader.read(name, row)
+            unread.append(frozenset(unread_keys(row)))
+
+        good = keep_good(self._source, look, self.skip_bad_rows, self.train_file, numbers, light=not reader.verify)
+        warn_of_unread(self.train_file, unread)
+        return good
+
+
+def _conversation(reader: MessageReader, name: str, row: Row) -> Conversation:
+    return Conversation(name, *reader.read(name, row))

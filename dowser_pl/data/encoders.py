@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from transformers import PaliGemmaProcessor, ProcessorMixin, T5Tokenizer
 
 from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.inline import InlineEncoder
 from dowser_pl.data.pairs import DecoderEncoder, SuffixEncoder
+from dowser_pl.data.pixels import largest_image_tokens
 from dowser_pl.data.templates import ChatTemplate, has_placeholders, own_template
+
+TEXT_TOKENS = 2048
+"""Room for text beside the largest image, in tokens, with `max_length: auto`."""
 
 # Models that take question and answer apart were trained without a chat format: the images, then the words.
 _PAIR_TEMPLATE = (
@@ -18,15 +24,15 @@ _PAIR_TEMPLATE = (
 
 
 def build_encoder(
-    processor: ProcessorMixin, template: str | None = None, max_length: int | None = None, drop_lost: bool = False
+    processor: ProcessorMixin, template: str | None = None, max_length: int | Literal["auto"] | None = None
 ) -> Encoder:
     """The encoder for a model's processor.
 
     Args:
         processor: of the model.
         template: Jinja text, path or "plain"; None = the model's own. Models that take the answer apart need none.
-        max_length: tokens per training row, image tokens included; None = no limit.
-        drop_lost: leave out a row whose whole answer was cut off, instead of raising.
+        max_length: tokens per training row, image tokens included; None = no limit; "auto" = those of the largest
+            image that the processor makes and `TEXT_TOKENS`.
 
     Raises:
         ValueError: no chat template where one is needed.
@@ -35,7 +41,10 @@ def build_encoder(
     if kind is not InlineEncoder and template is None:
         image = getattr(processor, "image_token", "") if has_placeholders(processor) else ""
         template = _PAIR_TEMPLATE.format(image=image)
-    return kind(processor, ChatTemplate(processor, template), max_length, drop_lost)
+    encoder = kind(processor, ChatTemplate(processor, template), None if max_length == "auto" else max_length)
+    if max_length == "auto":
+        encoder.max_length = largest_image_tokens(encoder) + TEXT_TOKENS
+    return encoder
 
 
 def turn_ends(processor: ProcessorMixin, template: str | None = None) -> tuple[tuple[int, ...], str]:

@@ -6,8 +6,8 @@ This is the part that all models share; where the answer goes differs, see `inli
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -20,6 +20,8 @@ from dowser_pl.data.templates import ChatTemplate, has_placeholders
 from dowser_pl.data.truncation import IGNORED, truncate
 
 Batch = dict[str, Any]
+AnyRow = TypeVar("AnyRow", Conversation, Question)
+Encoded = TypeVar("Encoded")
 
 
 class Encoder(ABC):
@@ -29,18 +31,14 @@ class Encoder(ABC):
         processor: of the model that is trained.
         template: how messages become text.
         max_length: tokens per training row, image tokens included; None = no limit.
-        drop_lost: leave out a row whose whole answer was cut off, instead of raising.
     """
 
-    def __init__(
-        self, processor: ProcessorMixin, template: ChatTemplate, max_length: int | None, drop_lost: bool
-    ) -> None:
+    def __init__(self, processor: ProcessorMixin, template: ChatTemplate, max_length: int | None) -> None:
         self.processor: Any = processor  # its parts differ from family to family
         self.tokenizer = processor.tokenizer
         self.template = template
         self.words = LiteralWords(processor)
         self.max_length = max_length
-        self.drop_lost = drop_lost
         token = getattr(processor, "image_token", None)
         self.image_token = None if token is None else str(token)
         self.replaces_placeholders = has_placeholders(processor)
@@ -62,24 +60,33 @@ class Encoder(ABC):
         """What the model's `forward` takes (right-padded, at most `max_length`), plus `ids`; and which rows were cut.
 
         Raises:
-            ValueError: names the row: image count, unreadable image, no assistant turn, or too long.
+            ValueError: names the row that anything refuses: image count, unreadable image, no assistant turn, too
+                long, or whatever the processor or the chat template says.
         """
+        return _naming(self._training_batch, rows)
+
+    def evaluation_batch(self, questions: Sequence[Question]) -> Batch:
+        """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`.
+
+        Raises:
+            ValueError: names the question that anything refuses.
+        """
+        return _naming(self._evaluation_batch, questions)
+
+    def _training_batch(self, rows: Sequence[Conversation]) -> tuple[Batch, list[bool]]:
         batch = self.encode(rows)
         ids = [row.id for row in rows]
         cut = truncate(batch, self.image_positions(batch["input_ids"]), self.max_length, ids)
         lost = (batch["labels"] == IGNORED).all(dim=1).tolist()
-        if any(lost) and (all(lost) or not self.drop_lost):
+        if any(lost):
             raise ValueError(
                 f"{ids[lost.index(True)]}: no token of the assistant's turns is left to learn from, with "
                 f"max_length={self.max_length}. Raise max_length or shorten the row; `skip_bad_rows: true` leaves "
-                "such rows out, as long as a batch keeps one row."
+                "such rows out."
             )
-        if any(lost):
-            return self.training_batch([row for row, gone in zip(rows, lost, strict=True) if not gone])[0], cut
         return {**batch, "ids": ids}, cut
 
-    def evaluation_batch(self, questions: Sequence[Question]) -> Batch:
-        """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`."""
+    def _evaluation_batch(self, questions: Sequence[Question]) -> Batch:
         texts = [self.prompt(question, question.messages) for question in questions]
         inputs = self.process(texts, questions, "left", return_tensors="pt")
         inputs.pop("labels", None)  # PaliGemma's processor always writes some
@@ -157,3 +164,27 @@ class Encoder(ABC):
         if self.image_token is not None:
             ids.append(self.tokenizer.convert_tokens_to_ids(self.image_token))
         return torch.isin(input_ids, torch.tensor([i for i in ids if i is not None], dtype=input_ids.dtype))
+
+
+def _naming(encode: Callable[[Sequence[AnyRow]], Encoded], rows: Sequence[AnyRow]) -> Encoded:
+    """`encode(rows)`; what fails in it becomes a ValueError that begins with the name of the row.
+
+    A processor says neither which row it refuses nor in one kind of exception, so the rows are tried one by one then.
+    """
+    try:
+        return encode(rows)
+    except MemoryError:
+        raise
+    except Exception as error:
+        ids = [row.id for row in rows]
+        if isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}: " for name in ids)):
+            raise
+        if len(rows) > 1:
+            for row in rows:
+                _naming(encode, [row])
+        what = ", ".join(ids) if len(rows) == 1 else f"{', '.join(ids)} (together, while each alone is fine)"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"{what}: cannot be encoded: {kind}{error}. Change or remove the row; `skip_bad_rows: true` leaves such "
+            "rows out and counts them."
+        ) from error

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import Literal, cast, get_args
 
 from lightning.pytorch import LightningDataModule
 from transformers import ProcessorMixin
 
+from dowser_pl.data.checking import Check, rows_to_check
 from dowser_pl.data.encoders import build_encoder
 from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.holdout import warn_of_short_answers
 from dowser_pl.data.loaders import EvaluationBatches, EvaluationLoader, build_loader
 from dowser_pl.data.order import EvaluationOrder
+from dowser_pl.data.pixels import limit_pixels
 from dowser_pl.data.rows import Task, checked_tasks
+from dowser_pl.data.sources import Selected, report_left_out
 
 __all__ = ["EvaluatedData"]
 
@@ -28,6 +32,9 @@ class EvaluatedData(LightningDataModule):
         max_length: longest training row in tokens.
         chat_template: instead of the processor's own; see `MultimodalData`.
         evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
+        check: which rows are encoded at once to find those that cannot be; see `MultimodalData`.
+        min_pixels: of an image; see `MultimodalData`.
+        max_pixels: of an image; see `MultimodalData`.
 
     Attributes:
         tasks: of the report, once `setup` was called.
@@ -40,18 +47,28 @@ class EvaluatedData(LightningDataModule):
         self,
         eval_batch_size: int,
         num_workers: int,
-        max_length: int | None,
+        max_length: int | Literal["auto"] | None,
         chat_template: str | None,
         evaluation_cache_mb: int,
+        check: Check = "first",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__()
         if eval_batch_size < 1:
             raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}.")
+        if check not in get_args(Check):
+            raise ValueError(f"check must be one of {list(get_args(Check))}, got {check!r}.")
+        if isinstance(max_length, str) and max_length != "auto":
+            raise ValueError(f'max_length must be a number of tokens, "auto" or null, got {max_length!r}.')
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.max_length = max_length
         self.chat_template = chat_template
         self.evaluation_cache_mb = evaluation_cache_mb
+        self.check = check
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
         self.tasks: list[Task] = []
         self.processor: ProcessorMixin | None = None
         self._encoder: Encoder | None = None
@@ -68,18 +85,21 @@ class EvaluatedData(LightningDataModule):
     @cached_property
     def selection_tasks(self) -> list[Task]:
         """What choices are made on; checked as `tasks` are."""
-        return checked_tasks(self.questions_to_choose_on())
+        tasks = checked_tasks(self.questions_to_choose_on())
+        return tasks if self._encoder is None else self._without_bad(tasks, self._encoder)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - as Lightning has it
         """Read the tasks, and take the processor from the module.
 
         Raises:
-            ValueError: a set is empty, two tasks have one name, a metric is unknown, or there is no chat template.
+            ValueError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
+                row that was checked cannot be encoded.
         """
         if self._encoder is None:
             processor = self._find_processor()
-            encoder = build_encoder(processor, self.chat_template, self.max_length, self.skip_bad_rows)
-            self.tasks = checked_tasks(self.evaluation_tasks())
+            limit_pixels(processor, self.min_pixels, self.max_pixels)
+            encoder = build_encoder(processor, self.chat_template, self.max_length)
+            self.tasks = self._without_bad(checked_tasks(self.evaluation_tasks()), encoder)
             for task in self.tasks:
                 warn_of_short_answers(task, encoder.tokenizer)
             self._encoder = encoder
@@ -111,6 +131,29 @@ class EvaluatedData(LightningDataModule):
             batches = EvaluationBatches(task.questions, self._encoder, self.evaluation_cache_mb)
             loaders.append(build_loader(EvaluationLoader, batches, order, self.num_workers))
         return loaders
+
+    def _without_bad(self, tasks: Sequence[Task], encoder: Encoder) -> list[Task]:
+        """The tasks with the questions that can be encoded, as far as they are checked.
+
+        With `skip_bad_rows` that is every one: all processes must ask the same questions, before and after.
+        """
+        check = "all" if self.skip_bad_rows and self.check != "none" else self.check
+        return [self._usable(task, check, encoder) for task in tasks]
+
+    def _usable(self, task: Task, check: Check, encoder: Encoder) -> Task:
+        bad: dict[int, str] = {}
+        for number in rows_to_check(task.questions, check, range(min(len(task.questions), self.eval_batch_size, 8))):
+            try:
+                encoder.evaluation_batch([task.questions[number]])
+            except ValueError as error:
+                if not self.skip_bad_rows:
+                    raise
+                bad[number] = str(error)
+        if not bad:
+            return task
+        good = [number for number in range(len(task.questions)) if number not in bad]
+        report_left_out(list(bad.values()), len(good), task.name)
+        return replace(task, questions=Selected(task.questions, good), left_out=task.left_out + len(bad))
 
     def _share(self) -> dict[str, int]:
         """`rank` and `num_replicas` among the processes that see different rows."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 from zlib import crc32
 
@@ -10,14 +12,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dowser_pl.data.messages import image_column
 from dowser_pl.data.rows import Question, Task
+from dowser_pl.data.sources import Rows
 
 MAX_QUESTIONS = 500
 MAX_NEW_TOKENS = 1024
-NamedRow = tuple[str, dict[str, Any]]
 
 
-def split_rows(rows: list[NamedRow], fraction: float) -> tuple[list[NamedRow], list[NamedRow]]:
-    """(training rows, rows held out), always the same for the same file.
+def split_rows(rows: Rows, numbers: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
+    """(training rows, rows held out) of the rows of these numbers, always the same for the same file.
 
     Rows with the same image stay together, or the model would be asked about pictures it was trained on. The images
     with the lowest hashes are held out until about `fraction` of all rows, at most `MAX_QUESTIONS`, is reached.
@@ -26,25 +28,25 @@ def split_rows(rows: list[NamedRow], fraction: float) -> tuple[list[NamedRow], l
         ValueError: all rows share one image, so nothing can be held out.
     """
     groups: dict[str, list[int]] = {}
-    for number, (_, row) in enumerate(rows):
+    for number in numbers:
+        _, row = rows[number]
         shown = _images(row) or [{key: value for key, value in row.items() if key != "id"}]
-        groups.setdefault(json.dumps(shown, sort_keys=True), []).append(number)
+        groups.setdefault(json.dumps(shown, sort_keys=True, default=_fingerprint), []).append(number)
     if len(groups) < 2:
         raise ValueError(
-            f"Cannot hold out a part of {len(rows)} training rows with {len(groups)} different images. Give an "
+            f"Cannot hold out a part of {len(numbers)} training rows with {len(groups)} different images. Give an "
             "evaluation file under `tasks` with `role: downstream`, or `holdout: 0` together with other tasks."
         )
-    wanted = min(max(round(fraction * len(rows)), 1), MAX_QUESTIONS)
+    wanted = min(max(round(fraction * len(numbers)), 1), MAX_QUESTIONS)
     held: set[int] = set()
     for key in sorted(groups, key=lambda text: (crc32(text.encode()), text))[:-1]:
         if len(held) >= wanted:
             break
         held.update(groups[key])
-    kept = [row for number, row in enumerate(rows) if number not in held]
-    return kept, [rows[number] for number in sorted(held)]
+    return [number for number in numbers if number not in held], sorted(held)
 
 
-def holdout_task(questions: list[Question], tokenizer: Any = None) -> Task:
+def holdout_task(questions: Sequence[Question], tokenizer: Any = None) -> Task:
     """The held out rows as the downstream task, with room for twice the longest answer.
 
     Args:
@@ -83,6 +85,11 @@ def _counted(references: list[str], enough: int, tokenizer: Any) -> list[tuple[i
     """Tokens of each; of short ones only their bytes, which are more and cost nothing to count."""
     sizes = [(num_tokens(text), text) for text in references]
     return [(size if size < enough else num_tokens(text, tokenizer), text) for size, text in sizes]
+
+
+def _fingerprint(value: Any) -> str:
+    """Of what JSON has no word for, as the bytes of a picture."""
+    return sha256(value if isinstance(value, bytes) else str(value).encode()).hexdigest()
 
 
 def _images(row: dict[str, Any]) -> list[Any]:

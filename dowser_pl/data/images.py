@@ -55,6 +55,21 @@ class ImageText:
 
 
 @dataclass(frozen=True)
+class ImageBytes:
+    """A picture file inside a table."""
+
+    content: bytes
+    decoding: Decoding = ON_WHITE
+
+    def load(self) -> Image.Image:
+        """The upright RGB picture."""
+        return self.decoding.read(io.BytesIO(self.content))
+
+    def __str__(self) -> str:
+        return f"of {len(self.content)} bytes in the table"
+
+
+@dataclass(frozen=True)
 class ImageURL:
     """A picture on the web, fetched anew each time it is needed."""
 

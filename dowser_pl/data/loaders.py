@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import Any, TypeVar
@@ -14,30 +15,79 @@ from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.rows import Conversation, Question
 
 Batch = dict[str, Any]
+CUT, LEFT_OUT = 1, 2
+_TRIES = 1000  # rows that are tried in a row; then it is not the rows
 
 
 class TrainingBatches(Dataset[Batch]):
     """Row numbers -> training batch, encoded in whichever worker asks.
 
+    A row that anything refuses is an error that names it. With `skip_bad` it is left out instead, wherever it is found,
+    and its batch is smaller by it; where that would leave no row, the next usable one by number stands in (in the file,
+    after the last the first). So the batches are a function of the rows alone: the same in any worker, on any process
+    and after a resume, and all processes take equally many steps.
+
     Args:
         conversations: the training rows.
         encoder: what encodes them.
-        cut: (rows,) uint8 in shared memory; set to 1 for a row that lost text to `max_length`.
+        marks: (rows,) uint8 in shared memory: `CUT` for a row that lost text to `max_length`, `LEFT_OUT`, else 0.
+        skip_bad: whether rows may be left out.
     """
 
-    def __init__(self, conversations: Sequence[Conversation], encoder: Encoder, cut: torch.Tensor) -> None:
+    def __init__(
+        self, conversations: Sequence[Conversation], encoder: Encoder, marks: torch.Tensor, skip_bad: bool = False
+    ) -> None:
         self.conversations = conversations
         self.encoder = encoder
-        self.cut = cut
+        self.marks = marks
+        self.skip_bad = skip_bad
 
     def __getitem__(self, rows: list[int]) -> Batch:
-        batch, cut = self.encoder.training_batch([self.conversations[row] for row in rows])
-        for row in compress(rows, cut):
-            self.cut[row] = 1
-        return batch
+        if not self.skip_bad:
+            return self._encode(rows)
+        wanted = [row for row in rows if self.marks[row] != LEFT_OUT]
+        if wanted:
+            try:
+                return self._encode(wanted)
+            except ValueError:
+                usable = [row for row in wanted if self._usable(row)]
+                if usable:
+                    return self._encode(usable)
+        return self._encode([self._stand_in(rows[0])])
 
     def __len__(self) -> int:
         return len(self.conversations)
+
+    def refusal(self, row: int) -> str | None:
+        """Why a row cannot be encoded, and then it is marked; None = it can."""
+        try:
+            self._encode([row])
+        except ValueError as error:
+            self.marks[row] = LEFT_OUT
+            return str(error)
+        return None
+
+    def _encode(self, rows: list[int]) -> Batch:
+        batch, cut = self.encoder.training_batch([self.conversations[row] for row in rows])
+        for row in compress(rows, cut):
+            self.marks[row] = CUT
+        return batch
+
+    def _usable(self, row: int) -> bool:
+        why = self.refusal(row)
+        if why is not None:
+            warnings.warn(f"left out (skip_bad_rows): {why}", stacklevel=2)
+        return why is None
+
+    def _stand_in(self, row: int) -> int:
+        for step in range(1, min(len(self), _TRIES)):
+            other = (row + step) % len(self)
+            if self.marks[other] != LEFT_OUT and self._usable(other):
+                return other
+        raise ValueError(
+            f"No row is usable: row {row + 1} of the training rows and the {min(len(self), _TRIES) - 1} after it were "
+            "all left out (skip_bad_rows). The reasons are above; the last: " + str(self.refusal(row))
+        )
 
 
 class EvaluationBatches(Dataset[Batch]):
@@ -59,6 +109,36 @@ class EvaluationBatches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.questions)
+
+
+class _Refusals(Dataset[str | None]):
+    """Row number -> why it cannot be encoded, or None."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, row: int) -> str | None:
+        if self.batches.skip_bad:
+            return self.batches.refusal(row)
+        _ = self.batches[[row]]
+        return None
+
+
+def refusals(batches: TrainingBatches, rows: Sequence[int], num_workers: int) -> list[str]:
+    """Encode each of the rows by itself; why those that were left out cannot be.
+
+    Raises:
+        ValueError: one cannot be encoded, and rows may not be left out.
+    """
+    found: DataLoader[Any] = DataLoader(
+        _Refusals(batches),
+        batch_size=None,
+        sampler=rows,
+        num_workers=num_workers,
+        worker_init_fn=_start_worker if num_workers else None,
+        generator=torch.Generator(),
+    )
+    return [why for why in found if why is not None]
 
 
 class BatchLoader(DataLoader[Any]):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.data.decoding import ON_WHITE, Decoding
-from dowser_pl.data.images import ImageSource, ImageText, open_image, read_source
+from dowser_pl.data.images import ImageBytes, ImageSource, ImageText, open_image, read_source
 from dowser_pl.data.row_keys import (
     LOSS_KEYS,
     SYSTEM_KEYS,
@@ -34,7 +34,7 @@ from dowser_pl.data.rows import Message, is_learnt
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = "<image>"
-_SOURCES = ("path", "url", "base64", "image")
+_SOURCES = ("bytes", "path", "url", "base64", "image")
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,20 @@ class MessageReader:
         return [self.source(name, source) for source in sources]
 
     def source(self, name: str, value: Any) -> ImageSource:
-        """What one image entry (string, or an object with path, url, base64 or image) points to."""
+        """What one image entry (string, bytes, or an object with bytes, path, url, base64 or image) points to."""
         kind = None
-        if isinstance(value, dict):
+        while isinstance(value, dict):  # `datasets` keeps {"bytes", "path"}, also below `image`
             kind = next((key for key in _SOURCES if value.get(key)), None)
             value = value.get(kind)
+        if isinstance(value, bytes) and value:
+            return self._seen(ImageBytes(value, self.decoding), name)
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
         if kind == "base64":  # said, so nothing has to be guessed from its length
-            source: ImageSource = ImageText(value, self.decoding)
-        else:
-            source = read_source(value, self.folder, self.allow_urls, name, self.decoding)
+            return self._seen(ImageText(value, self.decoding), name)
+        return self._seen(read_source(value, self.folder, self.allow_urls, name, self.decoding), name)
+
+    def _seen(self, source: ImageSource, name: str) -> ImageSource:
         if self.verify:
             open_image(source, name)
         return source

@@ -23,7 +23,7 @@ _HARMLESS = (
 )
 _KNOWN = _READ | set(_HARMLESS.split())
 _TURN = frozenset({"from", "role", "value", "content", "name", "id", *LOSS_KEYS})
-_PART = frozenset({"type", "text", "image", "path", "url", "base64", "image_url", "index", "detail", "id"})
+_PART = frozenset({"type", "text", "image", "path", "url", "base64", "bytes", "image_url", "index", "detail", "id"})
 _MEDIA = re.compile(r"(?:video|audio|speech)s?(?:_?(?:path|file|url|bytes))?s?", re.IGNORECASE)
 _MEDIA_PLACEHOLDER = re.compile(r"<\|?(?:video|audio|speech)(?:_?(?:pad|bos|eos|start|end|\d+))?\|?>", re.IGNORECASE)
 _ADVICE = (

@@ -61,6 +61,7 @@ class Task:
         metric: key of `dowser_pl.metrics.METRICS`.
         questions: the rows.
         max_new_tokens: how many tokens the model may answer with.
+        left_out: how many rows of the set are not among the questions, because they are unusable.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Task:
     metric: str
     questions: Sequence[Question]
     max_new_tokens: int = 16
+    left_out: int = 0
 
 
 def checked_tasks(tasks: list[Task]) -> list[Task]:

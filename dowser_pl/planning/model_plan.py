@@ -158,7 +158,8 @@ def batch_of(
     if getattr(datamodule, "split_batches", False):
         rows = -(-rows // devices)
     if tokens is None:
-        limits = [getattr(datamodule, "max_length", None)]
+        limit = getattr(datamodule, "max_length", None)
+        limits = [limit if isinstance(limit, int) else None]  # "auto" has room for any image
         limits.append(getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None))
         tokens = min([_image_tokens(network.config) + ASSUMED_TEXT_TOKENS, *(limit for limit in limits if limit)])
     return Batch(rows, tokens, gradient_checkpointing)

@@ -119,9 +119,11 @@ def test_a_missing_image_ends_the_setup(folder):
         build(folder).setup("fit")
 
 
-def test_a_corrupt_image_ends_the_epoch(folder):
+def test_a_corrupt_image_ends_the_setup_or_the_epoch(folder):
     (folder / "images" / "7.png").write_bytes(b"nothing")
-    data = build(folder)
+    with pytest.raises(ValueError, match=r"train\.json row 8 \(id 007\): cannot read the image .*7\.png"):
+        build(folder).setup("fit")  # before anything long begins
+    data = build(folder, check="none")
     data.setup("fit")
     with pytest.raises(ValueError, match=r"train\.json row 8 \(id 007\): cannot read the image .*7\.png"):
         list(data.train_dataloader())

@@ -87,12 +87,6 @@ def test_a_row_that_loses_its_answer(encoder):
     encoder.max_length = 60
     with pytest.raises(ValueError, match=r"long: no token of the assistant's turns is left.*max_length=60"):
         encoder.training_batch([text_only(), row])
-    encoder.drop_lost = True
-    batch, cut = encoder.training_batch([text_only(), row])
-    assert batch["ids"] == ["text"]
-    assert cut == [False, True]
-    with pytest.raises(ValueError, match="long"):
-        encoder.training_batch([row])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +117,7 @@ def test_decoder_labels():
     template = ChatTemplate(
         processor, "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
     )
-    encoder = DecoderEncoder(processor, template, max_length=None, drop_lost=False)
+    encoder = DecoderEncoder(processor, template, max_length=None)
     longer = Conversation("long", [turn("user", "hello"), turn("assistant", "green green")], [])
     batch, _ = encoder.training_batch([text_only(), longer])
     assert processor.tokenizer.batch_decode(batch["input_ids"]) == ["hello", "hello"]

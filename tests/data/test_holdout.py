@@ -5,7 +5,8 @@ import warnings
 import pytest
 
 from dowser_pl.data import Question, Task
-from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task, split_rows, warn_of_short_answers
+from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task, warn_of_short_answers
+from dowser_pl.data.holdout import split_rows as split_numbers
 from tests.data.builders import build_tokenizer
 
 
@@ -15,6 +16,10 @@ def rows(num_images, per_image=1):
         for i in range(num_images)
         for j in range(per_image)
     ]
+
+
+def split_rows(rows, fraction):
+    return tuple([rows[number] for number in numbers] for numbers in split_numbers(rows, range(len(rows)), fraction))
 
 
 def test_split_is_whole_disjoint_and_the_same_every_time():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dowser_pl.data.json_rows import keep_good, read_rows
+from dowser_pl.data.formats import read_rows
 
 ROWS = [{"id": "a", "x": 1}, {"x": 2}]
 
@@ -16,13 +16,13 @@ def write(path, text):
 
 def test_json_list(tmp_path):
     path = write(tmp_path / "rows.json", json.dumps(ROWS, indent=2))
-    assert read_rows(path) == [("rows.json row 1 (id a)", ROWS[0]), ("rows.json row 2", ROWS[1])]
+    assert list(read_rows(path)) == [("rows.json row 1 (id a)", ROWS[0]), ("rows.json row 2", ROWS[1])]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_lines_whatever_the_ending(tmp_path, name):
     path = write(tmp_path / name, "\ufeff\n" + "\n\n".join(map(json.dumps, ROWS)) + "\n")
-    assert read_rows(path) == [(f"{name} line 2 (id a)", ROWS[0]), (f"{name} line 4", ROWS[1])]
+    assert list(read_rows(path)) == [(f"{name} line 2 (id a)", ROWS[0]), (f"{name} line 4", ROWS[1])]
 
 
 def test_unicode_line_separators_belong_to_the_text(tmp_path):
@@ -32,8 +32,8 @@ def test_unicode_line_separators_belong_to_the_text(tmp_path):
 
 
 def test_empty_file(tmp_path):
-    assert read_rows(write(tmp_path / "rows.json", " \n")) == []
-    assert read_rows(write(tmp_path / "rows.json", "[]")) == []
+    assert list(read_rows(write(tmp_path / "rows.json", " \n"))) == []
+    assert list(read_rows(write(tmp_path / "rows.json", "[]"))) == []
 
 
 @pytest.mark.parametrize(
@@ -47,30 +47,14 @@ def test_empty_file(tmp_path):
 )
 def test_malformed_json_names_line_and_column(tmp_path, text, place):
     with pytest.raises(ValueError, match=rf"rows\.json:{place}: not valid JSON: .*Expected a JSON list"):
-        read_rows(write(tmp_path / "rows.json", text))
+        list(read_rows(write(tmp_path / "rows.json", text)))
 
 
 def test_other_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No data file at nowhere\.json"):
         read_rows("nowhere.json")
     with pytest.raises(ValueError, match=r"rows\.json row 2: expected an object.*got '3'"):
-        read_rows(write(tmp_path / "rows.json", "[{}, 3]"))
+        list(read_rows(write(tmp_path / "rows.json", "[{}, 3]")))
     (tmp_path / "rows.json").write_bytes(b'[{"a": "\xff"}]')
     with pytest.raises(ValueError, match=r"not UTF-8 text at byte 8"):
         read_rows(tmp_path / "rows.json")
-
-
-def parse(name, row):
-    if row["x"] < 0:
-        raise ValueError(f"{name}: negative")
-    return row["x"]
-
-
-def test_keep_good():
-    rows = [(f"row {x}", {"x": x}) for x in (1, -2, 3, -4)]
-    with pytest.raises(ValueError, match="row -2: negative"):
-        keep_good(rows, parse, False, "file")
-    with pytest.warns(UserWarning, match=r"file: left out 2 of 4 rows.*\n  row -2: negative\n  row -4: negative"):
-        assert keep_good(rows, parse, True, "file") == [1, 3]
-    with pytest.raises(ValueError, match=r"No row is usable. file: left out 1 of 1"):
-        keep_good(rows[1:2], parse, True, "file")
