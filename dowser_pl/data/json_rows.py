@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import mmap
 import os
 import re
 import tempfile
@@ -87,7 +86,6 @@ class JsonLines(Rows):
                 start += len(line)
             self._state = _state(file)
         self._starts, self._lines = torch.tensor(starts), torch.tensor(lines)
-        self._map: mmap.mmap | None = None
         if plain != path:
             weakref.finalize(self, _remove, plain, os.getpid())
         super().__init__(torch.tensor(sizes), _digest(checksum, len(sizes)))
@@ -95,21 +93,12 @@ class JsonLines(Rows):
     def entry(self, number: int) -> tuple[str, Any]:
         """See `Rows.entry`."""
         line = int(self._lines[number])
-        start = int(self._starts[number])
-        content = self._mapped()[start : start + int(self.sizes[number])]
+        with self._plain.open("rb") as file:  # anew, as workers share the place in a file that was open before them
+            if _state(file) != self._state:
+                raise RuntimeError(f"{self._path} was changed while it was being read. Start the run again.")
+            file.seek(int(self._starts[number]))
+            content = file.read(int(self.sizes[number]))
         return f"{self._path.name} line {line}", parse_json(content, str(self._path), line)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For workers that do not share memory: they open the file themselves."""
-        return self.__dict__ | {"_map": None}
-
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            with self._plain.open("rb") as file:
-                if _state(file) != self._state:
-                    raise RuntimeError(f"{self._path} was changed while it was being read. Start the run again.")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
 
 
 def parse_json(content: bytes, path: str, line: int) -> Any:

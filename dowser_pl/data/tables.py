@@ -19,13 +19,14 @@ from dowser_pl.data.sources import NamedRow, Rows, named
 
 HUB = "hub:"
 _HUB_NAME = re.compile(r"hub:(?P<path>[^:@]+)(:(?P<name>[^:@]+))?(@(?P<revision>[^:@]+))?")
+_SPLIT = re.compile(r"(?<![a-z])(train|valid|validation|val|dev|eval|test)(?![a-z])")  # in the name of a file
 _BATCH = 1000  # rows that are turned into Python objects at a time
 _SAMPLE = 256  # rows that the digest is of
 _STAND_IN = b"\0"  # for the bytes of a picture that is not looked at
 
 
 class SplitError(ValueError):
-    """A split that is not there, or that was not named."""
+    """What is asked for is not there, or was not named."""
 
 
 def is_table(path: str) -> bool:
@@ -52,8 +53,9 @@ def read_table(path: str, split: str | None, otherwise: str | None) -> Table:
         ValueError: `datasets` is not installed or cannot read this, or there is no such split.
     """
     datasets = _library(path)
+    find = _on_hub if path.startswith(HUB) else _on_disk
     try:
-        found = _from_hub(datasets, path, split, otherwise) if path.startswith(HUB) else _from_disk(datasets, path)
+        name, table = find(datasets, path, split, otherwise)
     except SplitError:
         raise
     except Exception as error:  # of any kind: it reads files, the net and other people's settings
@@ -62,14 +64,7 @@ def read_table(path: str, split: str | None, otherwise: str | None) -> Table:
             "Parquet file, a folder of Parquet files, a folder that save_to_disk wrote, or a data set of the hub as "
             "hub:owner/name."
         ) from error
-    name = path if path.startswith(HUB) else Path(path).expanduser().resolve().name
-    split = next(iter(found)) if path.startswith(HUB) else split
-    if isinstance(found, dict):
-        chosen = choose_split(path, list(found), split, otherwise)
-        return Table(found[chosen], f"{name}[{chosen}]")
-    if split is not None and found.split is not None and str(found.split) != split:
-        raise SplitError(f"{path} holds the split {str(found.split)!r} alone, got split: {split}. Leave it out.")
-    return Table(found, name)
+    return Table(table, name)
 
 
 def choose_split(path: str, names: list[str], split: str | None, otherwise: str | None) -> str:
@@ -155,28 +150,60 @@ def _library(path: str) -> Any:
     return datasets
 
 
-def _from_disk(datasets: Any, path: str) -> Any:
+def _on_disk(datasets: Any, path: str, split: str | None, otherwise: str | None) -> tuple[str, Any]:
     place = Path(path).expanduser().resolve()
-    if place.is_file():
-        return datasets.load_dataset("parquet", data_files=[str(place)], split="train")
     if any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-        return datasets.load_from_disk(str(place))
-    if not any(place.rglob("*.parquet")):
+        found = datasets.load_from_disk(str(place))
+        if not isinstance(found, dict):
+            if split is not None:
+                choose_split(path, [] if found.split is None else [str(found.split)], split, None)
+            return place.name, found
+        chosen = choose_split(path, list(found), split, otherwise)
+        return f"{place.name}[{chosen}]", found[chosen]
+    parts = {"train": [place]} if place.is_file() else _parts(place)
+    if not parts:
         raise SplitError(
             f"{path} is a folder with neither Parquet files nor what save_to_disk writes (dataset_info.json or "
             "dataset_dict.json). Give the file itself if the rows are JSON."
         )
-    return datasets.load_dataset(str(place))
+    chosen = choose_split(path, list(parts), split, otherwise)
+    table = datasets.load_dataset("parquet", data_files=[str(file) for file in parts[chosen]], split="train")
+    return place.name if place.is_file() else f"{place.name}[{chosen}]", table
 
 
-def _from_hub(datasets: Any, path: str, split: str | None, otherwise: str | None) -> Any:
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files of a folder by split, which their names say as the hub has it.
+
+    `train-00000-of-00002.parquet` and `train/0000.parquet` are of "train", and so is a file that does not say. Where
+    one split lies in several folders, as with several configurations, they are told apart: "folder/train".
+    """
+    found: dict[tuple[str, str], list[Path]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        inside = list(file.relative_to(folder).parts[:-1])
+        numbered = re.fullmatch(r"(.+?)-\d+-of-\d+.*", file.stem)
+        if numbered is not None:
+            split = numbered[1]
+        elif inside and (file.stem.isdigit() or _SPLIT.search(inside[-1])):
+            split = inside.pop()
+        else:
+            split = file.stem if _SPLIT.search(file.stem) else "train"
+        found.setdefault(("/".join(inside), split), []).append(file)
+    names = [split for _, split in found]
+    return {
+        split if names.count(split) == 1 else f"{above}/{split}".lstrip("/"): files
+        for (above, split), files in found.items()
+    }
+
+
+def _on_hub(datasets: Any, path: str, split: str | None, otherwise: str | None) -> tuple[str, Any]:
     found = _HUB_NAME.fullmatch(path)
     if found is None:
         raise SplitError(f"got {path}, expected hub:owner/name, hub:owner/name:configuration or ...@revision.")
     if split is None:  # one that is named is found in the cache as well, without the net
         names = datasets.get_dataset_split_names(found["path"], found["name"], revision=found["revision"])
         split = choose_split(path, names, None, otherwise)
-    return {split: datasets.load_dataset(found["path"], found["name"], revision=found["revision"], split=split)}
+    table = datasets.load_dataset(found["path"], found["name"], revision=found["revision"], split=split)
+    return f"{path}[{split}]", table
 
 
 def _with_names(feature: Any, value: Any) -> Any:

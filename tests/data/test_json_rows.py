@@ -1,6 +1,10 @@
 """Reading JSON and JSONL."""
 
+import gc
+import gzip
 import json
+import pickle
+import tempfile
 
 import pytest
 
@@ -58,3 +62,90 @@ def test_other_errors(tmp_path):
     (tmp_path / "rows.json").write_bytes(b'[{"a": "\xff"}]')
     with pytest.raises(ValueError, match=r"not UTF-8 text at byte 8"):
         read_rows(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.jsonl"])  # told apart by content
+def test_compressed_lines(tmp_path, name):
+    text = "\n" + "\n\n".join(map(json.dumps, ROWS)) + "\n"
+    (tmp_path / name).write_bytes(gzip.compress(text.encode("utf-8-sig")))
+    rows = read_rows(tmp_path / name)
+    assert list(rows) == [(f"{name} line 2 (id a)", ROWS[0]), (f"{name} line 4", ROWS[1])]
+    assert rows[1] == rows[-1] and rows[0][1] == ROWS[0]
+    again = pickle.loads(pickle.dumps(rows))
+    assert list(again) == list(rows)
+
+
+def test_a_compressed_list(tmp_path):
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+    assert list(read_rows(tmp_path / "rows.json.gz")) == [
+        ("rows.json.gz row 1 (id a)", ROWS[0]),
+        ("rows.json.gz row 2", ROWS[1]),
+    ]
+
+
+def test_what_was_unpacked_goes_with_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"x": 1}\n{"x": 2'))
+    rows = read_rows(tmp_path / "rows.jsonl.gz")
+    copy = pickle.loads(pickle.dumps(rows))  # as a worker has it
+    assert rows[0][1] == copy[0][1] == {"x": 1}
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:2:\d+: not valid JSON"):
+        rows[1]
+    del copy
+    gc.collect()
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    del rows
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-10], lambda data: data[:40] + b"\0\0\0\0" + data[44:]])
+def test_a_damaged_compressed_file(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    random = bytes(range(256)).hex()
+    data = gzip.compress("\n".join(json.dumps({"x": f"{i}{random}"}) for i in range(9999)).encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(change(data))
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: the compressed file is damaged or incomplete"):
+        read_rows(tmp_path / "rows.jsonl.gz")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1}\n' + '{"a": ' * 100_000 + "1" + "}" * 100_000])
+def test_rows_nested_beyond_the_parser(tmp_path, text):
+    """Named like any bad row, and in a file of lines only the one."""
+    with pytest.raises(ValueError, match=r"rows\.json:[12]: lists or objects are nested more deeply"):
+        list(read_rows(write(tmp_path / "rows.json", text)))
+    if text.startswith("{"):
+        assert read_rows(tmp_path / "rows.json")[0][1] == {"a": 1}
+
+
+def test_bytes_that_are_no_text_are_of_one_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n{"a": 2}')
+    rows = read_rows(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: not UTF-8 text at byte 7"):
+        rows[1]
+    assert (rows[0][1], rows[2][1]) == ({"a": 1}, {"a": 2})
+
+
+def test_lines_take_little_memory(tmp_path):
+    path = write(tmp_path / "rows.jsonl", (json.dumps({"x": "y" * 1000}) + "\n") * 2000)
+    rows = read_rows(path)
+    assert len(pickle.dumps(rows)) < 60_000 < path.stat().st_size / 30
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    path = write(tmp_path / "rows.jsonl", '{"x": 1}\n')
+    rows = read_rows(path)
+    assert rows[0][1] == {"x": 1}
+    write(path, '{"x": 1, "y": 2}\n')
+    with pytest.raises(RuntimeError, match=r"rows\.jsonl was changed while it was being read"):
+        rows[0]
+
+
+def test_the_digest_is_of_the_rows(tmp_path):
+    one, same = (read_rows(write(tmp_path / name, '{"x": 1}\n')) for name in ("a.jsonl", "b.jsonl"))
+    other = read_rows(write(tmp_path / "c.jsonl", '{"x": 2}\n'))
+    assert one.digest == same.digest != other.digest
+    assert read_rows(write(tmp_path / "d.json", "[{}]")).digest != read_rows(write(tmp_path / "e.json", "[{} ]")).digest
