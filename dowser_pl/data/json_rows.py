@@ -95,7 +95,7 @@ class JsonLines(Rows):
         line = int(self._lines[number])
         with self._plain.open("rb") as file:  # anew, as workers share the place in a file that was open before them
             if _state(file) != self._state:
-                raise RuntimeError(f"{self._path} was changed while it was being read. Start the run again.")
+                raise OSError(f"{self._path} was changed while it was being read. Start the run again.")
             file.seek(int(self._starts[number]))
             content = file.read(int(self.sizes[number]))
         return f"{self._path.name} line {line}", parse_json(content, str(self._path), line)

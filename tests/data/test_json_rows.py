@@ -140,7 +140,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     rows = read_rows(path)
     assert rows[0][1] == {"x": 1}
     write(path, '{"x": 1, "y": 2}\n')
-    with pytest.raises(RuntimeError, match=r"rows\.jsonl was changed while it was being read"):
+    with pytest.raises(OSError, match=r"rows\.jsonl was changed while it was being read"):
         rows[0]
 
 
