@@ -97,7 +97,7 @@ class ConversationData(MultimodalData):
         """All rows, less those held out."""
         rows, numbers = self._source, self._split[0]
         if self.check != "none" and not self.skip_bad_rows:  # else they were looked at before
-            self._look(self._reader, numbers)
+            self._look(self._reader, range(len(rows)))
         return Selected(ParsedRows(rows, partial(_conversation, self._reader)), numbers)
 
     def evaluation_tasks(self) -> list[Task]:
