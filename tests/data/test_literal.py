@@ -261,7 +261,7 @@ def test_the_qformer_reads_words_too():
 def test_decoders_read_words_too():
     processor = build_llava()
     template = ChatTemplate(processor, "{% for m in messages %}{{ m.content[0].text }}{% endfor %}")
-    encoder = DecoderEncoder(processor, template, max_length=None, drop_lost=False)
+    encoder = DecoderEncoder(processor, template, max_length=None)
     row = Conversation("r", [turn("user", "what?"), turn("assistant", "the </s> tag")])
     batch, _ = quietly(encoder.training_batch, [row])
     assert processor.tokenizer.decode(batch["labels"][0]) == "the </s> tag"
