@@ -32,20 +32,21 @@ import torch
 from bench_probe import cache_bytes, pass_size
 from peak_memory import PeakMemory
 from probe_bench_model import PRESETS, PlainTokens, build_model
-from probe_sides import GROUP, Ours, Published, Subject
+from probe_sides import GROUP, METHOD, Ours, Published, Subject
 from roofline import measure_ceilings, roofline
 from torch import Tensor
 from train_presets import PRESETS as TRAINED
 from train_presets import Subject as TrainSubject
 
 from dowser_pl.maths.masks import unpack
+from dowser_pl.methods import Layer
 from dowser_pl.models.layers import find_blocks, find_layers
 from dowser_pl.models.sources import EMBEDDED
 from dowser_pl.patches.patch import Patch
 from dowser_pl.planning.activation_estimate import Batch
 from dowser_pl.planning.model_plan import MemoryPlan, decoder_of, sizes_of
 from dowser_pl.planning.optimizer_kinds import optimizer_kind
-from dowser_pl.probing import Probe
+from dowser_pl.probing import Probe, measure, probing_mode
 
 BASE = EMBEDDED["embedded:world"]
 QUICKSTART = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
@@ -504,12 +505,21 @@ def profile_step(place: Place) -> dict[str, Any]:
 
 
 def profile_importance(place: Place) -> dict[str, Any]:
-    """One batch of prompts with four probes, masks included."""
+    """Sixteen prompts with two probes each, written before, and the masks of two decoder layers."""
     preset, subject = PRESETS[place.size], _probe_subject(place)
-    ours = Ours(subject, Probe(preset.batch_size, 4, preset.num_tokens, batch_size=preset.batch_size))
-    ours.run()
-    ours.masks = {}
-    return _profiled(place, "importance", ours.run)
+    settings = Probe(16, 2, preset.num_tokens, batch_size=16)
+    layers = dict(list(subject.layers.items())[:14])
+    with probing_mode(subject.model), torch.enable_grad():
+        prompts = subject.write(settings, range(16))
+
+        def run() -> None:
+            measured = measure(subject.model, subject.layers, prompts, settings, METHOD.needs)
+            factors = measured.grouped(METHOD.prompts_per_row)
+            for name, layer in layers.items():
+                METHOD.mask(Layer(name, layer.weight, **factors.layers[name]))
+
+        run()
+        return _profiled(place, "importance", run)
 
 
 def _profiled(place: Place, name: str, run: Callable[[], Any]) -> dict[str, Any]:
@@ -610,6 +620,8 @@ def _values(place: Place, name: str) -> dict[str, Tensor]:
 
 
 def _compare_masks(place: Place, name: str, other: str = "cpu") -> int:
+    if not (_folder(place, other) / "patch.safetensors").is_file():  # made on another machine, or not yet
+        {"cpu": cpu_reference, "32-true": quickstart("32-true"), "single": single}[other](place)
     one, two = _masks(place, name), _masks(place, other)
     if one.keys() != two.keys() or not one:
         raise AssertionError(f"{name} and {other} mask other matrices")

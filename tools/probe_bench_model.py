@@ -59,7 +59,7 @@ PRESETS = {
     "250m": Preset(1024, 2816, 18, 16, 16384),
     "7b": Preset(
         *(4096, 11008, 32, 32, 32064),
-        batch_size=16,
+        batch_size=64,
         passes=2,
         num_prompts=64,
         dtype=torch.bfloat16,

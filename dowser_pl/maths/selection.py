@@ -1,9 +1,10 @@
 """Exactly the k lowest scores, by a radix select on the float bit pattern.
 
-The bits of non-negative floats order like the floats, so two histograms of 16 bits each give the exact k-th value
-without sorting. Histograms add up: scores may come in pieces, be they matrices that share one budget or shards of
-one matrix on several ranks, and no more than one piece is ever held. Ties are broken by position, pieces in order,
-so the count is exact on coarse scores too, where ``score <= kthvalue`` would keep every tie.
+The bits of non-negative floats order like the floats, so a histogram of the first few, another of the next few below
+the bin that holds the k-th, and so on, give the exact k-th value without sorting. Histograms add up: scores may come in
+pieces, be they matrices that share one budget or shards of one matrix on several ranks, and no more than one piece is
+ever held. Ties are broken by position, pieces in order, so the count is exact on coarse scores too, where
+``score <= kthvalue`` would keep every tie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from dowser_pl.maths.pieces import ALONE, Shards
 
 __all__ = [
+    "Prefix",
     "Threshold",
     "count_ties",
     "find_threshold",
@@ -28,8 +30,26 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 22  # entries per histogram pass: bounds the temporaries to tens of megabytes
-_BINS = 1 << 16
+_ON_GPU = 16  # times as many there, which keeps it busy
+_BITS = 31  # of a non-negative float32
+# Bits that are known -> how many the next histogram looks at. Few passes over memory are cheapest on a CPU; a GPU
+# counts fast where all bins fit the memory that its threads share.
+_WIDTHS = {0: 15, 15: 16}
+_WIDTHS_ON_GPU = {0: 11, 11: 10, 21: 10}
 _INFINITY = 0x7F800000  # the bits of float32's, the highest of all
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first bits of the threshold.
+
+    Attributes:
+        known: how many of the 31.
+        value: of these.
+    """
+
+    known: int = 0
+    value: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,13 +112,13 @@ def lowest_of_pieces(
         ValueError: if k is out of range or a score is negative or NaN.
     """
 
-    def sum_over_pieces(prefix: int | None) -> Tensor:
-        mine = sum((histogram(ordered_bits(piece()), prefix).cpu() for piece in pieces), torch.zeros(_BINS).long())
-        return shards.add_up(mine)
+    def sum_over_pieces(prefix: Prefix) -> Tensor:
+        mine = [histogram(ordered_bits(piece()), prefix).cpu() for piece in pieces]
+        return shards.add_up(torch.stack(mine).sum(0))
 
-    top = sum_over_pieces(None)
+    top = sum_over_pieces(Prefix())
     _check(k, int(top.sum()))
-    threshold = find_threshold(lambda prefix: top if prefix is None else sum_over_pieces(prefix), k)
+    threshold = find_threshold(lambda prefix: sum_over_pieces(prefix) if prefix.known else top, k)
     before = 0
     for piece in pieces:
         scores = piece()
@@ -141,28 +161,42 @@ def reversed_order(scores: Tensor) -> Tensor:
     return (_INFINITY - ordered_bits(scores)).view(torch.float32).view(scores.shape)
 
 
-def histogram(bits: Tensor, prefix: int | None) -> Tensor:
-    """(65536,) int64 counts of the upper 16 bits, or of the lower 16 bits below one upper prefix."""
-    counts = torch.zeros(_BINS, dtype=torch.int64, device=bits.device)
-    for chunk in bits.split(_CHUNK):
-        upper = chunk >> 16
-        digits = upper if prefix is None else chunk[upper == prefix] & 0xFFFF
-        counts += torch.bincount(digits, minlength=_BINS)
+def histogram(bits: Tensor, prefix: Prefix = Prefix()) -> Tensor:
+    """Counts of the next few bits among the entries that begin with a prefix.
+
+    Args:
+        bits: :func:`ordered_bits`.
+        prefix: nothing at first.
+
+    Returns:
+        int64, a power of two of them: one bin per value of the bits that follow the prefix.
+    """
+    on_cpu = bits.device.type == "cpu"
+    width = (_WIDTHS if on_cpu else _WIDTHS_ON_GPU)[prefix.known]
+    counts = torch.zeros(1 << width, dtype=torch.int64, device=bits.device)
+    for chunk in bits.split(_CHUNK if on_cpu else _CHUNK * _ON_GPU):
+        here = chunk[chunk >> (_BITS - prefix.known) == prefix.value] if prefix.known else chunk
+        digits = here >> (_BITS - prefix.known - width)
+        counts += torch.bincount(digits & (1 << width) - 1 if prefix.known else digits, minlength=1 << width)
     return counts
 
 
-def find_threshold(histogram_of: Callable[[int | None], Tensor], k: int) -> Threshold:
+def find_threshold(histogram_of: Callable[[Prefix], Tensor], k: int) -> Threshold:
     """The threshold of the ``k`` lowest, from histograms summed over all pieces or ranks.
 
     Args:
-        histogram_of: called with None, then with the upper 16 bits to look below; see :func:`histogram`.
+        histogram_of: called with longer and longer prefixes of it; see :func:`histogram`.
         k: entries wanted, at least 0 and at most as many as there are.
     """
     if k == 0:
         return Threshold(0, 0, 0)
-    upper, rank, _ = _descend(histogram_of(None), k)
-    lower, rank, equal = _descend(histogram_of(upper), rank)
-    return Threshold(upper << 16 | lower, rank, equal)
+    prefix, rank, equal = Prefix(), k, 0
+    while prefix.known < _BITS:
+        counts = histogram_of(prefix)
+        width = len(counts).bit_length() - 1
+        digit, rank, equal = _descend(counts, rank)
+        prefix = Prefix(prefix.known + width, prefix.value << width | digit)
+    return Threshold(prefix.value, rank, equal)
 
 
 def _descend(counts: Tensor, rank: int) -> tuple[int, int, int]:

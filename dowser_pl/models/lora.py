@@ -82,7 +82,8 @@ class Adapters:
             adapted: Any = model.get_submodule(name)
             first, second = adapted.lora_A[_ADAPTER], adapted.lora_B[_ADAPTER]
             bound = first.in_features**-0.5  # peft's default, drawn again so that a resumed run begins from the same
-            drawn = torch.empty(first.weight.shape, dtype=torch.float32)  # Lightning's bf16-true has another default
+            # where Lightning loads a model, another dtype and device are the default
+            drawn = torch.empty(first.weight.shape, dtype=torch.float32, device="cpu")
             first.weight.data.copy_(drawn.uniform_(-bound, bound, generator=stream(settings.seed, name)))
             self.parts |= {f"{name}.lora_A.{_ADAPTER}": first, f"{name}.lora_B.{_ADAPTER}": second}
 

@@ -118,15 +118,26 @@ def _measure_batch(
         logits, probed = _probed_logits(model, inputs, positions, settings)
         _backward(logits, probed, indices, settings)
         recorder.check_complete()
+    recorded = [value for of_layers in recorder.factors.values() for value in of_layers.values()]
+    on_host = _on_host({id(value): value for value in recorded})  # matrices with the same input keep sharing one tensor
     rows: Statistics = {name: {} for name in recorder.layers}
-    for statistic, recorded in recorder.factors.items():
-        on_cpu: dict[int, Tensor] = {}  # matrices with the same input keep sharing one tensor
-        scale = 1 if statistic == "activation" else settings.num_probes
-        for name, value in recorded.items():
-            if id(value) not in on_cpu:
-                on_cpu[id(value)] = value.cpu() / scale
-            rows[name][statistic] = on_cpu[id(value)]
+    for statistic, of_layers in recorder.factors.items():
+        for name, value in of_layers.items():
+            rows[name][statistic] = on_host[id(value)]
+        if statistic != "activation" and settings.num_probes > 1:
+            for value in of_layers.values():
+                on_host[id(value)].div_(settings.num_probes)
     return rows
+
+
+def _on_host(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same tensors in host memory: in one copy, because a GPU waits as long for each of many small ones."""
+    values = list(tensors.values())
+    if not values or values[0].device.type == "cpu":
+        return tensors
+    flat = torch.cat([value.flatten() for value in values]).cpu()
+    parts = flat.split([value.numel() for value in values])
+    return {key: part.view(value.shape) for (key, value), part in zip(tensors.items(), parts, strict=True)}
 
 
 @contextmanager

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from dowser_pl.maths import selection
 from dowser_pl.maths.masks import num_trainable
 from dowser_pl.maths.selection import (
     count_ties,
@@ -71,6 +72,17 @@ def test_reversed_order_reverses_and_keeps_ties_alone():
         assert torch.equal(values[:, None] < values, turned[:, None] > turned), name
     with pytest.raises(ValueError, match="non-negative"):
         reversed_order(torch.tensor([-1.0]))
+
+
+@pytest.mark.parametrize("widths", [selection._WIDTHS_ON_GPU, {0: 5, 5: 9, 14: 17}])
+def test_lowest_is_the_same_however_the_bits_are_cut(monkeypatch, widths):
+    expected = {name: lowest(scores, 50) for name, scores in score_cases((7, 13)).items()}
+    monkeypatch.setattr(selection, "_WIDTHS", widths)
+    for name, scores in score_cases((7, 13)).items():
+        assert torch.equal(lowest(scores, 50), expected[name]), name
+        shards = scores.flatten().tensor_split(3)
+        pieces = list(lowest_of_pieces([lambda part=part: part for part in shards], 50))
+        assert torch.equal(torch.cat(pieces).view(7, 13), expected[name]), name
 
 
 def test_lowest_is_the_same_in_chunks_of_the_histogram(monkeypatch):
