@@ -8,6 +8,7 @@ from importlib import import_module
 
 from dowser_pl import __doc__ as purpose
 from dowser_pl import __version__
+from dowser_pl.arguments import joined_numbers
 
 TRAINING_VERBS = {
     "fit": "fine-tune a model and report what it learnt and forgot",
@@ -53,7 +54,7 @@ def unknown(verb: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status. Leading options (`--config x.yaml fit`) go to the training verbs."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = joined_numbers(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):
         sys.stdout.write(overview() + "\n")

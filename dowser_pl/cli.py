@@ -11,14 +11,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dowser_pl.data
 import dowser_pl.fsdp1_strategy
 import dowser_pl.methods
 import dowser_pl.strategies  # noqa: F401
+from dowser_pl.arguments import check_numbers, joined_numbers
 from dowser_pl.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -34,7 +37,7 @@ from dowser_pl.callbacks import (
 )
 from dowser_pl.checkpointing import is_folder
 from dowser_pl.config_paths import resolve_configs
-from dowser_pl.files import write_atomically
+from dowser_pl.files import check_writable, write_atomically
 from dowser_pl.module import MultimodalModule
 from dowser_pl.plan import placement_of
 from dowser_pl.trainer import DowserTrainer
@@ -86,6 +89,10 @@ class DowserCLI(LightningCLI):
         parser.link_arguments("curve", "budget.ratios")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.folder", _checkpoint_folder)
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse numbers that mean nothing, wherever they were set."""
+        check_numbers(self.config[self.subcommand].as_dict())
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs to CSV and TensorBoard under ``<run>/logs`` unless the user names loggers."""
         config = self._get(self.config_init, "trainer")
@@ -94,7 +101,16 @@ class DowserCLI(LightningCLI):
         kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         if self.subcommand == "plan":  # for devices that need not be here
             kwargs |= {"accelerator": "cpu", "strategy": "auto", "devices": 1, "num_nodes": 1}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            if _our_message(error) is not None:
+                raise
+            raise ValueError(
+                f"the Trainer cannot be set up: {error} Got --trainer.accelerator {config.get('accelerator')}, "
+                f"--trainer.devices {config.get('devices')} and --trainer.strategy {config.get('strategy')}; this "
+                f"machine has {torch.cuda.device_count()} GPUs. Fix: set these to what is here, or to auto"
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would read the whole checkpoint here to look for settings, which ours do not hold."""
@@ -106,10 +122,16 @@ class DowserCLI(LightningCLI):
                 "how long shall it train? Set --trainer.max_epochs (5 in the paper) or --trainer.max_steps"
             )
         self._check_inputs()
+        dowser = self._dowser()
+        if dowser.method.needs and dowser.cache_dir is not None:
+            check_writable(dowser.cache_dir, "--dowser.cache_dir")
+
+    def _dowser(self) -> Dowser:
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, Dowser))  # type: ignore[attr-defined]
 
     def before_probe(self) -> None:
         """Refuse a pass that would leave nothing behind."""
-        dowser = next(callback for callback in self.trainer.callbacks if isinstance(callback, Dowser))  # type: ignore[attr-defined]
+        dowser = self._dowser()
         measures = dowser.method.needs and dowser.method.moment != "after_fit"
         if not measures or dowser.cache_dir is None or dowser.factors_file is not None:
             raise ValueError(
@@ -117,6 +139,7 @@ class DowserCLI(LightningCLI):
                 f"--dowser.method {type(dowser.method).__name__}, --dowser.cache_dir {dowser.cache_dir} and "
                 f"--dowser.factors_file {dowser.factors_file}; set ModelDowser, a folder, and no file to read from"
             )
+        check_writable(dowser.cache_dir, "--dowser.cache_dir")
 
     def before_plan(self) -> None:
         """Plan for the devices that were asked for, not for the ones that are here."""
@@ -127,6 +150,8 @@ class DowserCLI(LightningCLI):
         """Refuse what would fail late: no data, or a checkpoint that is not there."""
         if self.datamodule is None:
             raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
+        if self.subcommand in ("fit", "predict"):
+            check_writable(self.trainer.default_root_dir, "--trainer.default_root_dir")
         path = self._get(self.config, "ckpt_path")
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
         if path == "last" and self.subcommand != "fit" and not list(folder.glob("last*.ckpt")):
@@ -175,7 +200,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "python -m dowser_pl", "fit": {"description": _FIT}},
-            args=resolve_configs(sys.argv[1:] if args is None else args),
+            args=resolve_configs(joined_numbers(sys.argv[1:] if args is None else args)),
         )
     except (ValueError, OSError) as error:
         message = _our_message(error)

@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -68,6 +69,30 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: boo
         if full:
             raise full_disk_error(final, needed_bytes) from error
         raise
+
+
+def check_writable(folder: str | Path, option: str) -> None:
+    """Find out early whether files can be made in a folder, or where it is to be made; nothing is left behind.
+
+    Args:
+        folder: that may not be there yet.
+        option: which names it, for the message.
+
+    Raises:
+        OSError: they cannot, or there is no room for the smallest.
+    """
+    wanted = Path(folder).absolute()
+    there = next(place for place in (wanted, *wanted.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write into {there} ({error.strerror}), got {option} {folder}, expected a folder that can be "
+            f"written to. Fix: set {option} to another folder, or free some space there",
+        ) from error
 
 
 def full_disk_error(final: Path, needed_bytes: int | None) -> OSError:

@@ -24,6 +24,7 @@ from dowser_pl.training import (
     check_precision,
     count_targets,
     leave_out_of_buckets,
+    make_optimizer,
 )
 
 __all__ = ["MultimodalModule"]
@@ -198,7 +199,7 @@ class MultimodalModule(ProtectedModule):
         )  # which the trainer's precision decides only after loading
         if not tuned:  # quantized; only `probe` comes here then
             return None
-        optimizer = self.optimizer(tuned)
+        optimizer = make_optimizer(self.optimizer, tuned)
         if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)

@@ -12,6 +12,7 @@ OUR = "dowser_pl"
 
 # layer -> layers of ours that it may import (itself always)
 ALLOWED = {
+    "arguments": set(),
     "files": set(),
     "nearest": set(),
     "config_paths": {"nearest"},
@@ -83,6 +84,7 @@ ALLOWED = {
         "__init__",
     },
     "cli": {
+        "arguments",
         "callbacks",
         "checkpointing",
         "config_paths",
@@ -95,12 +97,13 @@ ALLOWED = {
         "strategies",
         "trainer",
     },
-    "__main__": {"cli", "commands", "__init__"},
+    "__main__": {"arguments", "cli", "commands", "__init__"},
     "__init__": set(),
 }
 # layer -> heavy libraries that it may import
 LIBRARIES = {
     "torch": {
+        "cli",
         "maths",
         "methods",
         "probing",

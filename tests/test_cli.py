@@ -242,6 +242,21 @@ MISTAKES = {
     "image folder": (["--data.image_folder", "elsewhere"], "elsewhere"),
     "sanity steps": (["--trainer.num_sanity_val_steps", "2"], "--trainer.num_sanity_val_steps -1, got 2"),
     "checkpoints": (["--checkpoint.every_n_steps", "0"], "every_n_steps must be at least 1"),
+    "a negative learning rate": (["--model.optimizer.lr", "-1e-3"], "--model.optimizer.lr is -0.001, expected"),
+    "no learning rate": (["--model.optimizer.lr", "0"], "--model.optimizer.lr is 0.0, expected"),
+    "a learning rate that is none": (["--model.optimizer.lr=.nan"], "--model.optimizer.lr is nan, expected a finite"),
+    "an endless learning rate": (["--model.optimizer.lr=.inf"], "--model.optimizer.lr is inf, expected a finite"),
+    "a ratio that is none": (["--dowser.method.update_ratio=.nan"], "--dowser.method.update_ratio is nan, expected"),
+    "a warm-up that is none": (["--model.warmup_ratio=.nan"], "--model.warmup_ratio is nan, expected"),
+    "momentum": (["--model.optimizer.betas=[1.5, 0.9]"], "the optimizer refuses its settings: Invalid beta .* Fix: "),
+    "devices": (["--trainer.devices", "0"], "the Trainer cannot be set up: .* Got --trainer.accelerator cpu"),
+    "a strategy": (["--trainer.strategy", "foo"], "the Trainer cannot be set up: .* --trainer.strategy foo"),
+    "a run folder that is a file": (
+        ["--trainer.default_root_dir", "train.json/run"],
+        "cannot write into .* --trainer.",
+    ),
+    "a cache that is a file": (["--dowser.cache_dir", "train.json"], "cannot write into .* got --dowser.cache_dir"),
+    "a slip in the path": (["--model.path", "images/model"], "images/model, which does not exist"),
 }
 
 
@@ -253,6 +268,14 @@ def test_mistakes_are_answered_in_words(user_folder, model_folder, capsys, mista
     assert "Traceback" not in error
     for part in message.split(" .* "):
         assert part in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_the_model_is_loaded(user_folder, model_folder, capsys, monkeypatch):
+    monkeypatch.setattr("dowser_pl.module.load_model", lambda *_, **__: pytest.fail("loaded"))
+    config = str(user_yaml(user_folder, model_folder, trainer__accelerator="gpu", trainer__devices=2))
+    error = error_of(capsys, ["fit", "-c", config])
+    assert "Got --trainer.accelerator gpu, --trainer.devices 2" in error and "this machine has 0 GPUs" in error
 
 
 def test_broken_data_is_answered_in_words(user_folder, model_folder, capsys):

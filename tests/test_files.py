@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dowser_pl import files
-from dowser_pl.files import atomic_path, put_back, rename_over, write_atomically
+from dowser_pl.files import atomic_path, check_writable, put_back, rename_over, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -186,3 +186,28 @@ def test_files_get_the_permissions_of_any_new_file(tmp_path: Path) -> None:
         os.umask(old)
     for file in (tmp_path / "file.safetensors", tmp_path / "folder" / "inside.safetensors"):
         assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_can_be_written_to_is_left_as_it_was(tmp_path: Path) -> None:
+    check_writable(tmp_path, "--here")
+    check_writable(tmp_path / "run" / "deep", "--here")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        OSError, match=rf"cannot write into {tmp_path} \({os.strerror(number)}\), got --run .*/run/a, expe"
+    ):
+        check_writable(tmp_path / "run" / "a", "--run")
+
+
+def test_a_file_where_a_folder_is_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    for folder in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(OSError, match=rf"cannot write into {tmp_path}/a \(Not a directory\)"):
+            check_writable(folder, "--run")

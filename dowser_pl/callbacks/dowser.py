@@ -36,11 +36,13 @@ from dowser_pl.callbacks.protecting import (
     check_settings,
     check_state,
     leave_base_out,
+    num_trained,
     protect,
     protect_again,
     saved_entries,
 )
 from dowser_pl.callbacks.reducing import reduce_gradients, stop_reducing
+from dowser_pl.callbacks.room import check_room
 from dowser_pl.methods import Method, ModelDowser
 from dowser_pl.probing import Probe
 from dowser_pl.training import BaseModel, Changes, Protection
@@ -130,6 +132,7 @@ class Dowser(Callback):
         curve = find_curve(trainer)
         curve.check(trainer, pl_module, self.method, self._loaded is not None)
         announce_plan(pl_module, self.method, self.update, trainer.optimizers[0])
+        check_room(trainer, pl_module, num_trained(pl_module, self.method), self.checkpoint)
         if pl_module.protected is not None:  # of an earlier fit that changed nothing
             pl_module.protected.close()  # type: ignore[operator, union-attr]
         self._trained = self.counts = None

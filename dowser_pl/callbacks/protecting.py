@@ -36,6 +36,7 @@ __all__ = [
     "check_settings",
     "check_state",
     "leave_base_out",
+    "num_trained",
     "protect",
     "protect_again",
     "saved_entries",
@@ -167,13 +168,17 @@ def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> N
     checkpoint["without_base"] = owner
 
 
+def num_trained(pl_module: Any, method: Method) -> int:
+    """How many entries of the tuned matrices training will move: all, where the method decides later than before it."""
+    ratio = method.update_ratio if method.moment == "before_fit" and method.update_ratio is not None else 1.0
+    return sum(num_trainable(ratio, shape_of(layer.weight).numel()) for layer in pl_module.tuned_layers().values())
+
+
 def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optimizer) -> None:
     """Say what training will take in memory, before any of it is taken."""
-    ratio = method.update_ratio if method.moment == "before_fit" and method.update_ratio is not None else 1.0
-    shares = [num_trainable(ratio, shape_of(layer.weight).numel()) for layer in pl_module.tuned_layers().values()]
     kept = Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
     with whole_shapes(pl_module.network):
-        plan = plan_of(pl_module, sum(shares), update, optimizer, kept)
+        plan = plan_of(pl_module, num_trained(pl_module, method), update, optimizer, kept)
     rank_zero_info("\n".join(lines(plan)))
 
 

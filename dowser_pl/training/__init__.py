@@ -4,7 +4,7 @@ from dowser_pl.training.base_model import BaseModel
 from dowser_pl.training.buckets import leave_out_of_buckets
 from dowser_pl.training.clipping import clip_by_norm
 from dowser_pl.training.entries import TrainableEntries
-from dowser_pl.training.finite import check_gradients, check_images, check_loss, check_precision
+from dowser_pl.training.finite import check_gradients, check_images, check_loss, check_precision, make_optimizer
 from dowser_pl.training.frozen import FrozenEntries
 from dowser_pl.training.local_parameters import LocalParameters
 from dowser_pl.training.nested import NestedUpdates
@@ -37,4 +37,5 @@ __all__ = [
     "frozen_of",
     "leave_out_of_buckets",
     "local_state",
+    "make_optimizer",
 ]

@@ -1,15 +1,16 @@
 """Numbers that are not finite stop the training before they reach the weights and the next checkpoint."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dowser_pl.sharding import world_size
 from dowser_pl.shards import added, local
 
-__all__ = ["check_gradients", "check_images", "check_loss", "check_precision"]
+__all__ = ["check_gradients", "check_images", "check_loss", "check_precision", "make_optimizer"]
 
 
 def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> None:
@@ -51,6 +52,34 @@ def check_gradients(weights: Iterable[Tensor], step: int, together: bool = False
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"
         )
+
+
+def make_optimizer(make: Callable[[list[nn.Parameter]], Optimizer], parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimizer of a run, whose settings are numbers that can train.
+
+    Args:
+        make: builds it over parameters.
+        parameters: what is to be trained.
+
+    Raises:
+        ValueError: if its class refuses its settings, or one of them is no finite number, or nothing would be learnt.
+    """
+    try:
+        optimizer = make(parameters)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the optimizer refuses its settings: {error}. Fix: correct them under --model.optimizer"
+        ) from error
+    for group in optimizer.param_groups:
+        settings = {name: value for name, value in group.items() if isinstance(value, (int, float))}
+        odd = {name: value for name, value in settings.items() if not math.isfinite(value)}
+        odd |= {"lr": settings["lr"]} if settings.get("lr", 1.0) <= 0 else {}
+        if odd:
+            raise ValueError(
+                f"got {odd} for {type(optimizer).__name__}, expected finite numbers and a learning rate above 0. Fix: "
+                "correct them under --model.optimizer"
+            )
+    return optimizer
 
 
 def check_images(here: bool) -> None:

@@ -1,0 +1,66 @@
+"""Whether the disk has room for what a run will write, found out before anything is measured."""
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from dowser_pl.flat_shards import whole_shapes
+from dowser_pl.shards import shape_of
+
+__all__ = ["check_room"]
+
+_STATES = 8  # bytes of an optimizer's state for each entry: two float32 for Adam, less for others
+
+
+def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) -> None:
+    """Refuse to start a run that would end on a full disk.
+
+    Args:
+        trainer: its folder, and the callbacks that write.
+        pl_module: the model.
+        trained: entries of the tuned matrices that will be trained.
+        checkpoint: ``compact`` or ``full``.
+
+    Raises:
+        OSError: saying what would be written, and how much is free.
+    """
+    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    with whole_shapes(pl_module.network):
+        needed = _sizes(trainer, pl_module, trained, checkpoint)
+    folder = Path(trainer.default_root_dir).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    disk = shutil.disk_usage(there)
+    if disk.total and sum(needed.values()) > disk.free:  # some mounts report 0 of 0
+        parts = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in needed.items())
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk of {folder} has {disk.free / 1e9:.3g} GB free, expected room for what this run writes: {parts}. "
+            "Fix: free some space, set --trainer.default_root_dir to a folder on another disk, or write less "
+            "(--export.enabled false)",
+        )
+
+
+def _sizes(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) -> dict[str, int]:
+    """Bytes of each; a checkpoint twice, because the old one stays until the new one is whole."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    enabled = {type(each).__name__ for each in callbacks if getattr(each, "enabled", True)}
+    tuned = {id(layer.weight): layer.weight for layer in pl_module.tuned_layers().values()}
+    parameters = list(pl_module.network.parameters())
+    model = sum(shape_of(each).numel() * each.itemsize for each in parameters)
+    whole = [each for each in parameters if each.requires_grad and id(each) not in tuned]
+    bits = sum(shape_of(each).numel() for each in tuned.values()) // 8
+    width = next(iter(tuned.values())).itemsize
+    beside = sum(shape_of(each).numel() * (each.itemsize + _STATES) for each in whole)
+    one = bits + trained * (4 + _STATES) + beside + (model + trained * width if checkpoint == "full" else 0)
+    sizes = {}
+    if "Export" in enabled and (pl_module.adapters is None or pl_module.adapters.mergeable):
+        sizes["the exported model"] = model
+    if "Checkpoints" in enabled:
+        sizes["checkpoints"] = 2 * one
+    if "PatchFile" in enabled:
+        sizes["the patch"] = bits + trained * width
+    return sizes
