@@ -25,6 +25,7 @@ BROKEN = (
     struct.error,
     zlib.error,
 )
+_WITH_ALPHA = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}  # what keeps transparency another way
 _MAX_NOTES = 256 * 2**20  # bytes of text and of colour profile in one PNG
 
 # Pillow keeps its limits in its modules. They are changed for as long as one picture is decoded, by one thread at a
@@ -132,8 +133,8 @@ def _with_alpha(image: Image.Image, stored_as: str) -> Image.Image:
         if not isinstance(clear, int):
             return grey
         return Image.merge("LA", (grey, Image.fromarray((np.asarray(image) != clear).astype(np.uint8) * 255)))
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA")
+    if image.mode in _WITH_ALPHA:
+        return image.convert(_WITH_ALPHA[image.mode])
     if (image.mode == "RGB" and isinstance(clear, tuple)) or (image.mode in ("1", "L") and isinstance(clear, int)):
         image.info["transparency"] = _in_eight_bits(clear, stored_as)
         return image.convert("RGBA")

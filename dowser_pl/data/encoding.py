@@ -146,8 +146,7 @@ class Encoder(ABC):
         if found != expected:
             raise ValueError(
                 f"{row.id}: got {len(row.images)} images but {found} placeholders {self.image_token!r} in the rendered "
-                f"text, expected {expected}. Either the text itself contains the placeholder, or the chat template "
-                "does not write one per image."
+                f"text, expected {expected}. The chat template does not write one per image."
             )
 
     def set_qformer(self, batch: Batch, prompts: list[str]) -> None:

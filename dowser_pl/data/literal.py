@@ -171,7 +171,8 @@ class _Renamed:
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The tokens that the tokenizer finds in a text before it splits the rest into words, and calls special."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    listed = getattr(tokenizer, "added_tokens_decoder", {})  # tokenizers of other libraries have none
+    added = {token.content for token in listed.values() if token.special}
     return {token for token in added | set(map(str, tokenizer.all_special_tokens)) if token}
 
 

@@ -127,7 +127,8 @@ def test_pictures_that_rows_hold_ready_are_put_on_white():
         def load(self):
             return written_on_nothing()
 
-    for source in (written_on_nothing(), Lazy()):
+    multiplied = [written_on_nothing().convert("RGBa"), written_on_nothing().convert("LA").convert("La")]
+    for source in (written_on_nothing(), Lazy(), *multiplied):
         image = open_image(source, "row 1")
         assert image.mode == "RGB"
         assert image.getpixel((0, 0)) == (255, 255, 255)
