@@ -109,13 +109,37 @@ class EvaluatedModule(LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """Answers of one batch as rows ``task, id, prediction, references``."""
+        """Answers of one batch as rows ``task, id, question, images, prediction, references``."""
         task = self.tasks()[dataloader_idx]
         answers = self._answer(batch, dataloader_idx)
+        told = batch.get("told") or [{"id": row} for row in batch["ids"]]
         return [
-            {"task": task.name, "id": row, "prediction": answer, "references": references}
-            for row, answer, references in zip(batch["ids"], answers, batch["references"], strict=True)
+            {"task": task.name, **row, "prediction": answer, "references": references}
+            for row, answer, references in zip(told, answers, batch["references"], strict=True)
         ]
+
+    def score_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write ``score`` into the rows of `predict_step` that have references, and their mean into the log."""
+        for task in self.tasks():
+            mine = [row for row in rows if row["task"] == task.name]
+            known = [row for row in mine if row["references"]]
+            if not known:
+                rank_zero_info(f"{task.name}: {len(mine)} answers, no reference to score them by")
+                continue
+            metric: Any = build_metric(task.metric)
+            try:
+                scores = metric.row_scores(
+                    *zip(*((row["prediction"], row["references"]) for row in known), strict=True)
+                )
+            except ValueError as error:
+                rank_zero_info(f"{task.name}: no scores: {error}")
+                continue
+            for row, score in zip(known, scores, strict=True):
+                row["score"] = round(score, 6)
+            mean = sum(scores) / len(scores)
+            rank_zero_info(
+                f"{task.name}: {task.metric} {mean:.3f} over the {len(known)} of {len(mine)} with references"
+            )
 
     def _answer(self, batch: dict[str, Any], dataloader_idx: int) -> list[str]:
         return self._answers_of(batch, self.tasks()[dataloader_idx])

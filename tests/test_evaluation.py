@@ -2,9 +2,12 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
+from dowser_pl.callbacks import Predictions
+from dowser_pl.data import Task
 from dowser_pl.methods import Full, ModelDowser
 from dowser_pl.models.generation import Ending
 from dowser_pl.probing.files import read_head
@@ -95,3 +98,38 @@ def test_answers_may_be_written_with_the_settings_of_the_model(tmp_path):
         said.append({word for batch in rows for row in batch for word in row["prediction"].split()})
     assert said[1] <= set(VOCABULARY[90:])
     assert not said[0] <= set(VOCABULARY[90:])
+
+
+class Mixed(TinyData):
+    """Rows with and without references, under every kind of metric."""
+
+    def evaluation_tasks(self):
+        known, asked = super().evaluation_tasks()
+        several = [replace(question, references=["red", "blue"]) for question in known.questions[:2]]
+        opened = [replace(asked.questions[0], references=[], given={"id": 17, "images": ["a.png"]})]
+        return [
+            Task("both", "downstream", "exact_match", [*known.questions[:2], *opened], 3),
+            Task("open", "upstream", "vqa", opened, 3),
+            Task("captions", "upstream", "cider", [*known.questions[:3], *opened], 3),
+            Task("one caption", "upstream", "cider", several[:1], 3),
+        ]
+
+
+def test_predict_scores_what_has_references_and_keeps_what_the_rows_say(tmp_path, caplog):
+    module = build_module(save_tiny_llava(tmp_path / "model"))
+    trainer = build_trainer(tmp_path, callbacks=[Predictions()])
+    with caplog.at_level(logging.INFO):
+        trainer.predict(module, Mixed(), return_predictions=False)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows] == ["both"] * 3 + ["open"] + ["captions"] * 4 + ["one caption"]
+    assert all(("score" in row) == bool(row["references"]) for row in rows[:-1])
+    assert "score" not in rows[-1]
+    assert (rows[2]["id"], rows[2]["images"], rows[2]["question"]) == (17, ["a.png"], "is it red ?")
+    assert (rows[0]["id"], rows[0]["question"]) == ("q 0", "what colour is it ?")
+    assert rows[0]["score"] == float(rows[0]["prediction"] == rows[0]["references"][0])
+    said = " ".join(caplog.messages)
+    assert "over the 2 of 3 with references" in said
+    assert "open: 1 answers, no reference to score them by" in said
+    assert "one caption: no scores: Cider: got 1 image(s)" in said
+    with pytest.raises(ValueError, match="t 0: no reference to score answers of task 'both'"):
+        trainer.validate(module, Mixed())

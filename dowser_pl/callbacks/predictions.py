@@ -19,9 +19,10 @@ Row = dict[str, Any]
 
 
 class Predictions(Callback):
-    """Writes ``<run>/predictions.jsonl``: one row per question with ``task, id, prediction, references``.
+    """Writes ``<run>/predictions.jsonl``: ``task, id, question, images, prediction, references`` of each question.
 
-    In the order of tasks and questions, however many processes share them.
+    Where there are references, also the ``score``. In the order of tasks and questions, however many processes share
+    them.
     """
 
     def __init__(self) -> None:
@@ -53,8 +54,12 @@ class Predictions(Callback):
         shares = sharding.gather(lambda: {sharding.rank(): dict(self._rows)})
         tasks = sorted(set(chain(*shares)))
         rows = [row for task in tasks for row in in_turns([share.get(task, []) for share in shares])]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        sharding.from_first(lambda: write_atomically(path, text))
+
+        def write() -> None:
+            pl_module.score_rows(rows)
+            write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+        sharding.from_first(write)
         rank_zero_info(f"{len(rows)} answers written to {path}")
 
 

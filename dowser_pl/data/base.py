@@ -6,7 +6,10 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   (B, T; -100 = no loss). The one key that is no tensor, `ids` (list of str, for error messages), is taken out before.
 - `tasks`: a list of objects with `name`, `role`, `metric` and `max_new_tokens`, and `val_dataloader()`: a list of
   loaders in that order, each yielding `{"inputs": left-padded generation inputs (dict of tensors),
-  "references": list of list of str, "ids": list of str}`.
+  "references": list of list of str, "ids": list of str}`, and if predictions shall repeat more of a row than its id,
+  `"told"`: per row a dict for JSON.
+- `chat_template`, optional: Jinja text, path or "plain", where it is not that of the processor: answers end where it
+  closes a turn.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
 - `selection_tasks` and `selection_dataloader()`, optional: as `tasks` and `val_dataloader()`, of other questions: what

@@ -7,7 +7,8 @@ NaN, true and false are refused, because nobody has written "None". `hint` comes
 `choices` (list, or {"A": ...}), or columns `A`, `B`, ... or `option_a`, `choice_a`, ... make it multiple choice: the
 options are written below the question, and the answer may be the letter, the text or the 0-based index (a JSON number
 is the index, unless the options are numbers themselves). A row may also be a conversation (`messages.py`); then its
-last assistant turn is the reference.
+last assistant turn is the reference. For `predict` a row may lack what is right, and a conversation may end with a
+question.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dowser_pl.data.decoding import ON_WHITE, Decoding
 from dowser_pl.data.formats import image_folder, read_rows
+from dowser_pl.data.images import ImageFile, ImageSource
 from dowser_pl.data.messages import MessageReader, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
@@ -28,6 +31,7 @@ from dowser_pl.metrics import build_metric, metric_name
 
 _MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
+_OWN_ID = ("id", "question_id", "uid", "index", "idx", "sample_id", "data_id")
 _REFERENCE = ("references", "answers", "captions", "reference", "answer", "caption")
 
 
@@ -67,9 +71,20 @@ class TaskFile:
 
 
 def read_task(
-    task: TaskFile, allow_urls: bool = False, skip_bad_rows: bool = False, decoding: Decoding = ON_WHITE
+    task: TaskFile,
+    allow_urls: bool = False,
+    skip_bad_rows: bool = False,
+    decoding: Decoding = ON_WHITE,
+    labelled: bool = True,
 ) -> Task:
     """Read the rows of an evaluation set; images are looked for but not decoded.
+
+    Args:
+        task: which file, and how it is asked.
+        allow_urls: whether http(s) images are fetched.
+        skip_bad_rows: leave out unusable rows, count and name them.
+        decoding: how the bytes of images become pictures.
+        labelled: whether every row must say what is right.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -82,9 +97,9 @@ def read_task(
     unread: list[frozenset[str]] = []
 
     def look(name: str, row: Row) -> None:
-        question = _read_row(looking, task, name, row)
-        try:
-            metric.update([""], [question.references])  # what cannot be scored ends here and not after the probe
+        question = _read_row(looking, task, labelled, name, row)
+        try:  # what cannot be scored ends here and not after the probe
+            metric.update(*([[""], [question.references]] if question.references else [[], []]))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         unread.append(frozenset(_unread(row)))
@@ -95,39 +110,58 @@ def read_task(
         numbers = [i * len(rows) // task.limit for i in range(task.limit)]
     good = keep_good(rows, look, skip_bad_rows, task.name, numbers, light=not skip_bad_rows)
     warn_of_unread(f"Task {task.name!r}", unread)
-    questions = Selected(ParsedRows(rows, partial(_read_row, reader, task)), good)
+    questions = Selected(ParsedRows(rows, partial(_read_row, reader, task, labelled)), good)
     longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
     return Task(task.name, task.role, metric_key, questions, longest, len(numbers) - len(good))
 
 
-def _read_row(reader: MessageReader, task: TaskFile, name: str, row: Row) -> Question:
-    is_spoken = _any(row, ("conversations", "messages"))
-    return question_of(reader, name, row) if is_spoken else _read_question(name, row, reader, task)
+def _read_row(reader: MessageReader, task: TaskFile, labelled: bool, name: str, row: Row) -> Question:
+    if _any(row, ("conversations", "messages")):
+        return question_of(reader, name, row, labelled)
+    return _read_question(reader, task, labelled, name, row)
 
 
-def question_of(reader: MessageReader, name: str, row: Row) -> Question:
-    """A conversation as a question: everything before its last answer that carries loss, which is the reference."""
-    messages, images = reader.read(name, row)
-    last = max(number for number, message in enumerate(messages) if is_learnt(message))
+def question_of(reader: MessageReader, name: str, row: Row, labelled: bool = True) -> Question:
+    """A conversation as a question: everything before its last answer that carries loss, which is the reference.
+
+    One that ends with a question, which only `labelled` forbids, is asked as it stands and has no reference.
+    """
+    messages, images = reader.read(name, row, labelled)
+    answers = [number for number, message in enumerate(messages) if is_learnt(message)]
+    is_open = not answers or messages[-1]["role"] == "user"
+    last = len(messages) if is_open else answers[-1]
     asked = [{"role": message["role"], "content": message["content"]} for message in messages[:last]]
     num_asked = sum(part["type"] == "image" for message in asked for part in message["content"])
-    answer = "".join(part["text"] for part in messages[last]["content"])
-    return Question(name, asked, images[:num_asked], [answer])
+    references = [] if is_open else ["".join(part["text"] for part in messages[last]["content"])]
+    return Question(name, asked, images[:num_asked], references, _given(row, images[:num_asked], reader))
 
 
-def _read_question(name: str, row: dict[str, Any], reader: MessageReader, task: TaskFile) -> Question:
+def _read_question(reader: MessageReader, task: TaskFile, labelled: bool, name: str, row: Row) -> Question:
     refuse_media(name, row)
     lines = _question_lines(name, row, bool(task.prompt_suffix))
-    answers = _answers(row[_first(name, row, _REFERENCE, "reference")])
+    key = _first(name, row, _REFERENCE, "reference") if labelled else _any(row, _REFERENCE)
+    answers = [] if key is None else _answers(row[key])
     options, has_labels = read_options(name, row)
     lines += [f"{letter}. {as_text(f'{name}: option {letter}', option)}" for letter, option in options.items()]
-    if options:
+    if options and answers:
         references = right_option(name, answers, options, has_labels)
     else:
         references = [as_text(f"{name}: the answer", answer) for answer in answers]
     content = read_content(name, "\n".join([*lines, task.prompt_suffix]))
     messages = with_system(name, row, [{"role": "user", "content": content}])
-    return Question(name, messages, reader.sources(name, row, messages), references)
+    images = reader.sources(name, row, messages)
+    return Question(name, messages, images, references, _given(row, images, reader))
+
+
+def _given(row: dict[str, Any], images: Sequence[ImageSource], reader: MessageReader) -> dict[str, Any]:
+    """The row's own id, if it has one, and where its images lie, as the file says it."""
+    own = next((row[key] for key in _OWN_ID if not absent(row.get(key))), None)
+    shown = [Path(str(image)) if isinstance(image, ImageFile) else str(image) for image in images]
+    inside = [
+        str(path.relative_to(reader.folder) if isinstance(path, Path) and path.is_relative_to(reader.folder) else path)
+        for path in shown
+    ]
+    return {"images": inside} | ({} if own is None else {"id": own if isinstance(own, str | int) else str(own)})
 
 
 def _question_lines(name: str, row: dict[str, Any], may_lack: bool) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dowser_pl.data.base import Conversation, MultimodalData, Task
 from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
@@ -16,6 +19,7 @@ from dowser_pl.data.holdout import holdout_task, split_rows
 from dowser_pl.data.messages import MessageReader
 from dowser_pl.data.row_keys import unread_keys, warn_of_unread
 from dowser_pl.data.sources import ParsedRows, Row, Rows, Selected, keep_good
+from dowser_pl.data.tables import HUB
 
 
 class ConversationData(MultimodalData):
@@ -26,7 +30,8 @@ class ConversationData(MultimodalData):
 
     Args:
         train_file: JSON list or JSONL (also .gz), a Parquet file, a folder of Parquet files or of `save_to_disk`, or
-            `hub:owner/name`; see `dowser_pl.data.messages` for what a row may be.
+            `hub:owner/name`; see `dowser_pl.data.messages` for what a row may be. Evaluation sets with a
+            downstream one, and `predict`, need none.
         image_folder: where image paths start; None = the folder of `train_file`.
         tasks: evaluation sets.
         holdout: fraction of the training rows for the downstream task when `tasks` has none; at most about 500.
@@ -56,7 +61,7 @@ class ConversationData(MultimodalData):
 
     def __init__(
         self,
-        train_file: str,
+        train_file: str | None = None,
         image_folder: str | None = None,
         tasks: list[TaskFile] | None = None,
         holdout: float = 0.05,
@@ -103,7 +108,7 @@ class ConversationData(MultimodalData):
     def evaluation_tasks(self) -> list[Task]:
         """The sets of `tasks`, then the holdout if there is one."""
         tasks = [self._read_task(task) for task in self.task_files]
-        if self.needs_holdout:
+        if self.needs_holdout and not self._tasks_suffice():
             questions = Selected(ParsedRows(self._source, partial(question_of, self._reader)), self._split[1])
             tasks.append(holdout_task(questions, None if self.processor is None else self.processor.tokenizer))
         return tasks
@@ -113,15 +118,34 @@ class ConversationData(MultimodalData):
         return [self._read_task(task) for task in self.choose_on]
 
     def _read_task(self, task: TaskFile) -> Task:
-        return read_task(task, self.allow_urls, self.skip_bad_rows, self.decoding)
+        return read_task(task, self.allow_urls, self.skip_bad_rows, self.decoding, self.stage != "predict")
+
+    def _tasks_suffice(self) -> bool:
+        """Whether the sets of `tasks` are all there is to ask: for `predict`, or where training rows are not here."""
+        if self.stage == "fit" or not self.task_files:
+            return False
+        file = self.train_file
+        if file is not None and (file.startswith(HUB) or Path(file).expanduser().exists()):
+            return self.stage == "predict"
+        rank_zero_info(f"No rows are held out as a task, because train_file {file or ''} is not there")
+        return True
 
     @cached_property
     def _reader(self) -> MessageReader:
-        return MessageReader(image_folder(self.train_file, self.image_folder), self.allow_urls, decoding=self.decoding)
+        return MessageReader(image_folder(self._named_file, self.image_folder), self.allow_urls, decoding=self.decoding)
 
     @cached_property
     def _source(self) -> Rows:
-        return read_rows(self.train_file, self.split, otherwise="train")
+        return read_rows(self._named_file, self.split, otherwise="train")
+
+    @property
+    def _named_file(self) -> str:
+        if self.train_file is None:
+            raise ValueError(
+                "train_file is not set: training needs rows, and so does evaluation without `tasks`. Give a JSON or "
+                "JSONL file, or another source of rows, as data.init_args.train_file."
+            )
+        return self.train_file
 
     @cached_property
     def _split(self) -> tuple[Sequence[int], Sequence[int]]:
@@ -143,8 +167,8 @@ class ConversationData(MultimodalData):
             reader.read(name, row)
             unread.append(frozenset(unread_keys(row)))
 
-        good = keep_good(self._source, look, self.skip_bad_rows, self.train_file, numbers, light=not reader.verify)
-        warn_of_unread(self.train_file, unread)
+        good = keep_good(self._source, look, self.skip_bad_rows, self._named_file, numbers, light=not reader.verify)
+        warn_of_unread(self._named_file, unread)
         return good
 
 

@@ -91,8 +91,12 @@ class Encoder(ABC):
         inputs = self.process(texts, questions, "left", return_tensors="pt")
         inputs.pop("labels", None)  # PaliGemma's processor always writes some
         self.set_qformer(inputs, texts)
-        references = [question.references for question in questions]
-        return {"inputs": inputs, "references": references, "ids": [question.id for question in questions]}
+        of_each = {
+            "references": [question.references for question in questions],
+            "ids": [question.id for question in questions],
+            "told": [question.told() for question in questions],
+        }
+        return {"inputs": inputs, **of_each}
 
     def prompt(self, row: Conversation | Question, messages: Sequence[Message]) -> str:
         """The text of the first messages of a row, up to where the assistant would start to speak; checked."""

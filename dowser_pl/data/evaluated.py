@@ -13,7 +13,6 @@ from transformers import ProcessorMixin
 from dowser_pl.data.checking import Check, rows_to_check
 from dowser_pl.data.encoders import build_encoder
 from dowser_pl.data.encoding import Encoder
-from dowser_pl.data.holdout import warn_of_short_answers
 from dowser_pl.data.loaders import EvaluationBatches, EvaluationLoader, build_loader
 from dowser_pl.data.order import EvaluationOrder
 from dowser_pl.data.pixels import limit_pixels
@@ -39,9 +38,11 @@ class EvaluatedData(LightningDataModule):
     Attributes:
         tasks: of the report, once `setup` was called.
         processor: set it by hand where there is no trainer.
+        stage: what the tasks are read for; `predict` alone needs no references.
     """
 
     skip_bad_rows = False
+    stage: str = "fit"
 
     def __init__(
         self,
@@ -88,20 +89,20 @@ class EvaluatedData(LightningDataModule):
         tasks = checked_tasks(self.questions_to_choose_on())
         return tasks if self._encoder is None else self._without_bad(tasks, self._encoder)
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - as Lightning has it
+    def setup(self, stage: str) -> None:
         """Read the tasks, and take the processor from the module.
 
         Raises:
             ValueError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
                 row that was checked cannot be encoded.
         """
-        if self._encoder is None:
+        if self._encoder is None or (self.stage == "predict" and stage != "predict"):
+            self.stage, self._evaluation_loaders = stage, []
             processor = self._find_processor()
             limit_pixels(processor, self.min_pixels, self.max_pixels)
             encoder = build_encoder(processor, self.chat_template, self.max_length)
-            self.tasks = self._without_bad(checked_tasks(self.evaluation_tasks()), encoder)
-            for task in self.tasks:
-                warn_of_short_answers(task, encoder.tokenizer)
+            tasks = checked_tasks(self.evaluation_tasks(), encoder.tokenizer, stage != "predict")
+            self.tasks = self._without_bad(tasks, encoder)
             self._encoder = encoder
 
     def val_dataloader(self) -> list[EvaluationLoader]:

@@ -8,10 +8,8 @@ from hashlib import sha256
 from typing import Any
 from zlib import crc32
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from dowser_pl.data.messages import image_column
-from dowser_pl.data.rows import Question, Task
+from dowser_pl.data.rows import Question, Task, num_tokens
 from dowser_pl.data.sources import Rows
 
 MAX_QUESTIONS = 500
@@ -57,34 +55,6 @@ def holdout_task(questions: Sequence[Question], tokenizer: Any = None) -> Task:
     longest = max(num_tokens(question.references[0], tokenizer) for question in questions)
     room = max(min(16 + 2 * longest, 128), min(longest + 16, MAX_NEW_TOKENS))
     return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=room)
-
-
-def num_tokens(text: str, tokenizer: Any = None) -> int:
-    """How many tokens an answer takes; without a tokenizer its UTF-8 bytes."""
-    if tokenizer is None:
-        return len(text.encode())
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def warn_of_short_answers(task: Task, tokenizer: Any) -> None:
-    """Say which questions no answer of `max_new_tokens` can get right, because every reference is longer."""
-    if task.metric not in ("exact_match", "exact_match_strict", "vqa"):
-        return
-    least = [min(_counted(one.references, task.max_new_tokens, tokenizer)) for one in task.questions]
-    if too_long := [(length, text) for length, text in least if length > task.max_new_tokens]:
-        length, text = max(too_long)
-        rank_zero_warn(
-            f"Task {task.name!r}: {len(too_long)} of {len(least)} questions have no reference of at most "
-            f"max_new_tokens={task.max_new_tokens} tokens, so that no answer can be right; the longest has {length} "
-            f"({text[:60]!r}). Set max_new_tokens of the task to {length + 16}.",
-            category=UserWarning,
-        )
-
-
-def _counted(references: list[str], enough: int, tokenizer: Any) -> list[tuple[int, str]]:
-    """Tokens of each; of short ones only their bytes, which are more and cost nothing to count."""
-    sizes = [(num_tokens(text), text) for text in references]
-    return [(size if size < enough else num_tokens(text, tokenizer), text) for size, text in sizes]
 
 
 def _fingerprint(value: Any) -> str:

@@ -53,8 +53,13 @@ class MessageReader:
     verify: bool = False
     decoding: Decoding = ON_WHITE
 
-    def read(self, name: str, row: dict[str, Any]) -> tuple[list[Message], list[ImageSource]]:
+    def read(self, name: str, row: dict[str, Any], answered: bool = True) -> tuple[list[Message], list[ImageSource]]:
         """Messages and images of a row; `name` is for error messages.
+
+        Args:
+            name: of the row, for messages.
+            row: as it stands in the file.
+            answered: whether its last turn must be an answer, and one must carry loss.
 
         Raises:
             ValueError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
@@ -68,8 +73,8 @@ class MessageReader:
             )
         messages = [_message(f"{name}: turn {number}", turn) for number, turn in enumerate(turns, start=1)]
         messages = with_system(name, row, messages)
-        check_order(name, [message["role"] for message in messages])
-        if not any(map(is_learnt, messages)):
+        check_order(name, [message["role"] for message in messages], answered)
+        if answered and not any(map(is_learnt, messages)):
             raise ValueError(
                 f"{name}: no answer is left to learn from, every one is switched off by one of {list(LOSS_KEYS)}."
             )
@@ -215,16 +220,19 @@ def image_column(row: dict[str, Any]) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def check_order(name: str, roles: list[str]) -> None:
-    """Raise ValueError unless the turns are [system], user, assistant, user, assistant, ... ending with assistant."""
+def check_order(name: str, roles: list[str], answered: bool = True) -> None:
+    """Raise ValueError unless the turns are [system], user, assistant, user, assistant, ... ending with assistant.
+
+    Without `answered` they may end with a question as well.
+    """
     spoken = roles[1:] if roles[0] == "system" else roles
-    if "assistant" not in spoken:
+    if answered and "assistant" not in spoken:
         raise ValueError(f"{name}: no assistant turn, so there is nothing to learn; got the turns {roles}.")
     expected = ["user", "assistant"] * (len(spoken) // 2 + 1)
-    if spoken != expected[: len(spoken)] or len(spoken) % 2:
+    if not spoken or spoken != expected[: len(spoken)] or (answered and len(spoken) % 2):
         raise ValueError(
             f"{name}: the turns are out of order: got {roles}, expected an optional system turn and then user and "
-            "assistant in turn, ending with assistant."
+            f"assistant in turn{', ending with assistant' if answered else ''}."
         )
 
 

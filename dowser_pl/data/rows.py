@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from dowser_pl.data.images import ImageSource
 from dowser_pl.metrics import build_metric, check_references
 
@@ -42,13 +44,21 @@ class Question:
         id: for error messages.
         messages: as in `Conversation`, ending with a user turn.
         images: one source per `{"type": "image"}` part, in their order.
-        references: the accepted answers, the captions, or the letter of a multiple choice question.
+        references: the accepted answers, the captions, or the letter of a multiple choice question; empty where
+            nobody has answered yet, which `predict` alone allows.
+        given: what a prediction repeats of its row, as the file has it: `id` and `images`.
     """
 
     id: str
     messages: list[Message]
     images: list[ImageSource]
     references: list[str]
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """What `predictions.jsonl` says of the question: its row's own id, the words asked, and the images."""
+        words = [part["text"] for part in self.messages[-1]["content"] if part["type"] == "text"]
+        return {"id": self.id, "question": "".join(words), "images": [], **self.given}
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,18 @@ class Task:
     left_out: int = 0
 
 
-def checked_tasks(tasks: list[Task]) -> list[Task]:
-    """The tasks; ValueError for an empty set, a name used twice or an unknown metric: before training, not after it."""
+def checked_tasks(tasks: list[Task], tokenizer: Any = None, labelled: bool = True) -> list[Task]:
+    """The tasks, if they can be asked and scored: that is found before training, not after it.
+
+    Args:
+        tasks: of a data module.
+        tokenizer: tells which answers are longer than a task allows; None = that is not looked at.
+        labelled: whether every question needs a reference.
+
+    Raises:
+        ValueError: an empty set, a name used twice, an unknown metric, a question without a reference, or a set in
+            which a metric finds nothing to count.
+    """
     names = [task.name for task in tasks]
     for task in tasks:
         if names.count(task.name) > 1:
@@ -81,5 +101,46 @@ def checked_tasks(tasks: list[Task]) -> list[Task]:
         if not task.questions:
             raise ValueError(f"Task {task.name!r} is empty: got 0 questions, expected at least 1.")
         build_metric(task.metric)
-        check_references(task.metric, [question.references for question in task.questions])
+        references = [_references(task, question, labelled) for question in task.questions]
+        if labelled:
+            check_references(task.metric, references)
+            if tokenizer is not None:
+                warn_of_short_answers(task, references, tokenizer)
     return tasks
+
+
+def _references(task: Task, question: Question, labelled: bool) -> list[str]:
+    if labelled and not question.references:
+        raise ValueError(
+            f"{question.id}: no reference to score answers of task {task.name!r} by. Add what is right under `answer`; "
+            "`predict` alone needs none."
+        )
+    return question.references
+
+
+def num_tokens(text: str, tokenizer: Any = None) -> int:
+    """How many tokens an answer takes; without a tokenizer its UTF-8 bytes."""
+    if tokenizer is None:
+        return len(text.encode())
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def warn_of_short_answers(task: Task, references: list[list[str]], tokenizer: Any) -> None:
+    """Say which questions no answer of `max_new_tokens` can get right, because every reference is longer."""
+    if task.metric not in ("exact_match", "exact_match_strict", "vqa"):
+        return
+    least = [min(_counted(each, task.max_new_tokens, tokenizer)) for each in references]
+    if too_long := [(length, text) for length, text in least if length > task.max_new_tokens]:
+        length, text = max(too_long)
+        rank_zero_warn(
+            f"Task {task.name!r}: {len(too_long)} of {len(least)} questions have no reference of at most "
+            f"max_new_tokens={task.max_new_tokens} tokens, so that no answer can be right; the longest has {length} "
+            f"({text[:60]!r}). Set max_new_tokens of the task to {length + 16}.",
+            category=UserWarning,
+        )
+
+
+def _counted(references: list[str], enough: int, tokenizer: Any) -> list[tuple[int, str]]:
+    """Tokens of each; of short ones only their bytes, which are more and cost nothing to count."""
+    sizes = [(num_tokens(text), text) for text in references]
+    return [(size if size < enough else num_tokens(text, tokenizer), text) for size, text in sizes]

@@ -61,14 +61,18 @@ class AnswerMetric(Metric):
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """Score in [0, 1] of one prediction against its accepted references (never empty)."""
 
+    def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Of each row by itself; ValueError as for `update`, and nothing is added."""
+        check_rows(type(self).__name__, predictions, references)
+        return [self.score(*row) for row in zip(predictions, references, strict=True)]
+
     def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add rows.
 
         Raises:
             ValueError: lengths differ, or a row has no reference (nothing of the batch is counted then).
         """
-        check_rows(type(self).__name__, predictions, references)
-        scores = [self.score(*row) for row in zip(predictions, references, strict=True)]
+        scores = self.row_scores(predictions, references)
         self.total += sum(round(score * BILLION) for score in scores)
         self.count += len(scores)
 

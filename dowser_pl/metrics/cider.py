@@ -126,10 +126,21 @@ class Cider(Metric):
         """
         text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         rows = sorted(text.splitlines())  # the same float sum on any number of ranks
-        pairs = [json.loads(row) for row in rows]
-        check_captions([references for _, references in pairs])
-        score, _ = CocoCider().compute_score(
-            {index: references for index, (_, references) in enumerate(pairs)},
-            {index: [prediction] for index, (prediction, _) in enumerate(pairs)},
-        )
+        score, _ = _scores([json.loads(row) for row in rows])
         return torch.tensor(float(score), dtype=torch.float32, device=self.device)
+
+    def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Of each row among all of these; ValueError as for `update` and `compute`, and nothing is added."""
+        check_rows("Cider", predictions, references)
+        tokenised = [[tokenise(caption) for caption in captions] for captions in references]
+        return _scores(list(zip(map(tokenise, predictions), tokenised, strict=True)))[1]
+
+
+def _scores(pairs: Sequence[tuple[str, list[str]]]) -> tuple[float, list[float]]:
+    """CIDEr of all (prediction, captions), as `tokenise` made them, and of each."""
+    check_captions([captions for _, captions in pairs])
+    score, of_each = CocoCider().compute_score(
+        {index: captions for index, (_, captions) in enumerate(pairs)},
+        {index: [prediction] for index, (prediction, _) in enumerate(pairs)},
+    )
+    return float(score), [float(one) for one in of_each]

@@ -19,7 +19,7 @@ def check_training_batch(batch):
 
 
 def check_evaluation_batch(batch):
-    assert set(batch) == {"inputs", "references", "ids"}
+    assert {"inputs", "references", "ids"} <= set(batch) <= {"inputs", "references", "ids", "told"}
     inputs = batch["inputs"]
     assert all(isinstance(value, torch.Tensor) for value in inputs.values())
     assert inputs["attention_mask"][:, -1].all()  # padded on the left

@@ -1,11 +1,9 @@
 """Rows kept back for the report."""
 
-import warnings
-
 import pytest
 
-from dowser_pl.data import Question, Task
-from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task, warn_of_short_answers
+from dowser_pl.data import Question
+from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task
 from dowser_pl.data.holdout import split_rows as split_numbers
 from tests.data.builders import build_tokenizer
 
@@ -87,15 +85,3 @@ def test_room_is_twice_the_longest_answer_and_has_an_end():
     assert holdout_task([Question("a", [], [], ["x" * 90])]).max_new_tokens == 128
     assert holdout_task([Question("a", [], [], ["x" * 200])]).max_new_tokens == 216
     assert holdout_task([Question("a", [], [], ["x" * 9000])]).max_new_tokens == 1024
-
-
-def test_answers_that_no_answer_can_match_are_said():
-    tokenizer, long = build_tokenizer(), ANSWERS["Chinese"]
-    questions = [Question("a", [], [], ["ja", long]), Question("b", [], [], [long]), Question("c", [], [], ["no"])]
-    with pytest.warns(UserWarning, match=r"'t': 1 of 3 questions have no reference of at most max_new_tokens=16 tok"):
-        warn_of_short_answers(Task("t", "upstream", "exact_match", questions, 16), tokenizer)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_short_answers(Task("t", "upstream", "exact_match", questions, 400), tokenizer)
-        warn_of_short_answers(Task("t", "upstream", "exact_match", questions[::2], 16), tokenizer)
-        warn_of_short_answers(Task("t", "upstream", "cider", questions, 16), tokenizer)  # a part of it counts

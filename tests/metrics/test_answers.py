@@ -68,3 +68,16 @@ def scores_of_two_ranks_are_those_of_one() -> None:
 
 def test_ranks_reduce_exactly() -> None:
     run(scores_of_two_ranks_are_those_of_one)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_of_rows_have_the_score_as_their_mean(name):
+    predictions = ["B", "a cat on a mat", "(A) a dog", ""]
+    references = [["B", "a red car"], ["A", "a cat on a mat"], ["A", "a dog in the sun"], ["C", "a house"]]
+    metric = build_metric(name)
+    scores = metric.row_scores(predictions, references)
+    metric.update(predictions, references)
+    assert len(scores) == 4
+    assert sum(scores) / 4 == pytest.approx(float(metric.compute()))
+    with pytest.raises(ValueError, match="no reference"):
+        metric.row_scores(["a"], [[]])
