@@ -63,6 +63,8 @@ class InlineEncoder(Encoder):
         messages = self.words.hide(row.id, row.messages)
         words = [part["text"] for part in messages[-1]["content"] if part["type"] == "text"]
         text, spans = self.template.render_spans(messages, row.id)
+        learnt = [is_learnt(message) for message in row.messages if message["role"] == "assistant"]
+        self.template.check_answers(messages, learnt, text, spans, row.id)
         text, spans = close_turns(text, spans, words[-1] if words else "", self.tokenizer.eos_token)
         self.check_words(row.id, messages, text)
         self.check_images(row, text)

@@ -72,7 +72,9 @@ class ChatTemplate:
             if spans and spans[-1][1] == start:  # one turn of several parts
                 start = spans.pop()[0]
             spans.append((start, position))
-        return "".join(pieces), spans
+        text = "".join(pieces)
+        self._check_prompt(messages, text, row)
+        return text, spans
 
     def closings(self) -> tuple[str, str]:
         """What is written behind the last words of an assistant, and between them and the next question's words.
@@ -91,6 +93,56 @@ class ChatTemplate:
         between, found, _ = rest.partition(_WORDS[2])
         return last, between if found else ""
 
+    def _check_prompt(self, messages: list[Message], text: str, row: str) -> None:
+        """What is asked in evaluation must be the beginning of what is learnt."""
+        asked = self.render(messages[:-1], prompt=True).rstrip()
+        if messages[-1]["role"] == "assistant" and not text.startswith(asked):
+            raise ValueError(
+                f"{row}: the chat template ends a question with {asked[-60:]!r}, expected the beginning of what is "
+                f"learnt, which has {text[max(len(asked) - 60, 0) : len(asked)]!r} there; a model so trained would not "
+                f"be asked in the way it learnt to answer.{self._about_thinking()} Fix: give a `chat_template` that "
+                "opens the assistant's turn in one way."
+            )
+
+    def _about_thinking(self) -> str:
+        """What is probably the matter, for templates of models that reason."""
+        if "think" not in self.source.lower():
+            return ""
+        return (
+            " It is a template of a model that reasons, which leaves the reasoning of earlier turns out or opens it by "
+            "itself: train rows of one question and one answer, with the reasoning where the template has it, or give "
+            "a template that writes every turn as it is in the row."
+        )
+
+    def check_answers(
+        self, messages: list[Message], learnt: list[bool], text: str, spans: list[Span], row: str
+    ) -> None:
+        """What is learnt must be what the row says; white space is the template's business.
+
+        Args:
+            messages: of the row.
+            learnt: of each assistant turn, whether it carries loss.
+            text: that was rendered.
+            spans: of the assistant's turns in it.
+            row: for the message.
+
+        Raises:
+            ValueError: the template leaves out or changes words of an answer that is learnt.
+        """
+        said = [_said(message) for message in messages if message["role"] == "assistant"]
+        written, position = _solid(text[: spans[-1][1]]), 0
+        for words, is_on in zip(said, learnt, strict=True):
+            found = written.find(words, position)
+            if found >= 0:
+                position = found + len(words)
+            elif is_on:
+                raise ValueError(
+                    f"{row}: the chat template does not write what the assistant says: got {text[-120:]!r} at the end "
+                    f"of its text, expected all of {words[:120]!r} (white space aside).{self._about_thinking()} Fix: "
+                    "give a `chat_template` that writes answers as they are, or change the row; an earlier answer that "
+                    'is not to be learnt takes "loss": false.'
+                )
+
     def _spans_by_prefix(self, messages: list[Message], row: str) -> tuple[str, list[Span]]:
         text = self.render(messages)
         spans = []
@@ -105,7 +157,7 @@ class ChatTemplate:
                         f"a conversation of {turn + 1} messages differently when more follow. Wrap what the "
                         "assistant says in {% generation %} ... {% endgeneration %} in a copy of the template, and "
                         f"give its path as `chat_template`. Got {part[-60:]!r} where the whole text has "
-                        f"{text[max(len(part) - 60, 0) : len(part)]!r}."
+                        f"{text[max(len(part) - 60, 0) : len(part)]!r}.{self._about_thinking()}"
                     )
             spans.append((len(before), len(after.rstrip())))
         return text, spans
@@ -124,6 +176,15 @@ class ChatTemplate:
                 "not for parts like {'type': 'image'}. Give another one as `chat_template` (path or Jinja text)."
             )
         return str(text)
+
+
+def _said(message: Message) -> str:
+    return _solid("".join(part["text"] for part in message["content"] if part["type"] == "text"))
+
+
+def _solid(text: str) -> str:
+    """Without white space."""
+    return "".join(text.split())
 
 
 def find_template(processor: ProcessorMixin, template: str | None) -> str:
