@@ -1,20 +1,30 @@
 """The tuned model as a Hugging Face folder; adapters also by themselves."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from dowser_pl.files import atomic_path
-from dowser_pl.shards import to_first
+from dowser_pl.patches.tuned_folder import TunedFolder
+from dowser_pl.shards import shape_of, to_first
 from dowser_pl.spread_models import spread_model
 
 __all__ = ["Export"]
 
+_GENERATION = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+
 
 class Export(Callback):
-    """Writes ``<run>/model``: weights, processor and generation config, for plain ``from_pretrained``.
+    """Writes ``<run>/model``: the folder of the base with the tuned weights in it, for plain ``from_pretrained``.
+
+    Settings, tokenizer, processor and code stay byte for byte as the base has them, weights keep their names and files;
+    only the dtype and the tokens that end an answer are written into the base's JSON, where they differ. A model that
+    has no such folder is written by ``save_pretrained``, which is said when training starts.
 
     With adapters (LoRA) they are merged in it, and ``<run>/adapter`` has them alone, as peft reads them. Beside
     quantized weights (QLoRA) they are written alone: merged into weights of 4 bits they would lose most of what they
@@ -26,26 +36,79 @@ class Export(Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
+        self._like_base = True  # whether the model has a folder to be written like
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Find the base's folder now: nothing of a long run should end in surprise."""
+        if not self._writes(trainer) or not _mergeable(pl_module) or trainer.limit_train_batches == 0:
+            return
+        state = pl_module.network.state_dict(keep_vars=True)
+        if not trainer.is_global_zero:
+            return
+        self._like_base = True
+        try:
+            TunedFolder.of(pl_module.path, pl_module.network, _plain(pl_module, _shapes(state)))
+        except (ValueError, FileNotFoundError) as error:
+            self._like_base = False
+            rank_zero_warn(
+                f"{Path(trainer.default_root_dir) / 'model'} will not be written like the files of its base, but by "
+                f"save_pretrained of the installed transformers, which others may read as another model: {error}"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write everything into a temporary folder first, then rename it: never half a model."""
-        if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self._writes(trainer):
             return
-        gathered = None
+        state = pl_module.network.state_dict(keep_vars=True)
         if spread_model(pl_module.network):
-            gathered = to_first(pl_module.network.state_dict(keep_vars=True))
+            state = to_first(state)
         if not trainer.is_global_zero:
             return
         run, adapters = Path(trainer.default_root_dir), pl_module.adapters
         if adapters is not None:
             with atomic_path(run / "adapter") as temporary:
-                adapters.save(temporary, pl_module.path, gathered)
+                adapters.save(temporary, pl_module.path, state)
             rank_zero_info(f"Adapters written to {run / 'adapter'}")
             if not adapters.mergeable:
                 rank_zero_info("The model itself is quantized and not written: merge the adapters into its base")
                 return
-        with atomic_path(run / "model") as temporary:
-            state = adapters.plain_state(gathered) if adapters else gathered
-            pl_module.network.save_pretrained(temporary, state_dict=state)
-            pl_module.processor.save_pretrained(temporary)
+        self._write(run / "model", pl_module, _plain(pl_module, state))
         rank_zero_info(f"Tuned model written to {run / 'model'}")
+
+    def _writes(self, trainer: Trainer) -> bool:
+        return self.enabled and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    def _write(self, path: Path, pl_module: Any, state: dict[str, Tensor]) -> None:
+        network = pl_module.network
+        if not self._like_base:
+            with atomic_path(path) as temporary:
+                network.save_pretrained(temporary, state_dict=state)
+                pl_module.processor.save_pretrained(temporary)
+            return
+        try:
+            folder = TunedFolder.of(pl_module.path, network, state)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(
+                f"the files of {pl_module.path} changed while the model was tuned, expected them as they were, because "
+                f"{path} is written like them: {error}. Put them back and resume the run, which then writes it"
+            ) from error
+        own = network.generation_config
+        generation = {key: getattr(own, key) for key in _GENERATION if getattr(own, key, None) is not None}
+        with atomic_path(path, needed_bytes=folder.num_bytes) as temporary:
+            folder.write(temporary, [], generation)
+
+
+def _mergeable(pl_module: Any) -> bool:
+    return pl_module.adapters is None or pl_module.adapters.mergeable
+
+
+def _plain(pl_module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it would be without adapters."""
+    plain: dict[str, Tensor] = state if pl_module.adapters is None else pl_module.adapters.plain_state(state)
+    return plain
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stand-ins without memory, whole ones where weights are spread; tensors of two names that are one stay one."""
+    found = {id(each): torch.empty(shape_of(each), dtype=each.dtype, device="meta") for each in state.values()}
+    return {name: found[id(each)] for name, each in state.items()}

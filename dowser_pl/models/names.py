@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-__all__ = ["SavedNames", "saved_names"]
+__all__ = ["SavedNames", "as_saved", "saved_names"]
 
 
 class SavedNames(dict[str, str]):
@@ -64,3 +64,18 @@ def saved_names(model: PreTrainedModel) -> SavedNames:
     saved: dict[str, Tensor] = revert_weight_conversion(model, dict(stand_ins))
     names = {runtime[id(tensor)]: name for name, tensor in saved.items() if id(tensor) in runtime}
     return SavedNames(names, {name: why for name, why in refused.items() if name not in names})
+
+
+def as_saved(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that ``model.save_pretrained`` writes, under the names of the files the model came from.
+
+    Args:
+        model: a transformers model.
+        state: run-time name -> tensor, those without memory included.
+
+    Returns:
+        Name in the files -> tensor: the same object where it is written as it is, a new one where it is transposed,
+        split or joined; what is tied is there under each of its names, of which a file need not have all.
+    """
+    saved = {name: tensor for name, tensor in state.items() if name not in (model._keys_to_ignore_on_save or ())}
+    return revert_weight_conversion(model, saved)

@@ -12,7 +12,7 @@ from dowser_pl.models.hub import cached_snapshot, reachable
 from dowser_pl.models.layouts import check_folder, foreign
 from dowser_pl.nearest import nearest_path
 
-__all__ = ["EMBEDDED", "explained", "find_source", "locate"]
+__all__ = ["EMBEDDED", "explained", "find_source", "locate", "stored_folder"]
 
 EMBEDDED = {"embedded:world": Path(__file__).parents[1] / "assets" / "world"}
 
@@ -68,6 +68,25 @@ def find_source(path: str) -> str:
     if source != located:
         check_folder(path, Path(source))
     return source
+
+
+def stored_folder(path: str) -> Path:
+    """The local folder behind `path`: of a hub id, that in the cache. Does not use the network.
+
+    Raises:
+        FileNotFoundError: a folder that does not exist or holds no model, or a hub id that the cache does not have.
+        ValueError: as :func:`locate`.
+    """
+    located = locate(path)
+    if Path(located).is_dir():
+        return Path(located)
+    snapshot = cached_snapshot(located)
+    if snapshot is None:
+        raise FileNotFoundError(
+            f"got {path!r}: there is no such folder{nearest_path(Path(path).expanduser())}, and the cache of the hub has "
+            f"no such model; correct the name, or fetch the model once (hf download {path})"
+        )
+    return Path(snapshot)
 
 
 def _refuse_file(path: str) -> NoReturn:

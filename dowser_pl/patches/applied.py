@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from dowser_pl.maths.masks import unpack
-from dowser_pl.patches.model_folder import resolve
+from dowser_pl.patches.model_folder import PATCHES, resolve
 from dowser_pl.patches.patch import Change, Patch, exchange
 
 __all__ = ["Applied", "Beneath", "Widening", "file_digest", "read_applied", "undo_file", "write_applied"]
 
-FOLDER = "dowser_patches"
 FORMAT = 1
 _LIST = "applied.json"
 _CHUNK = 2**20  # bytes
@@ -128,7 +127,7 @@ def read_applied(folder: Path) -> list[Applied]:
     Raises:
         ValueError: if the list is damaged.
     """
-    path = folder / FOLDER / _LIST
+    path = folder / PATCHES / _LIST
     if not path.is_file():
         return []
     try:
@@ -148,16 +147,16 @@ def _parse(entry: dict[str, Any]) -> Applied:
 def write_applied(folder: Path, applied: Sequence[Applied]) -> None:
     """Write the list; the undo files of its patches lie beside it. Without patches the folder of both goes."""
     if not applied:
-        shutil.rmtree(folder / FOLDER)
+        shutil.rmtree(folder / PATCHES)
         return
     content = {"format": FORMAT, "patches": [asdict(entry) for entry in applied]}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (folder / FOLDER / _LIST).write_text(text, encoding="utf-8")
+    (folder / PATCHES / _LIST).write_text(text, encoding="utf-8")
 
 
 def undo_file(folder: Path, number: int) -> Path:
     """The file that takes patch ``number`` (from 1) off a folder."""
-    return folder / FOLDER / f"{number:02d}.undo.safetensors"
+    return folder / PATCHES / f"{number:02d}.undo.safetensors"
 
 
 def file_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from dowser_pl.patches.model_folder import resolve
 from dowser_pl.patches.patch import Patch
 from dowser_pl.patches.tensor_file import CASTABLE, CODES, FLOATING, Slot, dtype_name
 
-__all__ = ["dtype_to_cast", "is_lossless"]
+__all__ = ["dtype_to_cast", "holds", "is_lossless"]
 
 # dtype -> those whose every number it holds, so that these come back from it bit for bit
 _HOLDS = {
@@ -19,6 +19,11 @@ _HOLDS = {
     "F32": {"F16", "BF16", "F32"},
     "F64": {"F16", "BF16", "F32", "F64"},
 }
+
+
+def holds(code: str, other: str) -> bool:
+    """Whether a floating dtype holds every number of another one."""
+    return other in _HOLDS[code]
 
 
 def is_lossless(slots: Mapping[str, Slot], dtype: torch.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from dowser_pl.patches.tensor_file import (
     Slot,
     as_bits,
     as_bytes,
+    raw_bytes,
     read,
     read_header,
     read_slots,
 )
 
-__all__ = ["cast", "converted_size", "fits", "rewrite", "write_under"]
+__all__ = ["cast", "converted_size", "fits", "new_header", "rewrite", "write_under"]
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -37,22 +39,28 @@ def converted_size(slot: Slot, dtype: torch.dtype | None) -> int:
 
 def rewrite(source: Path, destination: Path, dtype: torch.dtype) -> None:
     """Write a file again with its floating tensors in another dtype."""
-    slots = read_slots(source)
-    metadata = json.loads(read_header(source)[0])
+    slots = read_slots(source).values()
+    kinds = {slot.name: (_code(slot, dtype), slot.shape, converted_size(slot, dtype)) for slot in slots}
+    write_under(source, destination, new_header(kinds, json.loads(read_header(source)[0]).get(METADATA)))
+
+
+def new_header(kinds: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str] | None) -> bytes:
+    """The header of a file, behind which the tensors follow in the order of their ``data_offsets``.
+
+    Args:
+        kinds: name -> dtype as a header has it, shape and bytes.
+        metadata: what else is said of the file.
+    """
     # large items first, as the safetensors library sorts them: each must start at a multiple of its size
-    order = sorted(slots.values(), key=lambda slot: -DTYPES.get(_code(slot, dtype), torch.uint8).itemsize)
-    header: dict[str, Any] = {METADATA: metadata[METADATA]} if METADATA in metadata else {}
+    order = sorted(kinds, key=lambda name: -DTYPES.get(kinds[name][0], torch.uint8).itemsize)
+    header: dict[str, Any] = {METADATA: metadata} if metadata else {}
     end = 0
-    for slot in order:
-        size = converted_size(slot, dtype)
-        header[slot.name] = {
-            "dtype": _code(slot, dtype),
-            "shape": list(slot.shape),
-            "data_offsets": [end, end + size],
-        }
+    for name in order:
+        code, shape, size = kinds[name]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    write_under(source, destination, text + b" " * (-len(text) % 8))
+    return text + b" " * (-len(text) % 8)
 
 
 def write_under(source: Path, destination: Path, header: bytes) -> bool:
@@ -73,7 +81,7 @@ def write_under(source: Path, destination: Path, header: bytes) -> bool:
         for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
             slot, code = slots[name], entries[name]["dtype"]
             if code == slot.code:
-                file.write(_bytes(slot))
+                file.write(raw_bytes(slot))
                 continue
             before = read(slot)
             after = before.to(DTYPES[code])
@@ -94,12 +102,6 @@ def fits(source: Path, header: bytes) -> bool:
 
 def _entries(header: bytes) -> dict[str, Any]:
     return {name: entry for name, entry in json.loads(header).items() if name != METADATA}
-
-
-def _bytes(slot: Slot) -> bytes:
-    with slot.file.open("rb") as file:
-        file.seek(slot.start)
-        return file.read(slot.nbytes)
 
 
 def _code(slot: Slot, dtype: torch.dtype) -> str:

@@ -1,7 +1,11 @@
-"""The weights of a folder that ``save_pretrained`` wrote: which tensor lies where, and a copy of everything."""
+"""The weights of a folder that ``save_pretrained`` wrote: which tensor lies where, and a copy of it with all else.
 
-import json
+A copy has the weights that transformers reads and no others: those in other formats, and what lies hidden (``.git``),
+would be of the model before it was tuned, and whoever reads them would run another model.
+"""
+
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -11,14 +15,31 @@ import torch
 
 from dowser_pl.nearest import nearest_names
 from dowser_pl.patches.conversion import rewrite
+from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
 from dowser_pl.patches.patch import Patch
-from dowser_pl.patches.tensor_file import FLOATING, Slot, dtype_name, read_slots
+from dowser_pl.patches.tensor_file import Slot, dtype_name, read_slots
 
-__all__ = ["CONFIG", "INDEX", "copy_model", "find_shards", "find_slots", "folder_size", "resolve"]
+__all__ = [
+    "CONFIG",
+    "INDEX",
+    "PATCHES",
+    "PICKLED",
+    "SINGLE",
+    "beside_weights",
+    "copy_model",
+    "find_pickled",
+    "find_shards",
+    "find_slots",
+    "folder_size",
+    "resolve",
+]
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PATCHES = "dowser_patches"
+_WEIGHTS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pt", ".pth", ".safetensors"}
 
 
 def find_slots(folder: Path) -> dict[str, Slot]:
@@ -65,13 +86,13 @@ def resolve(patch: Patch, names: Collection[str], place: object) -> dict[str, st
     return found
 
 
-def folder_size(folder: Path) -> int:
-    """Bytes of all files."""
-    return sum(path.stat().st_size for path in _files(folder))
+def folder_size(folder: Path, everything: bool = False) -> int:
+    """Bytes of all files that :func:`copy_model` copies."""
+    return sum(path.stat().st_size for path in _files(folder, everything))
 
 
-def copy_model(source: Path, destination: Path, dtype: torch.dtype | None = None) -> None:
-    """Copy every file byte by byte; with a dtype, all floating tensors are converted on the way.
+def copy_model(source: Path, destination: Path, dtype: torch.dtype | None = None, everything: bool = False) -> None:
+    """Copy a model byte by byte; with a dtype, all floating tensors are converted on the way.
 
     Links are followed: the cache of the hub consists of them.
 
@@ -79,9 +100,10 @@ def copy_model(source: Path, destination: Path, dtype: torch.dtype | None = None
         source: a model folder.
         destination: a folder that does not exist.
         dtype: of the copy; None = as it is.
+        everything: also what is no part of the model: a folder that is to be replaced by its copy must lose nothing.
     """
     shards = set(find_shards(source)) if dtype is not None else set()
-    for path in _files(source):
+    for path in _files(source, everything):
         target = destination / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if dtype is not None and path in shards:
@@ -90,6 +112,11 @@ def copy_model(source: Path, destination: Path, dtype: torch.dtype | None = None
             shutil.copyfile(path, target)
     if dtype is not None:
         _describe_dtype(destination, dtype)
+
+
+def beside_weights(folder: Path) -> list[Path]:
+    """The files of a model that hold no weights: settings, tokenizer, processor, templates, code, licence, card."""
+    return [path for path in _walk(folder) if _is_beside(path.relative_to(folder))]
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -102,13 +129,21 @@ def find_shards(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         return [_shard(folder, name) for name in sorted(set(_read_index(folder)["weight_map"].values()))]
-    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    pickled = find_pickled(folder)
     if pickled:
         raise ValueError(
-            f"{folder} holds its weights as {pickled[0]}, expected safetensors; convert it once with "
+            f"{folder} holds its weights as {pickled[0].name}, expected safetensors; convert it once with "
             "from_pretrained(...) and save_pretrained(...), and name the new folder"
         )
     raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder that save_pretrained wrote")
+
+
+def find_pickled(folder: Path) -> list[Path]:
+    """The files of a model whose weights are pickled; none if it has safetensors, which transformers prefers."""
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return []
+    single = folder / PICKLED
+    return [single] if single.is_file() else sorted(folder.glob("pytorch_model-*.bin"))
 
 
 def _shard(folder: Path, name: str) -> Path:
@@ -118,49 +153,36 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    index = _read_json(folder / INDEX)
+    index = read_object(folder / INDEX)
     if not isinstance(index.get("weight_map"), dict):
         raise ValueError(f"{folder / INDEX} has no weight_map; copy or download it again")
     return index
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; copy or download it again")
-    return content
+def _files(folder: Path, everything: bool) -> Iterable[Path]:
+    if everything:
+        yield from _walk(folder)
+        return
+    shards = find_shards(folder)
+    kept = {*shards, *beside_weights(folder), *([] if shards[0].name == SINGLE else [folder / INDEX])}
+    yield from (path for path in _walk(folder) if path in kept or folder / PATCHES in path.parents)
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def _walk(folder: Path) -> Iterable[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         yield from (Path(parent) / name for name in sorted(names))
 
 
+def _is_beside(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts) or path.parts[0] == PATCHES
+    return not hidden and path.suffix not in _WEIGHTS and not re.search(r"\.index\b.*\.json$", path.name)
+
+
 def _describe_dtype(folder: Path, dtype: torch.dtype) -> None:
     """What the files beside the weights say of their dtype and size."""
     if (folder / INDEX).is_file():
-        index = _read_index(folder)
-        index["metadata"] = (index.get("metadata") or {}) | {
-            "total_size": sum(slot.nbytes for slot in find_slots(folder).values())
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        size = sum(slot.nbytes for slot in find_slots(folder).values())
+        edit(folder / INDEX, lambda text: with_total_size(text, size))
     if (folder / CONFIG).is_file():
-        config = _with_dtype(_read_json(folder / CONFIG), dtype_name(dtype))
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _with_dtype(settings: Any, name: str) -> Any:
-    """The settings with every floating ``dtype``, also those of the parts (text_config ...), replaced."""
-    if not isinstance(settings, dict):
-        return settings
-    floating = {dtype_name(dtype) for dtype in FLOATING}
-    return {
-        key: name
-        if key in ("dtype", "torch_dtype") and isinstance(value, str) and value in floating
-        else _with_dtype(value, name)
-        for key, value in settings.items()
-    }
+        edit(folder / CONFIG, lambda text: with_dtype(text, dtype_name(dtype)))

@@ -44,8 +44,8 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
     _each_restored(folder, len(applied), last, write_back=False)
     if last.widened is not None:
         check_narrowable(folder, last.widened)
-    with atomic_path(out or folder, needed_bytes=folder_size(folder)) as new:
-        copy_model(folder, new)
+    with atomic_path(out or folder, needed_bytes=folder_size(folder, everything=True)) as new:
+        copy_model(folder, new, everything=True)
         _each_restored(new, len(applied), last, write_back=True)
         if last.widened is not None:
             narrow(new, last.widened, folder)

@@ -23,6 +23,7 @@ __all__ = [
     "as_bits",
     "as_bytes",
     "dtype_name",
+    "raw_bytes",
     "read",
     "read_header",
     "read_slots",
@@ -114,6 +115,13 @@ def read(slot: Slot) -> Tensor:
             raise ValueError(_damaged(slot.file, f"{slot.name} ends early"))
     flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     return flat.view(slot.dtype).view(slot.shape)
+
+
+def raw_bytes(slot: Slot) -> bytes:
+    """The bytes of one tensor as they lie in the file."""
+    with slot.file.open("rb") as file:
+        file.seek(slot.start)
+        return file.read(slot.nbytes)
 
 
 def write(slot: Slot, tensor: Tensor) -> None:

@@ -24,7 +24,7 @@ def describe_widening(base: Path, widened: Path) -> Widening:
     """
     before = {dtype_name(slot.dtype) for slot in find_slots(base).values() if slot.code in CASTABLE}
     shards = _shards(base)
-    described = [name for name in _DESCRIPTIONS if (base / name).is_file()]
+    described = [name for name in _DESCRIPTIONS if (widened / name).is_file()]
     contents = {name: read_header(base / name)[0].decode() for name in shards}
     contents |= {name: (base / name).read_bytes().decode() for name in described}
     return Widening(

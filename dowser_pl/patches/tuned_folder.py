@@ -1,0 +1,186 @@
+"""The folder of a tuned model: that of its base, with tuned numbers in place of the old ones and nothing else changed.
+
+``save_pretrained`` writes what the installed version of transformers makes of a model, and other versions (and what is
+built on them) may read that as another one: names of settings, defaults and classes change. The files of the base are
+what all of them were tested with. So they stay as they are: settings, tokenizer, processor, templates and code byte by
+byte, weights under the same names in the same files. Two settings follow the weights, in the base's own JSON: the dtype
+where the run converted them, and the tokens that end an answer.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dowser_pl.models.names import as_saved
+from dowser_pl.models.sources import stored_folder
+from dowser_pl.patches.casting import holds
+from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size, with_value
+from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights
+from dowser_pl.patches.stored import Shard, Stored, shards_of
+from dowser_pl.patches.tensor_file import CASTABLE, CODES, DTYPES, FLOATING, METADATA, as_bits, as_bytes, dtype_name
+
+__all__ = ["TunedFolder"]
+
+GENERATION = "generation_config.json"
+
+
+class TunedFolder:
+    """What becomes of the files of a base.
+
+    Args:
+        base: folder of the base, in which nothing is written.
+        tensors: name in its files -> tuned tensor, on any device, tied ones under each of their names. What the model
+            does not hold stays as the base has it. Shapes are enough until :meth:`write`, so they may lie on ``meta``.
+        dtype: of the tuned model.
+
+    Raises:
+        ValueError: if the folder is no model, or not that of these tensors.
+    """
+
+    def __init__(self, base: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.base, self.tensors = base, tensors
+        self._shards = shards_of(base)
+        self._stored = {name: each for shard in self._shards for name, each in shard.tensors.items()}
+        self._names: dict[int, list[str]] = {}  # of every tensor, those that are in the files
+        for name, tensor in tensors.items():
+            self._names.setdefault(id(tensor), []).extend([name] if name in self._stored else [])
+        self._check()
+        self._dtype = dtype
+        self._converted = dtype != self._declared(dtype)
+        self._codes = {name: self._code(stored) for name, stored in self._stored.items()}
+        self._unchanged: dict[int, bool] = {}
+
+    @classmethod
+    def of(cls, path: str, model: Any, state: Mapping[str, Tensor]) -> "TunedFolder":
+        """The folder of a transformers model.
+
+        Args:
+            path: of its base: a folder, or a hub id that is in the cache.
+            model: tuned, without adapters beside its matrices.
+            state: its state dict, put together where it is spread over processes.
+
+        Raises:
+            FileNotFoundError: if the base has no folder.
+            ValueError: if the folder does not hold the model.
+        """
+        return cls(stored_folder(path), as_saved(model, state), model.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the folder, about."""
+        weights = sum(stored.size_as(self._codes[name]) for name, stored in self._stored.items())
+        return weights + sum(path.stat().st_size for path in beside_weights(self.base))
+
+    def write(self, folder: Path, stop: Sequence[int] = (), generation: Mapping[str, object] | None = None) -> None:
+        """Write the folder; no more than one tensor is held beside those of the model.
+
+        Args:
+            folder: is made.
+            stop: tokens that end an answer; those that the base does not stop at are added.
+            generation: settings of a base without a file for them, to which ``stop`` is added where they lack some.
+        """
+        folder.mkdir(parents=True)
+        for path in beside_weights(self.base):
+            target = folder / path.relative_to(self.base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        for shard in self._shards:
+            self._write_shard(shard, folder / shard.file)
+        self._write_index(folder)
+        if self._converted and (folder / CONFIG).is_file():
+            edit(folder / CONFIG, lambda text: with_dtype(text, dtype_name(self._dtype)))
+        _write_stop(folder / GENERATION, stop, generation or {})
+
+    def _write_shard(self, shard: Shard, path: Path) -> None:
+        header = shard.header_with({name: self._codes[name] for name in shard.tensors})
+        entries = {name: entry for name, entry in json.loads(header).items() if name != METADATA}
+        with path.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
+                file.write(self._content(shard.tensors[name]))
+
+    @torch.no_grad()
+    def _content(self, stored: Stored) -> bytes | memoryview:
+        """The bytes of one tensor.
+
+        Where the file keeps another dtype than the model has, what did not move keeps the number of the base: the
+        model has a rounded one.
+        """
+        tensor, code = self.tensors.get(stored.name), self._codes[stored.name]
+        if tensor is None:
+            return stored.raw()
+        if len(self._names[id(tensor)]) > 1 and self._is_unchanged(tensor):
+            return stored.raw() if code == stored.code else as_bytes(stored.read().to(DTYPES[code]))
+        if CODES[tensor.dtype] == code:
+            return as_bytes(tensor)
+        base, tuned = stored.read(), tensor.detach().cpu()
+        moved = as_bits(base.to(tuned.dtype)) != as_bits(tuned)
+        return as_bytes(torch.where(moved, tuned.to(base.dtype), base))
+
+    def _is_unchanged(self, tensor: Tensor) -> bool:
+        """Whether a tied tensor is that of the base, of which the model read only one of several copies."""
+        if id(tensor) not in self._unchanged:
+            bits = as_bits(tensor.detach().cpu())
+            copies = (self._stored[name].read().to(tensor.dtype) for name in self._names[id(tensor)])
+            self._unchanged[id(tensor)] = any(torch.equal(as_bits(copy), bits) for copy in copies)
+        return self._unchanged[id(tensor)]
+
+    def _code(self, stored: Stored) -> str:
+        """The dtype of a tensor in the new files: that of the base, where the model was not converted and it fits."""
+        tensor = self.tensors.get(stored.name)
+        if tensor is None:
+            return stored.code
+        code = CODES[tensor.dtype]
+        both_floating = tensor.dtype in FLOATING and stored.code in CASTABLE
+        return stored.code if both_floating and not self._converted and holds(stored.code, code) else code
+
+    def _declared(self, default: torch.dtype) -> torch.dtype:
+        """The dtype in which transformers loads the base when nobody asks for one."""
+        config = read_object(self.base / CONFIG) if (self.base / CONFIG).is_file() else {}
+        said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        known = {dtype_name(dtype): dtype for dtype in FLOATING}
+        stored = (DTYPES[each.code] for name, each in self._stored.items() if each.code in CASTABLE)
+        return known[said] if said in known else next(stored, default)
+
+    def _check(self) -> None:
+        """Refuse tensors that are not those of the base."""
+        for name, tensor in self.tensors.items():
+            places = self._names[id(tensor)]
+            if not places:
+                raise ValueError(f"{self.base} has no tensor {name}, which the loaded model has")
+            for place in places:
+                got, expected = tuple(tensor.shape), self._stored[place].shape
+                if got != expected:
+                    raise ValueError(f"{place} has shape {got} in the loaded model and {expected} in {self.base}")
+
+    def _write_index(self, folder: Path) -> None:
+        if self._shards[0].file == SINGLE:
+            return
+        sizes = (stored.size_as(self._codes[name]) for name, stored in self._stored.items())
+        if (self.base / INDEX).is_file():
+            shutil.copyfile(self.base / INDEX, folder / INDEX)
+            if self._codes != {name: stored.code for name, stored in self._stored.items()}:
+                edit(folder / INDEX, lambda text: with_total_size(text, sum(sizes)))
+            return
+        places = {name: shard.file for shard in self._shards for name in shard.tensors}
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_stop(path: Path, stop: Sequence[int], generation: Mapping[str, object]) -> None:
+    """Add to the tokens that end an answer; what stops there already is not written anew."""
+    content = read_object(path) if path.is_file() else generation
+    present = content.get("eos_token_id")
+    present = [] if present is None else list(present) if isinstance(present, Iterable) else [present]
+    missing = [token for token in stop if token not in present]
+    if not missing:
+        return
+    if not path.is_file():
+        path.write_text(json.dumps(dict(generation), indent=2) + "\n", encoding="utf-8")
+    together = [*present, *missing]
+    edit(path, lambda text: with_value(text, "eos_token_id", together if len(together) > 1 else together[0]))
