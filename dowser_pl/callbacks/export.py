@@ -95,7 +95,7 @@ class Export(Callback):
         own = network.generation_config
         generation = {key: getattr(own, key) for key in _GENERATION if getattr(own, key, None) is not None}
         with atomic_path(path, needed_bytes=folder.num_bytes) as temporary:
-            folder.write(temporary, [], generation)
+            folder.write(temporary, pl_module.ending().ids, generation)
 
 
 def _mergeable(pl_module: Any) -> bool:
