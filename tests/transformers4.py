@@ -1,7 +1,7 @@
 """A script for transformers 4.57: writes small models as that version does, and reads what runs wrote.
 
-Needs nothing of this project, which wants transformers 5. ``build FAMILY FOLDER`` writes a base, ``read FOLDER OUT``
-its tokenizer's ids and its logits for fixed text.
+Needs nothing of this project, which wants transformers 5. ``build FOLDER`` writes a base of every family, ``read OUT
+FOLDER ...`` what the tokenizers and models of these folders make of fixed text.
 """
 
 import json
@@ -73,7 +73,7 @@ def internvl():
 FAMILIES = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl, "internvl": internvl}
 
 
-def build(family: str, folder: Path) -> None:
+def build(folder: Path, family: str) -> None:
     torch.manual_seed(0)
     FAMILIES[family]().to(torch.bfloat16).save_pretrained(folder, max_shard_size="30KB")
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
@@ -93,14 +93,14 @@ def build(family: str, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def read(folder: Path, out: Path) -> None:
+def read(folder: Path) -> dict:
     found = {"version": t.__version__}
     for name, part in {"ids": _ids, "logits": _logits}.items():
         try:
             found[name] = part(folder)
         except Exception as error:  # noqa: BLE001 - of any kind: that is what is asked
             found[name] = f"{type(error).__name__}: {error}"
-    out.write_text(json.dumps(found))
+    return found
 
 
 def _ids(folder: Path) -> list[int]:
@@ -115,5 +115,9 @@ def _logits(folder: Path) -> list:
 
 
 if __name__ == "__main__":
-    verb, *words = sys.argv[1:]
-    {"build": build, "read": read}[verb](*(Path(word) if "/" in word else word for word in words))
+    verb, first, *others = sys.argv[1:]
+    if verb == "build":
+        for family in FAMILIES:
+            build(Path(first) / family, family)
+    else:
+        Path(first).write_text(json.dumps({folder: read(Path(folder)) for folder in others}))

@@ -82,9 +82,10 @@ def stored_folder(path: str) -> Path:
         return Path(located)
     snapshot = cached_snapshot(located)
     if snapshot is None:
+        near = nearest_path(Path(path).expanduser())
         raise FileNotFoundError(
-            f"got {path!r}: there is no such folder{nearest_path(Path(path).expanduser())}, and the cache of the hub has "
-            f"no such model; correct the name, or fetch the model once (hf download {path})"
+            f"got {path!r}: there is no such folder{near}, and the cache of the hub has no such model; correct the "
+            f"name, or fetch the model once (hf download {path})"
         )
     return Path(snapshot)
 

@@ -114,9 +114,17 @@ def copy_model(source: Path, destination: Path, dtype: torch.dtype | None = None
         _describe_dtype(destination, dtype)
 
 
-def beside_weights(folder: Path) -> list[Path]:
-    """The files of a model that hold no weights: settings, tokenizer, processor, templates, code, licence, card."""
-    return [path for path in _walk(folder) if _is_beside(path.relative_to(folder))]
+def beside_weights(folder: Path, apart_from: Path | None = None) -> list[Path]:
+    """The files of a model that hold no weights: settings, tokenizer, processor, templates, code, licence, card.
+
+    Args:
+        folder: of the model.
+        apart_from: a place; a folder of the model in which it lies (``runs``) is none of the model's own.
+    """
+    place = None if apart_from is None else apart_from.resolve()
+    others = {each for each in folder.iterdir() if place is not None and each.resolve() in place.parents}
+    found = (path for path in _walk(folder) if _is_beside(path.relative_to(folder)))
+    return [path for path in found if not others.intersection(path.parents)]
 
 
 def find_shards(folder: Path) -> list[Path]:

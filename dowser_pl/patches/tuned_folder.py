@@ -85,7 +85,7 @@ class TunedFolder:
             generation: settings of a base without a file for them, to which ``stop`` is added where they lack some.
         """
         folder.mkdir(parents=True)
-        for path in beside_weights(self.base):
+        for path in beside_weights(self.base, apart_from=folder):
             target = folder / path.relative_to(self.base)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

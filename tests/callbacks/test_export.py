@@ -12,7 +12,7 @@ from dowser_pl.callbacks import Curve, Dowser
 from dowser_pl.methods import Dare, Full, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
-from tests.tiny_models import make_processor_folder, tiny_paligemma
+from tests.tiny_models import CHAT_TEMPLATE, EOS, UNK, make_processor_folder, tiny_paligemma
 from tests.tiny_run import TinyData, build_module, build_trainer
 
 
@@ -120,6 +120,25 @@ def test_a_model_of_the_hub_is_written_like_its_folder_in_the_cache(base, tmp_pa
     out = tmp_path / "run" / "model"
     assert changed(base, out) and differing(base, out) <= {path.name for path in base.glob("*.safetensors")}
     assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_runs_that_lie_in_the_folder_of_their_base_are_no_part_of_it(base):
+    before = set(fingerprints(base))
+    fit(base, base / "runs" / "mine")
+    assert set(fingerprints(base / "runs" / "mine" / "model")) == before
+
+
+def test_the_model_stops_where_its_answers_end(base, tmp_path):
+    """The template closes turns with another token than the base's generation config names."""
+    data = TinyData(num_rows=6)
+    data.chat_template = CHAT_TEMPLATE.replace("' </s>'", "' <unk>'")
+    module, _ = fit(base, tmp_path / "run", data=data)
+    out = tmp_path / "run" / "model"
+    assert module.ending().ids == (EOS, UNK)
+    before = (base / "generation_config.json").read_text()
+    after = before.replace(f'"eos_token_id": {EOS}', f'"eos_token_id": [{EOS}, {UNK}]')
+    assert (out / "generation_config.json").read_text() == after != before
+    assert differing(base, out) - {path.name for path in base.glob("*.safetensors")} == {"generation_config.json"}
 
 
 class Between(Callback):

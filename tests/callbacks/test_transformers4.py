@@ -16,7 +16,7 @@ import torch
 from dowser_pl.data import Conversation, Question, Task
 from dowser_pl.models.loading import load_model
 from tests import transformers4
-from tests.patches.samples import fingerprints, load_folder
+from tests.patches.samples import fingerprints, load_folder, same_bits
 from tests.tiny_models import FAMILIES, make_processor_folder
 from tests.tiny_run import TinyData, build_module, build_trainer, turn
 
@@ -49,66 +49,77 @@ def older(*words: str | Path) -> None:
     """Run our script under transformers 4.57."""
     environment = {**os.environ, "PYTHONPATH": str(OLDER), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, transformers4.__file__, *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def read_by_older(folder: Path) -> dict:
-    out = folder.with_suffix(".json")
-    older("read", folder, out)
-    found = json.loads(out.read_text())
-    assert found["version"].startswith("4.57.")
-    return found
-
-
-def fit(base: Path, run: Path, precision: str = "32-true", dtype: str = "auto"):
-    """A run of a few steps; the tuned model in float32, and the folder that was written."""
-    module = build_module(base, lr=0.05, dtype=dtype)
+def fit(base: Path, run: Path, **options):
+    """A run of a few steps; the tuned model."""
+    module = build_module(base, lr=0.05, **options)
+    precision = "bf16-true" if options.get("dtype") == "auto" else "32-true"
     trainer = build_trainer(run, export=True, max_epochs=1, limit_val_batches=1, precision=precision)
     trainer.fit(module, datamodule=WordsAlone(num_rows=6))
-    return module.network.float().eval(), run / "model"
+    return module.network
+
+
+RUNS = {"4, auto": ("4", "auto"), "4, float32": ("4", "float32"), "5": ("5", "float32")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs from bases that either version wrote, and what 4.57 reads; it starts twice, which takes its time."""
+    folder = tmp_path_factory.mktemp("runs")
+    older("build", folder / "bases" / "4")
+    for family in transformers4.FAMILIES:
+        FAMILIES[family]().save_pretrained(folder / "bases" / "5" / family)
+        make_processor_folder(folder / "bases" / "5" / family)
+    found = {}
+    for name, (version, dtype) in RUNS.items():
+        for family in transformers4.FAMILIES:
+            base, run = folder / "bases" / version / family, folder / name / family
+            tuned = fit(base, run, dtype=dtype)
+            found[name, family] = [base, run / "model", tuned]
+    older("read", folder / "read.json", *{str(path) for base, out, _ in found.values() for path in (base, out)})
+    read = json.loads((folder / "read.json").read_text())
+    assert all(each["version"].startswith("4.57.") for each in read.values())
+    return {key: [*parts, read[str(parts[0])], read[str(parts[1])]] for key, parts in found.items()}
 
 
 @torch.no_grad()
-def logits(model) -> torch.Tensor:
+def logits(folder: Path) -> torch.Tensor:
+    model = load_model(str(folder), dtype="float32").eval()
     return model(input_ids=TEXT, attention_mask=torch.ones_like(TEXT)).logits
 
 
-def assert_like_the_base(base: Path, out: Path, converted: bool) -> None:
+def assert_like_the_base(base: Path, out: Path, tuned, converted: bool) -> None:
     before, after = fingerprints(base), fingerprints(out)
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     allowed = {"config.json", "model.safetensors.index.json"} if converted else set()
     assert differing and differing <= allowed | {path.name for path in base.glob("*.safetensors")}
     assert load_folder(base).keys() == load_folder(out).keys()
+    assert same_bits(dict(load_model(str(out)).state_dict()), dict(tuned.state_dict()))
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 @pytest.mark.parametrize("family", transformers4.FAMILIES)
-def test_a_base_that_it_wrote(family, dtype, tmp_path):
-    base = tmp_path / "base"
-    older("build", family, base)
-    tuned, out = fit(base, tmp_path / "run", dtype=dtype, precision="bf16-true" if dtype == "auto" else "32-true")
-    assert_like_the_base(base, out, converted=dtype == "float32")
-    before, after = read_by_older(base), read_by_older(out)
+def test_a_base_that_it_wrote(family, dtype, runs):
+    base, out, tuned, before, after = runs[f"4, {dtype}", family]
+    assert_like_the_base(base, out, tuned, converted=dtype == "float32")
     assert after["ids"] == before["ids"] and len(after["ids"]) == 5
-    torch.testing.assert_close(torch.tensor(after["logits"]), logits(tuned), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(torch.tensor(before["logits"]), logits(tuned), atol=1e-2), "tuning changed nothing"
-    assert torch.equal(logits(load_model(str(out), dtype="float32").eval()), logits(tuned))
+    ours = logits(out)
+    torch.testing.assert_close(torch.tensor(after["logits"]), ours, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(torch.tensor(before["logits"]), ours, atol=1e-2), "tuning changed nothing"
 
 
 @pytest.mark.parametrize("family", transformers4.FAMILIES)
-def test_a_base_that_transformers_5_wrote(family, tmp_path):
+def test_a_base_that_transformers_5_wrote(family, runs):
     """4.57 reads the model as it reads its base, for better or worse: it has no tokenizer class of that name, knows
     the rotary settings only where they are the defaults of their class, and cannot run Qwen2.5-VL without them."""
-    base = tmp_path / "base"
-    FAMILIES[family]().save_pretrained(base)
-    make_processor_folder(base)
-    tuned, out = fit(base, tmp_path / "run")
-    assert_like_the_base(base, out, converted=False)
-    before, after = read_by_older(base), read_by_older(out)
+    base, out, tuned, before, after = runs["5", family]
+    assert_like_the_base(base, out, tuned, converted=False)
     assert after["ids"] == before["ids"] and "TokenizersBackend" in before["ids"]
     if family == "qwen2_5_vl":
         assert after["logits"] == before["logits"] and before["logits"].startswith("TypeError")
-    else:
-        torch.testing.assert_close(torch.tensor(after["logits"]), logits(tuned), rtol=1e-5, atol=1e-5)
-    assert torch.equal(logits(load_model(str(out), dtype="float32").eval()), logits(tuned))
+        return
+    torch.testing.assert_close(torch.tensor(after["logits"]), logits(out), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(torch.tensor(before["logits"]), logits(out), atol=1e-2), "tuning changed nothing"
