@@ -171,10 +171,13 @@ def _ending_line(tokenizer: Any, own: Sequence[int], ids: Sequence[int], text: s
     if added := [one for one in ids if one not in own]:
         said.append(f"{named(added)}, which the chat template writes behind them")
     if text:
-        said.append(f"the words {text!r}, which the chat template writes behind them")
+        said.append(
+            f"the words {text!r}, which the chat template writes behind them (and which no generation config can name: "
+            "elsewhere give them to generate as stop_strings)"
+        )
     if not said:
         return "Answers end at max_new_tokens alone: neither model nor chat template has an end token"
-    return f"Answers end at {', and at '.join(said)}"
+    return f"Answers end at {', and at '.join(said)}" + ("" if ids or text else "; the chat template writes no end")
 
 
 def _limited(loader: Any, limit: float | None) -> Iterator[Any]:

@@ -5,6 +5,7 @@ The sum is kept in whole billionths (int64): integer addition gives the same tot
 number of ranks and devices, where a float sum would not. One row is off by at most 5e-10.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,15 @@ def check_rows(metric: str, predictions: Sequence[str], references: Sequence[Seq
             )
 
 
+def warn_of_nothing(metric: str, count: int) -> None:
+    """Say that a score of 0 is of predictions in which there was nothing to compare."""
+    warnings.warn(
+        f"{metric}: nothing can be read from any of the {count} predictions, so the score is 0 whatever it knows. "
+        "Look at them with `predict`, and at where the log says that answers end.",
+        stacklevel=3,
+    )
+
+
 class AnswerMetric(Metric):
     """Mean over rows of a score in [0, 1]; a subclass says how one row is scored."""
 
@@ -51,15 +61,21 @@ class AnswerMetric(Metric):
     full_state_update = False
     total: Tensor
     count: Tensor
+    answered: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("total", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("answered", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """Score in [0, 1] of one prediction against its accepted references (never empty)."""
+
+    def says_something(self, prediction: str) -> bool:
+        """Whether there is anything in a prediction that could be right."""
+        return bool(prediction.strip())
 
     def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """Of each row by itself; ValueError as for `update`, and nothing is added."""
@@ -75,6 +91,7 @@ class AnswerMetric(Metric):
         scores = self.row_scores(predictions, references)
         self.total += sum(round(score * BILLION) for score in scores)
         self.count += len(scores)
+        self.answered += sum(map(self.says_something, predictions))
 
     def compute(self) -> Tensor:
         """Mean score over all rows of all ranks, a float32 scalar in [0, 1].
@@ -85,5 +102,7 @@ class AnswerMetric(Metric):
         count = int(self.count)
         if count == 0:
             raise ValueError(f"{type(self).__name__}: no row was scored, so there is no mean. Call update().")
+        if int(self.answered) == int(self.total) == 0:
+            warn_of_nothing(type(self).__name__, count)
         mean = int(self.total) / (count * BILLION)
         return torch.tensor(mean, dtype=torch.float32, device=self.count.device)

@@ -29,7 +29,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from dowser_pl.metrics.answers import check_rows
+from dowser_pl.metrics.answers import check_rows, warn_of_nothing
 
 CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
 TOKEN = re.compile(
@@ -126,8 +126,11 @@ class Cider(Metric):
         """
         text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         rows = sorted(text.splitlines())  # the same float sum on any number of ranks
-        score, _ = _scores([json.loads(row) for row in rows])
-        return torch.tensor(float(score), dtype=torch.float32, device=self.device)
+        pairs = [json.loads(row) for row in rows]
+        score, _ = _scores(pairs)
+        if not any(prediction for prediction, _ in pairs):
+            warn_of_nothing("Cider", len(pairs))
+        return torch.tensor(score, dtype=torch.float32, device=self.device)
 
     def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """Of each row among all of these; ValueError as for `update` and `compute`, and nothing is added."""

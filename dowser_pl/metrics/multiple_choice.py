@@ -120,6 +120,10 @@ def reference_letter(reference: str) -> str:
 class MultipleChoice(AnswerMetric):
     """Share of predictions that choose the reference's letter or state its text."""
 
+    def says_something(self, prediction: str) -> bool:
+        """Whether a prediction chooses a letter."""
+        return chosen_letter(prediction) is not None
+
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """1 if the right option is chosen, else 0; ValueError if the first reference is not a letter."""
         letter = reference_letter(references[0])

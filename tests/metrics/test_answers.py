@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import distributed
@@ -81,3 +83,26 @@ def test_scores_of_rows_have_the_score_as_their_mean(name):
     assert sum(scores) / 4 == pytest.approx(float(metric.compute()))
     with pytest.raises(ValueError, match="no reference"):
         metric.row_scores(["a"], [[]])
+
+
+NOTHING = {
+    "exact_match": ["", " \n"],
+    "exact_match_strict": ["", "\t"],
+    "vqa": ["", ""],
+    "multiple_choice": ["a dog", "I cannot tell"],
+    "cider": ["", "..."],
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_zero_of_nothing_says_so(name):
+    references = [["B", "a red car"], ["A", "a cat on a mat"]]
+    metric = build_metric(name)
+    metric.update(NOTHING[name], references)
+    with pytest.warns(UserWarning, match="nothing can be read from any of the 2 predictions"):
+        assert metric.compute() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric = build_metric(name)
+        metric.update([NOTHING[name][0], "C"], references)
+        assert metric.compute() == 0
