@@ -15,6 +15,15 @@ _VILA = "a model in the layout of VILA or NVILA (parts in folders of their own)"
 _NO_VILA = (
     "transformers has no class for it; take a model of another family, or a checkpoint converted for transformers"
 )
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+)
 _POINTER = b"version https://git-lfs"
 
 # What a file or folder of that name (a pattern for the whole of it) tells of what is around it: the first that fits.
@@ -71,10 +80,10 @@ def check_folder(path: str, folder: Path) -> None:
     """
     names = sorted(entry.name for entry in folder.iterdir())
     check_pointers(path, folder)
+    settings = {name: _read(path, folder / name) for name in _SETTINGS if name in names}
     whole = "config.json" in names
-    seen = _read(folder / "config.json") if whole else {}
     if whole and "adapter_config.json" not in names:
-        found = foreign_config(seen)
+        found = foreign_config(settings["config.json"])
     elif "report.json" in names or {"config.yaml", "checkpoints"} <= set(names):
         found = "the folder of a run", f"name the model that it exported, {Path(path) / 'model'}"
     else:
@@ -109,13 +118,21 @@ def check_pointers(path: str, folder: Path) -> None:
         )
 
 
-def _read(config: Path) -> dict[str, Any]:
-    """Nothing where it cannot be read: transformers then says so."""
+def _read(path: str, file: Path) -> dict[str, Any]:
+    """Refuse settings that cannot be read: of some, transformers would take defaults without a word."""
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file.name} of {path} is damaged ({error}), expected JSON as save_pretrained writes it. Fix: copy or "
+            "download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{file.name} of {path} holds a {type(content).__name__}, expected a JSON object with names and values. "
+            "Fix: copy or download it again."
+        )
+    return content
 
 
 def _start(file: Path, count: int) -> bytes:

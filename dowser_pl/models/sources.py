@@ -112,7 +112,7 @@ def explained(path: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise _unavailable(path, error) from error
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RecursionError) as error:
         raise ValueError(_advice(path, error)) from error
 
 

@@ -20,8 +20,15 @@ def weight_files(path: str, folder: Path) -> list[Path]:
         folder: that is there.
 
     Raises:
-        ValueError: there are none, or some that the index names are missing.
+        ValueError: there are none, two sets of them, or some that the index names are missing.
     """
+    if all((folder / name).is_file() for name in _NAMES[:2]):
+        named = _shards(folder / _NAMES[1])
+        if _NAMES[0] not in named:
+            raise ValueError(
+                f"{path} holds two sets of weights, {_NAMES[0]} and the {len(named)} files that {_NAMES[1]} names, "
+                f"expected one: transformers reads the first. Fix: move the one away that is not meant."
+            )
     first = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
     if first is None:
         names = sorted(entry.name for entry in folder.iterdir())
@@ -31,20 +38,37 @@ def weight_files(path: str, folder: Path) -> list[Path]:
             f"expected the weights that belong to its config.json. Fix: {way}."
         )
     if first.suffix != ".json":
-        return [first]
-    try:
-        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{first} is damaged ({error}), expected the index of the weights. Fix: copy it again."
-        ) from error
+        return _whole([first])
+    shards = _shards(first)
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(shards)} files of weights of {path} are missing: {', '.join(missing[:5])}, "
             f"expected all that {first.name} names. Fix: copy or download them (`hf download` goes on where it ended)."
         )
-    return [folder / name for name in shards]
+    return _whole([folder / name for name in shards])
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is damaged ({error}), expected the index of the weights. Fix: copy it again."
+        ) from error
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """Refuse files of torch that are none, on which it fails in its own words; safetensors looks at its own."""
+    for file in files:
+        with file.open("rb") as opened:
+            start = opened.read(2)
+        if file.suffix == ".bin" and not start.startswith((b"PK", b"\x80")):
+            raise ValueError(
+                f"{file} is damaged (it starts with {start!r}), expected weights that torch has saved. Fix: copy or "
+                "download it again."
+            )
+    return files
 
 
 @dataclass

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dowser_pl.models.loading import load_model, load_processor
@@ -125,3 +126,44 @@ def test_only_weights_of_another_format(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model.gguf")
     with pytest.raises(ValueError, match=r"has no file named model.safetensors .*got weights in GGUF"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"],
+)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1', "is damaged"),
+        ("", "is damaged"),
+        ("[]", "holds a list, expected a JSON object"),
+        ("[" * 100_000 + "]" * 100_000, "is damaged .maximum recursion"),
+    ],
+    ids=["cut", "empty", "list", "deep"],
+)
+def test_settings_that_cannot_be_read(name: str, text: str, message: str, folder: Path) -> None:
+    (folder / name).write_text(text)
+    for load in (load_model, load_processor):
+        with pytest.raises(ValueError, match=rf"{name} of .* {message}"):
+            load(str(folder))
+
+
+def test_weights_of_torch(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    load_model(str(folder))
+    (folder / "pytorch_model.bin").write_text("<html>")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is damaged \(it starts with b'<h'"):
+        load_model(str(folder))
+
+
+def test_two_sets_of_weights(folder: Path) -> None:
+    old = (folder / "model.safetensors").read_bytes()
+    shard(folder)
+    (folder / "model.safetensors").write_bytes(old)
+    with pytest.raises(ValueError, match=r"holds two sets of weights, model.safetensors and the 2 files that .* names"):
+        load_model(str(folder))
+    index = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    load_model(str(folder))

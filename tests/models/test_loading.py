@@ -125,7 +125,7 @@ def test_no_weights(folder: Path) -> None:
 
 def test_damaged_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json' is not a valid JSON file\. Expected a folder written by"):
+    with pytest.raises(ValueError, match=r"config.json of .* is damaged \(Expecting .*, expected JSON .*Fix: copy"):
         load_model(str(folder))
 
 
