@@ -122,10 +122,17 @@ class Worker:
     Args:
         work: folder of everything that steps write.
         rehearse: whether to be small.
+        traces: folder that profiles are put into, where they are small enough to be kept.
     """
 
-    def __init__(self, work: Path, rehearse: bool) -> None:
-        command = [sys.executable, str(HERE / "gpu_steps.py"), str(work), "rehearse" if rehearse else "full"]
+    def __init__(self, work: Path, rehearse: bool, traces: Path) -> None:
+        command = [
+            sys.executable,
+            str(HERE / "gpu_steps.py"),
+            str(work),
+            "rehearse" if rehearse else "full",
+            str(traces),
+        ]
         self._log = tempfile.TemporaryFile(dir=work)  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             command,
@@ -133,6 +140,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,
+            bufsize=0,  # what a buffer holds, select does not see
             env=os.environ | {"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
         )
         self.fresh = True
@@ -190,7 +198,7 @@ def prove(proof: Proof, steps: Sequence[Step], work: Path, budget: float, rehear
             print(f"{step.key:<36}not begun: the budget is used up", flush=True)
             continue
         if worker is None or worker.gone:
-            worker = Worker(work, rehearse)
+            worker = Worker(work, rehearse, proof.path.resolve().parent)
         limit = step.seconds * (REHEARSAL if rehearse else 1)
         result = worker.run(step, max(1.0, min(limit, left - (START_SECONDS if worker.fresh else 0))))
         proof.put(step, result)
