@@ -8,6 +8,7 @@ rendering is the beginning of the longer one, and refused when it is not.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +80,23 @@ class ChatTemplate:
     def closings(self) -> tuple[str, str]:
         """What is written behind the last words of an assistant, and between them and the next question's words.
 
-        The second is empty where the template cannot write two questions.
+        Empty where the template cannot write such a conversation, or writes other words than it was given.
         """
-        turns = [
-            {"role": role, "content": [{"type": "text", "text": words}]}
-            for role, words in zip(("user", "assistant") * 2, _WORDS, strict=True)
-        ]
-        _, _, last = self.render(turns[:2]).rpartition(_WORDS[1])
-        try:
-            _, _, rest = self.render(turns).partition(_WORDS[1])
-        except ValueError:
-            return last, ""
-        between, found, _ = rest.partition(_WORDS[2])
-        return last, between if found else ""
+        _, found, last = self._sample(2).rpartition(_WORDS[1])
+        _, _, rest = self._sample(4).partition(_WORDS[1])
+        between, follows, _ = rest.partition(_WORDS[2])
+        return last if found else "", between if follows else ""
+
+    def _sample(self, num_turns: int) -> str:
+        """A conversation of `_WORDS`; a template that is asked for text alone may have been written for that."""
+        for as_parts in (True, False):
+            turns = [
+                {"role": role, "content": [{"type": "text", "text": words}] if as_parts else words}
+                for role, words in zip(("user", "assistant") * (num_turns // 2), _WORDS, strict=False)
+            ]
+            with suppress(ValueError):
+                return self.render(turns)
+        return ""
 
     def _check_prompt(self, messages: list[Message], text: str, row: str) -> None:
         """What is asked in evaluation must be the beginning of what is learnt."""
@@ -167,7 +172,7 @@ class ChatTemplate:
             text: Any = self.processor.apply_chat_template(
                 messages, chat_template=source, add_generation_prompt=prompt, tokenize=False
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # the latter where a text is joined with a list of parts
             roles = [message["role"] for message in messages]
             raise ValueError(f"The chat template cannot write a conversation of {roles}: {error}") from error
         if "[{'type': " in text:

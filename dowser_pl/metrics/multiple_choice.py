@@ -37,23 +37,23 @@ REASON = r"(?:because|since|as|is|for|given|due|based|in|from)\b"
 # "A dog" and "I think" are words, "A because ..." is not; "X光" and "B超" are words, "B是" and "B选项" are not
 BEHIND = (
     rf"(?!{LATIN}|'|\u2019|-{LATIN})(?!(?<=[AI])\s+(?!{REASON})[a-z])"
-    r"(?=[\s\W]|$|[是为為项項选選对對正错錯因吧不]|です|だ|で|が|は|の|입니다|이|가|번|예요|라)"
+    r"(?=[\s\W]|$|[是为為项項选選对對正错錯因吧不]|です|だ|で|が|は|の|を|입니다|이|가|번|예요|라)"
 )
 CAPITAL = rf"(?<!{LATIN})([A-Z]){BEHIND}"
 SMALL = r"([a-z])\s*(?:[.:),;]|$)"
 QUOTED = re.compile(r"(?<!\w)['\u2018\u2019]([A-Za-z])['\u2018\u2019](?!\w)")
-CHOSEN = rf"\s*(?:[:=,]|\s[-\u2013\u2014]\s)?\s*(?:(?i:option|choice|letter)\s+)?(?:{BRACKETED}|{CAPITAL}|{SMALL})"
+CHOSEN = rf"\s*(?:[:=,、]|\s[-\u2013\u2014]\s)?\s*(?:(?i:option|choice|letter)\s+)?(?:{BRACKETED}|{CAPITAL}|{SMALL})"
 IS = (
-    r"(?:\s+(?i:is|was|would be|should be|must be|will be|seems to be|appears to be)"
+    r"(?:'s|\s+(?i:is|was|would be|should be|must be|will be|seems to be|appears to be)"
     r"(?:\s+(?i:most likely|probably|likely|clearly|therefore|thus|definitely|indeed))?)?"
 )
 AT_START = re.compile(
     rf"\s*(?:{BRACKETED}|(?![Ii]\s*,)([A-Za-z])\s*?(?:[.:)\],;/=!?。、]|\n|$|\s+[-\u2013\u2014]\s|[\u2013\u2014])"
-    r"|([B-HJ-Z])\s+(?:a|an|the)\s|([A-Z])(?:\t|\s+(?=[\u3040-\u9fff])|\s*(?:是|为|為|选项|選項|です|입니다)))"
+    r"|([B-HJ-Z])\s+(?:a|an|the)\s|([A-Z])(?:\t|\s+(?=[\u3040-\u9fff])|\s*(?:是|为|為|选项|選項|です|だ|でしょう|が|を|입니다|번)))"
 )
 
 EAST_ANSWER = r"(?:答案|正解|答え|解答|回答|정답|답|ตอบ)(?:应该|應該|应|應)?(?:是|为|為|选|選|は|が|은|는|คือ)?"
-EAST_CHOICE = r"(?<![不别別非])(?:选择|選擇|选项|選項|选|選|選ぶ|択|ข้อ)(?:的是|的|是|为|為|は)?"
+EAST_CHOICE = r"(?<![不别別非])(?:选择|選擇|选项|選項|选|選|選ぶ|択|ข้อ|是)(?:的是|的|是|为|為|は)?"
 ANSWER = re.compile(rf"(?:\b(?i:answer|response)\b{IS}|{EAST_ANSWER}){CHOSEN}")
 PATTERNS = [
     ANSWER,

@@ -67,7 +67,7 @@ def own_ends(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     ends: dict[int, None] = {}  # in order, each once
     for settings in _token_settings(model):
         guessed = not isinstance(settings, GenerationConfig) or settings._from_model_config
-        ends |= dict.fromkeys(i for i in _ids(settings) if i in set_apart or not guessed)
+        ends |= dict.fromkeys(i for i in _ids(settings) if i in set_apart or (i >= 0 and not guessed))
     if tokenizer.eos_token_id is not None:
         ends[int(tokenizer.eos_token_id)] = None
     return tuple(ends)

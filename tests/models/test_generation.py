@@ -87,7 +87,7 @@ def test_every_family_has_its_end(family):
 
 def test_all_who_name_an_end_are_heard():
     model, tokenizer = tiny_llava(), tiny_tokenizer()
-    model.generation_config.eos_token_id = [VISION_END, 40]  # what a file says is meant, whatever word it is
+    model.generation_config.eos_token_id = [VISION_END, 40, -1]  # what a file says is meant, whatever word it is
     model.generation_config._from_model_config = False
     tokenizer.eos_token = "moon"
     assert own_ends(model, tokenizer) == (VISION_END, 40, EOS, VOCABULARY.index("moon"))
