@@ -129,6 +129,13 @@ def _of_config(config: Any) -> dict[str, Any]:
     return found
 
 
+class _Zeros(nn.Linear):
+    """A matrix of zeros that is not multiplied by; the vision towers of large models would take seconds otherwise."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(*values.shape[:-1], self.out_features)
+
+
 class _EnoughError(Exception):
     """The model has taken the image in; its text decoder is not to run."""
 
@@ -138,6 +145,8 @@ def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _Zeros
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.zeros(()).expand(weight.shape), requires_grad=False))
     decoder: nn.Module = model
