@@ -44,6 +44,8 @@ def locate(path: str) -> str:
     is_id = _HUB_ID.fullmatch(path) is not None
     if not is_id or (folder.parent.is_dir() and cached_snapshot(path) is None):
         fetch = f", or fetch that model of the hub first (hf download {path})" if is_id else ""
+        if "://" in path:
+            fetch = f", or give the hub id alone ({'/'.join(path.split('/')[3:5])})"
         raise FileNotFoundError(
             f"got the folder {path}, which does not exist (looked for {folder.absolute()}{nearest_path(folder)}), "
             f"expected a folder with config.json or a hub id such as 'owner/name'. Fix: correct the path{fetch}."

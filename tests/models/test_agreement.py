@@ -221,3 +221,15 @@ def test_image_tokens_of_every_family(family: str, tmp_path: Path) -> None:
     spoil(processor)
     with pytest.raises(ValueError, match="processor and model of m disagree about images: the processor writes"):
         check_agreement("m", source, processor, config)
+
+
+@pytest.mark.parametrize("changes", [{"patch_size": 4}, {"temporal_patch_size": 1}, {"spatial_merge_size": 1}])
+def test_patches_of_another_size(changes: dict[str, int], tmp_path: Path) -> None:
+    """Qwen's processor cuts images into patches itself."""
+    processor = families.qwen2_5_vl(chat_template())
+    (tmp_path / "processor_config.json").write_text("{}")
+    config = config_for("qwen2_5_vl", processor)
+    for name, value in changes.items():
+        setattr(config.vision_config, name, value)
+    with pytest.raises(ValueError, match="processor and model of m disagree about images"):
+        check_agreement("m", str(tmp_path), processor, config)

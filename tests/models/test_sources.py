@@ -32,6 +32,11 @@ def test_missing_folder(path: str) -> None:
         locate(path)
 
 
+def test_an_address_is_no_hub_id() -> None:
+    with pytest.raises(FileNotFoundError, match=r"give the hub id alone \(llava-hf/llava-1.5-7b-hf\)"):
+        locate("https://huggingface.co/llava-hf/llava-1.5-7b-hf/tree/main")
+
+
 def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"without config.json \(it holds nothing\)"):
         locate(str(tmp_path))
