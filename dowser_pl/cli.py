@@ -52,6 +52,9 @@ Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/mod
 _CURVE = """Smaller update ratios at which the tuned model is measured as well when training ends, such as
 [0.02, 0.05]: one run gives the whole trade-off in its report"""
 
+_OVERWRITE = """Let `fit` replace another run, finished or not, in trainer.default_root_dir; without it such a folder is
+refused, unless the run goes on from a checkpoint in it"""
+
 
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration of ``fit`` to ``<run>/config.yaml``; other verbs leave it as it was."""
@@ -60,7 +63,9 @@ class SaveConfig(SaveConfigCallback):
         """On the first rank, before anything runs."""
         if stage != "fit" or trainer.limit_train_batches == 0:  # the latter is `probe`
             return
-        text = self.parser.dump(self.config, skip_none=False)
+        config = self.config.clone()
+        config["overwrite"] = False  # that was meant once, not for whoever runs this configuration again
+        text = self.parser.dump(config, skip_none=False)
         write_atomically(Path(trainer.default_root_dir) / "config.yaml", text)
 
 
@@ -84,6 +89,7 @@ class DowserCLI(LightningCLI):
         parser.add_lightning_class_args(Forgetting, "report")
         parser.add_lightning_class_args(PatchFile, "patch")  # after it: the file tells its scores
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument("--overwrite", type=bool, default=False, help=_OVERWRITE)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
         parser.link_arguments("curve", "budget.ratios")
@@ -122,6 +128,7 @@ class DowserCLI(LightningCLI):
                 "how long shall it train? Set --trainer.max_epochs (5 in the paper) or --trainer.max_steps"
             )
         self._check_inputs()
+        self.trainer.overwrite = self._get(self.config, "overwrite")  # type: ignore[attr-defined]
         dowser = self._dowser()
         if dowser.method.needs and dowser.cache_dir is not None:
             check_writable(dowser.cache_dir, "--dowser.cache_dir")

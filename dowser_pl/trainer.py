@@ -1,14 +1,18 @@
 """Lightning's Trainer with one more verb."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from dowser_pl.locking import alone
 from dowser_pl.plan import plan_forms, show, write
 from dowser_pl.planning.plan_sizes import Placement
+from dowser_pl.run_folder import refuse_another_run
 
 __all__ = ["DowserTrainer"]
 
@@ -55,9 +59,13 @@ class DowserTrainer(Trainer):
 
     Attributes:
         planned_for: devices and strategy that ``plan`` counts for; None = this trainer's own.
+        overwrite: whether a run may replace another one in its folder: False = it is refused, as on the command line
+            unless ``--overwrite true``; True = what that left goes when training begins; None = as it comes, for
+            notebooks that fit again and again.
     """
 
     planned_for: Placement | None = None
+    overwrite: bool | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # the Trainer's own, which the command line looks up
         super().__init__(*args, **kwargs)
@@ -83,8 +91,30 @@ class DowserTrainer(Trainer):
             datamodule: training rows and evaluation tasks.
             ckpt_path: checkpoint to go on from; ``last`` is the newest one of this run's folder.
             weights_only: refuse checkpoints that hold anything but tensors and plain data.
+
+        Raises:
+            ValueError: if another process trains into the same folder, or the folder holds another run and
+                ``overwrite`` is False.
         """
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        with self._folder_held():
+            if self.overwrite is False and self._writes_run():
+                refuse_another_run(Path(self.default_root_dir), self._requeued() or ckpt_path)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def _folder_held(self) -> AbstractContextManager[None]:
+        """The lock of the run's folder, which the first process takes for all."""
+        mine = self._writes_run() and self.is_global_zero
+        return alone(Path(self.default_root_dir), "run") if mine else nullcontext()
+
+    def _writes_run(self) -> bool:
+        """Not where it only probes or tries its code, nor on a remote disk."""
+        trains = self.limit_train_batches != 0 and not self.fast_dev_run  # type: ignore[attr-defined]
+        return trains and "://" not in str(self.default_root_dir)
+
+    def _requeued(self) -> str | None:
+        """Whether Slurm started the same command again, and Lightning goes on from where it was stopped."""
+        stopped = SLURMEnvironment.detect() and list(Path(self.default_root_dir).glob("hpc_ckpt_*"))
+        return "hpc" if stopped else None
 
     def probe(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Run only the importance pass and fill the cache; no data is read and nothing is trained."""

@@ -38,6 +38,7 @@ def command(folder: Path, row: Row, seed: int, epochs: int) -> list[str]:
         "model.optimizer.lr": RATE,
         "data.split": "validation",
         "export.enabled": "false",
+        "overwrite": "true",  # what a fit that was killed left
         "seed_everything": seed,
         "data.seed": seed,
         "dowser.cache_dir": folder / "cache",

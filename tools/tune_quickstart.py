@@ -40,7 +40,7 @@ def run_cell(folder: Path, cell: Cell, threads: int) -> Report:
         command = [sys.executable, "-m", "dowser_pl", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
         command += ["--trainer.default_root_dir", str(run), "--trainer.max_epochs", str(epochs)]
         command += ["--dowser.method", method, "--model.optimizer.lr", str(rate)]
-        command += ["--data.split", "validation", "--export.enabled", "false"]
+        command += ["--data.split", "validation", "--export.enabled", "false", "--overwrite", "true"]
         command += ["--dowser.probe.num_prompts", "64", "--dowser.probe.num_probes", "8"]  # the paper's budget
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, env=environment, check=True, capture_output=True)

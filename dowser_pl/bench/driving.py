@@ -1,9 +1,6 @@
 """The loop over cells: what is finished stays, what fails is written down, and one interruption costs one cell."""
 
-import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Collection
 from statistics import fmean
 
 from dowser_pl.bench.cells import Cell, setting_text
@@ -13,6 +10,7 @@ from dowser_pl.bench.reaping import discard, last_lines, of_fit, of_merge
 from dowser_pl.bench.records import Record, Store
 from dowser_pl.bench.running import Runner
 from dowser_pl.bench.settings import Settings
+from dowser_pl.locking import alone
 
 __all__ = ["Bench"]
 
@@ -52,7 +50,7 @@ class Bench:
             runner: of the commands of one cell.
             retry: also those that failed in an earlier run.
         """
-        with _alone(self.settings.folder):
+        with alone(self.settings.folder, "bench"):
             if retry:
                 self._forget_failures()
             self._tidy()
@@ -147,24 +145,3 @@ def rough(seconds: float) -> str:
 def _scores(record: Record) -> str:
     parts = (("D", record.mean("downstream")), ("U", record.mean("upstream")), ("H", record.h_score))
     return " ".join(f"{name} {f'{value:.2f}'.lstrip('0')}" for name, value in parts)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when the process dies.
-
-    Raises:
-        ValueError: if another bench holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl  # noqa: PLC0415 - does not exist on Windows
-
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another bench is running in {folder}; wait for it, or choose another folder") from error
-        yield

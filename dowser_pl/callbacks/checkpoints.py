@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.checkpointing import checked, is_folder, read_file, read_folder, sealed
 from dowser_pl.files import atomic_path, put_back, remove, rename_over
+from dowser_pl.run_folder import clear, goes_on
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
@@ -18,7 +19,7 @@ __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 class Checkpoints(ModelCheckpoint):
     """Saves ``last.ckpt`` as training goes and when it ends; ``fit --ckpt_path last`` goes on from it, bit for bit.
 
-    A fresh run into the same folder keeps the checkpoint of the earlier one as ``previous.ckpt``.
+    A fresh run that replaces another one in its folder keeps that one's checkpoint as ``previous.ckpt``.
 
     Args:
         folder: where they lie; ``<run>/checkpoints``.
@@ -48,7 +49,11 @@ class Checkpoints(ModelCheckpoint):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         put_back(last)
-        if trainer.ckpt_path is None and last.exists():
+        folder, overwrite = Path(trainer.default_root_dir), getattr(trainer, "overwrite", None)
+        anew = trainer.ckpt_path is None or (overwrite is not None and not goes_on(folder, trainer.ckpt_path))
+        if anew and overwrite:
+            clear(folder, str(getattr(pl_module, "path", "")))
+        if anew and last.exists():
             rename_over(last, last.with_name("previous.ckpt"), any_kind=True)
             rank_zero_info(
                 f"This is a fresh run: the {last} of an earlier one is now previous.ckpt. "
