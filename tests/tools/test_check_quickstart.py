@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 from dowser_pl.cli import main
 from dowser_pl.commands.patch import main as patch
 from dowser_pl.models.loading import load_processor
+from dowser_pl.patches.patch import Patch, save_patch
 from dowser_pl.patches.tensor_file import read_slots
 from tests.tiny_run import pictures
 
@@ -63,7 +64,16 @@ def change_model(run: Path) -> None:
 
 
 def change_patch(run: Path) -> None:
-    """One bit of one tuned value."""
+    """One bit of one tuned value, in a patch that is whole."""
+    with Patch.open(run / "patch.safetensors") as patch:
+        changes = {name: patch.change(name) for name in patch.names}
+        head = {key: patch.head[key] for key in ("base", "config", "created_by", "method", "scores", "versions")}
+    changes[patch.names[0]].values.view(torch.int32).view(-1)[0] ^= 1
+    save_patch(run / "patch.safetensors", changes, head)
+
+
+def flip_patch(run: Path) -> None:
+    """One bit of one tuned value, as on a failing disk."""
     file = run / "patch.safetensors"
     slot = next(slot for name, slot in read_slots(file).items() if name.endswith(".values"))
     content = bytearray(file.read_bytes())
@@ -96,6 +106,7 @@ WRONG = {
     "the base with the patch is the exported model, bit for bit.": change_patch,
     "the patch is bits and values, and at most a tenth more": pad_patch,
     "the patch can be applied and removed (": truncate_patch,
+    "the patch can be applied and removed (.": flip_patch,
 }
 
 
