@@ -36,9 +36,9 @@ class ConversationData(MultimodalData):
         tasks: evaluation sets.
         holdout: fraction of the training rows for the downstream task when `tasks` has none; at most about 500.
         allow_urls: fetch images from http(s); each time they are needed.
-        skip_bad_rows: leave out unusable rows, count and name them, instead of stopping at the first. Unless `check`
-            is "none", every image is decoded once at the start and every question encoded; what is found later is
-            left out then (see `TrainingBatches`).
+        skip_bad_rows: leave out unusable rows, count and name them, instead of stopping at the first. Every question is
+            encoded once at the start then, and unless `check` is "none" every training image decoded; training rows
+            that are found later are left out where they are found (see `TrainingBatches`).
         batch_size: training rows per process and step; with `split_batches`, of all processes together.
         eval_batch_size: questions per process and `generate` call.
         num_workers: processes that load and encode; 0 = in the training process.

@@ -138,7 +138,7 @@ class EvaluatedData(LightningDataModule):
 
         With `skip_bad_rows` that is every one: all processes must ask the same questions, before and after.
         """
-        check = "all" if self.skip_bad_rows and self.check != "none" else self.check
+        check: Check = "all" if self.skip_bad_rows else self.check
         return [self._usable(task, check, encoder) for task in tasks]
 
     def _usable(self, task: Task, check: Check, encoder: Encoder) -> Task:

@@ -22,6 +22,7 @@ Span = tuple[int, int]
 _TAG = re.compile(r"({%[-+]?\s*)(end)?generation(\s*[-+]?%})")
 _MARKS = ("\ue000\ue0f0\ue001", "\ue001\ue0f1\ue000")  # private-use characters: no text contains these
 _WORDS = ("qzxvw", "jkvxq", "wxzqk", "vqjzx")  # of two questions and answers; no template writes them itself
+_OBJECTS = "[{'type': "
 # Words and images one after the other, one message per line, and the end token behind each answer.
 _PLAIN = (
     "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}"
@@ -175,7 +176,8 @@ class ChatTemplate:
         except (TemplateError, TypeError) as error:  # the latter where a text is joined with a list of parts
             roles = [message["role"] for message in messages]
             raise ValueError(f"The chat template cannot write a conversation of {roles}: {error}") from error
-        if "[{'type': " in text:
+        own = sum(part.get("text", "").count(_OBJECTS) for message in messages for part in message["content"])
+        if text.count(_OBJECTS) > own:  # what a row says itself is its own affair
             raise ValueError(
                 "The chat template prints the message parts as Python objects: it was written for plain text messages, "
                 "not for parts like {'type': 'image'}. Give another one as `chat_template` (path or Jinja text)."
