@@ -176,7 +176,9 @@ class ChatTemplate:
         except (TemplateError, TypeError) as error:  # the latter where a text is joined with a list of parts
             roles = [message["role"] for message in messages]
             raise ValueError(f"The chat template cannot write a conversation of {roles}: {error}") from error
-        own = sum(part.get("text", "").count(_OBJECTS) for message in messages for part in message["content"])
+        contents = [message["content"] for message in messages]
+        parts = [part for content in contents for part in ([content] if isinstance(content, str) else content)]
+        own = sum((part if isinstance(part, str) else part.get("text", "")).count(_OBJECTS) for part in parts)
         if text.count(_OBJECTS) > own:  # what a row says itself is its own affair
             raise ValueError(
                 "The chat template prints the message parts as Python objects: it was written for plain text messages, "
