@@ -64,13 +64,16 @@ def own_ends(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     be an ordinary word: what comes from a config counts only where the tokenizer has set that token apart.
     """
     set_apart = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    configs = [model.config, model.config.get_text_config()]
+    of_configs = [token for config in configs for token in _ids(config)]
     ends: dict[int, None] = {}  # in order, each once
-    for settings in _token_settings(model):
-        guessed = not isinstance(settings, GenerationConfig) or settings._from_model_config
-        ends |= dict.fromkeys(i for i in _ids(settings) if i in set_apart or (i >= 0 and not guessed))
+    for settings in (part.generation_config for part in _writers(model)):
+        meant = [token for token in _ids(settings) if not (settings._from_model_config and token in of_configs)]
+        ends |= dict.fromkeys(token for token in _ids(settings) if token in meant or token in set_apart)
+    ends |= dict.fromkeys(token for token in of_configs if token in set_apart)
     if tokenizer.eos_token_id is not None:
         ends[int(tokenizer.eos_token_id)] = None
-    return tuple(ends)
+    return tuple(token for token in ends if token >= 0)
 
 
 def write_tokens(
@@ -188,13 +191,10 @@ def _writers(model: torch.nn.Module) -> list[Any]:
     return [part for part in parts if isinstance(getattr(part, "generation_config", None), GenerationConfig)]
 
 
-def _token_settings(model: Any) -> list[Any]:
-    """All that name special tokens, the ones that count most first."""
-    return [*(part.generation_config for part in _writers(model)), model.config, model.config.get_text_config()]
-
-
 def _first(model: Any, name: str) -> Any:
-    found = (getattr(settings, name, None) for settings in _token_settings(model))
+    """A special token, by who counts most."""
+    places = [*(part.generation_config for part in _writers(model)), model.config, model.config.get_text_config()]
+    found = (getattr(place, name, None) for place in places)
     return next((value for value in found if value is not None), None)
 
 

@@ -97,9 +97,16 @@ def test_all_who_name_an_end_are_heard():
 def test_a_default_that_is_an_ordinary_word_here_ends_nothing(place):
     """The class of a text config says 2, which is a word of many vocabularies."""
     model, tokenizer = tiny_llava(), tiny_tokenizer()
-    owner = getattr(model, place) if place != "text_config" else model.config.text_config
+    owner = model.config if place == "config" else model.config.text_config
     owner.eos_token_id = VOCABULARY.index("red")
+    if place == "generation_config":  # transformers makes one of the config where a folder has none
+        model.generation_config = GenerationConfig(eos_token_id=owner.eos_token_id, _from_model_config=True)
     assert own_ends(model, tokenizer) == (EOS,)
+    model.generation_config.eos_token_id = [EOS, VOCABULARY.index("red"), VOCABULARY.index("blue")]  # edited by hand
+    expected = (EOS, VOCABULARY.index("blue"))
+    assert own_ends(model, tokenizer) == expected
+    model.generation_config._from_model_config = False
+    assert own_ends(model, tokenizer) == (EOS, VOCABULARY.index("red"), VOCABULARY.index("blue"))
 
 
 class Forced(LogitsProcessor):
