@@ -57,6 +57,8 @@ class ConversationData(MultimodalData):
             batches, and the longest rows and largest images by a cheap estimate), "all" or "none".
         min_pixels: of an image, for processors that resize to a number of pixels (Qwen-VL); None = the model's own.
         max_pixels: of an image, likewise.
+        control_tokens: control tokens of the model that rows may write as such (`<|box_start|>` in answers that
+            ground); all others in their words are read as words.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class ConversationData(MultimodalData):
         check: Check = "first",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        control_tokens: list[str] | None = None,
     ) -> None:
         loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
         super().__init__(*loading, split_batches, check, min_pixels, max_pixels)
@@ -97,6 +100,7 @@ class ConversationData(MultimodalData):
         self.skip_bad_rows = skip_bad_rows
         self.decoding = Decoding(background, max_image_pixels).checked()
         self.split = split
+        self.control_tokens = control_tokens or []
 
     def train_conversations(self) -> Selected[Conversation]:
         """All rows, less those held out."""

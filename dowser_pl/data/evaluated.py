@@ -39,9 +39,11 @@ class EvaluatedData(LightningDataModule):
         tasks: of the report, once `setup` was called.
         processor: set it by hand where there is no trainer.
         stage: what the tasks are read for; `predict` alone needs no references.
+        control_tokens: that rows may write as such.
     """
 
     skip_bad_rows = False
+    control_tokens: Sequence[str] = ()
     stage: str = "fit"
 
     def __init__(
@@ -100,7 +102,7 @@ class EvaluatedData(LightningDataModule):
             self.stage, self._evaluation_loaders = stage, []
             processor = self._find_processor()
             limit_pixels(processor, self.min_pixels, self.max_pixels)
-            encoder = build_encoder(processor, self.chat_template, self.max_length)
+            encoder = build_encoder(processor, self.chat_template, self.max_length, self.control_tokens)
             tasks = checked_tasks(self.evaluation_tasks(), encoder.tokenizer, stage != "predict")
             self.tasks = self._without_bad(tasks, encoder)
             self._encoder = encoder

@@ -35,14 +35,24 @@ class LiteralWords:
 
     Args:
         processor: of the model, with its tokenizers.
+        meant: control tokens that rows may write as such, like those around the boxes of some models' answers.
+
+    Raises:
+        ValueError: one of `meant` is none of this model, or stands for an image.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, meant: Sequence[str] = ()) -> None:
         self.processor = processor
         tokenizers = [getattr(processor, name) for name in _TOKENIZERS if hasattr(processor, name)]
         media = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         self._media = {str(token) for token in media if token} - {_WRITTEN_IN_FILES}
         controls = {str(token) for token in media if token}.union(*map(control_tokens, tokenizers))
+        if odd := sorted(set(meant) - (controls - self._media - {_WRITTEN_IN_FILES})):
+            raise ValueError(
+                f"control_tokens has {odd[0]!r}, expected some of this model's that stand for no image: "
+                f"{', '.join(sorted(controls - self._media - {_WRITTEN_IN_FILES})[:20])}"
+            )
+        controls -= set(meant)
         self._controls = sorted(controls, key=lambda token: (-len(token), token))  # the longest match counts
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         self._spelled = {token: _spell(_WORDS, i, token) for i, token in enumerate(self._controls)}
@@ -115,7 +125,7 @@ class LiteralWords:
             self._warned.add(token)
             rank_zero_warn(
                 f"{row}: its words have {token!r}, which is a control token of this model. It is read as plain text, "
-                "here and in all other rows; only the chat template writes control tokens.",
+                "here and in all other rows; `data.control_tokens` lists those that rows may write as such.",
                 category=UserWarning,
             )
 

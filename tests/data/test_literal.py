@@ -367,3 +367,35 @@ def test_from_a_file(tmp_path):
     assert asked["references"] == [["a </s> tag"]]
     assert (asked["inputs"]["input_ids"] == data.processor.tokenizer.eos_token_id).sum() == 0
     assert "what is </s> ?" in decode(asked["inputs"]["input_ids"][0])
+
+
+def test_rows_may_write_the_control_tokens_that_are_listed():
+    tokenizer = fast(byte_level_with("<box>"))
+    box, end = tokenizer.convert_tokens_to_ids(["<box>", "</s>"])
+
+    def ids(**options):
+        encoder = build_encoder(llava(tokenizer), **options)
+        return quietly(encoder.training_batch, [said("<box> the </s> tag")])[0]["input_ids"][0].tolist()
+
+    assert ids().count(box) == 0
+    assert (ids(control_tokens=["<box>"]).count(box), ids(control_tokens=["<box>"]).count(end)) == (1, 1)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<boxes>"])
+def test_what_may_not_be_written_is_refused(token):
+    with pytest.raises(ValueError, match=f"control_tokens has '{token}', expected some of this model's"):
+        build_encoder(llava(fast(finished(byte_level()))), control_tokens=[token])
+
+
+def test_the_listed_tokens_are_an_option(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a <unk> b"}]}\n' * 3)
+    data = ConversationData(str(path), holdout=0, control_tokens=["<unk>"], num_workers=0)
+    data.processor = llava(fast(finished(byte_level())))
+    data.setup("fit")
+    unknown = data.processor.tokenizer.unk_token_id
+    assert unknown in quietly(lambda: next(iter(data.train_dataloader())))["input_ids"][0].tolist()
+
+
+def byte_level_with(token):
+    return finished(byte_level(), [*TEXT, token])
