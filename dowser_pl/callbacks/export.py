@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from dowser_pl.files import atomic_path
+from dowser_pl.patches.image_settings import write_image_settings
 from dowser_pl.patches.tuned_folder import TunedFolder
 from dowser_pl.shards import shape_of, to_first
 from dowser_pl.spread_models import spread_model
@@ -96,6 +97,7 @@ class Export(Callback):
         generation = {key: getattr(own, key) for key in _GENERATION if getattr(own, key, None) is not None}
         with atomic_path(path, needed_bytes=folder.num_bytes) as temporary:
             folder.write(temporary, pl_module.ending().ids, generation)
+            write_image_settings(temporary, pl_module.processor.image_processor)
 
 
 def _mergeable(pl_module: Any) -> bool:

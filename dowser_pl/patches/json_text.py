@@ -40,8 +40,18 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
         path.write_bytes(after.encode("utf-8"))
 
 
-def with_value(text: str, key: str, value: Any) -> str:
-    """The text of an object with another value of one of its keys."""
+def with_value(text: str, key: str, value: Any, part: str | None = None) -> str:
+    """The text of an object with another value of one of its keys, which is put last where it does not have it.
+
+    Args:
+        text: of the object.
+        key: one of its keys.
+        value: the new one.
+        part: key of an object in it that is meant instead, if it is there.
+    """
+    where = None if part is None else _last_value(text, part)[0]
+    if where is not None:
+        return text[: where[0]] + with_value(text[slice(*where)], key, value) + text[where[1] :]
     new = json.dumps(value, ensure_ascii=False)
     found, end = _last_value(text, key)
     if found is not None:

@@ -36,6 +36,13 @@ def test_an_added_value_stands_on_a_line_of_its_own_where_the_others_do():
     assert with_value("{}", "b", 2) == '{"b": 2}'
 
 
+def test_a_value_of_a_part():
+    text = '{"a": {"size": 1}, "image_processor": {\n  "size": {"x": 1},\n  "z": 2\n}, "size": 3}'
+    assert with_value(text, "size", 5, "image_processor") == text.replace('{"x": 1}', "5")
+    added = with_value(text, "new", 5, "image_processor")
+    assert added == text.replace('"z": 2\n', '"z": 2,\n  "new": 5\n')
+
+
 def test_every_floating_dtype_is_replaced_and_nothing_that_looks_like_one():
     text = (
         '{"torch_dtype": "float16", "note": "\\"dtype\\": \\"float16\\"", "text_config": {"dtype" : "bfloat16"},\n'
