@@ -18,6 +18,8 @@ from dowser_pl.reporting import role_means
 
 __all__ = ["EvaluatedModule"]
 
+_TOKENS = ("bos_token_id", "decoder_start_token_id", "pad_token_id")
+
 
 class EvaluatedModule(LightningModule):
     """Validation, test and prediction loops over the tasks of the data module.
@@ -67,6 +69,14 @@ class EvaluatedModule(LightningModule):
             self._endings[template] = Ending(tuple(dict.fromkeys([*own, *ids])), text)
             rank_zero_info(_ending_line(self.processor.tokenizer, own, ids, text))
         return self._endings[template]
+
+    def generation_tokens(self) -> dict[str, Any]:
+        """What a generation config says of tokens, and of those that end an answer all of :meth:`ending`."""
+        own = self.network.generation_config
+        tokens = {name: getattr(own, name, None) for name in _TOKENS}
+        return {name: value for name, value in tokens.items() if value is not None} | {
+            "eos_token_id": list(self.ending().ids)
+        }
 
     @torch.no_grad()
     def score_tasks(self, tasks: Sequence[Any], loaders: Sequence[Any]) -> dict[str, float]:

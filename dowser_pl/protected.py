@@ -54,7 +54,7 @@ class ProtectedModule(EvaluatedModule):
         whole = self.trained_whole()
         files = self._saved_names or saved_names(self.network)
         names = {key: files[runtime] for key in (*keys.values(), *whole) if (runtime := key[len("model.") :]) in files}
-        base = BaseModel.of(self.path, self.state_dict(), keys, whole, names)
+        base = BaseModel.of(self.path, self.state_dict(), keys, whole, names, self.generation_tokens())
         check_same(base.fingerprint, "weights")  # nothing would make them equal later
         return base
 

@@ -10,14 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from dowser_pl.files import atomic_path
+from dowser_pl.patches.answer_ends import add_ends
 from dowser_pl.patches.image_settings import write_image_settings
 from dowser_pl.patches.tuned_folder import TunedFolder
 from dowser_pl.shards import shape_of, to_first
 from dowser_pl.spread_models import spread_model
 
 __all__ = ["Export"]
-
-_GENERATION = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
 
 
 class Export(Callback):
@@ -85,6 +84,7 @@ class Export(Callback):
             with atomic_path(path) as temporary:
                 network.save_pretrained(temporary, state_dict=state)
                 pl_module.processor.save_pretrained(temporary)
+                add_ends(temporary, pl_module.generation_tokens())
             return
         try:
             folder = TunedFolder.of(pl_module.path, network, state)
@@ -93,10 +93,8 @@ class Export(Callback):
                 f"the files of {pl_module.path} changed while the model was tuned, expected them as they were, because "
                 f"{path} is written like them: {error}. Put them back and resume the run, which then writes it"
             ) from error
-        own = network.generation_config
-        generation = {key: getattr(own, key) for key in _GENERATION if getattr(own, key, None) is not None}
         with atomic_path(path, needed_bytes=folder.num_bytes) as temporary:
-            folder.write(temporary, pl_module.ending().ids, generation)
+            folder.write(temporary, pl_module.generation_tokens())
             write_image_settings(temporary, pl_module.processor.image_processor)
 
 

@@ -55,7 +55,7 @@ class PatchFile(Callback):
         folder = Path(trainer.default_root_dir)
         config, report = folder / "config.yaml", _callback(trainer, Forgetting)
         head = {
-            "base": {"model": base.path, "fingerprint": base.fingerprint},
+            "base": base.head,
             "method": dowser.method.settings(),
             "config": config.read_text(encoding="utf-8") if config.is_file() else None,
             "scores": None if report is None or report.written is None else report.written.scores(),

@@ -66,7 +66,7 @@ def _check_apart(out: Path, sources: Sequence[Path]) -> None:
 
 def _write_patch(out: Path, merge: Merge, base: str) -> None:
     head = {
-        "base": {"model": base},
+        "base": {"model": base, "generation": merge.generation},
         "method": merge.method.settings(),
         "versions": {"dowser_pl": __version__, "torch": installed_version("torch")},
         "created_by": f"dowser_pl {__version__} merge",

@@ -13,6 +13,7 @@ from dowser_pl.commands.patch_text import applied_table, conversion_lines, descr
 from dowser_pl.commands.provenance import installed_version, provenance
 from dowser_pl.commands.run_head import run_head
 from dowser_pl.files import write_atomically
+from dowser_pl.patches.answer_ends import ends_added
 from dowser_pl.patches.applying import apply_patches
 from dowser_pl.patches.difference import difference
 from dowser_pl.patches.patch import Change, Patch, save_patch
@@ -59,9 +60,10 @@ def run_remove(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 
 
 def run_diff(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - one signature for all
     """Make a patch out of two model folders."""
-    found = difference(model_folder(options.base), model_folder(options.tuned), options.update_ratio)
+    base, tuned = model_folder(options.base), model_folder(options.tuned)
+    found = difference(base, tuned, options.update_ratio)
     head = {
-        "base": {"model": options.base},
+        "base": {"model": options.base, "generation": ends_added(base, [tuned])},
         "method": {"name": "diff", "update_ratio": options.update_ratio},
     }
     lines = [_write(Path(options.out), found.changes, head, "diff")]

@@ -18,6 +18,7 @@ from dowser_pl.files import atomic_path
 from dowser_pl.maths.merges import mean_of_moves
 from dowser_pl.merging.versions import Versions
 from dowser_pl.methods import Layer, Method, build_masks
+from dowser_pl.patches.answer_ends import add_ends, ends_added
 from dowser_pl.patches.applying import check_free
 from dowser_pl.patches.difference import change_between
 from dowser_pl.patches.model_folder import copy_model, find_slots
@@ -60,6 +61,7 @@ class Merge:
         merged: counts of what was merged, once written.
         others: names of what the tuned models changed besides.
         taken: counts of those that were taken, once written.
+        generation: tokens that end an answer of the tuned models and not of the base, as for ``add_ends``.
 
     Raises:
         ValueError: if nothing was tuned, or the method cannot do it.
@@ -73,6 +75,7 @@ class Merge:
         merged = set(self._matrices)
         self.others = [name for name in changed if name not in merged]
         self.merged, self.taken = Group(), Group()
+        self.generation = ends_added(versions.base, versions.tuned)
         if not self._matrices:
             asked = f" that matches {' or '.join(only)}" if only else ""
             also = f"; {len(self.others)} other tensors were, first {self.others[0]}" if self.others else ""
@@ -92,6 +95,7 @@ class Merge:
             slots = find_slots(folder)
             for name, after, _ in self._tensors():
                 write(slots[name], after)
+            add_ends(folder, self.generation)
 
     def changes(self) -> dict[str, Change]:
         """The merged model as a patch of the base, all of which is held.

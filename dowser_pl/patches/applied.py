@@ -60,6 +60,8 @@ class Applied:
         cast: the dtype that the folder was converted to when this patch was applied; null if it was not.
         tensors: name in the folder -> digests ``before`` and ``after`` the patch.
         widened: how to undo that conversion where it lost nothing; null if it did, or there was none.
+        ends: the text of the generation config ``before`` tokens that end an answer were added to it (null if there
+            was no such file), and its SHA-256 ``after``; null if none were.
     """
 
     file: str
@@ -71,6 +73,7 @@ class Applied:
     cast: str | None
     tensors: dict[str, dict[str, str]]
     widened: Widening | None = None
+    ends: dict[str, str | None] | None = None
 
 
 class Beneath:

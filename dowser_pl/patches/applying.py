@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dowser_pl.files import atomic_path
+from dowser_pl.patches.answer_ends import GENERATION, add_ends
 from dowser_pl.patches.applied import Applied, Beneath, file_digest, read_applied, undo_file, write_applied
 from dowser_pl.patches.casting import dtype_to_cast, is_lossless
 from dowser_pl.patches.conversion import cast, converted_size
@@ -62,7 +63,7 @@ def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch:
             done = _apply(path, digest, folder, slots, applied)
             if dtype is not None and not applied:
                 done = replace(done, cast=dtype_name(dtype), widened=widened)
-            applied.append(done)
+            applied.append(replace(done, ends=_add_ends(path, folder)))
         write_applied(folder, applied)
     return applied[len(applied) - len(patches) :]
 
@@ -95,6 +96,16 @@ def _digests(patches: Sequence[Path], applied: Sequence[Applied]) -> list[str]:
         known[digest] = f"the same patch as {path}"
         digests.append(digest)
     return digests
+
+
+def _add_ends(path: Path, folder: Path) -> dict[str, str | None] | None:
+    """Make a folder that is ours stop where the model of a patch does; what is needed to undo that."""
+    settings = folder / GENERATION
+    before = settings.read_bytes().decode() if settings.is_file() else None
+    with Patch.open(path) as patch:
+        add_ends(folder, patch.head["base"].get("generation") or {})
+    after = settings.read_bytes().decode() if settings.is_file() else None
+    return None if after == before else {"before": before, "after": file_digest(settings)}
 
 
 def _verify(patch: Patch, folder: Path, slots: dict[str, Slot], beneath: Beneath, dtype: torch.dtype | None) -> None:

@@ -82,8 +82,8 @@ def save_patch(path: str | Path, changes: Mapping[str, Change], head: Mapping[st
     Args:
         path: the file; its folder is made.
         changes: name in the files of the model -> what changes.
-        head: any of ``base`` (``model``, ``fingerprint``), ``method``, ``config``, ``scores``, ``versions`` and
-            ``created_by``, JSON-able; what is missing is written as null.
+        head: any of ``base`` (``model``, ``fingerprint``, ``generation``: see ``answer_ends``), ``method``, ``config``,
+            ``scores``, ``versions`` and ``created_by``, JSON-able; what is missing is written as null.
 
     Raises:
         ValueError: if a change does not fit itself, a value is not finite, or the head has a field that is none.

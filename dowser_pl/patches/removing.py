@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dowser_pl.files import atomic_path
+from dowser_pl.patches.answer_ends import GENERATION
 from dowser_pl.patches.applied import Applied, file_digest, read_applied, undo_file, write_applied
 from dowser_pl.patches.applying import check_free
 from dowser_pl.patches.model_folder import copy_model, find_slots, folder_size, resolve
@@ -44,14 +45,29 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
     _each_restored(folder, len(applied), last, write_back=False)
     if last.widened is not None:
         check_narrowable(folder, last.widened)
+    settings = folder / GENERATION
+    if last.ends is not None and not (settings.is_file() and file_digest(settings) == last.ends["after"]):
+        raise ValueError(
+            f"{GENERATION} in {folder} was changed after the patch was applied. Nothing was written; undo that change, "
+            "or apply the patch to its base again and go on from there"
+        )
     with atomic_path(out or folder, needed_bytes=folder_size(folder, everything=True)) as new:
         copy_model(folder, new, everything=True)
         _each_restored(new, len(applied), last, write_back=True)
         if last.widened is not None:
             narrow(new, last.widened, folder)
+        if last.ends is not None:
+            _write_or_remove(new / GENERATION, last.ends["before"])
         undo_file(new, len(applied)).unlink()
         write_applied(new, applied[:-1])
     return last
+
+
+def _write_or_remove(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink()
+    else:
+        path.write_bytes(text.encode())
 
 
 def _check_last(folder: Path, applied: Sequence[Applied], patch: Path) -> None:

@@ -9,7 +9,7 @@ where the run converted them, and the tokens that end an answer.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ from torch import Tensor
 
 from dowser_pl.models.names import as_saved
 from dowser_pl.models.sources import stored_folder
+from dowser_pl.patches.answer_ends import add_ends
 from dowser_pl.patches.casting import holds
-from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size, with_value
+from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
 from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights
 from dowser_pl.patches.stored import Shard, Stored, shards_of
 from dowser_pl.patches.tensor_file import CASTABLE, CODES, DTYPES, FLOATING, METADATA, as_bits, as_bytes, dtype_name
 
 __all__ = ["TunedFolder"]
-
-GENERATION = "generation_config.json"
 
 
 class TunedFolder:
@@ -76,13 +75,12 @@ class TunedFolder:
         weights = sum(stored.size_as(self._codes[name]) for name, stored in self._stored.items())
         return weights + sum(path.stat().st_size for path in beside_weights(self.base))
 
-    def write(self, folder: Path, stop: Sequence[int] = (), generation: Mapping[str, object] | None = None) -> None:
+    def write(self, folder: Path, generation: Mapping[str, Any]) -> None:
         """Write the folder; no more than one tensor is held beside those of the model.
 
         Args:
             folder: is made.
-            stop: tokens that end an answer; those that the base does not stop at are added.
-            generation: settings of a base without a file for them, to which ``stop`` is added where they lack some.
+            generation: tokens of the model, as for :func:`add_ends`.
         """
         folder.mkdir(parents=True)
         for path in beside_weights(self.base, apart_from=folder):
@@ -94,7 +92,7 @@ class TunedFolder:
         self._write_index(folder)
         if self._converted and (folder / CONFIG).is_file():
             edit(folder / CONFIG, lambda text: with_dtype(text, dtype_name(self._dtype)))
-        _write_stop(folder / GENERATION, stop, generation or {})
+        add_ends(folder, generation)
 
     def _write_shard(self, shard: Shard, path: Path) -> None:
         header = shard.header_with({name: self._codes[name] for name in shard.tensors})
@@ -170,17 +168,3 @@ class TunedFolder:
         places = {name: shard.file for shard in self._shards for name in shard.tensors}
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_stop(path: Path, stop: Sequence[int], generation: Mapping[str, object]) -> None:
-    """Add to the tokens that end an answer; what stops there already is not written anew."""
-    content = read_object(path) if path.is_file() else generation
-    present = content.get("eos_token_id")
-    present = [] if present is None else list(present) if isinstance(present, Iterable) else [present]
-    missing = [token for token in stop if token not in present]
-    if not missing:
-        return
-    if not path.is_file():
-        path.write_text(json.dumps(dict(generation), indent=2) + "\n", encoding="utf-8")
-    together = [*present, *missing]
-    edit(path, lambda text: with_value(text, "eos_token_id", together if len(together) > 1 else together[0]))

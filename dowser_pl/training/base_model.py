@@ -32,6 +32,7 @@ class BaseModel:
         keys: name of a masked matrix -> key of its weight.
         whole: keys of what is trained without a mask.
         saved_names: key of a trained tensor -> its name in the files of the model, where it has one.
+        generation: tokens that a generation config of the tuned model names, those that end an answer among them.
     """
 
     path: str
@@ -39,6 +40,7 @@ class BaseModel:
     keys: dict[str, str] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
     saved_names: dict[str, str] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -48,15 +50,21 @@ class BaseModel:
         keys: Mapping[str, str],
         whole: list[str],
         saved_names: Mapping[str, str],
+        generation: Mapping[str, Any],
     ) -> "BaseModel":
         """Describe a model before it is trained; reads all of it once."""
         hashed = digests(tensors)
         described = {key: (_kind(value), tuple(shape_of(value)), hashed[key]) for key, value in tensors.items()}
-        return cls(path, described, dict(keys), list(whole), dict(saved_names))
+        return cls(path, described, dict(keys), list(whole), dict(saved_names), dict(generation))
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint; ``BaseModel(**content)`` gives it back."""
         return dict(vars(self))
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What a patch says of its base."""
+        return {"model": self.path, "fingerprint": self.fingerprint, "generation": self.generation}
 
     @property
     def fingerprint(self) -> str:

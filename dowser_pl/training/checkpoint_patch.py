@@ -61,7 +61,7 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
     try:
         base = BaseModel(**state["base"])
         changes = base.changes(state["entries"], checkpoint["state_dict"])
-        head = {"base": {"model": base.path, "fingerprint": base.fingerprint}, "method": state["method"]}
+        head = {"base": base.head, "method": state["method"]}
         return CheckpointPatch(file, changes, head, checkpoint["global_step"], state["frozen_digest"]["before"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

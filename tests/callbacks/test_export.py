@@ -9,8 +9,10 @@ from lightning.pytorch import Callback
 from transformers import AutoModelForImageTextToText
 
 from dowser_pl.callbacks import Curve, Dowser
+from dowser_pl.commands.patch import main as main_patch
 from dowser_pl.methods import Dare, Full, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
+from dowser_pl.patches.applying import apply_patches
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
 from tests.tiny_models import CHAT_TEMPLATE, EOS, UNK, make_processor_folder, tiny_paligemma
 from tests.tiny_run import TinyData, build_module, build_trainer
@@ -139,6 +141,14 @@ def test_the_model_stops_where_its_answers_end(base, tmp_path):
     after = before.replace(f'"eos_token_id": {EOS}', f'"eos_token_id": [{EOS}, {UNK}]')
     assert (out / "generation_config.json").read_text() == after != before
     assert differing(base, out) - {path.name for path in base.glob("*.safetensors")} == {"generation_config.json"}
+    patches = {"of the run": tmp_path / "run" / "patch.safetensors"}
+    assert main_patch(["export", str(tmp_path / "run"), "--out", str(tmp_path / "c.safetensors")]) == 0
+    assert main_patch(["diff", str(base), str(out), "--out", str(tmp_path / "d.safetensors")]) == 0
+    patches |= {"of its checkpoint": tmp_path / "c.safetensors", "of its folder": tmp_path / "d.safetensors"}
+    for name, patch in patches.items():
+        apply_patches(base, [patch], tmp_path / name)
+        undone = {"dowser_patches/applied.json", "dowser_patches/01.undo.safetensors"}
+        assert differing(out, tmp_path / name) == undone, name
 
 
 class Between(Callback):

@@ -1,3 +1,4 @@
+import json
 import re
 import weakref
 
@@ -89,6 +90,22 @@ def test_all_else_is_the_base(folders, tmp_path):
     assert {n for n in found if differs(original, found, n)} == {
         n for n in found if n.endswith(FAMILY) and "language_model" in n
     }
+
+
+@pytest.mark.parametrize(("stops", "ends"), [([2, 2], 2), ([[2, 7], 2], [2, 7]), ([[2, 7], [9, 2]], [2, 7, 9])])
+def test_a_merged_model_ends_its_answers_where_the_tuned_ones_do(tmp_path, stops, ends):
+    base, tuned = save_base(tmp_path / "base"), [save_tuned(tmp_path / str(n), seed=n) for n in (1, 2)]
+    settings = "generation_config.json"
+    for folder, stop in zip(tuned, stops, strict=True):
+        content = json.loads((folder / settings).read_text())
+        (folder / settings).write_text(json.dumps(content | {"eos_token_id": stop, "temperature": 0.5}))
+    merge = Merge(Versions(base, tuned), Ties(0.15))
+    merge.write_folder(tmp_path / "out")
+    before = json.loads((base / settings).read_text())
+    assert json.loads((tmp_path / "out" / settings).read_text()) == before | {"eos_token_id": ends}
+    save_patch(tmp_path / "p.safetensors", merge.changes(), {"base": {"model": "x", "generation": merge.generation}})
+    apply_patches(base, [tmp_path / "p.safetensors"], tmp_path / "patched")
+    assert (tmp_path / "patched" / settings).read_bytes() == (tmp_path / "out" / settings).read_bytes()
 
 
 def test_only_what_matches_is_merged(folders, tmp_path):

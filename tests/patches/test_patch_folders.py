@@ -12,6 +12,7 @@ from dowser_pl.patches import Patch, applying
 from dowser_pl.patches.applying import apply_patches
 from dowser_pl.patches.conversion import rewrite
 from dowser_pl.patches.loaded import apply_to_model
+from dowser_pl.patches.patch import save_patch
 from dowser_pl.patches.removing import remove_patch
 from dowser_pl.patches.tensor_file import read_slots, write
 from tests.patches.samples import (
@@ -262,3 +263,60 @@ def test_what_stood_in_a_base_comes_back_even_if_it_is_not_finite(tmp_path):
     apply_patches(base, [patch], tmp_path / "out")
     remove_patch(tmp_path / "out")
     assert fingerprints(tmp_path / "out") == before
+
+
+def test_weights_in_other_formats_are_not_copied_and_a_folder_loses_nothing_by_a_removal(folders, tmp_path):
+    """They are of the base: who reads them would run another model than the patched one."""
+    base, _, patch = folders
+    before, out = fingerprints(base), tmp_path / "out"
+    stale = ["pytorch_model.bin", "consolidated.00.pth", "model.fp16.safetensors", "onnx/model.onnx", ".git/config"]
+    for name in stale:
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(name)
+    (base / "code.py").write_text("pass")
+    apply_patches(base, [patch], out)
+    assert set(fingerprints(out)) == {*before, "code.py", "dowser_patches/applied.json", UNDO}
+    for name in stale:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    remove_patch(out)
+    assert set(fingerprints(out)) == {*before, "code.py", *stale}
+    assert all((out / name).read_text() == "mine" for name in stale)
+
+
+UNDO = "dowser_patches/01.undo.safetensors"
+ENDS = {"eos_token_id": [2, 7], "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_patch_brings_the_ends_of_answers_and_takes_them_off(folders, tmp_path, there):
+    base, tuned, _ = folders
+    settings = "generation_config.json"
+    if not there:
+        (base / settings).unlink()
+    changes, names = naive_changes(base, tuned), ["q_proj", "down_proj"]
+    for name in names:
+        some = {key: change for key, change in changes.items() if name in key}
+        head = {"base": {"model": "tiny", "generation": ENDS if name == "q_proj" else ENDS | {"eos_token_id": [2, 9]}}}
+        save_patch(tmp_path / f"{name}.safetensors", some, head)
+    before, out = fingerprints(base), tmp_path / "out"
+    apply_patches(base, [tmp_path / f"{name}.safetensors" for name in names], out)
+    written = json.loads((out / settings).read_text())
+    assert written["eos_token_id"] == [2, 7, 9] and written["pad_token_id"] == 0
+    assert set(written) == (set(json.loads((base / settings).read_text())) if there else set(ENDS))
+    remove_patch(out, tmp_path / "one off")
+    assert json.loads((tmp_path / "one off" / settings).read_text())["eos_token_id"] == [2, 7]
+    remove_patch(tmp_path / "one off")
+    assert fingerprints(tmp_path / "one off") == before
+    (out / settings).write_text("{}")
+    with pytest.raises(ValueError, match=f"{settings} in .*out was changed after the patch was applied. Nothing was"):
+        remove_patch(out)
+
+
+def test_a_patch_that_ends_answers_where_its_base_does_changes_no_settings(folders, tmp_path):
+    base, tuned, _ = folders
+    head = {"base": {"model": "tiny", "generation": {"eos_token_id": [2], "bos_token_id": 5}}}
+    save_patch(tmp_path / "p.safetensors", naive_changes(base, tuned), head)
+    (applied,) = apply_patches(base, [tmp_path / "p.safetensors"], tmp_path / "out")
+    assert applied.ends is None
+    assert (tmp_path / "out" / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()

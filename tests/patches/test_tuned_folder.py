@@ -27,7 +27,7 @@ TUNED = "language_model.layers.1.self_attn.q_proj.weight"
 SAVED = "language_model.model.layers.1.self_attn.q_proj.weight"
 
 
-def tune(folder: Path, out: Path, dtype="auto", tuned=TUNED, **writing):
+def tune(folder: Path, out: Path, dtype="auto", tuned=TUNED, generation=None):
     """Load a base, move some weights of it, write it as a run does; the loaded model."""
     model = load_model(str(folder), dtype=dtype)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def tune(folder: Path, out: Path, dtype="auto", tuned=TUNED, **writing):
         assert found
         for weight in found:
             weight.view(-1)[::3] += 1
-    TunedFolder.of(str(folder), model, model.state_dict(keep_vars=True)).write(out, **writing)
+    TunedFolder.of(str(folder), model, model.state_dict(keep_vars=True)).write(out, generation or {})
     return model
 
 
@@ -175,7 +175,7 @@ def test_the_ends_of_an_answer_are_added_to_the_generation_config(tmp_path, case
     before, stop, after = ENDS[case]
     base, out = save_base(tmp_path / "base"), tmp_path / "out"
     (base / "generation_config.json").write_text(before)
-    tune(base, out, stop=stop, generation={"eos_token_id": 2, "pad_token_id": 0})
+    tune(base, out, generation={"eos_token_id": stop, "pad_token_id": 0})
     assert (out / "generation_config.json").read_text() == after
     assert differing(base, out) <= {"model.safetensors", "generation_config.json"}
 
@@ -184,9 +184,9 @@ def test_a_base_without_a_generation_config_gets_one_only_where_it_needs_it(tmp_
     base = save_base(tmp_path / "base")
     (base / "generation_config.json").unlink()
     own = {"eos_token_id": 2, "pad_token_id": 0}
-    tune(base, tmp_path / "same", stop=[2], generation=own)
+    tune(base, tmp_path / "same", generation=own | {"eos_token_id": [2]})
     assert not (tmp_path / "same" / "generation_config.json").exists()
-    tune(base, tmp_path / "more", stop=[2, 7], generation=own)
+    tune(base, tmp_path / "more", generation=own | {"eos_token_id": [2, 7]})
     assert json.loads((tmp_path / "more" / "generation_config.json").read_text()) == own | {"eos_token_id": [2, 7]}
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "more")
     assert loaded.generation_config.eos_token_id == [2, 7] and loaded.generation_config.pad_token_id == 0
@@ -354,7 +354,7 @@ def test_its_size_is_known_before(tmp_path):
     for dtype in ("auto", "float32"):
         model = load_model(str(base), dtype=dtype)
         folder = TunedFolder.of(str(base), model, model.state_dict(keep_vars=True))
-        folder.write(tmp_path / dtype)
+        folder.write(tmp_path / dtype, {})
         written = sum(path.stat().st_size for path in (tmp_path / dtype).rglob("*"))
         assert 0.8 * written < folder.num_bytes <= written
 
@@ -368,5 +368,5 @@ def test_no_tensor_of_the_base_is_read_for_one_that_the_model_has(tmp_path):
         for stored in shard.tensors.values():
             object.__setattr__(stored, "raw", lambda: pytest.fail("read"))
             object.__setattr__(stored, "read", lambda: pytest.fail("read"))
-    folder.write(tmp_path / "out")
+    folder.write(tmp_path / "out", {})
     assert same_bits(load_folder(base), load_folder(tmp_path / "out"))
