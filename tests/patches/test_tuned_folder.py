@@ -301,7 +301,7 @@ def test_what_would_be_another_model_is_left_out_and_the_rest_is_kept(tmp_path):
         "additional_chat_templates/rag.jinja",
         "x/y/z.py",
     ]
-    stale = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json", "consolidated.00.pth"]
+    stale = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"]
     stale += [
         "model.fp16.safetensors",
         "onnx/model.onnx",
