@@ -4,8 +4,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from safetensors.torch import load_file, save_file
 
-from dowser_pl.methods import Dare, Magnitude, ModelDowser
+from dowser_pl.methods import Dare, Full, Lora, Magnitude, ModelDowser, Spider
+from dowser_pl.models.lora import LoraSettings
 from dowser_pl.module import MultimodalModule
 from tests.callbacks.test_compact import adamw, assert_equal, fit, weights_of
 from tests.tiny_models import save_tiny_llava
@@ -118,6 +120,23 @@ def test_a_writer_of_trainable_entries_is_found_out(model_folder, tmp_path):
 
     with pytest.raises(RuntimeError, match="does not hold the values that were trained: another callback writes"):
         fit(model_folder, tmp_path, callbacks=[Halve()])
+
+
+@pytest.mark.parametrize(
+    "method", [ModelDowser(0.1), Magnitude(0.1), Full(), Spider(), Lora()], ids=lambda m: type(m).__name__
+)
+def test_a_base_that_is_no_numbers_is_refused_in_the_same_words_by_all(tmp_path, method):
+    """In a tensor that no method tunes."""
+    folder = save_tiny_llava(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.mlp.fc1.bias"))
+    weights[name][1] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    module = build_module(folder, lora=LoraSettings(r=2) if isinstance(method, Lora) else None)
+    with pytest.raises(
+        ValueError, match=r"no finite numbers in 1 of 73 tensors: \S*layers.0.mlp.fc1.bias \(1 NaN and 0"
+    ):
+        build_trainer(tmp_path, method).fit(module, datamodule=TinyData())
 
 
 def test_an_optimizer_over_whole_matrices_is_refused(model_folder, tmp_path):
