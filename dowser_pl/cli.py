@@ -109,7 +109,7 @@ class DowserCLI(LightningCLI):
             kwargs |= {"accelerator": "cpu", "strategy": "auto", "devices": 1, "num_nodes": 1}
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, ImportError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             if _our_message(error) is not None:
                 raise
             raise ValueError(

@@ -250,6 +250,7 @@ MISTAKES = {
     "a warm-up that is none": (["--model.warmup_ratio=.nan"], "--model.warmup_ratio is nan, expected"),
     "momentum": (["--model.optimizer.betas=[1.5, 0.9]"], "the optimizer refuses its settings: Invalid beta .* Fix: "),
     "devices": (["--trainer.devices", "0"], "the Trainer cannot be set up: .* Got --trainer.accelerator cpu"),
+    "fewer than no devices": (["--trainer.devices", "-2"], "the Trainer cannot be set up: .* --trainer.devices -2"),
     "a strategy": (["--trainer.strategy", "foo"], "the Trainer cannot be set up: .* --trainer.strategy foo"),
     "a run folder that is a file": (
         ["--trainer.default_root_dir", "train.json/run"],

@@ -39,16 +39,18 @@ def check_agreement(path: str, source: str, processor: ProcessorMixin, config: P
     Raises:
         ValueError: token ids without an embedding, another image token, or another number of image tokens.
     """
-    _check_vocabulary(path, processor, config)
-    _check_image_token(path, processor, config)
-    if _image_token_id(config) is None or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    model = _hollow(config) if known else None
+    _check_vocabulary(path, processor, _num_rows(config, model))
+    if model is None or _image_token_id(config) is None:
         return [f"Image tokens of {path} are not checked: its config names none that transformers knows"]
-    model = _hollow(config)
     said = _complete(path, source, processor, config, model)
     batch = _prepared(processor)
+    written = 0 if batch is None else int((batch["input_ids"] == _image_token_id(config)).sum())
+    if written == 0:
+        _check_image_token(path, processor, config)
     if batch is None:
         return [*said, f"Image tokens of {path} are not checked: its processor does not take a lone image"]
-    written = int((batch["input_ids"] == _image_token_id(config)).sum())
     try:
         problem = _problem(model, batch, written)
     except (TypeError, AttributeError, LookupError, NotImplementedError) as error:
@@ -65,16 +67,23 @@ def check_agreement(path: str, source: str, processor: ProcessorMixin, config: P
     return said
 
 
-def _check_vocabulary(path: str, processor: Any, config: PreTrainedConfig) -> None:
+def _num_rows(config: PreTrainedConfig, model: PreTrainedModel | None) -> int | None:
+    """Of the embedding; some families have a few more than their vocabulary."""
+    if model is None:
+        return getattr(config.get_text_config(), "vocab_size", None)
+    weight: Any = model.get_input_embeddings().weight
+    return int(weight.shape[0])
+
+
+def _check_vocabulary(path: str, processor: Any, rows: int | None) -> None:
     """Every id that the tokenizer can write needs a row of the embedding; rows without a token are padding."""
-    rows = getattr(config.get_text_config(), "vocab_size", None)
     vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
     outside = sorted((index, token) for token, index in vocabulary.items() if rows is not None and index >= rows)
     if outside:
         named = ", ".join(f"{token!r} ({index})" for index, token in outside[:5])
         raise ValueError(
             f"the tokenizer of {path} has {len(outside)} tokens without an embedding: {named}; got ids up to "
-            f"{outside[-1][0]}, expected ids below {rows}, the rows of the embedding (vocab_size). Fix: take the "
+            f"{outside[-1][0]}, expected ids below {rows}, the rows of the embedding. Fix: take the "
             f"tokenizer that belongs to these weights, or give the new tokens rows with "
             f"model.resize_token_embeddings({outside[-1][0] + 1}) and save the model again."
         )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from huggingface_hub import errors
 from safetensors import SafetensorError
 
 from dowser_pl.models.hub import cached_snapshot, reachable
@@ -16,6 +17,8 @@ __all__ = ["EMBEDDED", "explained", "find_source", "locate", "stored_folder"]
 
 EMBEDDED = {"embedded:world": Path(__file__).parents[1] / "assets" / "world"}
 
+# Of values of another type in config.json: no ValueError, and newer than the oldest version that is allowed.
+_Strict: type[Exception] = getattr(errors, "StrictDataclassError", ValueError)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -114,7 +117,7 @@ def explained(path: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise _unavailable(path, error) from error
-    except (ValueError, ImportError, RecursionError) as error:
+    except (ValueError, ImportError, RecursionError, _Strict) as error:
         raise ValueError(_advice(path, error)) from error
 
 
@@ -153,4 +156,5 @@ def _advice(path: str, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
+    said = str(error).strip().replace(":\n", ": ")  # the first line of some only says where
+    return said.split("\n", maxsplit=1)[0].rstrip(".")

@@ -13,6 +13,7 @@ from transformers import (
     InstructBlipProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MllamaConfig,
     PaliGemmaProcessor,
     PreTrainedConfig,
     SiglipVisionConfig,
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from dowser_pl.models.agreement import check_agreement
+from dowser_pl.models.agreement import _hollow, _num_rows, check_agreement
 from dowser_pl.models.loading import load_model, load_processor
 from tests import tiny_models
 from tests.data import test_families as families
@@ -233,3 +234,15 @@ def test_patches_of_another_size(changes: dict[str, int], tmp_path: Path) -> Non
         setattr(config.vision_config, name, value)
     with pytest.raises(ValueError, match="processor and model of m disagree about images"):
         check_agreement("m", str(tmp_path), processor, config)
+
+
+def test_rows_beside_the_vocabulary_count() -> None:
+    """Mllama's image token is the first id behind its vocabulary; its embedding has eight rows more."""
+    config = MllamaConfig(
+        vision_config={"hidden_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2}
+        | {"intermediate_size": 24, "image_size": 16, "patch_size": 8, "vision_output_dim": 32}
+        | {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]},
+        text_config={"vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1], "pad_token_id": 0},
+    )
+    assert _num_rows(config, _hollow(config)) == 40

@@ -129,6 +129,15 @@ def test_damaged_config(folder: Path) -> None:
         load_model(str(folder))
 
 
+def test_a_setting_of_another_type(folder: Path) -> None:
+    change_json(folder / "config.json", image_token_index="four")
+    for load in (load_model, load_processor):
+        with pytest.raises(
+            ValueError, match=r"cannot load .*: Validation error for field 'image_token_index': .*int, got"
+        ):
+            load(str(folder))
+
+
 def test_model_without_images(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"a LlamaForCausalLM \(model type 'llama'\), expected an image-text-to-text"):
