@@ -1,8 +1,8 @@
 """Safetensors files of ours: one JSON head, which names a digest of every tensor and one of itself.
 
 A bit that flips on a disk or on the way is found when the tensor or the head is read, and the tensor is named. SHA-256
-of a tensor in memory costs less than reading it from most disks (1.9 GB/s on one core with SHA instructions, 0.5
-without), and is taken as tensors are written and read, never in a pass of its own.
+of a tensor in memory costs less than reading it from most disks (1.9 GB/s on one core with SHA instructions, a third of
+that without), and is taken as tensors are written and read, never in a pass of its own.
 """
 
 import hashlib

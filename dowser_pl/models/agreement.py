@@ -151,7 +151,7 @@ class _EnoughError(Exception):
 
 def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
     """The model with zeros for weights, which take no memory, that stops where its text decoder would begin."""
-    with init_empty_weights(include_buffers=False):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):  # draws weights, then drops them
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     for module in model.modules():
         if type(module) is nn.Linear:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from transformers import (
     Blip2Processor,
@@ -246,3 +247,11 @@ def test_rows_beside_the_vocabulary_count() -> None:
         | {"num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1], "pad_token_id": 0},
     )
     assert _num_rows(config, _hollow(config)) == 40
+
+
+def test_the_check_leaves_the_random_state_of_the_run_alone(folder: Path) -> None:
+    """Otherwise what a run draws would depend on how often the check was made before."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    load_processor(str(folder))
+    assert torch.equal(torch.get_rng_state(), before)
