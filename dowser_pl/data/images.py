@@ -56,17 +56,18 @@ class ImageText:
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """A picture file inside a table."""
+    """A picture file inside a table, and what it is called there."""
 
     content: bytes
     decoding: Decoding = ON_WHITE
+    name: str | None = None
 
     def load(self) -> Image.Image:
         """The upright RGB picture."""
         return self.decoding.read(io.BytesIO(self.content))
 
     def __str__(self) -> str:
-        return f"of {len(self.content)} bytes in the table"
+        return f"{self.name or 'without a name'} ({len(self.content)} bytes in the table)"
 
 
 @dataclass(frozen=True)

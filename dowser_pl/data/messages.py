@@ -123,12 +123,12 @@ class MessageReader:
 
     def source(self, name: str, value: Any) -> ImageSource:
         """What one image entry (string, bytes, or an object with bytes, path, url, base64 or image) points to."""
-        kind = None
+        kind = called = None
         while isinstance(value, dict):  # `datasets` keeps {"bytes", "path"}, also below `image`
-            kind = next((key for key in _SOURCES if value.get(key)), None)
+            kind, called = next((key for key in _SOURCES if value.get(key)), None), value.get("path")
             value = value.get(kind)
         if isinstance(value, bytes) and value:
-            return self._seen(ImageBytes(value, self.decoding), name)
+            return self._seen(ImageBytes(value, self.decoding, called), name)
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
         if kind == "base64":  # said, so nothing has to be guessed from its length

@@ -136,7 +136,7 @@ def test_pandas_tables_without_what_datasets_writes(tmp_path):
     _, row = read_rows(tmp_path / "t.parquet")[0]
     assert row == {"id": 1, "image": rows[1]["image"], "question": "q", "answer": 1.0}
     (question, *_) = read_task(TaskFile("t", str(tmp_path / "t.parquet"))).questions
-    assert isinstance(question.images[0], ImageBytes)
+    assert isinstance(question.images[0], ImageBytes) and "without a name" in str(question.images[0])
 
 
 def test_messages_with_pictures_in_their_parts(tmp_path):
@@ -215,7 +215,7 @@ def test_a_holdout_keeps_equal_pictures_together(tmp_path):
 
 def test_bad_rows_of_a_table_are_named_and_left_out(tmp_path):
     rows = colours(6)
-    rows[2]["image"] = {"bytes": b"nothing", "path": None}
+    rows[2]["image"] = {"bytes": b"nothing", "path": "2.png"}
     rows[4]["conversations"] = SAID[:1]
     path = parquet(datasets.Dataset.from_list(rows, features=features()), tmp_path)
     tasks = [
@@ -223,7 +223,7 @@ def test_bad_rows_of_a_table_are_named_and_left_out(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"train\.parquet row 5 \(id 004\): no assistant turn"):
         build(path, tasks=tasks)
-    with pytest.warns(UserWarning, match=r"(?s)left out 2 of 6 rows.*id 002\): cannot read the image.*id 004"):
+    with pytest.warns(UserWarning, match=r"(?s)left out 2 of 6 rows.*id 002\): cannot read the image 2\.png \(7 bytes in.*id 004"):
         data = build(path, tasks=tasks, skip_bad_rows=True)
     assert sum(len(batch["ids"]) for batch in data.train_dataloader()) == 4
 
