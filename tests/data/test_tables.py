@@ -223,9 +223,7 @@ def test_bad_rows_of_a_table_are_named_and_left_out(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"train\.parquet row 5 \(id 004\): no assistant turn"):
         build(path, tasks=tasks)
-    with pytest.warns(
-        UserWarning, match=r"(?s)left out 2 of 6 rows.*id 002\): cannot read the image 2\.png \(7 bytes in.*id 004"
-    ):
+    with pytest.warns(UserWarning, match=r"(?s)left out 2 of 6 rows.*id 002\): .* image 2\.png \(7 bytes in.*id 004"):
         data = build(path, tasks=tasks, skip_bad_rows=True)
     assert sum(len(batch["ids"]) for batch in data.train_dataloader()) == 4
 
