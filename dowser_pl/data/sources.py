@@ -66,7 +66,7 @@ class ParsedRows(Sequence[Parsed], Generic[Parsed]):
         return len(self._rows)
 
     def __getitem__(self, number: int) -> Parsed:  # type: ignore[override]  # no slices
-        return self._parse(*self._rows[number])
+        return _parsed(self._parse, *self._rows[number])
 
 
 class Selected(Sequence[Parsed], Generic[Parsed]):
@@ -124,7 +124,7 @@ def keep_good(
     bad: list[str] = []
     for number in range(len(rows)) if numbers is None else numbers:
         try:
-            parse(*(rows.light(number) if light else rows[number]))
+            _parsed(parse, *(rows.light(number) if light else rows[number]))
             good.append(number)
         except ValueError as error:
             if not skip_bad:
@@ -132,6 +132,19 @@ def keep_good(
             bad.append(str(error))
     report_left_out(bad, len(good), what)
     return good
+
+
+def _parsed(parse: Callable[[str, Row], Parsed], name: str, row: Row) -> Parsed:
+    """What a row becomes; one of a shape that nobody thought of is refused like any bad row."""
+    try:
+        return parse(name, row)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name}: cannot be read: {type(error).__name__}: {error}. Change or remove the row; `skip_bad_rows: true` "
+            "leaves such rows out and counts them."
+        ) from error
 
 
 def report_left_out(bad: Sequence[str], num_good: int, what: str) -> None:

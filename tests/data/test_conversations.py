@@ -185,3 +185,13 @@ def test_bad_rows_are_left_out_before_the_holdout_is_chosen(folder):
     with pytest.warns(UserWarning, match="left out 1 of 3 rows"):
         data.setup("fit")
     assert (len(data.train_conversations()), len(data.tasks[0].questions)) == (1, 1)
+
+
+@pytest.mark.parametrize("turn", [{"from": ["human"], "value": "q"}, {"from": {}, "value": "q"}, 7, None])
+def test_turns_of_any_shape_are_bad_rows(folder, turn):
+    edit(folder, lambda rows: rows[3]["conversations"].__setitem__(0, turn))
+    with pytest.raises(ValueError, match=r"^train\.json row 4 \(id 003\): "):
+        build(folder).setup("fit")
+    data = build(folder, skip_bad_rows=True, holdout=0, tasks=[TaskFile("t", str(folder / "test.jsonl"), "downstream")])
+    with pytest.warns(UserWarning, match=r"left out 1 of 20 rows"):
+        data.setup("fit")

@@ -3,7 +3,7 @@
 import pytest
 
 from dowser_pl.data.formats import read_rows
-from dowser_pl.data.sources import keep_good
+from dowser_pl.data.sources import ParsedRows, Selected, keep_good
 
 
 def parse(name, row):
@@ -24,3 +24,27 @@ def test_keep_good(tmp_path):
         assert keep_good(rows, parse, True, "file") == [0, 2]
     with pytest.raises(ValueError, match=r"No row is usable. file: left out 1 of 1"):
         keep_good(rows, parse, True, "file", numbers=[1])
+
+
+def test_rows_of_a_shape_that_nobody_thought_of(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"x": 1}\n{"y": 2}\n{"x": "3"}')
+    rows = read_rows(path)
+    with pytest.raises(ValueError, match=r"^f\.jsonl line 2: cannot be read: KeyError: 'x'") as caught:
+        ParsedRows(rows, parse)[1]
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.warns(
+        UserWarning, match=r"(?s)left out 2 of 3 rows.*line 2: cannot.*line 3: cannot be read: TypeError"
+    ):
+        assert keep_good(rows, parse, True, "file") == [0]
+
+
+def test_selected_rows_have_new_numbers(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text("\n".join(f'{{"x": {x}}}' for x in (1, 22, 333, 4444)))
+    rows = read_rows(path)
+    some = Selected(ParsedRows(rows, parse), [3, 1])
+    assert list(some) == [4444, 22] and len(some) == 2 and some[-1] == 22
+    assert some.sizes.tolist() == [11, 10] and some.digest == rows.digest
+    with pytest.raises(IndexError):
+        some[2]
