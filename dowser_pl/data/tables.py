@@ -2,7 +2,8 @@
 
 `datasets` keeps a table in an Arrow file and maps it into memory, so that any row is at hand and none is held. A folder
 of `save_to_disk` is such files already; Parquet and data sets of the hub are written as such once, into the cache of
-`datasets` (HF_HOME), and found there again. So rows are shuffled, and runs resumed, as with any other file.
+`datasets` (HF_HOME), and found there again. So rows are shuffled, and runs resumed, as with any other file. The
+streams of `datasets` are not used: they know no row by its number.
 """
 
 from __future__ import annotations
