@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.image_processing_backends import PilBackend
 
 from dowser_pl.models import sources
-from dowser_pl.models.loading import load_model, load_processor
+from dowser_pl.models.loading import _is_finite, load_model, load_processor
 from tests.tiny_models import FAMILIES, TEXT, make_processor, save_tiny_llava, tiny_llava
 
 Weights = dict[str, Tensor]
@@ -222,6 +222,21 @@ def test_weights_that_are_no_numbers(folder: Path, name: str, at_run_time: str, 
     count = "1 NaN and 0 infinite" if value != value else "0 NaN and 1 infinite"
     with pytest.raises(ValueError, match=rf"no finite numbers in 1 of 73 tensors: .*{at_run_time} \({count} of"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("place", [0, 5, 99, 100])
+def test_what_is_finite(dtype: torch.dtype, place: int) -> None:
+    """Wherever the odd value is; infinite values, which masks have, are another matter than NaN."""
+    values = torch.linspace(-3, 3, 101).to(dtype)
+    assert _is_finite(values, False) and _is_finite(values[:0], False)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        odd = values.clone()
+        odd[place] = value
+        if not odd[place].float().isnan() and not odd[place].float().isinf():
+            continue  # float8 has no infinity
+        assert not _is_finite(odd, False)
+        assert _is_finite(odd, True) == bool(odd[place].float().isinf())
 
 
 def test_values_that_overflow_in_half_precision(folder: Path) -> None:
