@@ -53,6 +53,12 @@ class _FinishingFitLoop(_FitLoop):
         else:
             self.trainer._logger_connector.epoch_end_reached()
 
+    def on_run_end(self) -> None:
+        """Keep what was trained before anything is made of it: merges, the report and files can fail."""
+        for callback in self.trainer.checkpoint_callbacks:
+            callback.on_train_end(self.trainer, self.trainer.lightning_module)
+        super().on_run_end()
+
 
 class DowserTrainer(Trainer):
     """Runs the verbs of the command line.

@@ -19,7 +19,8 @@ __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 class Checkpoints(ModelCheckpoint):
     """Saves ``last.ckpt`` as training goes and when it ends; ``fit --ckpt_path last`` goes on from it, bit for bit.
 
-    A fresh run that replaces another one in its folder keeps that one's checkpoint as ``previous.ckpt``.
+    A fresh run that replaces another one in its folder keeps that one's checkpoint as ``previous.ckpt``. That of the last
+    step is written right after it: evaluation, merges, the report and files can fail and be made again from it.
 
     Args:
         folder: where they lie; ``<run>/checkpoints``.
@@ -39,10 +40,12 @@ class Checkpoints(ModelCheckpoint):
             save_on_train_epoch_end=True,  # whenever validation runs: between steps gradients may be half accumulated
             enable_version_counter=False,  # `last.ckpt` of a second run would be `last-v1.ckpt`
         )
+        self._holds_end = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the checkpoint of an earlier run aside, so that ``last`` is never of another run."""
         super().on_train_start(trainer, pl_module)
+        self._holds_end = False
         # Lightning forgets this when it resumes and would save again before the next step, in mid accumulation
         self._last_global_step_saved = trainer.global_step
         last = Path(str(self.dirpath)) / "last.ckpt"
@@ -69,12 +72,30 @@ class Checkpoints(ModelCheckpoint):
             put_back(Path(str(self.dirpath)) / "last.ckpt")
         return super()._find_last_checkpoints(trainer)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """As asked for, and after the last step of all."""
+        super().on_train_batch_end(trainer, pl_module, *batch)
+        if _was_last(trainer):
+            self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The trained model, where the last step was not one to save at."""
         if not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+        self._holds_end = not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say in the message of what failed after the last step that no step is lost."""
+        super().on_exception(trainer, pl_module, exception)
+        if self._holds_end and isinstance(exception, Exception):
+            last = Path(str(self.dirpath)) / "last.ckpt"
+            _add(
+                exception,
+                f"All {trainer.global_step} steps are kept in {last}: once this is mended, the same command with "
+                "--ckpt_path last trains no more and makes what is missing",
+            )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -103,3 +124,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return checked(super().load_checkpoint(path, *args, **kwargs), path)
         read = read_folder if is_folder(path) else read_file
         return read(path, kwargs.get("weights_only"))
+
+
+def _was_last(trainer: Trainer) -> bool:
+    """Whether the batch that was just trained on is the last one of the run."""
+    loop = trainer.fit_loop
+    if 0 <= trainer.max_steps <= trainer.global_step or (trainer.should_stop and loop._can_stop_early):
+        return True
+    epochs: Any = loop.epoch_progress.current
+    return loop.epoch_loop._num_ready_batches_reached() and epochs.processed + 1 == loop.max_epochs
+
+
+def _add(error: Exception, advice: str) -> None:
+    """Write it behind the message of an error that stays what it is."""
+    if isinstance(error, OSError) and error.strerror:
+        error.strerror = f"{error.strerror}. {advice}"
+    else:
+        error.args = (f"{error}. {advice}", *error.args[1:])

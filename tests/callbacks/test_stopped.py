@@ -63,6 +63,7 @@ STOPS = {
     "max_time in the second epoch": [{"stop": 9}],
     "max_time at an epoch's end": [{"stop": 7}],
     "max_time twice": [{"stop": 3}, {"stop": 2}],
+    "more and more epochs": [{"max_epochs": 1}, {"max_epochs": 2}],
     "max_steps, then max_time": [{"max_steps": 9}, {"stop": 2}],
     "max_time, then max_steps": [{"stop": 3}, {"max_steps": 9}],
 }
