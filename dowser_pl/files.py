@@ -1,16 +1,25 @@
 """Atomic writes: under the final name stands the whole new file or the whole old one, never half of either.
 
-Everything is written to a hidden neighbour `.<name>.<random>.tmp<suffix>` on the same disk, forced to the disk
-(fsync) and then renamed over the final name. A killed process can leave such a neighbour behind; it is safe to
-delete. Replacing a *folder*, or a file by one, takes two renames (the old one aside, the new one in): between them the
-name is briefly absent. The old one is put back if the second fails, and by :func:`put_back` after a kill.
+Everything is written to a hidden neighbour `.<name>.<writer>.tmp<suffix>` on the same disk, forced to the disk
+(fsync) and then renamed over the final name. Replacing a *folder*, or a file by one, takes two renames (the old one
+aside, the new one in): between them the name is briefly absent. The old one is put back if the second fails, and by
+:func:`put_back` after a kill.
+
+A killed process leaves such neighbours behind, as large as a model. The next write into the folder deletes them, if
+their writer is gone. It stands in the name: machine (and container), process and when that began, so that neither a
+process of another run nor a later one of the same number is taken for it. Of another machine nothing can be known: its
+neighbours count as left behind when nothing was written in them for a day.
 """
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -19,6 +28,12 @@ from pathlib import Path
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 28")  # safetensors, Rust
 NEARLY_FULL = 2**20  # torch.save only says "unexpected pos" when a write fails; believed below this many bytes
+DAY = 24 * 3600.0
+# earlier versions wrote eight random digits alone
+NEIGHBOUR = re.compile(
+    r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<began>\d+)-)?[0-9a-f]{8}\."
+    r"(?:tmp(?P<suffix>\.[^.]+)?|(?P<aside>old))"
+)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
@@ -52,7 +67,8 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: boo
     """
     final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.tmp{final.suffix}")
+    sweep(final)
+    temporary = final.with_name(f".{final.stem}.{_writer()}.tmp{final.suffix}")
     try:
         disk = shutil.disk_usage(final.parent)
         if needed_bytes is not None and disk.total and needed_bytes > disk.free:  # some mounts report 0 of 0
@@ -135,7 +151,7 @@ def rename_over(temporary: Path, final: Path, any_kind: bool = False) -> None:
         temporary.replace(final)
         sync_folder(final.parent)
         return
-    aside = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
+    aside = final.with_name(f".{final.name}.{_writer()}.old")
     final.rename(aside)
     try:
         temporary.rename(final)
@@ -151,10 +167,73 @@ def put_back(final: Path) -> None:
 
     Several processes may call it at once.
     """
-    for aside in [] if final.exists() else final.parent.glob(f".{escape(final.name)}.*.old"):
+    for aside in [] if final.exists() else filter(abandoned, final.parent.glob(f".{escape(final.name)}.*.old")):
         with suppress(FileNotFoundError):  # another process was faster
             aside.rename(final)
         return
+
+
+def sweep(final: Path) -> None:
+    """Delete what killed writes left beside a file or folder; of names without a writer only those made for this one.
+
+    What was set aside and not replaced gets its name back. What may not be deleted stays.
+    """
+    for each in final.parent.glob(".*"):
+        found = NEIGHBOUR.fullmatch(each.name)
+        if found is None or not abandoned(each):
+            continue
+        mine = final.name == found["name"] + ("" if found["aside"] else found["suffix"] or "")
+        if found["machine"] is None and not mine:  # may be anybody's
+            continue
+        with suppress(OSError):
+            if found["aside"]:
+                put_back(each.with_name(found["name"]))
+            remove(each)
+
+
+def abandoned(neighbour: Path) -> bool:
+    """Whether nobody writes it any more; so it is where no writer stands in the name."""
+    found = NEIGHBOUR.fullmatch(neighbour.name)
+    if found is None or found["machine"] is None:
+        return True
+    if found["machine"] == _machine() and os.name != "nt":
+        return not _runs(int(found["process"]), int(found["began"]))
+    written = [neighbour, *neighbour.rglob("*")]
+    with suppress(FileNotFoundError):  # it is being written, or renamed
+        return time.time() - max(each.stat().st_mtime for each in written) > DAY
+    return False
+
+
+def _writer() -> str:
+    """This process, and something of its own for each write."""
+    return f"{_machine()}-{os.getpid()}-{_began(os.getpid())}-{secrets.token_hex(4)}"
+
+
+def _machine() -> str:
+    """Where process numbers are those of this process."""
+    numbers = Path("/proc/self/ns/pid")  # a container has its own
+    kind = numbers.readlink() if numbers.is_symlink() else ""
+    return hashlib.sha256(f"{platform.node()} {kind}".encode()).hexdigest()[:8]
+
+
+def _runs(process: int, began: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and does nothing to it
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return _began(process) == began
+
+
+def _began(process: int) -> int:
+    """When it did, in the unit of the system; 0 where the system does not tell, -1 where it has ended already."""
+    try:
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    state, *fields = told.rpartition(")")[2].split()
+    return -1 if state in "ZX" else int(fields[18])
 
 
 def open_to_others(path: Path) -> None:

@@ -3,12 +3,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dowser_pl import files
-from dowser_pl.files import atomic_path, check_writable, put_back, rename_over, write_atomically
+from dowser_pl.files import abandoned, atomic_path, check_writable, put_back, rename_over, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -211,3 +212,87 @@ def test_a_file_where_a_folder_is_to_be(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", tmp_path / "a" / "b"):
         with pytest.raises(OSError, match=rf"cannot write into {tmp_path}/a \(Not a directory\)"):
             check_writable(folder, "--run")
+
+
+WRITING = (
+    "import sys, time; from pathlib import Path; from dowser_pl.files import atomic_path\n"
+    "with atomic_path(sys.argv[1]) as temporary:\n"
+    "    (temporary / 'sub').mkdir(parents=True); (temporary / 'sub' / 'weights').write_text('half')\n"
+    "    print('begun', flush=True); time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def writing(tmp_path: Path):
+    """A process in the middle of writing a folder `model`."""
+    with subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path / "model")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells less of processes")
+@pytest.mark.parametrize("other", ["model", "report.json"])
+def test_what_a_killed_write_left_is_deleted_by_the_next_one_in_its_folder(tmp_path: Path, writing, other: str) -> None:
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".model.") and not abandoned(left)
+    write_atomically(tmp_path / other, "while it lives")
+    assert left.exists()
+    writing.kill()
+    os.waitid(os.P_PID, writing.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has asked for its status yet
+    write_atomically(tmp_path / other, "after")
+    assert names(tmp_path) == [other]
+
+
+def leave(folder: Path, name: str, age: float = 0.0) -> Path:
+    """A file or folder of that name, last written so many seconds ago."""
+    path = folder / name
+    if name.endswith(".json"):
+        path.write_text("half")
+    else:
+        write_folder(path, "half")
+    for each in [path, *path.rglob("*")]:
+        os.utime(each, (time.time() - age, time.time() - age))
+    return path
+
+
+def test_another_machine_is_believed_to_be_writing_for_a_day(tmp_path: Path) -> None:
+    fresh = leave(tmp_path, ".model.00000000-1-1-0123abcd.tmp")
+    old = leave(tmp_path, ".report.00000000-1-1-0123abcd.tmp.json", files.DAY + 60)
+    growing = leave(tmp_path, ".other.00000000-1-1-0123abcd.tmp", files.DAY + 60)
+    (growing / "sub" / "weights").write_text("more")
+    write_atomically(tmp_path / "config.yaml", "new")
+    assert [path.exists() for path in (fresh, old, growing)] == [True, False, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="does not tell when a process began")
+def test_a_later_process_of_the_same_number_is_not_taken_for_the_writer(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "mine") as temporary:
+        machine, process, began, _ = temporary.name.split(".")[2].split("-")
+        earlier = leave(tmp_path, f".model.{machine}-{process}-{int(began) - 1}-0123abcd.tmp")
+        write_atomically(tmp_path / "config.yaml", "new")
+        assert temporary.parent == tmp_path and not earlier.exists()
+        temporary.write_text("mine")
+        write_atomically(tmp_path / "config.yaml", "newer")
+        assert temporary.exists()
+
+
+def test_names_without_a_writer_are_deleted_where_their_own_file_is_written(tmp_path: Path) -> None:
+    left = leave(tmp_path, ".model.0123abcd.tmp")
+    aside = leave(tmp_path, ".model.4567cdef.old")
+    others = [".cache", ".model.tmp", ".model.swp.tmp", ".other.0123abcd.tmp", ".report.0123abcd.tmp.json"]
+    kept = [leave(tmp_path, name) for name in others]
+    write_folder(tmp_path / "model", "old")
+    with atomic_path(tmp_path / "model") as temporary:
+        write_folder(temporary, "new")
+    assert not left.exists() and not aside.exists() and all(path.exists() for path in kept)
+    write_atomically(tmp_path / "report.json", "new")
+    assert names(tmp_path) == sorted([*others[:-1], "model", "report.json"])
+
+
+def test_what_was_set_aside_and_not_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    leave(tmp_path, ".model.00000000-1-1-0123abcd.old", files.DAY + 60)
+    leave(tmp_path, ".model.00000000-1-1-4567cdef.tmp", files.DAY + 60)
+    write_atomically(tmp_path / "report.json", "new")
+    assert names(tmp_path) == ["model", "report.json"]
+    assert (tmp_path / "model" / "sub" / "weights").read_text() == "half"

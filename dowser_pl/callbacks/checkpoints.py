@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.checkpointing import checked, is_folder, read_file, read_folder, sealed
-from dowser_pl.files import atomic_path, put_back, remove, rename_over
+from dowser_pl.files import abandoned, atomic_path, put_back, remove, rename_over
 from dowser_pl.run_folder import clear, goes_on
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
@@ -63,7 +63,7 @@ class Checkpoints(ModelCheckpoint):
                 "To go on with an earlier run, add --ckpt_path last to its command"
             )
         for pattern in (".*.tmp.ckpt", ".*.ckpt.*.old"):  # of runs that were killed while they saved
-            for left in last.parent.glob(pattern):
+            for left in filter(abandoned, last.parent.glob(pattern)):
                 remove(left)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
@@ -138,6 +138,7 @@ def _was_last(trainer: Trainer) -> bool:
 def _add(error: Exception, advice: str) -> None:
     """Write it behind the message of an error that stays what it is."""
     if isinstance(error, OSError) and error.strerror:
-        error.strerror = f"{error.strerror}. {advice}"
+        of = "" if error.filename is None else f": {str(error.filename)!r}"
+        error.strerror, error.filename = f"{error.strerror}{of}. {advice}", None
     else:
         error.args = (f"{error}. {advice}", *error.args[1:])

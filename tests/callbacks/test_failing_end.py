@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 from pkgutil import resolve_name
 
 import pytest
@@ -20,6 +22,7 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+REPORT = {"report.json", "report.md"}
 NEVER = 1_000_000  # steps between checkpoints
 CURVE = {"callbacks": (Curve([0.1]),)}
 FAILURES = {
@@ -98,3 +101,18 @@ def test_a_fast_run_of_one_batch_keeps_nothing_and_says_nothing(model_folder, tm
     monkeypatch.setattr("dowser_pl.callbacks.export.Export.on_train_end", lambda *_: _fail(ValueError))
     with pytest.raises(ValueError, match="^it went wrong$"):
         fit(model_folder, tmp_path, fast_dev_run=True)
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next_run(model_folder, tmp_path):
+    """A model's size of it, by this version and by an earlier one."""
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; from dowser_pl.files import _writer; print(_writer())"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    for writer in (ended.stdout.strip(), "0123abcd"):
+        (tmp_path / f".model.{writer}.tmp").mkdir(parents=True)
+        (tmp_path / f".model.{writer}.tmp" / "model.safetensors").write_bytes(b"half")
+    fit(model_folder, tmp_path, max_epochs=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "model", "patch.safetensors"} | REPORT
