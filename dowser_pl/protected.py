@@ -44,6 +44,22 @@ class ProtectedModule(EvaluatedModule):
         self._saved_names: SavedNames | None = None  # of a model that is sharded
         self._local = LocalParameters()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Conversions of the whole module (``bf16-true``) leave alone what ``from_pretrained`` computes in full.
+
+        Rotary frequencies, rounded to half precision, turn late positions by other angles: another model would be
+        trained and scored than the one that is exported, of which no file holds them.
+        """
+        kept = [
+            (part, name, part._buffers[name]) for part in self.modules() for name in part._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)
+        for part, name, before in kept:
+            now = part._buffers[name]
+            if before is not None and now is not None and now.dtype != before.dtype:
+                part._buffers[name] = before.to(now.device)
+        return self
+
     @abstractmethod
     def tuned_layers(self) -> dict[str, nn.Linear]:
         """Run-time name -> matrix that the method may mask."""

@@ -93,8 +93,10 @@ def test_the_model_that_keeps_a_budget_is_written(base, tmp_path):
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", "bfloat16"), ("32-true", "float32")])
 def test_the_dtype_is_that_of_the_run(base, tmp_path, precision, dtype):
-    fit(base, tmp_path / "run", precision=precision)
+    module, _ = fit(base, tmp_path / "run", precision=precision)
     out = tmp_path / "run" / "model"
+    loaded = AutoModelForImageTextToText.from_pretrained(out, dtype="auto")
+    assert same_bits(dict(loaded.named_buffers()), dict(module.network.named_buffers())), "rotary frequencies"
     before = (base / "config.json").read_text()
     assert (out / "config.json").read_text() == before.replace('"dtype": "float32"', f'"dtype": "{dtype}"')
     assert {str(tensor.dtype) for tensor in load_folder(out).values()} == {f"torch.{dtype}"}
