@@ -19,8 +19,9 @@ __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 class Checkpoints(ModelCheckpoint):
     """Saves ``last.ckpt`` as training goes and when it ends; ``fit --ckpt_path last`` goes on from it, bit for bit.
 
-    A fresh run that replaces another one in its folder keeps that one's checkpoint as ``previous.ckpt``. That of the last
-    step is written right after it: evaluation, merges, the report and files can fail and be made again from it.
+    A fresh run that replaces another one in its folder keeps that one's checkpoint as ``previous.ckpt``. The checkpoint
+    of the last step is written right after it: evaluation, merges, the report and files can fail and be made again from
+    it.
 
     Args:
         folder: where they lie; ``<run>/checkpoints``.
