@@ -26,7 +26,7 @@ from dowser_pl.maths.masks import num_trainable
 Traffic = dict[str, tuple[int, float]]
 """Kind of collective -> messages, bytes that one process hands to them."""
 
-HISTOGRAM = 65536 * 8  # bytes of one pass of the exact selection
+HISTOGRAMS = {"gpu": (1 << 11, 1 << 10, 1 << 10), "cpu": (1 << 15, 1 << 16)}  # bins, pass by pass of the exact selection
 CHUNK = 64  # prompts of a process whose factors travel together
 WRITTEN_TOGETHER = 64  # prompts
 TOKENS, BATCH_SIZE = 64, 16  # of the probe, by default
@@ -149,9 +149,10 @@ def masks(sizes: Sizes) -> Traffic:
     return {"broadcast": (2 * len(sizes.matrices), sum(-(-o * i // 8) for o, i in sizes.matrices))}
 
 
-def selection(sizes: Sizes) -> Traffic:
-    """Where scores are spread: two histograms for each matrix."""
-    return {"all_reduce": (2 * len(sizes.matrices), 2 * HISTOGRAM * len(sizes.matrices))}
+def selection(sizes: Sizes, device: str = "gpu") -> Traffic:
+    """Where scores are spread: some histograms of 8-byte counts for each matrix."""
+    bins, matrices = HISTOGRAMS[device], len(sizes.matrices)
+    return {"all_reduce": (len(bins) * matrices, 8 * sum(bins) * matrices)}
 
 
 def on_the_links(traffic: Traffic, ranks: int) -> float:
