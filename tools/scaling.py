@@ -26,7 +26,7 @@ from dowser_pl.maths.masks import num_trainable
 Traffic = dict[str, tuple[int, float]]
 """Kind of collective -> messages, bytes that one process hands to them."""
 
-HISTOGRAMS = {"gpu": (1 << 11, 1 << 10, 1 << 10), "cpu": (1 << 15, 1 << 16)}  # bins, pass by pass of the exact selection
+HISTOGRAMS = {"gpu": (1 << 11, 1 << 10, 1 << 10), "cpu": (1 << 15, 1 << 16)}  # bins of the selection, by pass
 CHUNK = 64  # prompts of a process whose factors travel together
 WRITTEN_TOGETHER = 64  # prompts
 TOKENS, BATCH_SIZE = 64, 16  # of the probe, by default
