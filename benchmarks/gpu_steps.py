@@ -252,7 +252,7 @@ def training(form: str) -> Callable[[Place], dict[str, Any]]:
         before = _allocated(place)
         subject = TrainSubject(TRAINED[place.size])
         preset = subject.preset
-        from train_memory import GradientPeak  # noqa: PLC0415 - imports bitsandbytes
+        from train_memory import GradientPeak, moment_bytes  # noqa: PLC0415 - imports bitsandbytes
 
         watched = GradientPeak(list(subject.weights.values()))
         weights = sum(each.nbytes for each in subject.model.parameters())
@@ -271,7 +271,7 @@ def training(form: str) -> Callable[[Place], dict[str, Any]]:
                 place.wait()
                 seconds.append(time.perf_counter() - start)
         held = max(*peaks, _allocated(place, peak=True) - before)
-        measured = {"weights": weights, "gradients": watched.peak, "moments": _moments(built), **built.held()}
+        measured = {"weights": weights, "gradients": watched.peak, "moments": moment_bytes(built), **built.held()}
         planned = _plan(subject, form, built)
         tokens = preset.rows * preset.tokens / median(seconds)
         numbers = {
@@ -307,16 +307,6 @@ def _forms() -> dict[str, Any]:
     except ImportError as error:
         raise NotHereError(f"not installed: {error.name}") from error
     return FORMS
-
-
-def _moments(built: Any) -> int:
-    tensors = {
-        value.data_ptr(): value.nbytes
-        for state in built.optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    }
-    return sum(tensors.values())
 
 
 def _plan(subject: TrainSubject, form: str, built: Any) -> dict[str, Any] | None:

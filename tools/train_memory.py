@@ -20,7 +20,7 @@ from torch import Tensor
 from train_forms import FORMS, Training
 from train_presets import PRESETS, Subject
 
-__all__ = ["CountingFile", "GradientPeak", "measure_memory", "measured_here"]
+__all__ = ["CountingFile", "GradientPeak", "measure_memory", "measured_here", "moment_bytes"]
 
 
 def measure_memory(preset: str, form: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def measured_here(preset: str, form: str) -> dict[str, Any]:
             training.step()
     where = "device" if device.type == "cuda" else "host"
     held, alone = (_taken(each, where) for each in (peak, activations))
-    state = {"gradients": watched.peak, "moments": _moments(training), **training.held()}
+    state = {"gradients": watched.peak, "moments": moment_bytes(training), **training.held()}
     return {
         "trainable": training.trainable,
         "state": state,
@@ -135,7 +135,7 @@ def _taken(peak: PeakMemory, where: str) -> int | None:
     return peak.device_bytes if where == "device" else peak.host_bytes
 
 
-def _moments(training: Training) -> int:
+def moment_bytes(training: Training) -> int:
     """Of tensors, each counted once: 8-bit states share their tables."""
     tensors = {
         value.data_ptr(): value.nbytes
