@@ -161,6 +161,8 @@ class ConversationData(MultimodalData):
         if self.skip_bad_rows:
             numbers = self._look(replace(self._reader, verify=self.check != "none"), numbers)
             self.num_unreadable = len(rows) - len(numbers)
+        elif self.needs_holdout:
+            self._reader.read(*rows.light(0))  # what is no file of rows is called that, and not one of a single image
         return split_rows(rows, numbers, self.holdout) if self.needs_holdout else (numbers, [])
 
     def _look(self, reader: MessageReader, numbers: Sequence[int]) -> list[int]:

@@ -26,6 +26,7 @@ from dowser_pl.data.row_keys import (
     LOSS_KEYS,
     SYSTEM_KEYS,
     absent,
+    is_blank,
     refuse_media,
     refuse_media_part,
     refuse_media_placeholder,
@@ -65,6 +66,11 @@ class MessageReader:
             ValueError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
         """
         refuse_media(name, row)
+        if off := [key for key in LOSS_KEYS if isinstance(row.get(key), bool | int | float) and row[key] == 0]:
+            raise ValueError(
+                f"{name}: got {off[0]}: {row[off[0]]!r} for the whole row, so that nothing of it is learnt. Remove the "
+                "row, or switch off single turns by such a key of their own."
+            )
         turns = next((row[key] for key in ("conversations", "messages") if not absent(row.get(key))), None)
         if not isinstance(turns, list) or not turns:
             raise ValueError(
@@ -215,7 +221,7 @@ def settle(name: str, messages: list[Message], num_images: int) -> list[Any]:
 def image_column(row: dict[str, Any]) -> list[Any]:
     """The row's `image` or `images`, as a list."""
     value = row.get("image") if absent(row.get("images")) else row["images"]
-    if absent(value):
+    if absent(value) or (isinstance(value, dict) and is_blank(value)):
         return []
     return list(value) if isinstance(value, list) else [value]
 

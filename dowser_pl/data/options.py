@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import unicodedata
 from contextlib import suppress
 from decimal import Decimal
 from math import isfinite
@@ -39,8 +40,10 @@ def option_keys(row: dict[str, Any]) -> list[str]:
     for key in _LISTS:
         if not absent(row.get(key)):
             return [key]
-    columns = [key for key in row if _letter(key) and not absent(row[key])]
-    return sorted(columns, key=_letter) if len(columns) > 1 or any(len(key) > 1 for key in columns) else []
+    columns = [key for key in row if _letter(key)]
+    if not {"A", "B"} <= set(map(_letter, columns)):  # a single letter may be the name of anything
+        columns = [key for key in columns if len(key) > 1]
+    return sorted((key for key in columns if not absent(row[key])), key=_letter)
 
 
 def read_options(name: str, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -97,7 +100,7 @@ def _letters_of(name: str, answer: Any, options: dict[str, Any], has_labels: boo
         by_index = _at(options, given)
         if by_index:
             return by_index
-    letter = {given.strip("(). ").upper()} & options.keys()
+    letter = {unicodedata.normalize("NFKC", given).strip("(). ").upper()} & options.keys()
     texts = {key: as_text(f"{name}: option {key}", option).strip().casefold() for key, option in options.items()}
     by_text = {key for key, text in texts.items() if text == given.casefold()}
     if has_labels:

@@ -39,10 +39,17 @@ def absent(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
+def is_blank(value: Any) -> bool:
+    """Whether nothing stands there at any depth: tables fill the columns that a row lacks with objects of nulls."""
+    if isinstance(value, dict):
+        return all(map(is_blank, value.values()))
+    return all(map(is_blank, value)) if isinstance(value, list | tuple) else absent(value)
+
+
 def refuse_media(name: str, row: dict[str, Any]) -> None:
     """Raise ValueError for a row that brings a video or sound."""
     for key, value in row.items():
-        if _MEDIA.fullmatch(key) and value is not False and not absent(value):
+        if _MEDIA.fullmatch(key) and value is not False and not is_blank(value):
             raise ValueError(f"{name}: got {key}={str(value)[:60]!r}. {_ADVICE}")
 
 

@@ -143,7 +143,12 @@ def test_bad_rows_are_left_out_counted_and_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[]", "train.json is empty"), ('[{"a":', "train.json:1:7: not valid JSON")]
+    ("text", "message"),
+    [
+        ("[]", "train.json is empty"),
+        ('[{"a":', "train.json:1:7: not valid JSON"),
+        ('{"data": [{"conversations": []}]}', r"line 1: expected a list .*got the keys \['data'\]"),
+    ],
 )
 def test_no_rows(folder, text, message):
     (folder / "train.json").write_text(text)

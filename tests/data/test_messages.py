@@ -48,6 +48,11 @@ def test_space_inside_a_turn_is_kept(reader):
     assert messages[1] == turn("assistant", "def f():\n", "    return 1")
 
 
+def test_an_image_of_nulls_is_none(reader):
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "no"}]
+    assert reader.read("row 1", {"image": {"bytes": None, "path": None}, "messages": said})[1] == []
+
+
 @pytest.mark.parametrize("empty", [None, []])
 def test_empty_columns_of_an_exported_table(reader, empty):
     said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "no"}]

@@ -93,7 +93,7 @@ def test_an_empty_question_gives_way(ask):
         {"options": {"A": "dog", "B": "cat", "C": None}},
     ],
 )
-@pytest.mark.parametrize("answer", ["B", "cat", 1, 1.0])
+@pytest.mark.parametrize("answer", ["B", "\uff22", "cat", 1, 1.0])
 def test_layouts(ask, options, answer):
     question = ask({"question": "q", "answer": answer, **options}, "multiple_choice")
     assert question.messages == [turn("user", "q\nA. dog\nB. cat")]
@@ -110,6 +110,11 @@ def test_a_gap_keeps_the_letters(ask):
     question = ask({"question": "q", "A": "dog", "B": None, "C": "cat", "answer": "C"}, "multiple_choice")
     assert question.messages == [turn("user", "q\nA. dog\nC. cat")]
     assert question.references == ["C", "cat"]
+
+
+@pytest.mark.parametrize("row", [{"A": "red", "Q": "what?"}, {"I": 1, "V": 2}, {"A": "x"}])
+def test_columns_that_are_no_options(ask, row):
+    assert ask({"question": "q", "answer": "red", **row}).messages == [turn("user", "q")]
 
 
 def test_options_that_are_numbers(ask):

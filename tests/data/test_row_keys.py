@@ -55,7 +55,9 @@ def test_questions_about_videos_are_refused(tmp_path, key):
         read_task(TaskFile("t", str(tmp_path / "t.jsonl")))
 
 
-@pytest.mark.parametrize("empty", [None, "", [], float("nan"), False])
+@pytest.mark.parametrize(
+    "empty", [None, "", [], float("nan"), False, [None], [""], {"path": None, "bytes": None}, [{"path": None}]]
+)
 def test_an_empty_video_column_is_none(reader, empty):
     assert reader.read("row 1", said("q", "use the <video> tag", video=empty))[0][1] == turn(
         "assistant", "use the <video> tag"
@@ -131,6 +133,13 @@ def test_flags_that_cannot_be_honoured(reader, number, flags, message):
     row["conversations"][number] |= flags
     with pytest.raises(ValueError, match=f"^row 1: {message}"):
         reader.read("row 1", row)
+
+
+@pytest.mark.parametrize("off", [{"loss": False}, {"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_a_row_that_is_switched_off_is_not_learnt(reader, off):
+    with pytest.raises(ValueError, match=r"^row 1: got .* for the whole row, so that nothing of it is learnt"):
+        reader.read("row 1", said("q", "a", **off))
+    assert reader.read("row 1", said("q", "a", weight=1, loss=0.7, train="train"))[0][1] == turn("assistant", "a")
 
 
 def test_the_reference_is_the_last_answer_that_is_learnt(tmp_path):
