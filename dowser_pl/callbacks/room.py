@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from dowser_pl.flat_shards import whole_shapes
+from dowser_pl.planning.optimizer_kinds import optimizer_kind
+from dowser_pl.planning.plan_sizes import OptimizerKind
 from dowser_pl.shards import shape_of
 
 __all__ = ["check_room"]
-
-_STATES = 8  # bytes of an optimizer's state for each entry: two float32 for Adam, less for others
 
 
 def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) -> None:
@@ -29,8 +29,9 @@ def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) 
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
+    kind = optimizer_kind(trainer.optimizers[0])
     with whole_shapes(pl_module.network):
-        needed = _sizes(trainer, pl_module, trained, checkpoint)
+        needed = _sizes(trainer, pl_module, trained, checkpoint, kind)
     folder = Path(trainer.default_root_dir).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     disk = shutil.disk_usage(there)
@@ -44,8 +45,8 @@ def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) 
         )
 
 
-def _sizes(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) -> dict[str, int]:
-    """Bytes of each; a checkpoint twice, because the old one stays until the new one is whole."""
+def _sizes(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str, kind: OptimizerKind) -> dict[str, int]:
+    """Bytes of each; a checkpoint twice, as the old one stays until the new one is whole, and is there on a resume."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     enabled = {type(each).__name__ for each in callbacks if getattr(each, "enabled", True)}
     tuned = {id(layer.weight): layer.weight for layer in pl_module.tuned_layers().values()}
@@ -54,13 +55,15 @@ def _sizes(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) -> d
     whole = [each for each in parameters if each.requires_grad and id(each) not in tuned]
     bits = sum(shape_of(each).numel() for each in tuned.values()) // 8
     width = next(iter(tuned.values())).itemsize
-    beside = sum(shape_of(each).numel() * (each.itemsize + _STATES) for each in whole)
-    one = bits + trained * (4 + _STATES) + beside + (model + trained * width if checkpoint == "full" else 0)
+    beside = [(shape_of(each).numel(), each.itemsize) for each in whole]
+    one = bits + trained * 4 + sum(entries * size for entries, size in beside)
+    one += sum(kind.state_bytes(*each) for each in [(trained, 4), *beside]) if kind.known else 0
+    one += model + trained * width if checkpoint == "full" else 0
     sizes = {}
     if "Export" in enabled and (pl_module.adapters is None or pl_module.adapters.mergeable):
         sizes["the exported model"] = model
     if "Checkpoints" in enabled:
-        sizes["checkpoints"] = 2 * one
+        sizes["checkpoints"] = one if trainer.ckpt_path else 2 * one
     if "PatchFile" in enabled:
         sizes["the patch"] = bits + trained * width
     return sizes

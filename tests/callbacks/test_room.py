@@ -61,3 +61,24 @@ def test_no_room_is_asked_for_what_is_not_written(model, tmp_path, monkeypatch):
     trainer = build_trainer(tmp_path, Magnitude(0.1), max_epochs=1, fast_dev_run=True)
     trainer.fit(build_module(model), datamodule=TinyData())
     assert torch.isfinite(next(trainer.model.parameters())).all()
+
+
+def test_no_more_room_is_asked_than_the_optimizer_and_a_run_that_goes_on_need(model, tmp_path, monkeypatch):
+    told = []
+    sizes = room._sizes
+    monkeypatch.setattr(room, "_sizes", lambda *args: told.append(sizes(*args)) or told[-1])
+
+    def fit(optimizer, steps, **options):
+        module = build_module(model)
+        module.optimizer = optimizer
+        trainer = build_trainer(tmp_path, Full(), max_epochs=-1, max_steps=steps)
+        trainer.fit(module, datamodule=TinyData(), **options)
+        return told[-1]["checkpoints"], size_of(tmp_path / "checkpoints")
+
+    plain = fit(lambda parameters: torch.optim.SGD(parameters, lr=0.1), 1)
+    asked, written = fit(lambda parameters: torch.optim.AdamW(parameters, lr=0.1), 1)
+    assert asked > 2.5 * plain[0]
+    (tmp_path / "checkpoints" / "previous.ckpt").unlink()
+    again, written = fit(lambda parameters: torch.optim.AdamW(parameters, lr=0.1), 2, ckpt_path="last")
+    assert again == asked / 2
+    assert again <= written
