@@ -5,6 +5,7 @@ Importing the packages below is what makes short class names work in YAML.
 
 import linecache
 import logging
+import signal
 import sys
 import traceback
 import warnings
@@ -15,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import dowser_pl.data
 import dowser_pl.fsdp1_strategy
@@ -214,6 +215,8 @@ def main(args: list[str] | None = None) -> None:
         if message is None:
             raise
         sys.exit(f"\ndowser_pl: error: {message}")
+    except SIGTERMException:  # a SystemExit that says success
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _quieten() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers import AutoModelForImageTextToText
 
 from dowser_pl.cli import _our_message, main
@@ -411,3 +412,13 @@ def test_a_named_file_serves_and_a_wrong_one_is_an_error(user_folder, model_fold
         main(["probe", "-c", config, *SMALL_PROBE, named])
     main(["fit", "-c", config, *SMALL_PROBE, named])
     assert not (user_folder / "runs" / "cache").exists()
+
+
+def test_a_run_that_was_told_to_end_has_not_succeeded(monkeypatch):
+    def told(*_, **__):
+        raise SIGTERMException
+
+    monkeypatch.setattr("dowser_pl.cli.DowserCLI", told)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit"])
+    assert stop.value.code == 128 + signal.SIGTERM

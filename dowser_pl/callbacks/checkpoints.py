@@ -140,6 +140,7 @@ def _add(error: Exception, advice: str) -> None:
     """Write it behind the message of an error that stays what it is."""
     if isinstance(error, OSError) and error.strerror:
         of = "" if error.filename is None else f": {str(error.filename)!r}"
-        error.strerror, error.filename = f"{error.strerror}{of}. {advice}", None
+        error.strerror = f"{error.strerror}{of}. {advice}"
+        del error.filename  # None would be shown
     else:
         error.args = (f"{error}. {advice}", *error.args[1:])

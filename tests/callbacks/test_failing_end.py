@@ -79,6 +79,7 @@ def test_no_step_is_lost(model_folder, tmp_path, monkeypatch, name, end):
     assert f"All {steps} steps are kept in {last}: once this is mended, the same command with --ckpt_path last" in str(
         caught.value
     )
+    assert str(caught.value).endswith("trains no more and makes what is missing")
     assert read_checkpoint_patch(tmp_path / "cut").steps == steps
     fit(model_folder, tmp_path / "cut", ckpt_path="last", **ENDS[end], **options)
     (report, weights, patch), (expected, good, small) = results(tmp_path / "cut"), results(tmp_path / "whole")
