@@ -152,7 +152,16 @@ def _advice(path: str, error: Exception) -> str:
             f"got {path}, whose model_type this version of transformers does not know. Fix: correct its config.json, "
             f"or pip install --upgrade transformers."
         )
-    return f"cannot load {path}: {_first_line(error)}."
+    if "backend tokenizer" in said:
+        return (
+            f"got {path} without tokenizer.json or with one that is none, expected the tokenizer that belongs to the "
+            f"model. Fix: copy its files from the base model; where it is a tokenizer.model alone, pip install "
+            f"sentencepiece tiktoken."
+        )
+    return (
+        f"cannot load {path}: {_first_line(error)}. Expected a folder written by save_pretrained and the packages that "
+        f"it needs. Fix: correct or install what is named, or fetch the model again."
+    )
 
 
 def _first_line(error: Exception) -> str:

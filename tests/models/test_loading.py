@@ -198,6 +198,13 @@ def test_no_processor(folder: Path) -> None:
         load_processor(str(folder))
 
 
+def test_no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"without tokenizer\.json .*, expected .* Fix: copy its files"):
+        load_processor(str(folder))
+
+
 def test_tokenizer_is_not_a_processor(tmp_path: Path) -> None:
     LlamaConfig(**TEXT).save_pretrained(tmp_path)
     make_processor().tokenizer.save_pretrained(tmp_path)
