@@ -27,8 +27,9 @@ def metric_name(metric: str | Mapping[str, Mapping[str, bool] | None]) -> str:
     """
     if isinstance(metric, str):
         return metric
-    name, options = next(iter(metric.items())) if len(metric) == 1 else (None, None)
-    if name != "exact_match" or not (options is None or set(options) <= {"strict"}):
+    one = isinstance(metric, Mapping) and len(metric) == 1
+    name, options = next(iter(metric.items())) if one else (None, None)
+    if name != "exact_match" or not (options is None or (isinstance(options, Mapping) and set(options) <= {"strict"})):
         raise ValueError(
             f"metric: got {metric}, expected the name of one metric, or one with its options: "
             "`exact_match: {strict: true}` (the only one that has any)."

@@ -17,6 +17,14 @@ from torchmetrics import Metric
 BILLION = 10**9
 
 
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+
+
+def plain_width(text: str) -> str:
+    """The text with the full-width letters, digits and marks of East Asian keyboards as plain ones."""
+    return text.translate(FULL_WIDTH)
+
+
 def check_rows(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     """Refuse rows that no metric could score.
 

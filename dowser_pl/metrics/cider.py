@@ -9,7 +9,8 @@ numbers whole, punctuation dropped): the tokens are the same for all 1000 captio
 It does not split "cannot" or "gonna", and drops brackets where that tokenizer leaves "-lrb-". Its rules
 are for English; a sentence of a script without spaces would be one word here, and any caption but a perfect one worth
 nothing. Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan are therefore counted by characters, and their
-punctuation is dropped as well. Korean has spaces and stays in words.
+punctuation is dropped as well. Korean, Hindi, Arabic and others have spaces and stay in words, vowel signs included.
+Composed and decomposed letters are the same, and so are full-width and plain ones.
 
 CIDEr weighs n-grams by their frequency over the whole set, so it is not a mean of batches: the strings
 themselves are the state, as JSON lines in one uint8 tensor per update, which ranks gather by concatenation.
@@ -29,21 +30,24 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from dowser_pl.metrics.answers import check_rows, warn_of_nothing
+from dowser_pl.metrics.answers import check_rows, plain_width, warn_of_nothing
 
 CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
+# vowel signs and accents, which are no word characters to `re`
+MARKS = "".join(re.escape(chr(code)) for code in range(0x300, 0x1E00) if unicodedata.category(chr(code))[0] == "M")
+WORD = rf"[\w{MARKS}\u1ab0-\u1aff\u20d0-\u20f0\ufe20-\ufe2f]"
 TOKEN = re.compile(
     r"(?:[^\W\d_]\.){2,}"  # u.s., a.m.
     r"|\d+(?:[.,:/]\d+)+"  # 3.5, 1,000, 10:30
     r"|n't\b|'(?:s|m|d|re|ve|ll)\b"
-    r"|\w+(?:[-/'.]\w+)*"  # t-shirt, red/blue, o'clock
+    rf"|{WORD}+(?:[-/'.]{WORD}+)*"  # t-shirt, red/blue, o'clock
     r"|[^\w\s]"
 )
 SPACELESS = re.compile(  # one character each; marks above and below letters are characters of their own
     r"[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
-PUNCTUATION = frozenset(".,;:!?-'\"`()[]{}…—«»„“”\u2013\u2018\u2019")
+PUNCTUATION = frozenset(".,;:!?-'\"`()[]{}…—«»„“”\u2013\u2018\u2019\u060c\u061b\u061f\u06d4\u0964\u0965")
 
 
 def is_punctuation(token: str) -> bool:
@@ -56,7 +60,8 @@ def is_punctuation(token: str) -> bool:
 
 def tokenise(text: str) -> str:
     """Lower-case tokens joined by spaces, punctuation dropped; empty if the text has no words."""
-    text = SPACELESS.sub(r" \g<0> ", text.lower().replace("\u2019", "'"))
+    text = plain_width(unicodedata.normalize("NFC", text)).lower().replace("\u2019", "'")
+    text = SPACELESS.sub(r" \g<0> ", text)
     return " ".join(token for token in TOKEN.findall(CLITIC.sub(r" \1", text)) if not is_punctuation(token))
 
 

@@ -7,9 +7,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from dowser_pl.metrics.answers import AnswerMetric
+from dowser_pl.metrics.answers import AnswerMetric, plain_width
 
-SENTENCE_MARKS = frozenset(".,;:!?'\"`…。、¡¿\uff0c\uff1b\uff1a\uff01\uff1f")  # the last five: full-width , ; : ! ?
+SENTENCE_MARKS = frozenset(".,;:!?'\"`…。、¡¿")
 WHOLE_NUMBER = re.compile(r"([-+]?\d+)\.0+")
 BRACKETS_AND_QUOTES = frozenset({"Ps", "Pe", "Pi", "Pf"})
 
@@ -30,13 +30,13 @@ def strip_marks(word: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Casefold, compose Unicode (NFC), collapse spaces and drop sentence marks at word ends.
+    """Casefold, compose Unicode (NFC), collapse spaces, drop sentence marks at word ends and full width.
 
     "  The Cat. " becomes "the cat", "(3.5)" becomes "3.5", "-3" stays "-3". A text of nothing but marks is
     kept as it is, so that "?" equals "?" and neither "!" nor the empty answer. A whole number is one with or without
     zeros behind its point, as tables write it: "3.0" becomes "3".
     """
-    words = unicodedata.normalize("NFC", text).casefold().split()
+    words = plain_width(unicodedata.normalize("NFC", text)).casefold().split()
     stripped = [word for word in map(strip_marks, words) if word]
     kept = " ".join(stripped or words)
     return number[1] if (number := WHOLE_NUMBER.fullmatch(kept)) else kept

@@ -94,6 +94,23 @@ def test_references_without_words_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (
+            "\u092c\u093f\u0932\u094d\u0932\u0940 \u0939\u0948\u0964",
+            "\u092c\u093f\u0932\u094d\u0932\u0940 \u0939\u0948",
+        ),
+        ("\u0642\u0650\u0637\u0629\u060c \u0643\u0644\u0628\u061f", "\u0642\u0650\u0637\u0629 \u0643\u0644\u0628"),
+        ("cafe\u0301 noir", "caf\u00e9 noir"),
+        ("\uff23\uff21\uff34\u3000\uff13\uff0c\uff10\uff10\uff10", "cat 3,000"),
+    ],
+    ids=["Hindi", "Arabic", "decomposed", "full width"],
+)
+def test_vowel_signs_and_width_make_no_words(text: str, expected: str) -> None:
+    assert tokenise(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("这只猫，很好。", "这 只 猫 很 好"),
         ("iPhone手机 3.5寸", "iphone 手 机 3.5 寸"),
         ("この「赤い」ソファー！", "こ の 赤 い ソ フ ァ ー"),
