@@ -77,6 +77,8 @@ class MessageReader:
                 f'{name}: expected a list "conversations" (LLaVA) or "messages" with at least one turn, got the keys '
                 f"{sorted(row)}."
             )
+        if not answered and len(turns) > 1 and _is_open(turns[-1]):
+            turns = turns[:-1]
         messages = [_message(f"{name}: turn {number}", turn) for number, turn in enumerate(turns, start=1)]
         messages = with_system(name, row, messages)
         check_order(name, [message["role"] for message in messages], answered)
@@ -289,6 +291,13 @@ def _message(turn: str, said: Any) -> Message:
     value = given.get("content") if given.get("value") is None else given["value"]
     message: Message = {"role": ROLES[role], "content": read_content(turn, value)}
     return message if _carries_loss(turn, given, ROLES[role]) else {**message, "loss": False}
+
+
+def _is_open(said: Any) -> bool:
+    """Whether a turn is the assistant's and there is nothing in it, as files of questions leave room for an answer."""
+    given = said if isinstance(said, dict) else {}
+    speaker = given.get("role") if absent(given.get("from")) else given["from"]
+    return ROLES.get(str(speaker)) == "assistant" and all(absent(given.get(key)) for key in ("value", "content"))
 
 
 def _carries_loss(turn: str, said: dict[str, Any], role: str) -> bool:

@@ -15,6 +15,16 @@ QUESTIONS = {
     "empty": {"id": 0, "image": "a.png", "prompt": ASKED, "answers": []},
     "options": {"uid": "u", "image": "a.png", "question": ASKED, "options": ["red", "blue"]},
     "conversation": {"id": 3, "image": "a.png", "conversations": [{"from": "human", "value": f"<image>\n{ASKED}"}]},
+    "room for an answer": {
+        "id": 5,
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": f"<image>\n{ASKED}"}, {"from": "gpt", "value": ""}],
+    },
+    "a null for an answer": {
+        "id": 6,
+        "image": "a.png",
+        "messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": None}],
+    },
     "messages": {
         "id": 4,
         "messages": [
@@ -58,7 +68,7 @@ def test_rows_without_references_are_asked_and_told_as_the_file_has_them(build, 
 @pytest.mark.parametrize("row", QUESTIONS.values(), ids=QUESTIONS)
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_all_that_scores_refuses_them(build, row, stage):
-    with pytest.raises(ValueError, match=r"ask\.jsonl line 1.*(no reference|no assistant turn|ending with assistant)"):
+    with pytest.raises(ValueError, match=r"ask\.jsonl line 1.*(no reference|no assistant turn|ending with assistant|turn 2)"):
         build(row).setup(stage)
 
 
