@@ -75,16 +75,16 @@ def unread_keys(row: dict[str, Any], read: Collection[str] = ()) -> Iterator[str
     """
     spoken = next((key for key in ("conversations", "messages") if not absent(row.get(key))), None)
     for key in (row.keys() - _KNOWN) | {"messages"} & row.keys() - {spoken}:
-        if key not in read and not absent(row[key]):
+        if key not in read and not is_blank(row[key]):
             yield key
     turns = row[spoken] if spoken and isinstance(row[spoken], list) else []
     for turn in turns:
         if isinstance(turn, dict):
-            yield from (f"{spoken}[].{key}" for key in turn.keys() - _TURN if not absent(turn[key]))
+            yield from (f"{spoken}[].{key}" for key in turn.keys() - _TURN if not is_blank(turn[key]))
             parts = turn.get("content")
             for part in parts if isinstance(parts, list) else []:
                 if isinstance(part, dict):
-                    yield from (f"content[].{key}" for key in part.keys() - _PART if not absent(part[key]))
+                    yield from (f"content[].{key}" for key in part.keys() - _PART if not is_blank(part[key]))
 
 
 def warn_of_unread(what: str, unread: Iterable[Iterable[str]]) -> None:

@@ -173,7 +173,18 @@ def test_one_warning_per_evaluation_set(tmp_path):
 
 
 def test_usual_keys_are_not_worth_a_warning(tmp_path):
-    rows = [{"question_id": 1, "source": "web", "hint": "h", "question": "q", "A": "x", "B": "y", "answer": "B"}]
+    rows = [
+        {
+            "question_id": 1,
+            "source": "web",
+            "objects": {"ref": [], "box": [None]},
+            "hint": "h",
+            "question": "q",
+            "A": "x",
+            "B": "y",
+            "answer": "B",
+        }
+    ]
     (tmp_path / "t.json").write_text(json.dumps(rows))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

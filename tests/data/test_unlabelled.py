@@ -68,7 +68,7 @@ def test_rows_without_references_are_asked_and_told_as_the_file_has_them(build, 
 @pytest.mark.parametrize("row", QUESTIONS.values(), ids=QUESTIONS)
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_all_that_scores_refuses_them(build, row, stage):
-    with pytest.raises(ValueError, match=r"ask\.jsonl line 1.*(no reference|no assistant turn|ending with assistant|turn 2)"):
+    with pytest.raises(ValueError, match=r"ask\.jsonl line 1.*(no reference|no assistant turn|with assistant|turn 2)"):
         build(row).setup(stage)
 
 
