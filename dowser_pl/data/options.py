@@ -120,7 +120,7 @@ def _labelled(name: str, given: Any) -> tuple[dict[str, Any], bool]:
     if isinstance(given, dict) and given.keys() == {"text", "label"} and len(given["text"]) == len(given["label"]):
         given = dict(zip(given["label"], given["text"], strict=True))  # as ARC has it
     if isinstance(given, dict):
-        return {letter: option for letter, option in given.items() if not absent(option)}, True
+        return {letter.strip("(). ").upper(): option for letter, option in given.items() if not absent(option)}, True
     if isinstance(given, list):
         while given and absent(given[-1]):  # tables pad to the longest
             given = given[:-1]

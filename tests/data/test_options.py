@@ -91,6 +91,8 @@ def test_an_empty_question_gives_way(ask):
         {"options": '["dog", "cat"]'},
         {"choices": {"text": ["dog", "cat"], "label": ["A", "B"]}},
         {"options": {"A": "dog", "B": "cat", "C": None}},
+        {"options": {"a": "dog", "b": "cat"}},
+        {"choices": {"(A)": "dog", "(B)": "cat"}},
     ],
 )
 @pytest.mark.parametrize("answer", ["B", "\uff22", "cat", 1, 1.0])
