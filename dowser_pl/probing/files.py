@@ -99,6 +99,8 @@ def load_factors(
                 if owner not in read:
                     read[owner] = file.verify(owner, file.read(owner))
                 layers[name][statistic] = read[owner]
+        for other in sorted(file.names() - read.keys()) if file.has_digests else ():
+            file.verify(other, file.read(other))  # a file with one changed bit may have more
         try:
             return Factors(layers, head["num_prompts"], head["prompts_per_row"]).checked()
         except ValueError as error:

@@ -67,6 +67,18 @@ def test_a_cache_without_what_is_needed_is_refused(factors, tmp_path):
         load_factors(tmp_path / "c.safetensors", IDENTITY, NAMES[:1], ["weight_square"])
 
 
+def test_a_bit_of_what_is_not_needed_counts_as_well(factors, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_factors(factors, path, IDENTITY)
+    needed = {"names": NAMES[:1], "statistics": ["activation"]}
+    load_factors(path, IDENTITY, **needed)
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"damaged \(layers\.1\.q_proj\.\w+ has digest .*delete it to probe again"):
+        load_factors(path, IDENTITY, **needed)
+
+
 @pytest.mark.parametrize("keep", [0, 7, 200])
 def test_a_torn_file_is_refused(factors, tmp_path, keep):
     path = tmp_path / "c.safetensors"
