@@ -146,7 +146,8 @@ class MultimodalData(EvaluatedData):
             limit = self._encoder.max_length
             rank_zero_info(f"{self.num_truncated} training rows were longer than max_length={limit}.")
         if stage == "fit" and self.left_out:
-            rank_zero_info(f"{len(self.left_out)} training rows were left out of batches (skip_bad_rows).")
+            seen = " by this process; the report counts those of all" if self._share() else ""
+            rank_zero_info(f"{len(self.left_out)} training rows were left out of batches (skip_bad_rows){seen}.")
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, how many of its batches are done, and what these numbers depend on."""

@@ -30,6 +30,7 @@ from dowser_pl.data.row_keys import (
     refuse_media,
     refuse_media_part,
     refuse_media_placeholder,
+    refuse_switched_off,
 )
 from dowser_pl.data.rows import Message, is_learnt
 
@@ -66,11 +67,7 @@ class MessageReader:
             ValueError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
         """
         refuse_media(name, row)
-        if off := [key for key in LOSS_KEYS if isinstance(row.get(key), bool | int | float) and row[key] == 0]:
-            raise ValueError(
-                f"{name}: got {off[0]}: {row[off[0]]!r} for the whole row, so that nothing of it is learnt. Remove the "
-                "row, or switch off single turns by such a key of their own."
-            )
+        refuse_switched_off(name, row)
         turns = next((row[key] for key in ("conversations", "messages") if not absent(row.get(key))), None)
         if not isinstance(turns, list) or not turns:
             raise ValueError(

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 LOSS_KEYS = ("loss", "weight", "train", "training", "loss_weight")
 """How files say whether a turn is learnt."""
+_ROW_LOSS_KEYS = ("loss", "weight", "loss_weight")  # "train" of a row may say of which split it is
 SYSTEM_KEYS = ("system", "system_prompt")
 _READ = frozenset({"conversations", "messages", "image", "images", *SYSTEM_KEYS})
 # Where a row comes from, what it is called, and what its picture is like: nothing that a model is to be told.
@@ -64,6 +65,16 @@ def refuse_media_placeholder(turn: str, text: str) -> None:
     """Raise ValueError for a question with a place for a video or sound."""
     if found := _MEDIA_PLACEHOLDER.search(text):
         raise ValueError(f"{turn}: got the placeholder {found[0]!r}. {_ADVICE}")
+
+
+def refuse_switched_off(name: str, row: dict[str, Any]) -> None:
+    """Raise ValueError for a row whose loss is off as a whole."""
+    for key in _ROW_LOSS_KEYS:
+        if isinstance(row.get(key), bool | int | float) and row[key] == 0:
+            raise ValueError(
+                f"{name}: got {key}: {row[key]!r} for the whole row, so that nothing of it is learnt. Remove the row, "
+                "or switch off single turns by such a key of their own; `skip_bad_rows: true` leaves such rows out."
+            )
 
 
 def unread_keys(row: dict[str, Any], read: Collection[str] = ()) -> Iterator[str]:

@@ -135,11 +135,11 @@ def test_flags_that_cannot_be_honoured(reader, number, flags, message):
         reader.read("row 1", row)
 
 
-@pytest.mark.parametrize("off", [{"loss": False}, {"weight": 0}, {"weight": 0.0}, {"train": False}])
+@pytest.mark.parametrize("off", [{"loss": False}, {"weight": 0}, {"weight": 0.0}, {"loss_weight": 0}])
 def test_a_row_that_is_switched_off_is_not_learnt(reader, off):
     with pytest.raises(ValueError, match=r"^row 1: got .* for the whole row, so that nothing of it is learnt"):
         reader.read("row 1", said("q", "a", **off))
-    assert reader.read("row 1", said("q", "a", weight=1, loss=0.7, train="train"))[0][1] == turn("assistant", "a")
+    assert reader.read("row 1", said("q", "a", weight=1, loss=0.7, train=False))[0][1] == turn("assistant", "a")
 
 
 def test_the_reference_is_the_last_answer_that_is_learnt(tmp_path):
