@@ -200,7 +200,13 @@ def _first(model: Any, name: str) -> Any:
 
 def _ids(settings: Any) -> Iterable[int]:
     ids = getattr(settings, "eos_token_id", None)
-    return [] if ids is None else map(int, ids) if isinstance(ids, list | tuple) else [int(ids)]
+    try:
+        return [] if ids is None else [*map(int, ids)] if isinstance(ids, list | tuple) else [int(ids)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the model's config.json or generation_config.json has eos_token_id {ids!r}, expected the id of a token "
+            "or a list of ids. Fix: correct it there"
+        ) from error
 
 
 def _decode(tokenizer: Any, tokens: Tensor, skip_special_tokens: bool = False) -> str:

@@ -93,6 +93,14 @@ def test_all_who_name_an_end_are_heard():
     assert own_ends(model, tokenizer) == (VISION_END, 40, EOS, VOCABULARY.index("moon"))
 
 
+@pytest.mark.parametrize("ids", ["</s>", [EOS, None]])
+def test_an_end_token_that_is_no_id_is_named(ids):
+    model = tiny_llava()
+    model.generation_config.eos_token_id = ids
+    with pytest.raises(ValueError, match=r"generation_config\.json has eos_token_id .*, expected the id .* Fix: correct"):
+        own_ends(model, tiny_tokenizer())
+
+
 @pytest.mark.parametrize("place", ["generation_config", "config", "text_config"])
 def test_a_default_that_is_an_ordinary_word_here_ends_nothing(place):
     """The class of a text config says 2, which is a word of many vocabularies."""
