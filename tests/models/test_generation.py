@@ -97,7 +97,9 @@ def test_all_who_name_an_end_are_heard():
 def test_an_end_token_that_is_no_id_is_named(ids):
     model = tiny_llava()
     model.generation_config.eos_token_id = ids
-    with pytest.raises(ValueError, match=r"generation_config\.json has eos_token_id .*, expected the id .* Fix: correct"):
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json has eos_token_id .*, expected the id .* Fix: correct"
+    ):
         own_ends(model, tiny_tokenizer())
 
 
