@@ -49,6 +49,13 @@ from dowser_pl.planning.optimizer_kinds import optimizer_kind
 from dowser_pl.probing import Probe, measure, probing_mode
 
 BASE = EMBEDDED["embedded:world"]
+SMALL = (  # of a rehearsal: one epoch of a few steps
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=24",
+    "--trainer.limit_val_batches=1",
+    "--dowser.probe.num_prompts=8",
+    "--checkpoint.every_n_steps=8",
+)
 QUICKSTART = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
 
 
@@ -565,7 +572,7 @@ def _folder(place: Place, name: str) -> Path:
 
 
 def _command(place: Place, name: str, options: list[str], rehearsal: tuple[str, ...] | None = None) -> list[str]:
-    small = ("--trainer.limit_val_batches=1", "--trainer.max_epochs=2") if rehearsal is None else rehearsal
+    small = SMALL if rehearsal is None else rehearsal
     return [
         *QUICKSTART,
         "--trainer.devices=1",

@@ -150,7 +150,7 @@ class ProtectedTraining(Training):
         """Described as it is now: digests that a run takes before training have the same size."""
         keys = {name: f"{name}.weight" for name in self.entries.weights}
         saved = {key: key for key in keys.values()}
-        return BaseModel.of("random", self.model.state_dict(), keys, [], saved)
+        return BaseModel.of("random", self.model.state_dict(), keys, [], saved, {})
 
 
 class DenseTraining(ProtectedTraining):
