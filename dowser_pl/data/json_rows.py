@@ -1,12 +1,12 @@
 """JSON and JSONL files as rows, plain or compressed with gzip.
 
-Lines (JSONL) stay on the disk: what is kept is where each begins, 24 bytes a row. A compressed file of lines is
-unpacked once, into a temporary file that goes when the process ends. A JSON list can only be read as a whole, so it is
-kept in memory, packed.
+Rows stay on the disk, be they lines (JSONL) or elements of a list: what is kept is where each begins, 24 bytes a row. A
+compressed file is unpacked once, into a temporary file that goes when the process ends.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -14,17 +14,18 @@ import re
 import tempfile
 import weakref
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from dowser_pl.data.packed import PackedRows
 from dowser_pl.data.sources import Rows
 
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 2**20
+_SPACE, _BEGINNING = re.compile(r"[ \t\n\r]*"), re.compile(r"\ufeff?[ \t\n\r]*")
 
 
 def read_json(path: Path) -> Rows:
@@ -37,68 +38,144 @@ def read_json(path: Path) -> Rows:
         compressed = file.read(2) == _GZIP
     with _opened(path, compressed) as file:
         is_list = re.match(rb"\s*\[", _read(file, path, 4096).removeprefix(_BOM)) is not None
-    if is_list:
-        with _opened(path, compressed) as file:
-            return JsonList(path, _read(file, path, -1))
-    return JsonLines(path, _unpacked(path) if compressed else path)
+    return JsonRows(path, _unpacked(path) if compressed else path, is_list)
 
 
-class JsonList(Rows):
-    """A JSON list, in memory.
-
-    Args:
-        path: for messages.
-        content: of the file.
-    """
-
-    def __init__(self, path: Path, content: bytes) -> None:
-        self._name = path.name
-        rows = parse_json(content, str(path), 1)
-        self._packed = PackedRows(rows)
-        super().__init__(self._packed.sizes, _digest(zlib.crc32(content), len(rows)))
-
-    def entry(self, number: int) -> tuple[str, Any]:
-        """See `Rows.entry`."""
-        return f"{self._name} row {number + 1}", self._packed[number]
-
-
-class JsonLines(Rows):
-    """One object per line, on the disk; empty lines do not count.
+class JsonRows(Rows):
+    """The elements of a list, or the lines that are not empty, on the disk.
 
     Args:
         path: of the file, for messages.
         plain: where it lies uncompressed.
+        is_list: whether it is one.
     """
 
-    def __init__(self, path: Path, plain: Path) -> None:
+    def __init__(self, path: Path, plain: Path, is_list: bool) -> None:
         self._path, self._plain = path, plain
-        starts: list[int] = []
-        sizes: list[int] = []
-        lines: list[int] = []
-        start = checksum = 0
-        with plain.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                checksum = zlib.crc32(line, checksum)
-                if line.removeprefix(_BOM if number == 1 else b"").strip():
-                    starts.append(start)
-                    sizes.append(len(line))
-                    lines.append(number)
-                start += len(line)
-            self._state = _state(file)
-        self._starts, self._lines = torch.tensor(starts), torch.tensor(lines)
         if plain != path:
             weakref.finalize(self, _remove, plain, os.getpid())
-        super().__init__(torch.tensor(sizes), _digest(checksum, len(sizes)))
+        self._kind = "row" if is_list else "line"
+        with plain.open("rb") as file:
+            self._state = _state(file)
+            places = _Places()
+            try:
+                (_find_elements if is_list else _find_lines)(file, places)
+            except (ValueError, RecursionError) as error:  # the whole at once, which says where in it
+                parse_json(plain.read_bytes(), str(path), 1)
+                raise ValueError(f"{path}: not a JSON list: {error}.") from error
+        self._starts, self._numbers = torch.tensor(places.starts), torch.tensor(places.numbers)
+        super().__init__(torch.tensor(places.sizes), f"{places.checksum:08x}-{len(places.sizes)}")
 
     def entry(self, number: int) -> tuple[str, Any]:
         """See `Rows.entry`."""
-        line = int(self._lines[number])
+        place = int(self._numbers[number])
         with self._plain.open("rb") as file:  # anew, as workers share the place in a file that was open before them
             if _state(file) != self._state:
                 raise OSError(f"{self._path} was changed while it was being read. Start the run again.")
             file.seek(int(self._starts[number]))
             content = file.read(int(self.sizes[number]))
-        return f"{self._path.name} line {line}", parse_json(content, str(self._path), line)
+        return f"{self._path.name} {self._kind} {place}", parse_json(content, str(self._path), place)
+
+
+@dataclass
+class _Places:
+    """Where rows are in a file: first byte, bytes and number of each; and a checksum of all that was read."""
+
+    starts: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    checksum: int = 0
+
+    def add(self, start: int, size: int, number: int) -> None:
+        self.starts.append(start)
+        self.sizes.append(size)
+        self.numbers.append(number)
+
+
+def _find_lines(file: BinaryIO, places: _Places) -> None:
+    start = 0
+    for number, line in enumerate(file, start=1):
+        places.checksum = zlib.crc32(line, places.checksum)
+        if line.removeprefix(_BOM if number == 1 else b"").strip():
+            places.add(start, len(line), number)
+        start += len(line)
+
+
+def _find_elements(file: BinaryIO, places: _Places) -> None:
+    """Go through a list; ValueError or RecursionError where it is none."""
+    text = _Window(file, places)
+    text.step("[")
+    more = text.next() != "]"
+    while more:
+        text.next()
+        start = text.byte
+        text.value()
+        places.add(start, text.byte - start, len(places.starts) + 1)
+        more = text.next() == ","
+        if more:
+            text.step(",")
+    text.step("]")
+    if text.next():
+        raise ValueError("something follows the list")
+
+
+class _Window:
+    """A part of a JSON text, moved along; it grows where one value takes more.
+
+    Args:
+        file: at its beginning.
+        places: told the checksum.
+
+    Attributes:
+        byte: of the file where the next character begins.
+    """
+
+    def __init__(self, file: BinaryIO, places: _Places) -> None:
+        self.byte = 0
+        self._file, self._places = file, places
+        self._utf8, self._json = codecs.getincrementaldecoder("utf-8")(), json.JSONDecoder()
+        self._text, self._at, self._ended = "", 0, False
+
+    def next(self) -> str:
+        """The next character that is no white space, without going past it; nothing at the end."""
+        while True:
+            space = (_SPACE if self.byte else _BEGINNING).match(self._text, self._at)
+            assert space is not None
+            self._advance(space.end() - self._at)
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read_on()
+
+    def step(self, sign: str) -> None:
+        """Go past a sign that must come next."""
+        if self.next() != sign:
+            raise ValueError(f"{sign!r} is missing")
+        self._advance(1)
+
+    def value(self) -> None:
+        """Go past a value that must come next."""
+        while True:
+            try:
+                end = self._json.raw_decode(self._text, self._at)[1]
+            except json.JSONDecodeError:
+                if self._ended:
+                    raise
+            else:
+                after = self._text[end : end + 1]
+                if self._ended or (after and after not in ".eE"):  # else it may go on: 12 of 123, 1 of 1.5
+                    self._advance(end - self._at)
+                    return
+            self._read_on()
+
+    def _advance(self, characters: int) -> None:
+        self.byte += len(self._text[self._at : self._at + characters].encode())
+        self._at += characters
+
+    def _read_on(self) -> None:
+        left = self._text[self._at :]
+        block = self._file.read(max(_BLOCK, len(left)))
+        self._places.checksum = zlib.crc32(block, self._places.checksum)
+        self._text, self._at, self._ended = left + self._utf8.decode(block, final=not block), 0, not block
 
 
 def parse_json(content: bytes, path: str, line: int) -> Any:
@@ -165,7 +242,3 @@ def _remove(path: Path, owner: int) -> None:
 def _state(file: BinaryIO) -> tuple[int, int]:
     state = os.fstat(file.fileno())
     return state.st_size, state.st_mtime_ns
-
-
-def _digest(checksum: int, num_rows: int) -> str:
-    return f"{checksum:08x}-{num_rows}"

@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 import tempfile
+import tracemalloc
 
 import pytest
 
@@ -129,10 +130,49 @@ def test_bytes_that_are_no_text_are_of_one_line(tmp_path):
     assert (rows[0][1], rows[2][1]) == ({"a": 1}, {"a": 2})
 
 
-def test_lines_take_little_memory(tmp_path):
-    path = write(tmp_path / "rows.jsonl", (json.dumps({"x": "y" * 1000}) + "\n") * 2000)
+@pytest.mark.parametrize("is_list", [False, True])
+def test_rows_take_little_memory(tmp_path, monkeypatch, is_list):
+    monkeypatch.setattr("dowser_pl.data.json_rows._BLOCK", 1 << 14)
+    row = json.dumps({"x": "y" * 1000})
+    path = write(tmp_path / "rows.json", f"[{','.join([row] * 2000)}]" if is_list else f"{row}\n" * 2000)
+    tracemalloc.start()
     rows = read_rows(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
     assert len(pickle.dumps(rows)) < 60_000 < path.stat().st_size / 30
+
+
+ELEMENTS = [1, 123456, -1.5e-7, True, None, "", 'a "]," [\\', "éßш水🙂", [], {}, [[1, {"a": [2]}], "]"], {"水": "},{"}]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 8, 64, 10_000])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_is_read_the_same_in_pieces_of_any_size(tmp_path, monkeypatch, block, indent):
+    monkeypatch.setattr("dowser_pl.data.json_rows._BLOCK", block)
+    for number, text in enumerate([
+        json.dumps(ELEMENTS, ensure_ascii=False, indent=indent),
+        json.dumps(ELEMENTS[::-1], indent=indent).replace("\n", "\r\n"),
+        "\ufeff \n" + json.dumps(ELEMENTS, indent=indent) + " \n\t",
+        f" [ {json.dumps(ELEMENTS[-1])} ] ",
+    ]):  # fmt: skip
+        path = tmp_path / f"{number}.json"
+        path.write_bytes(text.encode())
+        rows = read_rows(path)
+        assert [rows.entry(i)[1] for i in range(len(rows))] == json.loads(text.removeprefix("\ufeff"))
+        pieces = [path.read_bytes()[a : a + n] for a, n in zip(rows._starts, rows.sizes, strict=True)]
+        assert all(piece == piece.strip() for piece in pieces)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "text", ["[1,]", "[", "[1", "[1 2]", "[,1]", '["a]', "[1]]", "[1] 2", "[1, tru]", '[{"a": 1]', "[1,,2]", "[\xff]"]
+)
+def test_what_is_no_list_is_said_in_pieces_of_any_size(tmp_path, monkeypatch, text, block):
+    monkeypatch.setattr("dowser_pl.data.json_rows._BLOCK", block)
+    path = tmp_path / "rows.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"rows\.json:1(:\d+)?: not "):
+        read_rows(path)
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path):
