@@ -1,7 +1,6 @@
 """Processor and model of one folder: what is completed, what is refused before a weight is read."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,7 @@ from dowser_pl.models.loading import load_model, load_processor
 from tests import tiny_models
 from tests.data import test_families as families
 from tests.data.builders import build_llava, build_tokenizer, chat_template
-from tests.tiny_models import IMAGE, VISION, make_processor, save_tiny_llava, tiny_llava
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "model"))
+from tests.tiny_models import IMAGE, VISION, make_processor, tiny_llava
 
 
 def change(path: Path, **changes: object) -> None:

@@ -1,7 +1,6 @@
 """Folders that are something else than a model of transformers: named, with the way out, before a weight is read."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from dowser_pl.models.loading import load_model, load_processor
 from dowser_pl.models.sources import find_source
-from tests.tiny_models import save_tiny_llava
 
 ORIGINAL = {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "clip"}
 VILA = {"model_type": "llava_llama", "architectures": ["LlavaLlamaModel"], "llm_cfg": {}, "vision_tower_cfg": {}}
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Models and processors as from_pretrained gives them, or an error that says what is wrong with the files."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,18 +18,6 @@ from tests.tiny_models import FAMILIES, TEXT, make_processor, save_tiny_llava, t
 
 Weights = dict[str, Tensor]
 HEAD_ON_DISK = "language_model.lm_head.weight"  # transformers renames it to lm_head.weight while it loads
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole LLaVA folder; tests copy it before they change it."""
-    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 def change_json(path: Path, **changes: object) -> None:
