@@ -96,6 +96,8 @@ class Stored:
         try:
             part = torch.empty(chunk.sizes, dtype=self.dtype)
             self._reader.read_data(LoadPlan(items), _Into(part)).wait()
+        except OSError:  # of the disk, which says what it is
+            raise
         except Exception as error:
             raise self._damaged(type(error).__name__, f"{tuple(chunk.sizes)} of it") from error
         if self._digests is not None:

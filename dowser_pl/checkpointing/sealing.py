@@ -76,9 +76,9 @@ def read_file(path: str | Path, weights_only: bool | None = None, mmap: bool = F
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
-    except (FileNotFoundError, PermissionError):
+    except OSError:  # of the disk, which says what it is
         raise
-    except Exception as error:  # a pickle of changed bytes can end in any
+    except Exception as error:  # a pickle of changed bytes can end in any, and its words advise to trust it
         raise ValueError(
             f"{path} is not a readable checkpoint ({type(error).__name__}), expected a .ckpt file that `fit` wrote; it "
             "is damaged or something else, copy it again or give another one"

@@ -133,3 +133,14 @@ def test_what_is_no_checkpoint_is_left_to_the_caller(tmp_path):
     assert read_file(tmp_path / "list.pt") == [1, 2]
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "gone.ckpt")
+
+
+def test_an_error_of_the_disk_is_told_as_one(tmp_path, monkeypatch):
+    """Not as damage, which would send people to copy a file that is whole."""
+
+    def fail(*args, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_file(tmp_path / "last.ckpt")
