@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from dowser_pl.checkpointing.layout import FORMAT, PARTS, PLAIN, Reader, is_folder, noted
-from dowser_pl.checkpointing.sealing import read_file
+from dowser_pl.checkpointing.sealing import of_the_disk, read_file
 from dowser_pl.maths.digests import digest
 from dowser_pl.maths.masks import from_rows
 from dowser_pl.shards import covering, is_spread
@@ -96,9 +96,9 @@ class Stored:
         try:
             part = torch.empty(chunk.sizes, dtype=self.dtype)
             self._reader.read_data(LoadPlan(items), _Into(part)).wait()
-        except OSError:  # of the disk, which says what it is
-            raise
         except Exception as error:
+            if of_the_disk(error):
+                raise
             raise self._damaged(type(error).__name__, f"{tuple(chunk.sizes)} of it") from error
         if self._digests is not None:
             first = chunk.offsets[0] if len(chunk.offsets) else 0

@@ -4,6 +4,7 @@ PyTorch writes checksums into its files and does not compare them when it reads.
 they are taken of tensors in memory, or of pages of the file that are used right after.
 """
 
+import errno
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 from dowser_pl import sharding
 from dowser_pl.maths.digests import digests
 
-__all__ = ["checked", "read_file", "sealed"]
+__all__ = ["checked", "of_the_disk", "read_file", "sealed"]
 
 _TENSORS, _PLAIN = "digests_of_tensors", "digest_of_the_rest"  # two, so that neither is lost unseen
 _SAID = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -76,14 +77,22 @@ def read_file(path: str | Path, weights_only: bool | None = None, mmap: bool = F
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
-    except OSError:  # of the disk, which says what it is
-        raise
     except Exception as error:  # a pickle of changed bytes can end in any, and its words advise to trust it
+        if of_the_disk(error):
+            raise
         raise ValueError(
             f"{path} is not a readable checkpoint ({type(error).__name__}), expected a .ckpt file that `fit` wrote; it "
             "is damaged or something else, copy it again or give another one"
         ) from error
     return checked(found, path)
+
+
+def of_the_disk(error: Exception) -> bool:
+    """Whether reading failed for a reason that the error names itself, the bytes of the file being none of it.
+
+    "Invalid argument" is a place in the file that changed or missing bytes made up.
+    """
+    return isinstance(error, OSError) and error.errno != errno.EINVAL
 
 
 def _told(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:

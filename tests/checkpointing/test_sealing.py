@@ -144,3 +144,23 @@ def test_an_error_of_the_disk_is_told_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(OSError, match="Input/output error"):
         read_file(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_wherever_a_file_is_cut_off_it_is_told_as_damaged(tmp_path, mmap):
+    """Where the cut falls decides which error torch ends in; one of them looks like the disk's."""
+    torch.save({**checkpoint(), "large": torch.arange(5000.0)}, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    for end in range(0, len(whole), len(whole) // 40):
+        (tmp_path / "cut.ckpt").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="not a readable checkpoint"):
+            read_file(tmp_path / "cut.ckpt", mmap=mmap)
+
+
+def test_a_place_that_changed_bytes_made_up_is_no_error_of_the_disk(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        read_file(tmp_path / "last.ckpt")
