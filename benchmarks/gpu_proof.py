@@ -30,8 +30,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from gpu_table import table  # noqa: E402
 
-from dowser_pl.commands.provenance import provenance  # noqa: E402
-from dowser_pl.files import write_atomically  # noqa: E402
+from dowser_pl.files.atomic import write_atomically  # noqa: E402
+from dowser_pl.reporting.provenance import provenance  # noqa: E402
 
 START_SECONDS = 60  # that a worker may take to load its libraries
 REHEARSAL = 5  # times the seconds of a GPU: a CPU may be a busy one

@@ -38,15 +38,15 @@ from torch import Tensor
 from train_presets import PRESETS as TRAINED
 from train_presets import Subject as TrainSubject
 
-from dowser_pl.maths.masks import unpack
+from dowser_pl.functional.masks import unpack
+from dowser_pl.importance import Probe, measure, probing_mode
 from dowser_pl.methods import Layer
 from dowser_pl.models.layers import find_blocks, find_layers
 from dowser_pl.models.sources import EMBEDDED
 from dowser_pl.patches.patch import Patch
-from dowser_pl.planning.activation_estimate import Batch
-from dowser_pl.planning.model_plan import MemoryPlan, decoder_of, sizes_of
-from dowser_pl.planning.optimizer_kinds import optimizer_kind
-from dowser_pl.probing import Probe, measure, probing_mode
+from dowser_pl.planning.activations import Batch
+from dowser_pl.planning.model import MemoryPlan, decoder_of, sizes_of
+from dowser_pl.planning.optimizers import optimizer_kind
 
 BASE = EMBEDDED["embedded:world"]
 SMALL = (  # of a rehearsal: one epoch of a few steps
@@ -394,7 +394,7 @@ def gpu_tests(place: Place) -> dict[str, Any]:
     result = place.work / "gpu_tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", f"--junitxml={result}"]
     ended = subprocess.run(
-        [*command, "tests/test_gpu.py", "tests/maths/test_selection.py"],
+        [*command, "tests/test_gpu.py", "tests/functional/test_selection.py"],
         check=False,
         cwd=ROOT,
         stdout=subprocess.PIPE,

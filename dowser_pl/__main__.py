@@ -8,7 +8,7 @@ from importlib import import_module
 
 from dowser_pl import __doc__ as purpose
 from dowser_pl import __version__
-from dowser_pl.arguments import joined_numbers
+from dowser_pl.cli.arguments import joined_numbers
 
 TRAINING_VERBS = {
     "fit": "fine-tune a model and report what it learnt and forgot",
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb in TRAINING_VERBS or verb.startswith("-"):
         # while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-        import_module("dowser_pl.cli").main(arguments)
+        import_module("dowser_pl.cli.main").main(arguments)
     else:
         sys.stderr.write(unknown(verb) + "\n")
         return 2

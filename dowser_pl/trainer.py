@@ -9,10 +9,10 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from dowser_pl.locking import alone
-from dowser_pl.plan import plan_forms, show, write
-from dowser_pl.planning.plan_sizes import Placement
-from dowser_pl.run_folder import refuse_another_run
+from dowser_pl.files.locking import alone
+from dowser_pl.files.run_folder import refuse_another_run
+from dowser_pl.planning.sizes import Placement
+from dowser_pl.planning.verb import plan_forms, show, write
 
 __all__ = ["DowserTrainer"]
 

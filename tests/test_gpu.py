@@ -11,7 +11,10 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from dowser_pl.callbacks import Dowser
-from dowser_pl.maths.selection import lowest
+from dowser_pl.functional.selection import lowest
+from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
+from dowser_pl.masking import FrozenEntries, TrainableEntries
+from dowser_pl.masking.base import bits_of
 from dowser_pl.methods import (
     L2SP,
     Dare,
@@ -31,10 +34,7 @@ from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.loading import load_model
 from dowser_pl.models.lora import LoraSettings
-from dowser_pl.probing import Probe, measure, probing_mode, write_prompts
-from dowser_pl.strategies import FSDP2Strategy
-from dowser_pl.training import FrozenEntries, TrainableEntries
-from dowser_pl.training.protection import bits_of
+from dowser_pl.strategies.sharded import FSDP2Strategy
 from tests.distributed.test_sharded_steps import inputs_of
 from tests.tiny_models import FAMILIES, make_processor, save_tiny_llava, tiny_llava, tiny_tokenizer
 from tests.tiny_run import TinyData, build_module, build_trainer

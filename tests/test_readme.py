@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dowser_pl.__main__ import VERBS
-from dowser_pl.cli import main
+from dowser_pl.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

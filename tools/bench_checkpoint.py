@@ -26,19 +26,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import AdamW
 from train_presets import PRESETS, Subject
 
-from dowser_pl import sharding
-from dowser_pl.callbacks.deciding import rows_of
-from dowser_pl.checkpointing import shares_of, write_folder
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import atomic_path, write_atomically
+from dowser_pl.callbacks.dowser.masks import rows_of
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.checkpoint import shares_of, write_folder
+from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.tensors import to_first
+from dowser_pl.files.atomic import atomic_path, write_atomically
+from dowser_pl.masking import ShardedEntries
+from dowser_pl.masking.shared_state import shared_entries
 from dowser_pl.methods import Layer, Random, build_masks
-from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.models.layers import find_blocks
-from dowser_pl.ranks import Ranks
-from dowser_pl.shards import to_first
-from dowser_pl.training import ShardedEntries
-from dowser_pl.training.sharded_optimizer import gathered_states
-from dowser_pl.training.shared_state import shared_entries, shared_states
+from dowser_pl.reporting.provenance import provenance
+from dowser_pl.strategies.fully_sharded import fully_shard_model
+from dowser_pl.strategies.optimizer_state import gathered_states, shared_states
 
 __all__ = ["lines", "measure", "measured_here", "ratios"]
 
@@ -50,7 +50,7 @@ class Trained:
 
     def __init__(self, preset: str) -> None:
         subject = Subject(PRESETS[preset])
-        fully_shard_model(subject.model, init_device_mesh("cpu", (sharding.world_size(),)))
+        fully_shard_model(subject.model, init_device_mesh("cpu", (collectives.world_size(),)))
         layers = {name: Layer(name, layer.weight.detach()) for name, layer in subject.layers.items()}
         here = {name: rows_of(layer) for name, layer in layers.items()}
         method, blocks = Random(subject.preset.update_ratio), find_blocks(subject.model, layers)
@@ -70,10 +70,10 @@ class Trained:
         """One file, gathered on the first process and written by it."""
         state = {"entries": self.entries.state_dict(), "optimizer_states": [gathered_states(self.optimizer)]}
         state["state_dict"] = to_first(self.weights(full))
-        if sharding.rank() == 0:
+        if collectives.rank() == 0:
             with atomic_path(path) as temporary:
                 torch.save(state, temporary)
-        sharding.gather(dict)
+        collectives.gather(dict)
 
     def folder(self, path: Path, full: bool) -> None:
         """A folder, written by all."""
@@ -136,12 +136,12 @@ def _rank(preset: str, rank: int, ranks: int, folder: str) -> dict[str, dict[str
     try:
         return measured_here(preset, Path(folder))
     finally:
-        sharding.gather(dict)  # none leaves while another still needs it
+        collectives.gather(dict)  # none leaves while another still needs it
         distributed.destroy_process_group()
 
 
 def _measured(save: Callable[[Path, bool], None], path: Path, full: bool) -> tuple[float, int]:
-    sharding.gather(dict)
+    collectives.gather(dict)
     with PeakMemory(torch.device("cpu")) as peak:
         start = time.perf_counter()
         save(path, full)

@@ -35,10 +35,10 @@ from probe_sides import GROUP, METHOD, Ours, Published, Subject, peak_bytes
 from probe_table import lines
 from roofline import PassSize, measure_ceilings, roofline
 
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.importance import Probe, save_factors
 from dowser_pl.models.layers import find_layers
-from dowser_pl.probing import Probe, save_factors
+from dowser_pl.reporting.provenance import provenance
 
 
 def run(preset: Preset) -> dict[str, Any]:

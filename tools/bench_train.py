@@ -29,8 +29,8 @@ from train_presets import PRESETS, Subject, TrainPreset
 from train_strategy import STRATEGIES, measure_strategy, strategy_lines
 from train_table import lines
 
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.reporting.provenance import provenance
 
 RATIOS = {  # name -> form, other form, number
     "memory_compact_over_dense": ("compact", "dense", "state_bytes"),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from dowser_pl.files import atomic_path
+from dowser_pl.files.atomic import atomic_path
 from dowser_pl.models import load_model, load_processor
 
 

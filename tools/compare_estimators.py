@@ -32,15 +32,15 @@ from exact_sensitivity import Truth, exact_scores
 from output_shift import NOISES, ShiftMeter, disturbed, world_texts
 from torch import Tensor, nn
 
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import write_atomically
-from dowser_pl.maths.masks import jaccard, num_trainable
-from dowser_pl.maths.selection import lowest
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.functional.masks import jaccard, num_trainable
+from dowser_pl.functional.selection import lowest
+from dowser_pl.importance import Probe, write_prompts
 from dowser_pl.methods import rank_correlation
 from dowser_pl.models import load_model, load_processor
 from dowser_pl.models.layers import TARGETS, find_layers, text_inputs, text_model
-from dowser_pl.probing import Probe, write_prompts
 from dowser_pl.reporting import Report
+from dowser_pl.reporting.provenance import provenance
 
 TRUTH_SEED, TEXT_SEED = 1000, 1  # prompts and questions that no row has seen
 ROWS_PER_TASK = 8

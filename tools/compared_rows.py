@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
+from dowser_pl.importance.images import noise_images
 from dowser_pl.methods import HighestImportance, Layer, Magnitude, ModelDowser, Random, Scored, WandaLike
 from dowser_pl.models.layers import text_inputs, text_model
-from dowser_pl.probing import Probe, measure, probing_mode, write_prompts
-from dowser_pl.probing.images import noise_images
 
 __all__ = ["RATIO", "ROWS", "Row", "scores_of"]
 

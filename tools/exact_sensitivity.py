@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dowser_pl.probing import Prompt
+from dowser_pl.importance import Prompt
 
 __all__ = ["TRUTHS", "Truth", "exact_scores"]
 

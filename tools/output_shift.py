@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from dowser_pl.data.base import Conversation, ImageSource
 from dowser_pl.data.encoders import build_encoder
-from dowser_pl.data.world import user_turn
-from dowser_pl.data.world_tasks import TEXT_TOPICS, TOPICS, examples
-from dowser_pl.maths.streams import stream
+from dowser_pl.data.world.datamodule import user_turn
+from dowser_pl.data.world.tasks import TEXT_TOPICS, TOPICS, examples
+from dowser_pl.functional.random_streams import stream
 
 __all__ = ["NOISES", "Noise", "ShiftMeter", "disturbed", "world_texts"]
 

@@ -12,8 +12,8 @@ from peak_memory import nothing_kept_back
 from probe_bench_model import PlainTokens, Preset, build_model
 from probe_sides import GROUP, Ours, Published, Subject, peak_bytes
 
+from dowser_pl.importance import Probe
 from dowser_pl.models.layers import find_layers
-from dowser_pl.probing import Probe
 
 __all__ = ["memory_in_use"]
 

@@ -20,10 +20,10 @@ from phase_clock import PhaseClock
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dowser_pl.maths.masks import num_trainable
-from dowser_pl.maths.selection import lowest
-from dowser_pl.maths.streams import stream
-from dowser_pl.probing import Prompt
+from dowser_pl.functional.masks import num_trainable
+from dowser_pl.functional.random_streams import stream
+from dowser_pl.functional.selection import lowest
+from dowser_pl.importance import Prompt
 
 __all__ = ["NaiveLoop"]
 

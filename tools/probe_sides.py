@@ -12,8 +12,8 @@ from probe_naive import NaiveLoop
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dowser_pl.importance import Factors, Probe, Prompt, measure, probing_mode, write_prompts
 from dowser_pl.methods import Layer, ModelDowser
-from dowser_pl.probing import Factors, Probe, Prompt, measure, probing_mode, write_prompts
 
 __all__ = ["GROUP", "METHOD", "Ours", "Published", "Subject", "peak_bytes"]
 

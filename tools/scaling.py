@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import write_atomically
-from dowser_pl.maths.masks import num_trainable
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.functional.masks import num_trainable
+from dowser_pl.reporting.provenance import provenance
 
 Traffic = dict[str, tuple[int, float]]
 """Kind of collective -> messages, bytes that one process hands to them."""

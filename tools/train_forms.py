@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from train_presets import Subject
 
-from dowser_pl.patches import save_patch
-from dowser_pl.training import (
+from dowser_pl.masking import (
     BaseModel,
     FrozenEntries,
     Protection,
@@ -29,6 +28,7 @@ from dowser_pl.training import (
     check_gradients,
     check_loss,
 )
+from dowser_pl.patches import save_patch
 
 __all__ = ["FORMS", "Training"]
 

@@ -19,15 +19,15 @@ from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_presets import PRESETS, Subject
 
-from dowser_pl import sharding
-from dowser_pl.callbacks.deciding import rows_of
-from dowser_pl.maths.pieces import ALONE
+from dowser_pl.callbacks.dowser.masks import rows_of
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.tensors import local
+from dowser_pl.functional.pieces import ALONE
+from dowser_pl.masking import ShardedEntries, TrainableEntries
 from dowser_pl.methods import Layer, Random, build_masks
-from dowser_pl.models.fully_sharded import fully_shard_model
 from dowser_pl.models.layers import find_blocks
-from dowser_pl.ranks import Ranks
-from dowser_pl.shards import local
-from dowser_pl.training import ShardedEntries, TrainableEntries
+from dowser_pl.strategies.fully_sharded import fully_shard_model
 
 __all__ = ["STRATEGIES", "measure_strategy", "measured_here", "share", "strategy_lines"]
 
@@ -78,18 +78,18 @@ def _measured(preset: str, rank: int, ranks: int, store: str, threads: int) -> d
 
 def measured_here(preset: str) -> dict[str, Any]:
     """``bytes`` by kind and ``collectives`` of a step by name, on this process, with all that are in its group."""
-    ranks = sharding.world_size()
+    ranks = collectives.world_size()
     subject = Subject(PRESETS[preset])
     if ranks > 1:
         fully_shard_model(subject.model, init_device_mesh("cpu", (ranks,)))
     entries = _entries(subject, spread=ranks > 1)
     optimizer = AdamW(entries.parameters(), lr=1e-5)
-    gradients, collectives = 0, {}
+    gradients, calls = 0, {}
     for number in range(2):
         optimizer.zero_grad()
         with Collectives() as counted:
             subject.model(**subject.batch(number), use_cache=False).loss.backward()
-        collectives = dict(counted.names)
+        calls = dict(counted.names)
         gradients = sum(each.grad.nbytes for each in entries.parameters() if each.grad is not None)
         optimizer.step()
         entries.after_step()
@@ -104,7 +104,7 @@ def measured_here(preset: str) -> dict[str, Any]:
             "gradients": gradients,
             "host": held["base"] + entries.packed_bytes,
         },
-        "collectives": collectives,
+        "collectives": calls,
     }
 
 
@@ -144,6 +144,6 @@ def _group(rank: int, ranks: int, store: str) -> Iterator[None]:
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
     try:
         yield
-        sharding.gather(dict)  # none leaves while another still needs it
+        collectives.gather(dict)  # none leaves while another still needs it
     finally:
         distributed.destroy_process_group()

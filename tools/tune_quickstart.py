@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import Report, read_report
+from dowser_pl.reporting.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 # method -> learning rates and epochs; the length is chosen once, for all methods

@@ -8,9 +8,9 @@ from transformers import LlavaForConditionalGeneration
 from world_model import NUM_IMAGE_TOKENS
 from world_rows import pixel_values
 
-from dowser_pl.data.world_scenes import Scene, Small, place_large, place_small
-from dowser_pl.data.world_tasks import Rng, one_of
-from dowser_pl.data.world_words import COLOURS, SHAPES, SIGNS
+from dowser_pl.data.world.scenes import Scene, Small, place_large, place_small
+from dowser_pl.data.world.tasks import Rng, one_of
+from dowser_pl.data.world.words import COLOURS, SHAPES, SIGNS
 
 NOTHING = ("",)
 LABELS = {"shape": (*NOTHING, *SHAPES), "sign": (*NOTHING, *SIGNS), "colour": (*NOTHING, *COLOURS)}

@@ -5,12 +5,12 @@ from statistics import fmean
 
 from dowser_pl.bench.cells import Cell, setting_text
 from dowser_pl.bench.command_lines import commands, digest, required
-from dowser_pl.bench.planning import Plan, groups
+from dowser_pl.bench.grid import Plan, groups
 from dowser_pl.bench.reaping import discard, last_lines, of_fit, of_merge
 from dowser_pl.bench.records import Record, Store
 from dowser_pl.bench.running import Runner
 from dowser_pl.bench.settings import Settings
-from dowser_pl.locking import alone
+from dowser_pl.files.locking import alone
 
 __all__ = ["Bench"]
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.bench.planning import Plan
+from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.plot_depth import plot_depths
 from dowser_pl.bench.plots import plot_trade_off
 from dowser_pl.bench.results import Comparison, compare
 from dowser_pl.bench.tables import page
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
 
 __all__ = ["content", "write_outputs"]
 

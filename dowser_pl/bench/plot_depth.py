@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from dowser_pl.bench.plots import colour, dashes
 from dowser_pl.bench.results import Comparison, Spread
-from dowser_pl.reporting.plot_page import MARGIN, new_page, save_page
-from dowser_pl.reporting.plot_style import BODY, FAINT, INK, add_axes, write
+from dowser_pl.reporting.plots.page import MARGIN, new_page, save_page
+from dowser_pl.reporting.plots.style import BODY, FAINT, INK, add_axes, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

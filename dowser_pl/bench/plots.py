@@ -11,10 +11,10 @@ from dowser_pl.bench.cells import setting_text
 from dowser_pl.bench.results import Comparison, MethodResult
 from dowser_pl.bench.tables import spread_text
 from dowser_pl.reporting.grid import shorten
-from dowser_pl.reporting.plot_list import Entry, draw_list
-from dowser_pl.reporting.plot_page import MARGIN, new_page, save_page
-from dowser_pl.reporting.plot_plane import Point, axis_end, draw_numbered, draw_part
-from dowser_pl.reporting.plot_style import RUN_COLOURS, SMALL, add_axes
+from dowser_pl.reporting.plots.list import Entry, draw_list
+from dowser_pl.reporting.plots.page import MARGIN, new_page, save_page
+from dowser_pl.reporting.plots.plane import Point, axis_end, draw_numbered, draw_part
+from dowser_pl.reporting.plots.style import RUN_COLOURS, SMALL, add_axes
 from dowser_pl.reporting.trade_off import h_score
 
 if TYPE_CHECKING:

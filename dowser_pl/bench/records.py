@@ -12,7 +12,7 @@ from typing import Any
 from dowser_pl.bench.cells import Cell
 from dowser_pl.bench.command_lines import digest
 from dowser_pl.bench.settings import Settings
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import TaskScore, h_score
 
 __all__ = ["Failure", "Record", "Store"]

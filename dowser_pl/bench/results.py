@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dowser_pl.bench.cells import Cell, Group
-from dowser_pl.bench.planning import Choice, Plan, groups
+from dowser_pl.bench.grid import Choice, Plan, groups
 from dowser_pl.bench.records import Record
 from dowser_pl.bench.settings import Entry
 

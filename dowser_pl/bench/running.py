@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
 
 __all__ = ["Ended", "Processes", "Runner"]
 
@@ -60,7 +60,7 @@ class Processes:
         server = "forkserver" in multiprocessing.get_all_start_methods()
         self._context: BaseContext = multiprocessing.get_context("forkserver" if server else "spawn")
         if server:
-            self._context.set_forkserver_preload(["dowser_pl.bench.loaded"])
+            self._context.set_forkserver_preload(["dowser_pl.bench.preload"])
 
     def __call__(self, lines: Sequence[Sequence[str]], folder: Path) -> Ended:
         """See :class:`Runner`; an interruption ends the process too."""

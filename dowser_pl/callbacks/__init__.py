@@ -2,14 +2,14 @@
 
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from dowser_pl.callbacks.curve import Curve
-from dowser_pl.callbacks.dowser import Dowser
+from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.epoch_progress import EpochProgress
 from dowser_pl.callbacks.export import Export
-from dowser_pl.callbacks.failing import FailTogether
+from dowser_pl.callbacks.fail_together import FailTogether
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.callbacks.patch_file import PatchFile
 from dowser_pl.callbacks.predictions import Predictions
-from dowser_pl.callbacks.random_state import RandomState
+from dowser_pl.callbacks.resume import RandomState
 
 __all__ = [
     "AtomicCheckpointIO",

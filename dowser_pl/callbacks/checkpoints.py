@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl.checkpointing import checked, is_folder, read_file, read_folder, sealed
-from dowser_pl.files import abandoned, atomic_path, put_back, remove, rename_over
-from dowser_pl.run_folder import clear, goes_on
+from dowser_pl.distributed.checkpoint import checked, is_folder, read_file, read_folder, sealed
+from dowser_pl.files.atomic import abandoned, atomic_path, put_back, remove, rename_over
+from dowser_pl.files.run_folder import clear, goes_on
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 

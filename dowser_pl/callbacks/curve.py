@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from dowser_pl.callbacks.merging import announce_merge
+from dowser_pl.callbacks.dowser.merging import announce_merge
 from dowser_pl.callbacks.update_order import MasksOf, UpdateOrder
+from dowser_pl.masking import FrozenEntries, NestedUpdates, Protection
 from dowser_pl.methods import Method, Scored
 from dowser_pl.reporting import BudgetChoice, CurvePoint
-from dowser_pl.training import FrozenEntries, NestedUpdates, Protection
 
 __all__ = ["Curve", "find_curve"]
 

@@ -9,12 +9,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from dowser_pl.files import atomic_path
+from dowser_pl.distributed.models import spread_model
+from dowser_pl.distributed.tensors import shape_of, to_first
+from dowser_pl.files.atomic import atomic_path
 from dowser_pl.patches.answer_ends import add_ends
 from dowser_pl.patches.image_settings import write_image_settings
 from dowser_pl.patches.tuned_folder import TunedFolder
-from dowser_pl.shards import shape_of, to_first
-from dowser_pl.spread_models import spread_model
 
 __all__ = ["Export"]
 

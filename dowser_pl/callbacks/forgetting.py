@@ -19,11 +19,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl import __version__, sharding
+from dowser_pl import __version__
 from dowser_pl.callbacks.curve import Curve, find_curve
-from dowser_pl.callbacks.dowser import Dowser
+from dowser_pl.callbacks.dowser.callback import Dowser
+from dowser_pl.callbacks.dowser.merging import BeforeMerge
 from dowser_pl.callbacks.memory import peak_memory_bytes
-from dowser_pl.callbacks.merging import BeforeMerge
+from dowser_pl.distributed import collectives
 from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
 
 __all__ = ["Forgetting"]
@@ -204,7 +205,7 @@ def _unmasked(dowser: Dowser) -> dict[str, float]:
 def _left_out(trainer: Trainer) -> dict[str, float]:
     """How many rows of the data could not be used, where there are any; all processes must call it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    shares = sharding.gather(lambda: {sharding.rank(): getattr(data, "left_out", [])})
+    shares = collectives.gather(lambda: {collectives.rank(): getattr(data, "left_out", [])})
     training = getattr(data, "num_unreadable", 0) + len(set(chain(*shares)))
     asked = sum(getattr(task, "left_out", 0) for task in getattr(data, "tasks", []))
     counts = {"training_rows_left_out": training, "evaluation_rows_left_out": asked}

@@ -7,10 +7,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dowser_pl import __version__
-from dowser_pl.callbacks.dowser import Dowser
+from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
+from dowser_pl.distributed.tensors import shape_of, to_first
 from dowser_pl.patches import save_patch
-from dowser_pl.shards import shape_of, to_first
 
 __all__ = ["PatchFile"]
 

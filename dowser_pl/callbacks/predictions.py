@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl import sharding
-from dowser_pl.files import write_atomically
+from dowser_pl.distributed import collectives
+from dowser_pl.files.atomic import write_atomically
 
 __all__ = ["Predictions", "in_turns"]
 
@@ -51,7 +51,7 @@ class Predictions(Callback):
             OSError: on every process, if the first cannot write the file.
         """
         path = Path(trainer.default_root_dir) / "predictions.jsonl"
-        shares = sharding.gather(lambda: {sharding.rank(): dict(self._rows)})
+        shares = collectives.gather(lambda: {collectives.rank(): dict(self._rows)})
         tasks = sorted(set(chain(*shares)))
         rows = [row for task in tasks for row in in_turns([share.get(task, []) for share in shares])]
 
@@ -59,7 +59,7 @@ class Predictions(Callback):
             pl_module.score_rows(rows)
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-        sharding.from_first(write)
+        collectives.from_first(write)
         rank_zero_info(f"{len(rows)} answers written to {path}")
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dowser_pl import sharding
-from dowser_pl.maths.nesting import left_out
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.tensors import collect
+from dowser_pl.functional.nesting import left_out
+from dowser_pl.masking import Protection
 from dowser_pl.methods import Method
-from dowser_pl.ranks import Ranks
-from dowser_pl.shards import collect
-from dowser_pl.training import Protection
 
 __all__ = ["MasksOf", "UpdateOrder"]
 
@@ -53,10 +53,10 @@ class UpdateOrder:
 
     def state_dict(self) -> dict[str, Any]:
         """Groups of all entries, on the first process, whose state alone is saved."""
-        if self.levels is None or (sharding.rank() > 0 and not self._together):
+        if self.levels is None or (collectives.rank() > 0 and not self._together):
             return {}
         levels = {name: collect(each) for name, each in self.levels.items()} if self._together else self.levels
-        return {"ratios": self.steps, "levels": levels} if sharding.rank() == 0 else {}
+        return {"ratios": self.steps, "levels": levels} if collectives.rank() == 0 else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Groups of the run that is resumed: its scores cannot be told any more."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dowser_pl.bench import Bench, read_settings, write_outputs
-from dowser_pl.bench.planning import Plan
+from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.running import Processes
+from dowser_pl.cli.config_paths import resolve_configs
 from dowser_pl.commands.merge import METHODS
-from dowser_pl.commands.printing import answer
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.config_paths import resolve_configs
+from dowser_pl.commands.output import answer
+from dowser_pl.reporting.provenance import provenance
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from dowser_pl.commands.printing import answer
+from dowser_pl.commands.output import answer
 
 PROGRAM = "python -m dowser_pl merge"
 # method -> what it does, and its options with their defaults, as `dowser_pl.methods` has them

@@ -10,13 +10,13 @@ from typing import Any
 from dowser_pl import __version__, methods
 from dowser_pl.commands.merge import METHODS, PROGRAM
 from dowser_pl.commands.model_folder import model_folder
-from dowser_pl.commands.provenance import installed_version, provenance
-from dowser_pl.files import write_atomically
-from dowser_pl.merging import Merge, Versions
+from dowser_pl.files.atomic import write_atomically
 from dowser_pl.methods import Method
-from dowser_pl.patches.applying import check_free
+from dowser_pl.patches.apply import check_free
+from dowser_pl.patches.merge import Merge, Versions
 from dowser_pl.patches.patch import save_patch
-from dowser_pl.patches.tensor_file import dtype_name
+from dowser_pl.patches.safetensors_file import dtype_name
+from dowser_pl.reporting.provenance import installed_version, provenance
 
 
 def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) -> str:

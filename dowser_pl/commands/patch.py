@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from dowser_pl.commands.printing import answer
+from dowser_pl.commands.output import answer
 
 PROGRAM = "python -m dowser_pl patch"
 ORDER = "Patches are applied in the order given; where two change the same entry, the later one wins."

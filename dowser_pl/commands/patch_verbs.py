@@ -10,15 +10,15 @@ from dowser_pl import __version__
 from dowser_pl.commands.model_folder import model_folder
 from dowser_pl.commands.patch import ORDER, PROGRAM
 from dowser_pl.commands.patch_text import applied_table, conversion_lines, describe, info_table, size
-from dowser_pl.commands.provenance import installed_version, provenance
 from dowser_pl.commands.run_head import run_head
-from dowser_pl.files import write_atomically
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.masking.checkpoint_patch import read_checkpoint_patch
 from dowser_pl.patches.answer_ends import ends_added
-from dowser_pl.patches.applying import apply_patches
-from dowser_pl.patches.difference import difference
+from dowser_pl.patches.apply import apply_patches
+from dowser_pl.patches.diff import difference
 from dowser_pl.patches.patch import Change, Patch, save_patch
-from dowser_pl.patches.removing import remove_patch
-from dowser_pl.training.checkpoint_patch import read_checkpoint_patch
+from dowser_pl.patches.remove import remove_patch
+from dowser_pl.reporting.provenance import installed_version, provenance
 
 
 def run_info(options: Namespace, argv: Sequence[str]) -> str:

@@ -5,9 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from dowser_pl.commands.printing import answer
-from dowser_pl.commands.provenance import provenance
-from dowser_pl.files import write_atomically
+from dowser_pl.commands.output import answer
+from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import (
     Report,
     markdown_comparison,
@@ -19,6 +18,7 @@ from dowser_pl.reporting import (
     text_comparison,
     text_table,
 )
+from dowser_pl.reporting.provenance import provenance
 
 
 def build_parser() -> argparse.ArgumentParser:

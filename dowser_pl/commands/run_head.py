@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from dowser_pl.masking.checkpoint_patch import CheckpointPatch
 from dowser_pl.reporting import read_report
-from dowser_pl.training.checkpoint_patch import CheckpointPatch
 
 __all__ = ["run_head"]
 

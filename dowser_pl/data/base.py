@@ -30,8 +30,8 @@ from dowser_pl.data.evaluated import EvaluatedData
 from dowser_pl.data.images import ImageSource
 from dowser_pl.data.loaders import CUT, LEFT_OUT, TrainingBatches, TrainingLoader, build_loader, refusals
 from dowser_pl.data.order import TrainingOrder, per_process
+from dowser_pl.data.reading.sources import report_left_out
 from dowser_pl.data.rows import Conversation, Question, Role, Task
-from dowser_pl.data.sources import report_left_out
 
 __all__ = ["Conversation", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.data.decoding import ON_WHITE, Decoding
-from dowser_pl.data.formats import image_folder, read_rows
 from dowser_pl.data.images import ImageFile, ImageSource
 from dowser_pl.data.messages import MessageReader, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
+from dowser_pl.data.reading.formats import image_folder, read_rows
+from dowser_pl.data.reading.sources import ParsedRows, Row, Selected, keep_good
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Role, Task, is_learnt
-from dowser_pl.data.sources import ParsedRows, Row, Selected, keep_good
 from dowser_pl.metrics import build_metric, metric_name
 
 _MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one

@@ -14,12 +14,12 @@ from dowser_pl.data.base import Conversation, MultimodalData, Task
 from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
 from dowser_pl.data.checking import Check
 from dowser_pl.data.decoding import MAX_PIXELS, Decoding
-from dowser_pl.data.formats import image_folder, read_rows
 from dowser_pl.data.holdout import holdout_task, split_rows
 from dowser_pl.data.messages import MessageReader
+from dowser_pl.data.reading.formats import image_folder, read_rows
+from dowser_pl.data.reading.sources import ParsedRows, Row, Rows, Selected, keep_good
+from dowser_pl.data.reading.tables import HUB
 from dowser_pl.data.row_keys import unread_keys, warn_of_unread
-from dowser_pl.data.sources import ParsedRows, Row, Rows, Selected, keep_good
-from dowser_pl.data.tables import HUB
 
 
 class ConversationData(MultimodalData):

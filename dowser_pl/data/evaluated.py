@@ -16,8 +16,8 @@ from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.loaders import EvaluationBatches, EvaluationLoader, build_loader
 from dowser_pl.data.order import EvaluationOrder
 from dowser_pl.data.pixels import limit_pixels
+from dowser_pl.data.reading.sources import Selected, report_left_out
 from dowser_pl.data.rows import Task, checked_tasks
-from dowser_pl.data.sources import Selected, report_left_out
 
 __all__ = ["EvaluatedData"]
 

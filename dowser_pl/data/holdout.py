@@ -9,8 +9,8 @@ from typing import Any
 from zlib import crc32
 
 from dowser_pl.data.messages import image_column
+from dowser_pl.data.reading.sources import Rows
 from dowser_pl.data.rows import Question, Task, num_tokens
-from dowser_pl.data.sources import Rows
 
 MAX_QUESTIONS = 500
 MAX_NEW_TOKENS = 1024

@@ -1,9 +1,9 @@
 """One file per method. A method is found by its class name in YAML; adding one is one line here."""
 
+from dowser_pl.methods.agreement import Agreement, magnitude_overlap, rank_correlation, sample_rows, split_half
 from dowser_pl.methods.anchor import Anchor
 from dowser_pl.methods.base import Layer, Method, Reference, Scored
-from dowser_pl.methods.budget import build_masks
-from dowser_pl.methods.convergence import Agreement, magnitude_overlap, rank_correlation, sample_rows, split_half
+from dowser_pl.methods.build_masks import build_masks
 from dowser_pl.methods.dare import Dare
 from dowser_pl.methods.each_step import EachStep
 from dowser_pl.methods.full import Full

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.maths.pieces import ALONE, Shards
-from dowser_pl.maths.pulls import shrunk_move
+from dowser_pl.functional.pieces import ALONE, Shards
+from dowser_pl.functional.pulls import shrunk_move
 from dowser_pl.methods.base import Reference
 from dowser_pl.methods.each_step import EachStep
 

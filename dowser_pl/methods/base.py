@@ -13,9 +13,9 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from dowser_pl.maths.masks import num_trainable
-from dowser_pl.maths.merges import masked_move
-from dowser_pl.maths.selection import lowest
+from dowser_pl.functional.masks import num_trainable
+from dowser_pl.functional.merges import masked_move
+from dowser_pl.functional.selection import lowest
 
 __all__ = ["Layer", "Method", "Moment", "Need", "Reference", "Scope", "Scored"]
 

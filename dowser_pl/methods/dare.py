@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dowser_pl.maths.masks import num_trainable
-from dowser_pl.maths.merges import sum_of_moves
-from dowser_pl.maths.selection import lowest
-from dowser_pl.maths.streams import stream
+from dowser_pl.functional.masks import num_trainable
+from dowser_pl.functional.merges import sum_of_moves
+from dowser_pl.functional.random_streams import stream
+from dowser_pl.functional.selection import lowest
 from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
 
 __all__ = ["Dare"]

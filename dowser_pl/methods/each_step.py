@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dowser_pl.maths.pieces import ALONE, Shards
+from dowser_pl.functional.pieces import ALONE, Shards
 from dowser_pl.methods.base import Layer, Method, Moment
 
 __all__ = ["EachStep"]

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.maths.selection import reversed_order
+from dowser_pl.functional.selection import reversed_order
 from dowser_pl.methods.base import Layer, Moment, Need, Reference, Scope, Scored
 
 __all__ = ["Grafting"]

@@ -6,7 +6,7 @@ than training the least important or random ones.
 
 from torch import Tensor
 
-from dowser_pl.maths.selection import reversed_order
+from dowser_pl.functional.selection import reversed_order
 from dowser_pl.methods.base import Layer
 from dowser_pl.methods.model_dowser import ModelDowser
 

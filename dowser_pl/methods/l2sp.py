@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.maths.pulls import penalty_gradient
+from dowser_pl.functional.pulls import penalty_gradient
 from dowser_pl.methods.base import Reference
 from dowser_pl.methods.each_step import EachStep
 

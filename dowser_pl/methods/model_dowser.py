@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from dowser_pl.maths.scores import hutchinson_norm, importance, importance_of_statistic
+from dowser_pl.functional.scores import hutchinson_norm, importance, importance_of_statistic
 from dowser_pl.methods.base import Layer, Need, Reference, Scope, Scored
 
 __all__ = ["Estimator", "ModelDowser"]

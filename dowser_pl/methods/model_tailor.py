@@ -5,7 +5,7 @@ Catastrophic Forgetting in Multi-modal Large Language Models", ICML 2024, arXiv 
 
 Patch: the entries of highest ``fusion * z(|tuned - base|) + (1 - fusion) * z(sensitivity)``, z standardising each
 output row. Decorator: the entries of the patch make up for the others' return to the base, as the Optimal Brain
-Surgeon derives it (``maths/brain_surgeon.py``), with the inputs of calibration data.
+Surgeon derives it (``functional/optimal_brain_surgeon.py``), with the inputs of calibration data.
 
 The released code differs from the derivation, and each difference is an option; the defaults are the derivation's:
 
@@ -25,10 +25,10 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from dowser_pl.maths.brain_surgeon import fused_score, inverse_factor, reverted
-from dowser_pl.maths.masks import num_trainable
-from dowser_pl.maths.merges import mean_of_moves
-from dowser_pl.maths.selection import highest
+from dowser_pl.functional.masks import num_trainable
+from dowser_pl.functional.merges import mean_of_moves
+from dowser_pl.functional.optimal_brain_surgeon import fused_score, inverse_factor, reverted
+from dowser_pl.functional.selection import highest
 from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
 
 __all__ = ["CompensationSign", "ModelTailor", "Selection", "Sensitivity"]

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dowser_pl.maths.streams import stream
+from dowser_pl.functional.random_streams import stream
 from dowser_pl.methods.base import Layer, Reference, Scope, Scored
 
 __all__ = ["Random"]

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.maths.pieces import ALONE, Shards
-from dowser_pl.maths.soft_masks import within_matrix
+from dowser_pl.functional.pieces import ALONE, Shards
+from dowser_pl.functional.soft_masks import within_matrix
 from dowser_pl.methods.base import Layer, Need, Reference
 from dowser_pl.methods.model_dowser import Estimator, ModelDowser
 from dowser_pl.methods.spider import Spider

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dowser_pl.maths.merges import mean_of_moves
+from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
 
 __all__ = ["Wise"]

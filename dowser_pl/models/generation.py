@@ -22,7 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from dowser_pl.spread_models import generating, spread_model
+from dowser_pl.distributed.models import generating, spread_model
 
 __all__ = ["Ending", "greedy_answers", "own_ends", "write_tokens"]
 

@@ -9,9 +9,9 @@ from typing import NoReturn
 from huggingface_hub import errors
 from safetensors import SafetensorError
 
+from dowser_pl.errors import nearest_path
 from dowser_pl.models.hub import cached_snapshot, reachable
 from dowser_pl.models.layouts import check_folder, foreign
-from dowser_pl.nearest import nearest_path
 
 __all__ = ["EMBEDDED", "explained", "find_source", "locate", "stored_folder"]
 

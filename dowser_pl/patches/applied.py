@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dowser_pl.maths.masks import unpack
+from dowser_pl.functional.masks import unpack
 from dowser_pl.patches.model_folder import PATCHES, resolve
 from dowser_pl.patches.patch import Change, Patch, exchange
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dowser_pl.patches.tensor_file import (
+from dowser_pl.patches.safetensors_file import (
     CASTABLE,
     CODES,
     DTYPES,

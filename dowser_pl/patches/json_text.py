@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.patches.tensor_file import FLOATING, dtype_name
+from dowser_pl.patches.safetensors_file import FLOATING, dtype_name
 
 __all__ = ["edit", "read_object", "with_dtype", "with_total_size", "with_value"]
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from dowser_pl.nearest import nearest_names
+from dowser_pl.errors import nearest_names
 from dowser_pl.patches.patch import Change, Patch, exchange, tensor_digest
-from dowser_pl.patches.tensor_file import dtype_name
+from dowser_pl.patches.safetensors_file import dtype_name
 
 __all__ = ["Undo", "apply_to_model"]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from dowser_pl.nearest import nearest_names
+from dowser_pl.errors import nearest_names
 from dowser_pl.patches.conversion import rewrite
 from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
 from dowser_pl.patches.patch import Patch
-from dowser_pl.patches.tensor_file import Slot, dtype_name, read_slots
+from dowser_pl.patches.safetensors_file import Slot, dtype_name, read_slots
 
 __all__ = [
     "CONFIG",

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dowser_pl.files import atomic_path
-from dowser_pl.maths.digests import digest as tensor_digest
-from dowser_pl.maths.masks import unpack
-from dowser_pl.nearest import nearest_path
-from dowser_pl.patches.tensor_file import as_bits, dtype_name
-from dowser_pl.sealed import Kind, Sealed, seal
+from dowser_pl.errors import nearest_path
+from dowser_pl.files.atomic import atomic_path
+from dowser_pl.files.sealed import Kind, Sealed, seal
+from dowser_pl.functional.digests import digest as tensor_digest
+from dowser_pl.functional.masks import unpack
+from dowser_pl.patches.safetensors_file import as_bits, dtype_name
 
 __all__ = ["KIND", "Change", "Patch", "exchange", "save_patch", "tensor_digest"]
 

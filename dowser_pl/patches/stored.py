@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dowser_pl.patches.conversion import new_header
 from dowser_pl.patches.model_folder import PICKLED, SINGLE, find_pickled, find_shards
-from dowser_pl.patches.tensor_file import (
+from dowser_pl.patches.safetensors_file import (
     CODES,
     DTYPES,
     METADATA,

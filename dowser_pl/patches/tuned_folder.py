@@ -19,11 +19,20 @@ from torch import Tensor
 from dowser_pl.models.names import as_saved
 from dowser_pl.models.sources import stored_folder
 from dowser_pl.patches.answer_ends import add_ends
-from dowser_pl.patches.casting import holds
+from dowser_pl.patches.dtypes import holds
 from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
 from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights
+from dowser_pl.patches.safetensors_file import (
+    CASTABLE,
+    CODES,
+    DTYPES,
+    FLOATING,
+    METADATA,
+    as_bits,
+    as_bytes,
+    dtype_name,
+)
 from dowser_pl.patches.stored import Shard, Stored, shards_of
-from dowser_pl.patches.tensor_file import CASTABLE, CODES, DTYPES, FLOATING, METADATA, as_bits, as_bytes, dtype_name
 
 __all__ = ["TunedFolder"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dowser_pl.patches.applied import Widening, file_digest
 from dowser_pl.patches.conversion import fits, write_under
 from dowser_pl.patches.model_folder import CONFIG, INDEX, find_shards, find_slots
-from dowser_pl.patches.tensor_file import CASTABLE, dtype_name, read_header
+from dowser_pl.patches.safetensors_file import CASTABLE, dtype_name, read_header
 
 __all__ = ["check_narrowable", "describe_widening", "narrow"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dowser_pl.planning.model_plan import MemoryPlan
-from dowser_pl.planning.plan_sizes import Matrix, Sizes
+from dowser_pl.planning.model import MemoryPlan
+from dowser_pl.planning.sizes import Matrix, Sizes
 
 __all__ = ["CARDS", "GIB", "HELD_BACK", "fits", "savings", "smallest_card"]
 

@@ -5,9 +5,9 @@ from dowser_pl.reporting.comparison import markdown_comparison, text_comparison
 from dowser_pl.reporting.curve import CurvePoint
 from dowser_pl.reporting.folder import read_report, write_report
 from dowser_pl.reporting.kneedle import knee
-from dowser_pl.reporting.plot import plot_report
-from dowser_pl.reporting.plot_curve import plot_curve
-from dowser_pl.reporting.plot_runs import plot_comparison
+from dowser_pl.reporting.plots.curve import plot_curve
+from dowser_pl.reporting.plots.run import plot_report
+from dowser_pl.reporting.plots.runs import plot_comparison
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import BeforeAfter, Counts, Seconds, TaskScore, role_means
 from dowser_pl.reporting.table import markdown_page, markdown_table, text_table

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dowser_pl.files import write_atomically
-from dowser_pl.reporting.plot import plot_report
-from dowser_pl.reporting.plot_curve import has_picture, plot_curve
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.reporting.plots.curve import has_picture, plot_curve
+from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.table import markdown_page
 

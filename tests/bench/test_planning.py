@@ -2,7 +2,7 @@
 
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import commands, digest, folder_digest, required
-from dowser_pl.bench.planning import Plan
+from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.records import Failure, Record
 from dowser_pl.reporting import TaskScore
 from tests.bench.fakes import settings_of

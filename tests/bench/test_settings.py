@@ -8,7 +8,7 @@ from dowser_pl import methods
 from dowser_pl.bench import Bench, read_settings
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import commands
-from dowser_pl.cli import main
+from dowser_pl.cli.main import main
 from dowser_pl.commands.merge import METHODS
 from tests.bench.fakes import MERGES, settings_of, write_settings
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, PatchFile, RandomState, merging
+from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, PatchFile, RandomState
+from dowser_pl.callbacks.dowser import merging
 from dowser_pl.methods import Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
 from dowser_pl.models.loading import load_model
 from dowser_pl.patches.patch import Patch

@@ -47,7 +47,7 @@ def watch(monkeypatch, scores=()):
         score = next(scores, 0.5)
         return {task.name: score for task in tasks}
 
-    monkeypatch.setattr("dowser_pl.evaluation.EvaluatedModule.score_tasks", score_tasks)
+    monkeypatch.setattr("dowser_pl.module.evaluation.EvaluatedModule.score_tasks", score_tasks)
     return seen
 
 
@@ -160,7 +160,7 @@ def test_methods_without_a_score_are_refused(model_folder, tmp_path, method):
 
 
 def test_what_cannot_be_kept_is_refused_before_anything_is_measured(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dowser_pl.callbacks.dowser.protect", None)  # which would measure
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.callback.protect", None)  # which would measure
     with pytest.raises(ValueError, match=r"got the ratio 0.2, above the dowser.method's update_ratio 0.1"):
         fit(model_folder, tmp_path, ModelDowser(0.1), Curve([0.05, 0.2]))
     with pytest.raises(ValueError, match="TinyData has none .`selection_tasks`.; with ConversationData"):

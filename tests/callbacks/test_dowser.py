@@ -4,7 +4,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dowser_pl.callbacks import Dowser, measuring
+from dowser_pl.callbacks import Dowser
+from dowser_pl.callbacks.dowser import measuring
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
 from dowser_pl.models.loading import load_model
 from dowser_pl.reporting import read_report

@@ -12,7 +12,7 @@ from dowser_pl.callbacks import Curve, Dowser
 from dowser_pl.commands.patch import main as main_patch
 from dowser_pl.methods import Dare, Full, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
-from dowser_pl.patches.applying import apply_patches
+from dowser_pl.patches.apply import apply_patches
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
 from tests.tiny_models import CHAT_TEMPLATE, EOS, UNK, make_processor_folder, tiny_paligemma
 from tests.tiny_run import TinyData, build_module, build_trainer

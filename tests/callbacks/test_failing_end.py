@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Curve
+from dowser_pl.masking.checkpoint_patch import read_checkpoint_patch
 from dowser_pl.methods import Dare, Magnitude, ModelTailor
-from dowser_pl.training.checkpoint_patch import read_checkpoint_patch
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
@@ -30,10 +30,10 @@ FAILURES = {
     "report": ("dowser_pl.callbacks.forgetting.write_report", ValueError, {}),
     "last evaluation": ("dowser_pl.callbacks.forgetting.Forgetting.on_validation_end", ValueError, {}),
     "patch": ("dowser_pl.callbacks.patch_file.save_patch", RuntimeError, {}),
-    "merge": ("dowser_pl.callbacks.merging.Merging._write", ValueError, {"method": Dare(0.3)}),
-    "calibration": ("dowser_pl.callbacks.merging.InputGrams.mean", RuntimeError, {"method": ModelTailor(0.2)}),
+    "merge": ("dowser_pl.callbacks.dowser.merging.Merging._write", ValueError, {"method": Dare(0.3)}),
+    "calibration": ("dowser_pl.callbacks.dowser.merging.InputGrams.mean", RuntimeError, {"method": ModelTailor(0.2)}),
     "curve": ("dowser_pl.callbacks.curve.Curve.finish", ValueError, CURVE),
-    "check of frozen entries": ("dowser_pl.callbacks.dowser.check_frozen", RuntimeError, {}),
+    "check of frozen entries": ("dowser_pl.callbacks.dowser.callback.check_frozen", RuntimeError, {}),
 }
 ENDS = {
     "epochs": {"max_epochs": 1},
@@ -70,7 +70,7 @@ def test_no_step_is_lost(model_folder, tmp_path, monkeypatch, name, end):
     fit(model_folder, tmp_path / "whole", **ENDS[end], **options)
     with monkeypatch.context() as broken:
         started, right = [], resolve_name(place)
-        broken.setattr("dowser_pl.callbacks.random_state.RandomState.on_train_start", lambda *_: started.append(True))
+        broken.setattr("dowser_pl.callbacks.resume.RandomState.on_train_start", lambda *_: started.append(True))
         broken.setattr(place, lambda *args, **options: _fail(kind) if started else right(*args, **options))
         with pytest.raises(kind) as caught:
             fit(model_folder, tmp_path / "cut", **ENDS[end], **options)
@@ -93,7 +93,7 @@ def _fail(kind):
 
 
 def test_what_fails_before_the_last_step_says_nothing_of_the_kind(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dowser_pl.module.check_loss", lambda *_: _fail(ValueError))
+    monkeypatch.setattr("dowser_pl.module.multimodal.check_loss", lambda *_: _fail(ValueError))
     with pytest.raises(ValueError, match="^it went wrong$"):
         fit(model_folder, tmp_path, max_epochs=1)
 
@@ -107,7 +107,7 @@ def test_a_fast_run_of_one_batch_keeps_nothing_and_says_nothing(model_folder, tm
 def test_what_a_killed_export_left_is_deleted_by_the_next_run(model_folder, tmp_path):
     """A model's size of it, by this version and by an earlier one."""
     ended = subprocess.run(
-        [sys.executable, "-c", "import os; from dowser_pl.files import _writer; print(_writer())"],
+        [sys.executable, "-c", "import os; from dowser_pl.files.atomic import _writer; print(_writer())"],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

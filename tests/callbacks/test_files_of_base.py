@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file, save_file
 
-from dowser_pl.callbacks import dowser as watching
+from dowser_pl.callbacks.dowser import callback as watching
 from dowser_pl.methods import Magnitude
 from dowser_pl.models.weight_files import WeightFiles
 from tests.callbacks.test_compact import fit

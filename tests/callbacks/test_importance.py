@@ -8,11 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dowser_pl.callbacks import importance, measuring
-from dowser_pl.callbacks.importance import ImportancePass
-from dowser_pl.callbacks.measuring import Measuring
-from dowser_pl.methods import Layer, ModelDowser, split_half
-from dowser_pl.probing import (
+from dowser_pl.callbacks.dowser import importance, measuring
+from dowser_pl.callbacks.dowser.importance import ImportancePass
+from dowser_pl.callbacks.dowser.measuring import Measuring
+from dowser_pl.importance import (
     FACTORS,
     PRODUCTS,
     Factors,
@@ -24,6 +23,7 @@ from dowser_pl.probing import (
     read_head,
     save_factors,
 )
+from dowser_pl.methods import Layer, ModelDowser, split_half
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, build_module, build_trainer
 

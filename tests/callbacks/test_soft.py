@@ -4,10 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dowser_pl.callbacks import Dowser, measuring
+from dowser_pl.callbacks import Dowser
+from dowser_pl.callbacks.dowser import measuring
+from dowser_pl.importance import Probe
 from dowser_pl.methods import L2SP, Anchor, Full, SoftDowser, Spider
 from dowser_pl.models.loading import load_model
-from dowser_pl.probing import Probe
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer

@@ -36,9 +36,9 @@ def test_each_offline_verb_has_a_module() -> None:
 @pytest.mark.parametrize("arguments", [["fit", "--config", "x.yaml"], ["--config", "x.yaml", "fit"]])
 def test_other_verbs_go_to_the_training_command_line(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[list[str]] = []
-    fake = ModuleType("dowser_pl.cli")
+    fake = ModuleType("dowser_pl.cli.main")
     fake.main = received.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dowser_pl.cli", fake)
+    monkeypatch.setitem(sys.modules, "dowser_pl.cli.main", fake)
     assert main(arguments) == 0
     assert received == [arguments]
 

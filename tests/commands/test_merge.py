@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from dowser_pl import methods
 from dowser_pl.commands.merge import METHODS, build_parser, main
 from dowser_pl.commands.patch import main as patch
-from dowser_pl.maths.streams import stream
+from dowser_pl.functional.random_streams import stream
 from dowser_pl.methods import Method
 from dowser_pl.models.sources import EMBEDDED
 from tests.commands.test_main import loaded_after

@@ -5,9 +5,9 @@ from PIL import Image
 
 from dowser_pl.data import Conversation
 from dowser_pl.data.checking import rows_to_check
-from dowser_pl.data.formats import read_rows
 from dowser_pl.data.images import ImageBytes, ImageFile
-from dowser_pl.data.sources import ParsedRows
+from dowser_pl.data.reading.formats import read_rows
+from dowser_pl.data.reading.sources import ParsedRows
 from tests.data.builders import IMAGE, turn
 
 

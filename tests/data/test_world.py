@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dowser_pl
-from dowser_pl.data.world import WorldData, user_turn
-from dowser_pl.data.world_downstream import digits_split, downstream_examples, invented_names
-from dowser_pl.data.world_glyphs import bitmap
-from dowser_pl.data.world_tasks import UPSTREAM, examples
-from dowser_pl.data.world_text import facts
-from dowser_pl.data.world_words import CREATURES, vocabulary
+from dowser_pl.data.world.datamodule import WorldData, user_turn
+from dowser_pl.data.world.downstream import digits_split, downstream_examples, invented_names
+from dowser_pl.data.world.glyphs import bitmap
+from dowser_pl.data.world.tasks import UPSTREAM, examples
+from dowser_pl.data.world.text import facts
+from dowser_pl.data.world.words import CREATURES, vocabulary
 
 ASSETS = Path(dowser_pl.__file__).parent / "assets" / "world"
 SPLITS = ("train", "validation", "test")

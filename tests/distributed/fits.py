@@ -9,13 +9,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed
 
-import dowser_pl.fsdp1_strategy
 import dowser_pl.strategies  # noqa: F401
 from dowser_pl.callbacks import Dowser, FailTogether
+from dowser_pl.distributed.tensors import shape_of, whole
+from dowser_pl.importance import Probe
 from dowser_pl.methods import ModelDowser
-from dowser_pl.probing import Probe
 from dowser_pl.reporting import read_report
-from dowser_pl.shards import shape_of, whole
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 

@@ -30,7 +30,13 @@ from typing import Any
 import torch
 from torch import distributed
 
-PRELOADED = ["dowser_pl.cli", "dowser_pl.callbacks", "tests.tiny_run", "tests.tiny_models", "tests.distributed.harness"]
+PRELOADED = [
+    "dowser_pl.cli.main",
+    "dowser_pl.callbacks",
+    "tests.tiny_run",
+    "tests.tiny_models",
+    "tests.distributed.harness",
+]
 START = 150.0  # seconds until the first process must have imported everything, on a busy machine
 SECONDS = 100.0  # that a call may take then
 GRACE = 20.0  # that the other ranks have to end after the first one failed
@@ -112,7 +118,7 @@ def outcomes(
 
 def command_line(*arguments: str) -> None:
     """``python -m dowser_pl ...`` in this process."""
-    importlib.import_module("dowser_pl.cli").main(list(arguments))
+    importlib.import_module("dowser_pl.cli.main").main(list(arguments))
 
 
 class _Job:

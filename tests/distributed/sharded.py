@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dowser_pl.fsdp1_strategy import FSDP1Strategy
-from dowser_pl.strategies import FSDP2Strategy
+from dowser_pl.strategies.fsdp1 import FSDP1Strategy
+from dowser_pl.strategies.sharded import FSDP2Strategy
 from tests.distributed.fits import Ended, UnevenData, fit
 
 SHARDED = {"fsdp1": FSDP1Strategy, "fsdp2": FSDP2Strategy}

@@ -131,7 +131,7 @@ class Interrupts(Callback):
 
 def terminated(folder, model):
     """The second process cannot ask who failed any more: where Lightning starts it, the store lies on the first."""
-    gone = patch("dowser_pl.callbacks.failing._first_failure", side_effect=RuntimeError("no store"))
+    gone = patch("dowser_pl.callbacks.fail_together._first_failure", side_effect=RuntimeError("no store"))
     with gone if distributed.get_rank() == 1 else nullcontext():
         fit(folder, model, callbacks=(Terminates(),), max_epochs=1)
 

@@ -5,9 +5,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from dowser_pl import sharding
-from dowser_pl.probing import Probe, write_prompts
-from dowser_pl.probing.images import noise_images
+from dowser_pl.distributed import collectives
+from dowser_pl.importance import Probe, write_prompts
+from dowser_pl.importance.images import noise_images
 from tests.distributed.harness import alone, outcomes, run
 from tests.tiny_models import make_processor, tiny_llava
 
@@ -25,7 +25,7 @@ def written(settings, spoiled=None):
 
     def counted(**inputs):
         sizes.append(len(inputs["input_ids"]))
-        if spoiled == sharding.rank():
+        if spoiled == collectives.rank():
             raise ValueError("this rank cannot write")
         return generate(**inputs)
 

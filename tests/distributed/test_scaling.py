@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import distributed
 
-from dowser_pl.callbacks import measuring
-from dowser_pl.callbacks.deciding import Deciding
+from dowser_pl.callbacks.dowser import measuring
+from dowser_pl.callbacks.dowser.masks import Deciding
+from dowser_pl.importance import Probe
 from dowser_pl.models.layers import find_layers
-from dowser_pl.probing import Probe
 from tests.distributed.counting import Counting, CountSteps, Traffic
 from tests.distributed.fits import fit
 from tests.distributed.harness import run

@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from dowser_pl.probing import probe, prompts
+from dowser_pl.importance import probe, prompts
 from tests.distributed.fits import fit
 from tests.distributed.harness import outcomes
 from tests.tiny_models import save_tiny_llava

@@ -75,7 +75,7 @@ def scaled(folder, model, kind):
         loaded.model.multi_modal_projector.scale = torch.nn.Parameter(torch.ones((), device=where))
         return loaded
 
-    with patch("dowser_pl.module.load_model", load):
+    with patch("dowser_pl.module.multimodal.load_model", load):
         fit(folder, model, strategy=kind, module={"also_train": ["projector"]})
 
 

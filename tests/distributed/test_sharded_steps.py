@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from dowser_pl.distributed.models import hand_over_gradients
+from dowser_pl.distributed.tensors import collect, local, when_averaged
 from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
-from dowser_pl.shards import collect, local, when_averaged
-from dowser_pl.spread_models import hand_over_gradients
 from tests.distributed.harness import RankError, run
 from tests.distributed.sharded import both
 from tests.distributed.test_sharded_families import spread

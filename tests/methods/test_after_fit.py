@@ -16,7 +16,7 @@ from dowser_pl.methods import (
     sample_rows,
     split_half,
 )
-from tests.maths.test_brain_surgeon import damped, dense
+from tests.functional.test_brain_surgeon import damped, dense
 
 BASE = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]])
 MOVES = torch.tensor([[0.5, -0.25, 0.125], [0.0, -0.75, 0.25]])

@@ -4,10 +4,10 @@ import bitsandbytes
 import pytest
 import torch
 
+from dowser_pl.importance import FACTORS, PRODUCTS, Probe, fingerprint, measure, probing_mode, write_prompts
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.loading import load_model
 from dowser_pl.models.quantized import base_weight, is_quantized, quantization_options
-from dowser_pl.probing import FACTORS, PRODUCTS, Probe, fingerprint, measure, probing_mode, write_prompts
 from tests.tiny_models import make_processor, tiny_llava
 
 PROBE = Probe(num_prompts=4, num_probes=2, num_tokens=16, batch_size=4)

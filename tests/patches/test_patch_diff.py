@@ -2,8 +2,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dowser_pl.patches.applying import apply_patches
-from dowser_pl.patches.difference import difference
+from dowser_pl.patches.apply import apply_patches
+from dowser_pl.patches.diff import difference
 from dowser_pl.patches.patch import save_patch
 from tests.patches.samples import load_folder, naive_changes, same_bits, save_base, save_tuned
 

@@ -8,13 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.patches import Patch, applying
-from dowser_pl.patches.applying import apply_patches
+from dowser_pl.patches import Patch, apply
+from dowser_pl.patches.apply import apply_patches
 from dowser_pl.patches.conversion import rewrite
 from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.patch import save_patch
-from dowser_pl.patches.removing import remove_patch
-from dowser_pl.patches.tensor_file import read_slots, write
+from dowser_pl.patches.remove import remove_patch
+from dowser_pl.patches.safetensors_file import read_slots, write
 from tests.patches.samples import (
     fingerprints,
     load_folder,
@@ -97,7 +97,7 @@ def test_another_base_is_refused_before_anything_is_written(folders, tmp_path, m
     base, tuned, patch = folders
     last = sorted(naive_changes(base, tuned))[-1]
     flip_bit(base / "model.safetensors", last)
-    monkeypatch.setattr(applying, "copy_model", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(apply, "copy_model", lambda *_: pytest.fail("something was written"))
     with pytest.raises(ValueError, match=f"another base than .*: {last} has digest .*Nothing was written.*tiny"):
         apply_patches(base, [patch], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -111,7 +111,7 @@ def test_an_interruption_leaves_nothing(folders, tmp_path, monkeypatch, step):
         raise KeyboardInterrupt
 
     before = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr(applying, step, interrupted)
+    monkeypatch.setattr(apply, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         apply_patches(base, [patch], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -247,7 +247,7 @@ def test_a_damaged_patch_is_refused_before_anything_is_written(folders, tmp_path
     base, _, patch = folders
     name = next(name for name in sorted(read_slots(patch)) if name.endswith(".mask")).removesuffix(".mask")
     flip_bit(patch, f"{name}.{part}")
-    monkeypatch.setattr(applying, "copy_model", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(apply, "copy_model", lambda *_: pytest.fail("something was written"))
     with pytest.raises(ValueError, match=rf"one.safetensors is damaged \({name}.*; copy or make it again"):
         apply_patches(base, [patch], tmp_path / "out")
     with pytest.raises(ValueError, match=rf"one.safetensors is damaged \({name}"):

@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.files import atomic_path
-from dowser_pl.patches import applying
-from dowser_pl.patches.applying import apply_patches
-from dowser_pl.patches.casting import is_lossless
-from dowser_pl.patches.removing import remove_patch
-from dowser_pl.patches.tensor_file import CODES, Slot, read_slots
+from dowser_pl.files.atomic import atomic_path
+from dowser_pl.patches import apply
+from dowser_pl.patches.apply import apply_patches
+from dowser_pl.patches.dtypes import is_lossless
+from dowser_pl.patches.remove import remove_patch
+from dowser_pl.patches.safetensors_file import CODES, Slot, read_slots
 from tests.patches.samples import fingerprints, load_folder, make_patch, same_bits, save_base
 
 
@@ -191,7 +191,7 @@ def test_the_room_for_the_wider_folder_is_asked_for_before(tmp_path, monkeypatch
         asked.append(needed_bytes)
         return atomic_path(path, needed_bytes)
 
-    monkeypatch.setattr(applying, "atomic_path", noted)
+    monkeypatch.setattr(apply, "atomic_path", noted)
     apply_patches(base, [patch], tmp_path / "out")
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     written = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")

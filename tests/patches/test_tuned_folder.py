@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from dowser_pl.models.loading import load_model
-from dowser_pl.patches.tensor_file import read_header
+from dowser_pl.patches.safetensors_file import read_header
 from dowser_pl.patches.tuned_folder import TunedFolder
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
 from tests.tiny_models import (

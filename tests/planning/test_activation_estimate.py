@@ -7,8 +7,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dowser_pl.models.layers import decoder_layers, find_layers
-from dowser_pl.planning.activation_estimate import Batch, activation_bytes
-from dowser_pl.planning.model_plan import decoder_of
+from dowser_pl.planning.activations import Batch, activation_bytes
+from dowser_pl.planning.model import decoder_of
 from tests.tiny_models import tiny_llava
 
 ROWS, TOKENS = 3, 40

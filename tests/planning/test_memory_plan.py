@@ -9,14 +9,14 @@ from bitsandbytes.optim import AdamW8bit, Lion8bit, SGD8bit
 from torch import nn
 from torch.optim import SGD, AdamW, RMSprop
 
-from dowser_pl.planning.activation_estimate import Batch, Decoder, activation_bytes
+from dowser_pl.masking import FrozenEntries, TrainableEntries
+from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.cards import CARDS, fits, savings, smallest_card
-from dowser_pl.planning.memory_plan import bytes_held
-from dowser_pl.planning.model_plan import MemoryPlan
-from dowser_pl.planning.optimizer_kinds import ADAMW_8BIT, optimizer_kind
-from dowser_pl.planning.plan_lines import lines, table
-from dowser_pl.planning.plan_sizes import Matrix, OptimizerKind, Placement, Sizes, share_out
-from dowser_pl.training import FrozenEntries, TrainableEntries
+from dowser_pl.planning.memory import bytes_held
+from dowser_pl.planning.model import MemoryPlan
+from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
+from dowser_pl.planning.sizes import Matrix, OptimizerKind, Placement, Sizes, share_out
+from dowser_pl.planning.text import lines, table
 
 FORMS = {"dense": FrozenEntries, "compact": TrainableEntries}
 OPTIMIZERS = {"adamw": AdamW, "adamw 8-bit": AdamW8bit}

@@ -1,7 +1,7 @@
 import pytest
 
 from dowser_pl.models.layers import decoder_layers, find_layers
-from dowser_pl.planning.model_plan import ASSUMED_TEXT_TOKENS, batch_of, decoder_of, sizes_of
+from dowser_pl.planning.model import ASSUMED_TEXT_TOKENS, batch_of, decoder_of, sizes_of
 from tests.tiny_models import FAMILIES, tiny_llava
 
 

@@ -8,9 +8,9 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from dowser_pl.reporting import Report, TaskScore, plot_comparison, plot_report
-from dowser_pl.reporting.plot import draw_report, headline
-from dowser_pl.reporting.plot_plane import curve_step
-from dowser_pl.reporting.plot_tasks import blocks, scale_end
+from dowser_pl.reporting.plots.plane import curve_step
+from dowser_pl.reporting.plots.run import draw_report, headline
+from dowser_pl.reporting.plots.tasks import blocks, scale_end
 from tests.reporting.samples import report, with_tasks
 
 ONE = {"digits": TaskScore("downstream", "exact_match", 0.0, 0.5)}

@@ -9,11 +9,11 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from dowser_pl.reporting import BudgetChoice, CurvePoint, Report, TaskScore, plot_curve
-from dowser_pl.reporting.plot_curve import curve_headline, draw_curve_page
-from dowser_pl.reporting.plot_path import part_of, tuned_place
-from dowser_pl.reporting.plot_plane import draw_part
-from dowser_pl.reporting.plot_ratios import panels
-from dowser_pl.reporting.plot_style import add_axes, new_figure
+from dowser_pl.reporting.plots.curve import curve_headline, draw_curve_page
+from dowser_pl.reporting.plots.path import part_of, tuned_place
+from dowser_pl.reporting.plots.plane import draw_part
+from dowser_pl.reporting.plots.ratios import panels
+from dowser_pl.reporting.plots.style import add_axes, new_figure
 from tests.reporting.samples import report, with_budget, with_curve, with_points
 
 RATIOS = [0, 0.0001, 0.001, 0.01, 0.02, 0.03, 0.05, 0.1]

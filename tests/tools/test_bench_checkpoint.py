@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tests.tools.conftest  # noqa: F401 - ranks import this file without pytest
-from dowser_pl.checkpointing import read_folder
+from dowser_pl.distributed.checkpoint import read_folder
 from tests.distributed.harness import run
 
 from bench_checkpoint import lines, measured_here, ratios  # isort: skip - a tool, found by the line above

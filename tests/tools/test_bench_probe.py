@@ -12,9 +12,9 @@ from probe_bench_model import PRESETS, PlainTokens, build_model
 from probe_naive import NaiveLoop, RunningMoments
 from probe_sides import METHOD, Ours, Published, Subject
 
+from dowser_pl.importance import Probe
 from dowser_pl.models.layers import find_layers
-from dowser_pl.probing import Probe
-from tests.probing.naive import published_loop
+from tests.importance.naive import published_loop
 
 pytestmark = pytest.mark.slow
 

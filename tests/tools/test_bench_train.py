@@ -8,7 +8,7 @@ from train_forms import FORMS, LR
 from train_memory import CountingFile, GradientPeak, measured_here
 from train_presets import PRESETS, Subject
 
-from dowser_pl.maths.masks import unpack
+from dowser_pl.functional.masks import unpack
 from dowser_pl.patches import Patch
 
 pytestmark = pytest.mark.slow

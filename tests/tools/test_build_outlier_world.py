@@ -4,8 +4,8 @@ import build_outlier_world
 import pytest
 import torch
 
-from dowser_pl.maths.masks import jaccard
-from dowser_pl.maths.selection import lowest
+from dowser_pl.functional.masks import jaccard
+from dowser_pl.functional.selection import lowest
 from dowser_pl.models import load_model, load_processor
 from dowser_pl.models.layers import TARGETS, find_layers
 

@@ -12,11 +12,11 @@ from check_quickstart import BASE, problems
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.cli import main
+from dowser_pl.cli.main import main
 from dowser_pl.commands.patch import main as patch
 from dowser_pl.models.loading import load_processor
 from dowser_pl.patches.patch import Patch, save_patch
-from dowser_pl.patches.tensor_file import read_slots
+from dowser_pl.patches.safetensors_file import read_slots
 from tests.tiny_run import pictures
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from output_shift import ShiftMeter, disturbed, world_texts
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
+from dowser_pl.importance import Prompt
 from dowser_pl.models import load_processor
 from dowser_pl.models.layers import find_layers, text_inputs
-from dowser_pl.probing import Prompt
 from tests.tiny_models import IMAGE, make_processor, tiny_llava
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The callback that runs the importance pass before training and protects the frozen entries during it."""

@@ -1,0 +1,250 @@
+"""The method callback: measure the base model, build the masks, enforce them, check them; or decide later than that.
+
+Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``, so masks
+are never computed on tuned weights; optimizer states *after* it, so they find the optimizer over the entries.
+``on_before_optimizer_step`` runs after unscaling and before clipping: the entries' gradient alone is clipped.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from dowser_pl.callbacks.curve import find_curve
+from dowser_pl.callbacks.dowser.checks import (
+    check_ended,
+    check_files,
+    check_optimizers,
+    check_same_base,
+    check_trainer,
+    refuse_quantized,
+)
+from dowser_pl.callbacks.dowser.checks_sharded import check_sharded
+from dowser_pl.callbacks.dowser.finish import finish
+from dowser_pl.callbacks.dowser.masks import Deciding
+from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
+from dowser_pl.callbacks.dowser.protection import (
+    Content,
+    Form,
+    announce_plan,
+    check_adapters,
+    check_frozen,
+    check_settings,
+    check_state,
+    leave_base_out,
+    num_trained,
+    protect,
+    protect_again,
+    saved_entries,
+)
+from dowser_pl.callbacks.dowser.reducing import reduce_gradients, stop_reducing
+from dowser_pl.callbacks.room import check_room
+from dowser_pl.distributed import collectives
+from dowser_pl.importance import Probe
+from dowser_pl.masking import BaseModel, Changes, Protection
+from dowser_pl.methods import Method, ModelDowser
+
+__all__ = ["Dowser"]
+
+_SECONDS = 20.0  # between two looks at the files of the base
+
+
+class Dowser(Callback):
+    """Protects the pretrained skills of a model while it learns a new one.
+
+    Args:
+        method: decides which entries of the tuned matrices may move.
+        probe: settings of the importance pass; used by methods that need one.
+        cache_dir: where importance factors are kept between runs; None = always probe.
+        factors_file: read importance from exactly this file that ``probe`` wrote; an error if it belongs to other
+            weights or settings.
+        update: ``compact`` trains the trainable entries as parameters of their own, with gradients and optimizer
+            states of their size; ``dense`` trains whole matrices and puts frozen entries back after each step.
+        checkpoint: ``compact`` leaves the base out of checkpoints and refers to it; ``full`` keeps all weights.
+        calibration_batches: training batches that a method which merges after training measures inputs on.
+    """
+
+    def __init__(
+        self,
+        method: Method = ModelDowser(),  # noqa: B008 - immutable, and the default that YAML shows
+        probe: Probe = Probe(),  # noqa: B008
+        cache_dir: str | None = "runs/cache",
+        factors_file: str | None = None,
+        update: Form = "compact",
+        checkpoint: Content = "compact",
+        calibration_batches: int = 32,
+    ) -> None:
+        check_settings(method, update, checkpoint, calibration_batches)
+        self.method, self.probe = method, probe
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.factors_file = None if factors_file is None else Path(factors_file)
+        self.update, self.checkpoint = update, checkpoint
+        self.calibration_batches = calibration_batches
+        self.probe_seconds = 0.0
+        self.counts: tuple[Changes, Changes] | None = None
+        """(frozen, trainable), filled when training ends."""
+        self.diagnostics: dict[str, float] = {}
+        self.frozen_digest: dict[str, str] = {}
+        """Content hash of all frozen entries ``before`` training and ``after`` it."""
+        self.base = BaseModel("")
+        """What the run began from."""
+        self._entries: Protection | None = None
+        self._apart = False  # whether every process saves its share of them
+        self._loaded: dict[str, Any] | None = None
+        self._next_look = 0.0
+        self._trained: dict[str, Any] | None = None  # entries and their digest before they were merged
+
+    @property
+    def entries(self) -> Protection:
+        """Masks and base of the tuned matrices.
+
+        Raises:
+            RuntimeError: before ``on_fit_start``.
+        """
+        if self._entries is None:
+            raise RuntimeError("masks are built in on_fit_start, which the Trainer calls")
+        return self._entries
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
+        if stage == "fit":
+            self._apart = getattr(trainer.strategy, "keeps_apart", False)
+            pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
+        check_trainer(trainer)
+        check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Masks: from the checkpoint when resuming, else from the base model."""
+        check_adapters(self.method, self.checkpoint, pl_module)
+        layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
+        weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
+        deciding = Deciding(trainer, pl_module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
+        if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
+            deciding.refuse_tuned()
+            if trainer.limit_train_batches == 0:  # the verb `probe`
+                deciding.measure()
+                self.diagnostics = deciding.diagnostics
+                return
+        refuse_quantized(weights.values())
+        curve = find_curve(trainer)
+        curve.check(trainer, pl_module, self.method, self._loaded is not None)
+        announce_plan(pl_module, self.method, self.update, trainer.optimizers[0])
+        check_room(trainer, pl_module, num_trained(pl_module, self.method), self.checkpoint)
+        if pl_module.protected is not None:  # of an earlier fit that changed nothing
+            pl_module.protected.close()  # type: ignore[operator, union-attr]
+        self._trained = self.counts = None
+        if self._loaded is not None:
+            self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
+            self._loaded = None
+            whole, digest = pl_module.trained_whole(), self._digest_frozen(pl_module)  # type: ignore[operator]
+            check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
+        else:
+            self._entries = protect(self.method, self.update, weights, deciding)
+            curve.order(self.method, self._entries, deciding.masks_of)
+            self.probe_seconds, self.diagnostics = deciding.seconds, deciding.diagnostics
+            self.base = pl_module.base_model()  # type: ignore[operator]
+            self.frozen_digest = {"before": self._digest_frozen(pl_module)}
+        check_files(pl_module.files, lambda: self.entries.together)  # too late to know what was there before
+        pl_module.protected = self._entries  # type: ignore[assignment]
+        trainer.strategy.setup_optimizers(trainer)  # over the entries; the first was over the matrices
+        check_optimizers(trainer, self._entries)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write back, or restore, after every step of every optimizer."""
+        if self.update == "compact":
+            stop_reducing(trainer)
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self._after_step)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Average gradients over the processes, before anything looks at them."""
+        if self.update == "compact":
+            reduce_gradients(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Leave a gradient to trainable entries alone."""
+        self.entries.before_step()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Now and then: see whether somebody writes into the files of the base."""
+        if time.monotonic() > self._next_look:
+            self._check_files(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge or take updates back, where that is done now, and compare every entry with the base.
+
+        Raises:
+            RuntimeError: if a frozen entry moved; nothing is exported then.
+            ValueError: if the files of the base were written into, and weights changed with them.
+        """
+        self._check_files(pl_module)
+        self.entries.close()
+        finished = finish(trainer, pl_module, self.method, self.calibration_batches, self.entries)
+        if finished is not None:  # checkpoints hold what was trained: a run that resumes at its end comes here again
+            self._trained = {"entries": finished[0], "frozen_digest": self.frozen_digest}
+            self._entries = pl_module.protected = final = finished[1]  # type: ignore[assignment]
+            self.frozen_digest = {"before": self.base.frozen_digest_before(final.base_digests())}
+        self.counts = self.entries.verify()
+        self.frozen_digest["after"] = self._digest_frozen(pl_module)
+        check_frozen(self.counts[0], self.frozen_digest)
+        merge_adapters(trainer, pl_module)  # checkpoints hold adapters alone, which stay as they are
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the matrices, also after an error or an interruption."""
+        if self._entries is not None:
+            self._entries.close()
+            if stage == "fit":
+                check_ended(trainer, self.counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks in global coordinates, the values they cannot give back, and what they belong to.
+
+        Empty on all processes but the first, whose state alone is saved, or all save what they hold of it.
+        """
+        if self._entries is None or (collectives.rank() > 0 and not self._entries.together):
+            return self._loaded or {}
+        state: dict[str, Any] = {"method": self.method.settings(), "update": self.update, "base": self.base.to_dict()}
+        state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
+        if self._trained is None:
+            state |= {"entries": saved_entries(self._entries, self._apart, self.checkpoint)}
+            state["frozen_digest"] = self.frozen_digest
+        state |= self._trained or {}
+        return state if collectives.rank() == 0 or self._apart else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the masks of a checkpoint.
+
+        Raises:
+            ValueError: if they were made by another method or other hyper-parameters, or trained in the other form.
+        """
+        if not state_dict:
+            return
+        check_state(self.method, self.update, state_dict)
+        self._loaded = state_dict
+        self.probe_seconds, self.diagnostics = state_dict["probe_seconds"], state_dict["diagnostics"]
+        self.frozen_digest = dict(state_dict["frozen_digest"])
+        self.base = BaseModel(**state_dict["base"])
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave the base out of the checkpoint; the module puts it in again when it loads one."""
+        if trainer.training and self._entries is not None and self._trained is None:
+            self._check_files(pl_module)
+        if self.checkpoint == "full" or self._entries is None:
+            unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
+            return
+        leave_base_out(checkpoint, self.base, self.state_key)
+
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self.entries.after_step()
+
+    def _check_files(self, pl_module: Any) -> None:
+        """See `check_files`; weights that are spread over processes were copied from their files."""
+        self._next_look = time.monotonic() + _SECONDS
+        before = self.frozen_digest["before"]
+        check_files(pl_module.files, lambda: self.entries.together or self._digest_frozen(pl_module) == before)
+
+    def _digest_frozen(self, pl_module: Any) -> str:
+        return self.base.frozen_digest(pl_module.state_dict(), self.entries.frozen_digests())

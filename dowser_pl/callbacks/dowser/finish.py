@@ -1,0 +1,42 @@
+"""What becomes of the tuned model when training ends: merged with its base, partly taken back, or left as it is."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from dowser_pl.callbacks.curve import find_curve
+from dowser_pl.callbacks.dowser.merging import Merging, snapshot
+from dowser_pl.masking import FrozenEntries, Protection
+from dowser_pl.masking.base import State
+from dowser_pl.methods import Method
+
+__all__ = ["finish"]
+
+
+def finish(
+    trainer: Trainer, pl_module: Any, method: Method, num_batches: int, entries: Protection
+) -> tuple[State, FrozenEntries] | None:
+    """Decide which updates stay, where that is not decided yet.
+
+    Args:
+        trainer: its data, and a curve among its callbacks.
+        pl_module: the model, tuned.
+        method: of the run.
+        num_batches: training batches that a merge may measure inputs on.
+        entries: trained, and closed.
+
+    Returns:
+        What was trained, for checkpoints, and the masks of what stayed; None if all of it did.
+
+    Raises:
+        RuntimeError: if a matrix does not hold what was trained.
+    """
+    curve = find_curve(trainer)
+    if method.moment != "after_fit" and not curve.active:
+        return None
+    entries.verify()
+    trained = snapshot(entries)
+    if method.moment == "after_fit":
+        return trained, Merging(trainer, pl_module, method, num_batches).merge(entries)
+    smaller = curve.finish(trainer, pl_module, entries)
+    return None if smaller is None else (trained, smaller)

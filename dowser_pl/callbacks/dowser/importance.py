@@ -1,0 +1,173 @@
+"""The importance of a model: what the cache holds, what is still to measure, and when it is enough."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from dowser_pl.callbacks.dowser.measuring import Measuring
+from dowser_pl.distributed import collectives
+from dowser_pl.importance import FACTORS, Cache, Factors, Request
+from dowser_pl.methods import Agreement, Method
+
+__all__ = ["Importance", "ImportancePass"]
+
+_FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
+_SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the pass gave.
+
+    Attributes:
+        factors: of every tuned matrix.
+        agreement: of two halves of the prompts; None where there is nothing to split.
+        seconds: by phase, ``prompts`` and ``probes``; empty when all came from the cache.
+        path: the file they lie in; None without a cache.
+    """
+
+    factors: Factors
+    agreement: Agreement | None
+    seconds: dict[str, float]
+    path: Path | None
+
+
+@dataclass
+class ImportancePass:
+    """Factors of the base model, on every process.
+
+    Args:
+        measuring: asks prompts of the model.
+        method: what it needs is measured.
+        agree: agreement of two halves of the given factors.
+    """
+
+    measuring: Measuring
+    method: Method
+    agree: Callable[[Factors], Agreement | None]
+
+    def run(self, cache_dir: Path | None, factors_file: Path | None) -> Importance:
+        """Factors from the cache as far as it holds them, else measured, and then cached.
+
+        Args:
+            cache_dir: the folder of the cache; None = none.
+            factors_file: read exactly this file instead, measure nothing.
+
+        Raises:
+            ValueError: if a file is damaged or belongs to something else.
+        """
+        number = self.measuring.probe.num_prompts
+        needed = self._request(self.method.needs, self.method.prompts_per_row)
+        if number == "auto" and not needed.factorised:
+            raise ValueError(
+                "num_prompts auto compares two halves of the prompts, which this method and estimator do not keep "
+                "apart; set --dowser.probe.num_prompts to a number"
+            )
+        if factors_file is not None:
+            cache = self._cache(factors_file.parent)
+            factors = self._enough(collectives.from_first(lambda: cache.load(factors_file, needed)), factors_file)
+            return Importance(factors, self._halves_agree(factors), {}, factors_file)
+        if cache_dir is None:
+            factors, _, agreement = self._converge(Factors({}, 0, needed.prompts_per_row), needed)
+            return Importance(factors, agreement, self.measuring.seconds, None)
+        return self._cached(self._cache(cache_dir), needed)
+
+    def _cached(self, cache: Cache, needed: Request) -> Importance:
+        """What the cache holds is used; what is measured goes on from there and is written."""
+        found = collectives.from_first(lambda: cache.find(needed))
+        request, stored = needed, found
+        if found is None or not self._suffices(found[1]):
+            written = self._request(FACTORS, 1) if needed.factorised and self._keep_all() else needed
+            more = found if written == needed else collectives.from_first(lambda: cache.find(written))
+            if more is not None or found is None:
+                request, stored = written, more
+        if stored is None:
+            for line in collectives.from_first(cache.near_misses):
+                rank_zero_info(f"Not this importance, though of the same weights: {line}")
+        path, whole = stored if stored is not None else (None, Factors({}, 0, request.prompts_per_row))
+        known = whole.num_prompts
+        factors, whole, agreement = self._converge(whole, request)
+        if path is None or whole.num_prompts > known:
+            notes = {"agreement": agreement.as_dict() if agreement else None, "method": self.method.settings()}
+            path = collectives.from_first(lambda: cache.save(whole, request, notes))
+            seconds = ", ".join(f"{phase} {duration:.1f} s" for phase, duration in self.measuring.seconds.items())
+            rank_zero_info(f"Importance written to {path} ({seconds})")
+        else:
+            rank_zero_info(f"Importance of this model is known: {path}")
+        return Importance(factors.grouped(self.method.prompts_per_row), agreement, self.measuring.seconds, path)
+
+    def _request(self, statistics: Iterable[str], prompts_per_row: int) -> Request:
+        request = Request(frozenset(statistics), prompts_per_row)
+        number = self.measuring.probe.num_prompts
+        return request if request.factorised or number == "auto" else replace(request, num_prompts=number)
+
+    def _suffices(self, stored: Factors) -> bool:
+        """Whether a fixed number of prompts, but for an incomplete last group, or the most that ``auto`` asks."""
+        number = (
+            self.measuring.probe.max_prompts
+            if self.measuring.probe.num_prompts == "auto"
+            else self.measuring.probe.num_prompts
+        )
+        return stored.num_prompts >= number
+
+    def _cache(self, folder: Path) -> Cache:
+        return Cache(folder, self.measuring.identity(), list(self.measuring.layers))
+
+    def _keep_all(self) -> bool:
+        if self.measuring.probe.keep != "auto":
+            return self.measuring.probe.keep == "all"
+        widths = sum(layer.in_features + 2 * layer.out_features for layer in self.measuring.layers.values())
+        prompts = (
+            self.measuring.probe.max_prompts
+            if self.measuring.probe.num_prompts == "auto"
+            else self.measuring.probe.num_prompts
+        )
+        return 4 * widths * prompts <= _SMALL
+
+    def _enough(self, factors: Factors, path: Path) -> Factors:
+        wanted = self.measuring.probe.num_prompts
+        enough = factors if wanted == "auto" else factors.first(wanted)
+        if wanted not in ("auto", enough.num_prompts):
+            raise ValueError(
+                f"{path} holds {factors.num_prompts} prompts in rows of {factors.prompts_per_row}, expected {wanted}; "
+                f"set --dowser.probe.num_prompts {factors.num_prompts}, or probe again"
+            )
+        return enough
+
+    def _converge(self, whole: Factors, request: Request) -> tuple[Factors, Factors, Agreement | None]:
+        """The factors asked for, all there are, and the agreement of the former's halves."""
+        if self.measuring.probe.num_prompts != "auto":
+            factors, whole = self._first(whole, self.measuring.probe.num_prompts, request)
+            return factors, whole, self._halves_agree(factors)
+        rows, most = self.method.prompts_per_row, self.measuring.probe.max_prompts
+        number = min(max(2, -(-_FIRST_TRY // rows)) * rows, most)
+        while True:
+            factors, whole = self._first(whole, number, request)
+            agreement = self._halves_agree(factors)
+            if agreement is None:
+                raise ValueError(
+                    f"num_prompts auto compares two halves of the prompts: got max_prompts {most} and groups of "
+                    f"{rows}, expected at least {2 * rows} prompts; raise dowser.probe.max_prompts"
+                )
+            if agreement.overlap >= self.measuring.probe.target_overlap:
+                return factors, whole, agreement
+            if number >= most:
+                rank_zero_warn(
+                    f"the masks of two halves of {number} prompts overlap by {agreement.overlap:.3f}, below "
+                    f"dowser.probe.target_overlap {self.measuring.probe.target_overlap}; raise dowser.probe.max_prompts"
+                )
+                return factors, whole, agreement
+            number = min(2 * number, most)
+
+    def _first(self, whole: Factors, num_prompts: int, request: Request) -> tuple[Factors, Factors]:
+        """The first ``num_prompts`` prompts, measured as far as ``whole`` lacks them, and the longer of the two."""
+        factors = self.measuring.grow(whole.first(num_prompts), num_prompts, request)
+        return factors, factors if factors.num_prompts >= whole.num_prompts else whole
+
+    def _halves_agree(self, factors: Factors) -> Agreement | None:
+        agreement = self.agree(factors.grouped(self.method.prompts_per_row))
+        if agreement is not None:
+            rank_zero_info(f"{factors.num_prompts} prompts: {agreement} between their halves")
+        return agreement

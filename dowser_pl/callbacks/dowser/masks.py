@@ -1,0 +1,179 @@
+"""From a base model to masks, or to what a method keeps of it: measure, then decide, the same on every process."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass
+from dowser_pl.callbacks.dowser.measuring import Measuring
+from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.tensors import covering, cut, is_spread, local, shape_of, whole
+from dowser_pl.functional.masks import PackedMasks, pack, unpack
+from dowser_pl.functional.pieces import ALONE
+from dowser_pl.importance import Factors, Probe
+from dowser_pl.masking import Protection
+from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
+
+__all__ = ["Deciding"]
+
+
+@dataclass
+class Deciding:
+    """Masks of one model.
+
+    Args:
+        trainer: its precision and processes.
+        pl_module: the model, whose weights are the base.
+        layers: run-time name -> matrix.
+        method: decides.
+        probe: settings of the importance pass.
+        cache_dir: where importance factors are kept; None = always probe.
+        factors_file: read them from exactly this file.
+
+    Attributes:
+        seconds: that deciding took.
+        diagnostics: numbers worth reporting.
+    """
+
+    trainer: Trainer
+    pl_module: Any
+    layers: dict[str, nn.Linear]
+    method: Method
+    probe: Probe
+    cache_dir: Path | None
+    factors_file: Path | None
+    seconds: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    _factors: Factors = field(default_factory=lambda: Factors({}, 0))
+
+    def refuse_tuned(self) -> None:
+        """Masks are never computed on weights that were already tuned.
+
+        Raises:
+            ValueError: if these were.
+        """
+        if self.trainer.ckpt_path is not None:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are "
+                "never computed on weights that were already tuned; start a fresh run from the base model instead"
+            )
+        protected: Protection | None = self.pl_module.protected
+        tuned = "was tuned by an earlier fit" if protected is not None and protected.verify()[1].changed else None
+        if tuned or self.pl_module.holds_checkpoint:
+            raise ValueError(
+                f"this model {tuned or 'holds the weights of a checkpoint'}, and masks are never computed on tuned "
+                "weights; go on from its checkpoint with ckpt_path, or start from a newly loaded model"
+            )
+
+    def masks(self) -> PackedMasks:
+        """Name -> (O, I) bool, True = trainable: all of it, where the method decides later than now.
+
+        Packed as they are decided, so that no two are held.
+        """
+        if self.method.moment != "before_fit":
+            here = ((name, local(layer.weight)) for name, layer in self.layers.items())
+            return PackedMasks.of((name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in here)
+        start = time.monotonic()
+        factors = self._factors = self.measure().factors
+        masks = PackedMasks.of(self.masks_of(self.method))
+        self.seconds = time.monotonic() - start
+        self.diagnostics |= magnitude_overlap(self.method, (self._layer(factors, name) for name in self.layers))
+        return masks
+
+    def masks_of(self, method: Method) -> Iterator[tuple[str, Tensor]]:
+        """Name and (O, I) bool mask of every matrix, by what was measured for :meth:`masks`.
+
+        Args:
+            method: that one, or it with other hyper-parameters.
+        """
+        spread = self._spread()
+        pieces = Ranks() if spread else ALONE
+        for name, mask in build_masks(
+            method, self.pl_module.tuned_blocks(), lambda name: self._here(self._factors, name), pieces
+        ):
+            if self.trainer.world_size > 1 and not spread:  # kernels may round differently: all take the first's mask
+                yield name, unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
+            else:
+                yield name, mask
+
+    def priors(self, method: EachStep) -> dict[str, Tensor]:
+        """Name -> float32 of what is here that the method makes of the base and keeps, where it makes something."""
+        if type(method).prior is EachStep.prior:  # nothing; whole matrices would be put together for it
+            return {}
+        start = time.monotonic()
+        factors = self.measure().factors
+        priors = {}
+        for name in self.layers:
+            prior = method.prior(self._layer(factors, name))
+            if prior is not None:
+                first = prior if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(prior.cpu())
+                priors[name] = cut(first, self.layers[name].weight).clone()
+        self.seconds = time.monotonic() - start
+        return priors
+
+    def measure(self) -> Importance:
+        """What the method needs to know of the base model; nothing, for some."""
+        if not self.method.needs or self.method.moment == "after_fit":
+            return Importance(Factors({}, 0), None, {}, None)
+        if self.probe.num_prompts == "auto" and not isinstance(self.method, Scored):
+            raise ValueError(
+                f"num_prompts auto compares the masks of two halves of the prompts, and {type(self.method).__name__} "
+                "has no mask; set --dowser.probe.num_prompts to a number"
+            )
+        measuring = Measuring(self.trainer, self.pl_module, self.layers, self.probe)
+        importance = ImportancePass(measuring, self.method, self._agreement).run(self.cache_dir, self.factors_file)
+        self.diagnostics = {"prompts": importance.factors.num_prompts}
+        if importance.agreement is not None:
+            self.diagnostics |= importance.agreement.as_dict()
+        return importance
+
+    def _agreement(self, factors: Factors) -> Agreement | None:
+        if not isinstance(self.method, Scored):
+            return None
+        return split_half(self.method, (self._layer(factors, name) for name in self.layers))
+
+    def _layer(self, factors: Factors, name: str) -> Layer:
+        """The whole matrix; where it is spread over processes, all must call it."""
+        measured: dict[str, Any] = factors.layers.get(name, {})
+        return Layer(name, whole(self._weight(name)), **measured)
+
+    def _here(self, factors: Factors, name: str) -> Layer:
+        """Of the matrix what this process holds."""
+        weight = self._weight(name)
+        if not is_spread(weight):
+            return self._layer(factors, name)
+        measured: dict[str, Any] = factors.layers.get(name, {})
+        return rows_of(Layer(name, weight, **measured))
+
+    def _weight(self, name: str) -> Tensor:
+        layer = self.layers[name]
+        return layer.weight if is_spread(layer.weight) else self.pl_module.base_weight(layer)
+
+    def _spread(self) -> bool:
+        return any(is_spread(layer.weight) for layer in self.layers.values())
+
+
+def rows_of(layer: Layer) -> Layer:
+    """Of a matrix that is spread over processes, with what was measured of it, the rows that cover what is here.
+
+    Where a process holds a range of flat positions, its first and last row may be here in part: zeros stand for the
+    rest, and ``part`` says so.
+    """
+    rows, part = covering(layer.weight)
+    total, columns = shape_of(layer.weight)
+    weight = local(layer.weight)
+    if part is not None:
+        held, weight = weight, weight.new_zeros(rows.stop - rows.start, columns)
+        weight.view(-1)[part] = held
+    outputs = {
+        name: value[:, rows]
+        for name in ("abs_gradient", "square_gradient")
+        if (value := getattr(layer, name)) is not None
+    }
+    return replace(layer, weight=weight, rows=(rows, total), part=part, **outputs)

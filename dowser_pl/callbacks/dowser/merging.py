@@ -1,0 +1,173 @@
+"""The end of training for methods that decide then: measure the tuned model, merge it with its base, write it back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.tensors import cut, joined, local, whole
+from dowser_pl.functional.masks import PackedMasks, pack, unpack
+from dowser_pl.importance import InputGrams
+from dowser_pl.masking import FrozenEntries, Protection, frozen_of
+from dowser_pl.methods import Layer, Method, build_masks
+
+__all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
+
+_MOST = 1 << 32  # bytes of Gram matrices that are measured in one pass over the batches
+
+
+class BeforeMerge(ABC):
+    """A callback that looks at the tuned model once more before it is merged."""
+
+    @abstractmethod
+    def before_merge(self, trainer: Trainer, pl_module: Any) -> None:
+        """Training has ended; the weights are those of the last step."""
+
+
+def announce_merge(trainer: Trainer, pl_module: Any) -> None:
+    """Let callbacks look at the tuned model, which is about to be changed."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BeforeMerge):
+            callback.before_merge(trainer, pl_module)
+
+
+def merge_adapters(trainer: Trainer, pl_module: Any) -> None:
+    """Write adapters into the matrices they belong to, where there are any and the matrices can take them in."""
+    if pl_module.adapters is not None and pl_module.adapters.mergeable:
+        announce_merge(trainer, pl_module)
+        pl_module.adapters.merge()
+
+
+def snapshot(trained: Protection) -> dict[str, dict[str, Tensor]]:
+    """State of the entries that stays as it is when the weights are written; on the host."""
+    state = trained.state_dict()
+    for name, entry in state.items():
+        if entry["values"].data_ptr() == trained.values(name).data_ptr():
+            entry["values"] = entry["values"].clone()
+    return state
+
+
+def unmerge(weights: dict[str, Tensor], keys: Mapping[str, str], trained: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put the trained values into a state dict of the merged model, which stays as it is.
+
+    Args:
+        weights: key -> tensor.
+        keys: name of a matrix -> key of its weight.
+        trained: of :func:`snapshot`.
+    """
+    for name, entry in trained.items():
+        merged = weights[keys[name]]
+        weights[keys[name]] = entry["values"].view_as(merged).to(merged)
+
+
+@dataclass
+class Merging:
+    """Merges the tuned matrices of one model, the same on every process.
+
+    Args:
+        trainer: its precision, processes and data.
+        pl_module: the model, tuned.
+        method: decides after training.
+        num_batches: training batches on each process that inputs are measured on, for methods that need them.
+    """
+
+    trainer: Trainer
+    pl_module: Any
+    method: Method
+    num_batches: int
+
+    def merge(self, trained: Protection) -> FrozenEntries:
+        """Write the merged weights into the model; costs host memory for a copy of the tuned matrices.
+
+        Args:
+            trained: all entries of the tuned matrices, and their base.
+
+        Returns:
+            The same matrices with the masks of the method, base on the host: what is outside of them is frozen.
+        """
+        announce_merge(self.trainer, self.pl_module)
+        return self._merged(trained)
+
+    @torch.no_grad()
+    def _merged(self, trained: Protection) -> FrozenEntries:
+        weights = trained.weights
+        base = {name: trained.base_values(name).view_as(local(weight)) for name, weight in weights.items()}
+
+        def layer_of(name: str, gram: Tensor | None = None) -> Layer:
+            """The whole matrix, also where it is spread over processes."""
+            weight = weights[name]
+            before = joined(base[name].to(weight.device), weight)
+            return Layer(name, before, tuned=whole(weight), input_gram=gram)
+
+        masks = PackedMasks()
+        if "input_gram" not in self.method.needs:  # who shares a budget must see all matrices before any is written
+            for name, mask in build_masks(self.method, self.pl_module.tuned_blocks(), layer_of):
+                self._keep(masks, weights[name], name, mask)
+            for name in weights:
+                layer = layer_of(name)
+                self._write(weights[name], self.method.merge(layer, joined(masks[name], weights[name])))
+            return frozen_of(trained, masks, base)
+        # from the last decoder layer to the first, so that no matrix is measured on inputs that a merge has changed
+        for group in reversed(self._groups()):
+            grams = self._measure(group)
+            for name in group:
+                layer = layer_of(name, grams.mean(name))
+                mask = self._keep(masks, weights[name], name, self.method.mask(layer))
+                self._write(weights[name], self.method.merge(layer, mask))
+        return frozen_of(trained, masks, base)
+
+    def _keep(self, masks: PackedMasks, weight: Tensor, name: str, mask: Tensor) -> Tensor:
+        """Keep of a mask what is here of the matrix; returns all of it."""
+        if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
+            mask = unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
+        here = cut(mask, weight)
+        masks.put(name, pack(here), here.shape, mask.device)
+        return mask
+
+    def _write(self, weight: Tensor, merged: Tensor) -> None:
+        if self.trainer.world_size > 1:
+            merged = self.trainer.strategy.broadcast(merged.cpu())
+        local(weight).copy_(cut(merged, weight))
+
+    def _groups(self) -> list[dict[str, nn.Linear]]:
+        """The matrices of consecutive decoder layers, as many as may be measured at once, in model order."""
+        groups: list[dict[str, nn.Linear]] = []
+        layers, left = self.pl_module.tuned_layers(), 0
+        blocks: dict[str, list[str]] = {}
+        for name, block in self.pl_module.tuned_blocks().items():
+            blocks.setdefault(block, []).append(name)
+        for names in blocks.values():
+            needed = sum(4 * layers[name].in_features ** 2 for name in names)
+            if not groups or needed > left:
+                groups.append({})
+                left = _MOST
+            groups[-1] |= {name: layers[name] for name in names}
+            left -= needed
+        return groups
+
+    def _measure(self, layers: Mapping[str, nn.Linear]) -> InputGrams:
+        network = self.pl_module.network
+        network.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), InputGrams(layers) as grams:
+            for batch in self._batches():
+                batch.pop("ids", None)
+                grams.start(batch["attention_mask"].bool())
+                network(**batch, use_cache=False)
+        network.train()
+        for name, total in grams.sums.items():
+            collectives.add_up(total)
+            grams.counts[name] = int(collectives.add_up(torch.tensor(grams.counts[name], device=total.device)))
+        return grams
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """The first training batches, on the device."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        loader = getattr(datamodule, "calibration_dataloader", datamodule.train_dataloader)()
+        for batch in islice(loader, self.num_batches):
+            yield self.trainer.strategy.batch_to_device(batch)

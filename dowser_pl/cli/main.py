@@ -1,0 +1,256 @@
+"""The command line: LightningCLI over one module, any data module and one method.
+
+Importing the packages below is what makes short class names work in YAML.
+"""
+
+import linecache
+import logging
+import signal
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+import dowser_pl.data
+import dowser_pl.methods
+import dowser_pl.strategies  # noqa: F401
+from dowser_pl.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    Curve,
+    Dowser,
+    EpochProgress,
+    Export,
+    FailTogether,
+    Forgetting,
+    PatchFile,
+    Predictions,
+    RandomState,
+)
+from dowser_pl.cli.arguments import check_numbers, joined_numbers
+from dowser_pl.cli.config_paths import resolve_configs
+from dowser_pl.distributed.checkpoint import is_folder
+from dowser_pl.files.atomic import check_writable, write_atomically
+from dowser_pl.module import MultimodalModule
+from dowser_pl.planning.verb import placement_of
+from dowser_pl.trainer import DowserTrainer
+
+__all__ = ["main"]
+
+_FIT = """Fine-tune a model and report, task by task, what it learnt and what it forgot.
+A first run: python -m dowser_pl fit --config configs/quickstart.yaml
+Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/model_dowser --data ConversationData
+--data.train_file my/train.json --data.image_folder my/images. --print_config shows what is set."""
+
+_PACKAGE = Path(__file__).parents[1]
+
+_CURVE = """Smaller update ratios at which the tuned model is measured as well when training ends, such as
+[0.02, 0.05]: one run gives the whole trade-off in its report"""
+
+_OVERWRITE = """Let `fit` replace another run, finished or not, in trainer.default_root_dir; without it such a folder is
+refused, unless the run goes on from a checkpoint in it"""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration of ``fit`` to ``<run>/config.yaml``; other verbs leave it as it was."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """On the first rank, before anything runs."""
+        if stage != "fit" or trainer.limit_train_batches == 0:  # the latter is `probe`
+            return
+        config = self.config.clone()
+        config["overwrite"] = False  # that was meant once, not for whoever runs this configuration again
+        text = self.parser.dump(config, skip_none=False)
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text)
+
+
+class DowserCLI(LightningCLI):
+    """``fit | validate | test | predict | probe | plan``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs, ``probe`` and ``plan``."""
+        ours = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "probe": ours, "plan": ours}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What people set first comes first in ``--help``: model, data, method; the Trainer's many options last."""
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(Dowser, "dowser")
+        parser.add_argument("--curve", type=list[float], default=[], help=_CURVE)
+        parser.add_lightning_class_args(Curve, "budget")
+        parser.add_lightning_class_args(Export, "export")  # before the report: a failure there loses no model
+        parser.add_lightning_class_args(Forgetting, "report")
+        parser.add_lightning_class_args(PatchFile, "patch")  # after it: the file tells its scores
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument("--overwrite", type=bool, default=False, help=_OVERWRITE)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+        parser.link_arguments("curve", "budget.ratios")
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.folder", _checkpoint_folder)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse numbers that mean nothing, wherever they were set."""
+        check_numbers(self.config[self.subcommand].as_dict())
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that logs to CSV and TensorBoard under ``<run>/logs`` unless the user names loggers."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
+            kwargs["logger"] = _loggers(config["default_root_dir"]) if self.subcommand == "fit" else False
+        kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        if self.subcommand == "plan":  # for devices that need not be here
+            kwargs |= {"accelerator": "cpu", "strategy": "auto", "devices": 1, "num_nodes": 1}
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            if _our_message(error) is not None:
+                raise
+            raise ValueError(
+                f"the Trainer cannot be set up: {error} Got --trainer.accelerator {config.get('accelerator')}, "
+                f"--trainer.devices {config.get('devices')} and --trainer.strategy {config.get('strategy')}; this "
+                f"machine has {torch.cuda.device_count()} GPUs. Fix: set these to what is here, or to auto"
+            ) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read the whole checkpoint here to look for settings, which ours do not hold."""
+
+    def before_fit(self) -> None:
+        """Refuse what nobody means: training without an end."""
+        if self._get(self.config, "trainer.max_epochs") in (None, -1) and self.trainer.max_steps == -1:
+            raise ValueError(
+                "how long shall it train? Set --trainer.max_epochs (5 in the paper) or --trainer.max_steps"
+            )
+        self._check_inputs()
+        self.trainer.overwrite = self._get(self.config, "overwrite")  # type: ignore[attr-defined]
+        dowser = self._dowser()
+        if dowser.method.needs and dowser.cache_dir is not None:
+            check_writable(dowser.cache_dir, "--dowser.cache_dir")
+
+    def _dowser(self) -> Dowser:
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, Dowser))  # type: ignore[attr-defined]
+
+    def before_probe(self) -> None:
+        """Refuse a pass that would leave nothing behind."""
+        dowser = self._dowser()
+        measures = dowser.method.needs and dowser.method.moment != "after_fit"
+        if not measures or dowser.cache_dir is None or dowser.factors_file is not None:
+            raise ValueError(
+                "probe fills the cache of a method that measures the model: got "
+                f"--dowser.method {type(dowser.method).__name__}, --dowser.cache_dir {dowser.cache_dir} and "
+                f"--dowser.factors_file {dowser.factors_file}; set ModelDowser, a folder, and no file to read from"
+            )
+        check_writable(dowser.cache_dir, "--dowser.cache_dir")
+
+    def before_plan(self) -> None:
+        """Plan for the devices that were asked for, not for the ones that are here."""
+        asked = self._get(self.config, "trainer")
+        self.trainer.planned_for = placement_of(asked.strategy, asked.devices, asked.num_nodes)  # type: ignore[attr-defined]
+
+    def _check_inputs(self) -> None:
+        """Refuse what would fail late: no data, or a checkpoint that is not there."""
+        if self.datamodule is None:
+            raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
+        if self.subcommand in ("fit", "predict"):
+            check_writable(self.trainer.default_root_dir, "--trainer.default_root_dir")
+        path = self._get(self.config, "ckpt_path")
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if path == "last" and self.subcommand != "fit" and not list(folder.glob("last*.ckpt")):
+            raise ValueError(
+                f"--ckpt_path last: there is no checkpoint under {folder}, so the base model would be scored"
+            )
+        if path not in (None, "last", "hpc") and not (Path(path).is_file() or is_folder(path)):
+            what = "is a folder (give one with --model.path)" if Path(path).is_dir() else "does not exist"
+            raise ValueError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
+
+    before_validate = before_test = before_predict = _check_inputs
+
+
+def _checkpoint_folder(run: str) -> str:
+    return str(Path(run) / "checkpoints")
+
+
+def _loggers(root: str) -> list[Logger]:
+    csv = CSVLogger(root, name="logs")
+    return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        args: the command line without the program; None = ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: with status 1 and one readable message for a mistake of the user's; with 2 for an argument
+            that does not exist.
+    """
+    _quieten()
+    try:
+        DowserCLI(
+            MultimodalModule,
+            trainer_class=DowserTrainer,
+            trainer_defaults={
+                "default_root_dir": "runs/default",
+                "num_sanity_val_steps": -1,
+                "enable_model_summary": False,  # it counts frozen entries of tuned matrices as trainable
+                "callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether()],
+            },
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "python -m dowser_pl", "fit": {"description": _FIT}},
+            args=resolve_configs(joined_numbers(sys.argv[1:] if args is None else args)),
+        )
+    except (ValueError, OSError) as error:
+        message = _our_message(error)
+        if message is None:
+            raise
+        sys.exit(f"\ndowser_pl: error: {message}")
+    except SIGTERMException:  # a SystemExit that says success
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _quieten() -> None:
+    """Silence messages of the libraries that ask nothing of the user."""
+    for message in (
+        ".*LightningCLI's args parameter.*",  # short names of configurations were resolved in them
+        ".*does not have many workers.*",  # a choice
+        ".*Checkpoint directory .* is not empty.*",  # a resumed run, or a fresh one that keeps `previous.ckpt`
+        ".*sync_dist=True.*",  # metrics were computed over all processes
+        ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
+        ".*have no `val_dataloader`.*",  # `probe` needs no data
+        ".*returned `None`, this fit will run with no optimizer.*",  # nor, on a quantized model, an optimizer
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+
+
+def _our_message(error: BaseException | None) -> str | None:
+    """The message this package wrote, if it wrote one: then a traceback would only hide it.
+
+    The argument parser wraps what a class says about its arguments, so the chain of causes is followed.
+    """
+    while error is not None:
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        file = frame.f_code.co_filename
+        # a `raise` of ours is meant for people; what Python itself raises in our lines, as in `zip`, is a bug of ours
+        if Path(file).is_relative_to(_PACKAGE) and linecache.getline(file, line).split()[:1] == ["raise"]:
+            return str(error)
+        if isinstance(error, PermissionError):
+            return f"{error}; choose another folder, or ask who owns this one"
+        if "Original Traceback" in str(error) and "dowser_pl" in str(error):  # from a data loader's worker process
+            return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,218 @@
+"""Tensors that are spread over the processes, by rows (FSDP2) or by flat positions (FSDP1, `flat_shards.py`).
+
+Flat positions lie on the processes in order: what the processes hold of a matrix, put together in the order of their
+numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
+
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.fsdp1_unit import Place, Taker, place_of
+from dowser_pl.functional.digests import digest
+from dowser_pl.functional.digests import digests as digests_alone
+
+__all__ = [
+    "added",
+    "broadcast",
+    "collect",
+    "covering",
+    "cut",
+    "digests",
+    "digests_in_turns",
+    "flat_range",
+    "is_spread",
+    "joined",
+    "local",
+    "local_rows",
+    "shape_of",
+    "to_be_sent",
+    "to_first",
+    "when_averaged",
+    "whole",
+]
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether this process holds a part of it only."""
+    return isinstance(tensor, DTensor) or place_of(tensor) is not None
+
+
+def shape_of(tensor: Tensor) -> torch.Size:
+    """Of the whole."""
+    place = place_of(tensor)
+    return tensor.shape if place is None else place.shape
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds, in the memory of the tensor: rows, or a 1-D piece; all of it where it is not spread."""
+    value = tensor.detach()
+    if isinstance(value, DTensor):
+        return value.to_local()
+    return value if place_of(tensor) is None else value.view(-1)
+
+
+def flat_range(tensor: Tensor) -> slice:
+    """Which flat positions these are."""
+    place = place_of(tensor)
+    if place is not None:
+        return place.here
+    rows, columns = local_rows(tensor), tensor.shape[1:].numel()
+    return slice(rows.start * columns, rows.stop * columns)
+
+
+def local_rows(tensor: Tensor) -> slice:
+    """Which rows a process holds of a tensor that is spread by rows."""
+    if not isinstance(tensor, DTensor):
+        return slice(0, len(tensor))
+    each = -(-len(tensor) // collectives.world_size())  # as torch.chunk divides
+    first = min(collectives.rank() * each, len(tensor))
+    return slice(first, first + len(tensor.to_local()))
+
+
+def covering(tensor: Tensor) -> tuple[slice, slice | None]:
+    """The rows that cover what this process holds, and which flat positions of these rows it is; None = all of them."""
+    if place_of(tensor) is None:
+        return local_rows(tensor), None
+    here, columns = flat_range(tensor), shape_of(tensor)[1:].numel()
+    rows = slice(here.start // columns, -(-here.stop // columns)) if here.stop > here.start else slice(0, 0)
+    first = here.start - rows.start * columns if rows.stop else 0
+    return rows, slice(first, first + here.stop - here.start)
+
+
+def cut(everything: Tensor, like: Tensor) -> Tensor:
+    """Of a tensor that is here as a whole what this process holds of ``like``."""
+    if place_of(like) is not None:
+        return everything.reshape(-1)[flat_range(like)]
+    return everything[local_rows(like)] if isinstance(like, DTensor) else everything
+
+
+def when_averaged(weight: nn.Parameter, take: Callable[[Tensor], None], always: bool = True) -> RemovableHandle:
+    """Have ``take(weight)`` called after each backward pass, with the averaged gradient of what is here in its grad.
+
+    Args:
+        weight: plain, or spread over the processes.
+        take: is to take the gradient away.
+        always: whether the weight takes part in each backward pass; after one in which it does not, nothing is called.
+    """
+    place = place_of(weight)
+    if place is None:
+        return weight.register_post_accumulate_grad_hook(take)
+    handle = RemovableHandle(place.unit.takers)
+    place.unit.takers[handle.id] = Taker(weight, take, always)
+    return handle
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it on every process; all must call it."""
+    if not is_spread(tensor):
+        return tensor.detach()
+    return joined(local(tensor), tensor)
+
+
+def added(counts: Iterable[int]) -> list[int]:
+    """Each count summed over the processes; all must call it."""
+    return [int(total) for total in collectives.add_up(to_be_sent(torch.tensor(list(counts), dtype=torch.int64)))]
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """What the first process has, of this shape and dtype, on every process; all must call it."""
+    sent = to_be_sent(tensor.contiguous())
+    distributed.broadcast(sent, 0)
+    return sent
+
+
+def collect(part: Tensor) -> Tensor:
+    """The 1-D parts of all processes one after the other, on the first, in host memory; the others get nothing (0,).
+
+    All processes must call it.
+    """
+    sent = to_be_sent(part.detach().contiguous()).view(torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=sent.device) for _ in range(collectives.world_size())]
+    distributed.all_gather(sizes, torch.tensor([sent.numel()], device=sent.device))
+    lengths = [int(size) for size in sizes]
+    padded = sent.new_zeros(max(lengths))
+    padded[: sent.numel()] = sent
+    parts = [torch.empty_like(padded) for _ in lengths] if collectives.rank() == 0 else None
+    distributed.gather(padded, parts)
+    found = [each[:length] for each, length in zip(parts or [], lengths, strict=bool(parts))]
+    return torch.cat([sent[:0], *found]).cpu().view(part.dtype)
+
+
+def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in the host memory of the first process, one at a time; elsewhere nothing. All must call it.
+
+    Tensors of two names that are one stay one.
+    """
+    found: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in found:
+            part = collect(local(tensor).flatten()).view(-1) if is_spread(tensor) else tensor.detach().cpu()
+            found[id(tensor)] = part.view(shape_of(tensor)) if collectives.rank() == 0 else part
+    return {name: found[id(tensor)] for name, tensor in tensors.items()} if collectives.rank() == 0 else {}
+
+
+def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, str]:
+    """Content hash of each whole tensor, the same however it is spread, converted to ``dtypes`` first where given.
+
+    All processes must call it.
+
+    One tensor at a time is put together; the processes take turns in hashing, beside each other.
+    """
+    if not any(map(is_spread, tensors.values())):
+        return digests_alone(tensors, dtypes)
+    kinds = dtypes or {}
+    return digests_in_turns((name, each, local(each).to(kinds.get(name, each.dtype))) for name, each in tensors.items())
+
+
+def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
+    """Digests of tensors of which ``(name, tensor, replaced)`` says what the part here is instead, if not None.
+
+    A process hashes in a thread: all must come to put the next tensor together. It holds two whole ones at most.
+    """
+    mine: dict[int, tuple[str, Future[str]]] = {}
+    hashed: list[Future[str]] = []
+    with ThreadPoolExecutor(1) as pool:
+        for number, (name, tensor, replaced) in enumerate(parts):
+            value = whole(tensor) if replaced is None else joined(replaced, tensor)
+            if number % collectives.world_size() == collectives.rank():
+                wait(hashed)
+                hashed = [pool.submit(digest, value)]
+                mine[number] = name, hashed[0]
+    return dict(collectives.gather(lambda: {number: (name, found.result()) for number, (name, found) in mine.items()}))
+
+
+def joined(part: Tensor, like: Any) -> Tensor:
+    """The parts of all processes as one tensor, on every process, where ``like`` is spread; all must call it.
+
+    Args:
+        part: of what this process holds of ``like``, in its shape.
+        like: a weight.
+    """
+    sent, place = to_be_sent(part), place_of(like)  # what lies in host memory cannot be sent by NCCL
+    if place is not None:
+        return _joined(sent, place)
+    if not isinstance(like, DTensor):
+        return part
+    options: Any = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(sent, like.device_mesh, like.placements, **options).full_tensor()
+
+
+def _joined(part: Tensor, place: Place) -> Tensor:
+    padded = part.new_zeros(max(place.sizes))
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in place.sizes]
+    distributed.all_gather(parts, padded)
+    return torch.cat([each[:size] for each, size in zip(parts, place.sizes, strict=True)]).view(place.shape)
+
+
+def to_be_sent(tensor: Tensor) -> Tensor:
+    """The tensor on a device from which it can be sent to other processes."""
+    on_gpu = distributed.is_initialized() and "nccl" in distributed.get_backend()
+    return tensor.cuda() if on_gpu else tensor.cpu()

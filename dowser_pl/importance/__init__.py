@@ -1,0 +1,30 @@
+"""The importance pass: prompts the model writes itself, probes of its logits, two thin factors per matrix."""
+
+from dowser_pl.importance.cache import Cache, Request, digest
+from dowser_pl.importance.factors import Factors
+from dowser_pl.importance.files import load_factors, read_head, save_factors
+from dowser_pl.importance.fingerprint import fingerprint
+from dowser_pl.importance.gram import InputGrams
+from dowser_pl.importance.probe import measure, probing_mode
+from dowser_pl.importance.prompts import Prompt, write_prompts
+from dowser_pl.importance.recorder import FACTORS, PRODUCTS
+from dowser_pl.importance.settings import Probe
+
+__all__ = [
+    "FACTORS",
+    "PRODUCTS",
+    "Cache",
+    "Factors",
+    "InputGrams",
+    "Probe",
+    "Prompt",
+    "Request",
+    "digest",
+    "fingerprint",
+    "load_factors",
+    "measure",
+    "probing_mode",
+    "read_head",
+    "save_factors",
+    "write_prompts",
+]

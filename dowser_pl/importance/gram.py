@@ -1,0 +1,108 @@
+"""What matrices take in, as one square matrix each: the mean over tokens of h h^T.
+
+It says how much a change of the weights changes the outputs (``tr(dW E[h h^T] dW^T)``), which is what methods that
+compensate need. Cost: a float32 matrix of I x I for each group of matrices with the same input: 64 MiB at I = 4096,
+485 MB at I = 11008; for large models give the matrices of a few decoder layers at a time.
+
+Legend: B rows of a batch, T positions, I inputs of a matrix.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dowser_pl.importance.hooks import Watching
+
+__all__ = ["InputGrams"]
+
+
+class InputGrams(Watching):
+    """Context manager that sums h h^T over the tokens that the given matrices take in, batch by batch.
+
+    Matrices that are handed the same tensor (q, k and v) share one sum. Use it with gradients off: gradient
+    checkpointing would run forward passes twice.
+
+    ::
+
+        with torch.no_grad(), InputGrams(layers) as grams:
+            for batch in batches:
+                grams.start(batch["attention_mask"].bool())
+                model(**batch)
+        gram = grams.mean("decoder.layers.0.q_proj")
+
+    Args:
+        layers: run-time name -> linear module.
+
+    Attributes:
+        sums: name -> (I, I) float32 on the device of the inputs; of matrices that share an input the first has it.
+        counts: name -> tokens summed, for the same names. Both add up over processes.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__(layers)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self._owner: dict[str, str] = {}
+        self._positions: Tensor | None = None
+        self._last: tuple[str, Tensor] | None = None
+
+    def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_pre_hook(self._watch(name))
+
+    def _forget(self) -> None:
+        self._positions = self._last = None
+
+    def start(self, positions: Tensor | None) -> None:
+        """Begin a batch.
+
+        Args:
+            positions: (B, T) bool, True = real token; None counts every position. Inputs of another length
+                (cross-attention reads the source) count whole.
+        """
+        self._positions, self._last = positions, None
+
+    def mean(self, name: str) -> Tensor:
+        """(I, I) float32, the mean over tokens of h h^T.
+
+        Raises:
+            ValueError: if the matrix took nothing in.
+        """
+        owner = self._owner.get(name)
+        if owner is None or not self.counts[owner]:
+            raise ValueError(
+                f"{name} took in no token of the calibration batches, so nothing is known of its inputs: run the "
+                "model on at least one batch, or leave the matrix out of `model.targets`"
+            )
+        return self.sums[owner] / self.counts[owner]
+
+    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+            value = inputs[0].detach()
+            owner = self._last[0] if self._last is not None and self._last[1] is inputs[0] else name
+            if self._owner.setdefault(name, owner) != owner:
+                raise ValueError(
+                    f"{name} shares its input with {self._owner[name]} in one batch and with {owner} in another, "
+                    "expected the same in all; this model family is not supported"
+                )
+            if owner == name:
+                self._last = (name, inputs[0])
+                with torch.autocast(value.device.type, enabled=False):  # sums are float32 whatever the model is in
+                    self._add(name, self._tokens(value).float())
+
+        return before
+
+    def _add(self, name: str, tokens: Tensor) -> None:
+        if name not in self.sums:
+            self.sums[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
+            self.counts[name] = 0
+        self.sums[name].addmm_(tokens.T, tokens)
+        self.counts[name] += len(tokens)
+
+    def _tokens(self, value: Tensor) -> Tensor:
+        """(tokens, I): (B, T, I), or (B * T, I) as OPT has it, without padding."""
+        flat = value.reshape(-1, value.shape[-1])
+        if self._positions is None or len(flat) != self._positions.numel():
+            return flat
+        return flat[self._positions.reshape(-1).to(flat.device)]

@@ -1,0 +1,190 @@
+"""Prompts the model writes itself: BOS + a few random tokens, continued by sampling.
+
+No data is needed to score a model that can write its own (arXiv 2602.04509, section 3). The random prefix is
+kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.models import device_of, spread_model
+from dowser_pl.functional.random_streams import stream
+from dowser_pl.importance.batches import aligned, halving, in_step
+from dowser_pl.importance.sampling import SampleFromStreams
+from dowser_pl.importance.settings import Probe
+from dowser_pl.models.generation import Ending, own_ends, write_tokens
+
+__all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
+
+
+_WRITTEN_TOGETHER = 64
+
+
+class Tokens(Protocol):
+    """The part of a Hugging Face tokenizer that prompts need."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    all_special_ids: list[int]
+    added_tokens_decoder: Mapping[int, Any]
+
+    def __len__(self) -> int: ...
+
+
+TextInputs = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+def plain_text(tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The inputs of most models for text: (B, T) tokens and their (B, T) mask."""
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One synthetic sequence, on the CPU.
+
+    Attributes:
+        tokens: (T,) int64 that the decoder reads, image tokens and prefix included.
+        source: (T_source,) int64 that the encoder reads; None for decoder-only models.
+        image: what the processor made of the noise image, without ids and masks; empty for text only.
+    """
+
+    tokens: Tensor
+    source: Tensor | None = None
+    image: dict[str, Tensor] = field(default_factory=dict)
+
+
+def write_prompts(
+    model: PreTrainedModel,
+    tokenizer: Tokens,
+    settings: Probe,
+    indices: range,
+    images: Callable[[range], list[dict[str, Tensor]]] | None = None,
+    text_inputs: TextInputs = plain_text,
+    ending: Ending | None = None,
+) -> list[Prompt]:
+    """Let the model write the prompts of the given numbers.
+
+    Text is written 64 prompts at a time whatever ``settings.batch_size`` is: generating one token costs about the
+    same for one prompt and for many. Prompts with images take more memory and keep to the batch size, and those of
+    encoder-decoders are written one at a time. Several processes share the batches, which are those of one process, so
+    all must call it and all get all prompts; where the weights are spread over them, they write in step.
+
+    Args:
+        model: Hugging Face model with ``generate``, in eval mode.
+        tokenizer: gives the vocabulary and the special ids.
+        settings: lengths, sampling, seed.
+        indices: numbers of the prompts; a prompt depends on its number alone.
+        images: gives for numbers of prompts what the processor makes of an image without text: ``input_ids`` (1, L)
+            and the image inputs, all of one shape; None for text-only prompts.
+        text_inputs: what the model takes for tokens and their mask, where that is more than the two.
+        ending: what ends a text; None = the model's own end tokens.
+
+    Returns:
+        The prompts, in order.
+
+    Raises:
+        ValueError: if the vocabulary has no ordinary token to start from.
+    """
+    ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
+    ordinary, special = _split_vocabulary(tokenizer, ending)
+    writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs, ending)
+    encoder_decoder = model.config.is_encoder_decoder
+    size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
+    option = "--dowser.probe.batch_size" if images else "--dowser.probe.num_tokens"
+    run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
+    batches = list(aligned(indices, size))
+    if spread_model(model):
+        return [prompt for part in in_step(run, batches, option) for prompt in part]
+
+    def write_share() -> dict[int, list[Prompt]]:
+        mine = range(collectives.rank(), len(batches), collectives.world_size())
+        return {number: [each for part in halving(run, batches[number], option) for each in part] for number in mine}
+
+    return [prompt for part in collectives.gather(write_share) for prompt in part]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    model: Any
+    tokenizer: Tokens
+    settings: Probe
+    ordinary: Tensor
+    special: list[int]
+    images: Callable[[range], list[dict[str, Tensor]]] | None
+    text_inputs: TextInputs
+    ending: Ending
+
+    def answer_sources(self, batch: range) -> list[Prompt]:
+        """Encoder-decoders: the random tokens are the source, what is written is the target."""
+        source = _prefix(self.ordinary, self.settings, batch.start)[None]
+        start = torch.tensor([[self.model.config.decoder_start_token_id]])
+        return self._write(batch, start, torch.empty(1, 0, dtype=torch.int64), {}, source)
+
+    def continue_prefixes(self, batch: range) -> list[Prompt]:
+        """BOS or an image, a random prefix, then samples."""
+        forced = torch.full((len(batch), self.settings.max_prefix), -1)
+        for row, index in enumerate(batch):
+            prefix = _prefix(self.ordinary, self.settings, index)
+            forced[row, : len(prefix)] = prefix
+        image: dict[str, Tensor] = {}
+        if self.images is not None:
+            encoded = self.images(batch)
+            image = {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
+            start = image.pop("input_ids")
+        elif self.tokenizer.bos_token_id is not None:
+            start = torch.full((len(batch), 1), self.tokenizer.bos_token_id)
+        else:  # no BOS in this family: the first random token starts the text
+            start, forced = forced[:, :1], forced[:, 1:]
+        return self._write(batch, start, forced, image, None)
+
+    @torch.no_grad()
+    def _write(
+        self, batch: range, start: Tensor, forced: Tensor, image: dict[str, Tensor], source: Tensor | None
+    ) -> list[Prompt]:
+        device = device_of(self.model)
+        num_new = self.settings.num_tokens - (0 if image else 1)
+        streams = [stream(self.settings.seed, "sample", index) for index in batch]
+        uniforms = torch.stack([torch.rand(num_new, generator=each, dtype=torch.float32) for each in streams])
+        sampler = SampleFromStreams(start.shape[1], forced, uniforms, self.special, self.settings)
+        inputs = {name: value.to(device) for name, value in image.items()}
+        if image:
+            inputs["input_ids"] = start.to(device)
+        elif source is None:
+            inputs = self.text_inputs(start.to(device), torch.ones_like(start).to(device))
+        else:
+            inputs |= {"input_ids": source.to(device), "decoder_input_ids": start.to(device)}
+        rows = write_tokens(self.model, self.tokenizer, inputs, num_new, self.ending, sampler).cpu()
+        ends = [start.shape[1] + self.ending.length(row[start.shape[1] :], self.tokenizer) for row in rows]
+        image_rows = {name: value.split(len(value) // len(batch)) for name, value in image.items()}
+        return [
+            Prompt(
+                row[:end].clone(),  # a view would be sent with the whole batch
+                None if source is None else source[0],
+                {name: value[i].clone() for name, value in image_rows.items() if name != "attention_mask"},
+            )
+            for i, (row, end) in enumerate(zip(rows, ends, strict=True))
+        ]
+
+
+def _split_vocabulary(tokenizer: Tokens, ending: Ending) -> tuple[Tensor, list[int]]:
+    """Ordinary ids to draw prefixes from, and special ids that must not be written (those that end a text may)."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ordinary = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
+    if not len(ordinary):
+        raise ValueError(f"all {len(tokenizer)} tokens of the vocabulary are special: no prefix can be drawn")
+    return ordinary, sorted(special - set(ending.ids))
+
+
+def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
+    """min_prefix..max_prefix random ordinary tokens."""
+    random = stream(settings.seed, "prefix", index)
+    count = int(torch.randint(settings.min_prefix, settings.max_prefix + 1, (), generator=random))
+    return ordinary[torch.randint(len(ordinary), (count,), generator=random)]

@@ -1,0 +1,160 @@
+"""Hooks that reduce what flows through each matrix to one vector per prompt.
+
+Forward hooks *assign* the activation, because gradient checkpointing runs them once or twice; gradients are
+reduced inside tensor hooks on the outputs, so no output gradient outlives its hook and no weight gradient is
+ever formed. The first matrices on the way from the embeddings are the roots of the graph: nothing below them is
+differentiated.
+
+Legend: B prompts of a batch, T positions, O outputs, I inputs of a matrix.
+"""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dowser_pl.importance.hooks import Watching
+
+__all__ = ["FACTORS", "PRODUCTS", "Recorder"]
+
+FACTORS = ("activation", "abs_gradient", "square_gradient")
+"""Statistics with one row per prompt."""
+PRODUCTS = ("token_product", "weight_square")
+"""Statistics with one number per weight, which do not factorise."""
+
+
+class Recorder(Watching):
+    """Context manager that records the statistics of the given matrices, batch by batch.
+
+    Args:
+        layers: run-time name -> the linear module.
+        statistics: from :data:`FACTORS` and :data:`PRODUCTS`.
+
+    Attributes:
+        factors: statistic -> name -> (B, I) or (B, O) float32 of the present batch. ``activation``: mean over real
+            positions of |h_j|; ``abs_gradient`` and ``square_gradient``: *sum* over probes of the mean over real
+            positions of |g_i| and g_i^2. Matrices with the same input share one tensor.
+        products: statistic -> name -> (O, I) float32, *sum* over all prompts and probes so far.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], statistics: Collection[str]) -> None:
+        super().__init__(layers)
+        self.factors: dict[str, dict[str, Tensor]] = {name: {} for name in FACTORS if name in statistics}
+        self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
+        self._weights = torch.empty(0, 0)
+        self._seen: set[str] = set()
+        self._inputs: dict[str, Tensor] = {}
+        self._last_input: tuple[Tensor, Tensor] | None = None
+
+    def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(self._watch(name))
+
+    def _forget(self) -> None:
+        self._inputs.clear()
+        self._last_input = None
+
+    def start(self, positions: Tensor) -> None:
+        """Forget the factors of the last batch.
+
+        Args:
+            positions: (B, T) bool, True = real token.
+        """
+        for recorded in self.factors.values():
+            recorded.clear()
+        self._seen.clear()
+        counts = positions.sum(dim=1, keepdim=True)
+        self._weights = positions.float() / counts.float()  # explicit: half precision changes the default dtype
+
+    def check_complete(self) -> None:
+        """Fail closed when a matrix saw no gradient in this batch.
+
+        Raises:
+            ValueError: naming the matrices; they would otherwise have no score.
+        """
+        missing = [name for name in self.layers if name not in self._seen]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self.layers)} matrices got no probe gradient, first {missing[0]!r}: "
+                "the text decoder did not run through them. Leave them out of `model.targets` or report the "
+                "model family"
+            )
+
+    def _watch(self, name: str):  # type: ignore[no-untyped-def]
+        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG001
+            if "activation" in self.factors:
+                with torch.autocast(output.device.type, enabled=False):
+                    self.factors["activation"][name] = self._activation(inputs[0])
+            if self.products:
+                self._inputs[name] = inputs[0].detach()
+            if not torch.is_grad_enabled():
+                return output
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._add(name, gradient.detach()))
+            else:  # among the first on the way: the backward pass ends here
+                output = output.detach().requires_grad_()
+                output.register_post_accumulate_grad_hook(lambda root: self._add_root(name, root))
+            return output
+
+        return forward
+
+    def _activation(self, value: Tensor) -> Tensor:
+        if self._last_input is None or self._last_input[0] is not value:  # q, k and v read the same tensor
+            self._last_input = (value, self._mean(value.detach().abs()))
+        return self._last_input[1]
+
+    def _add_root(self, name: str, root: Tensor) -> None:
+        if root.grad is not None:
+            self._add(name, root.grad)
+            root.grad = None
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        self._seen.add(name)
+        with torch.autocast(gradient.device.type, enabled=False):  # sums are float32 whatever the model computes in
+            self._add_exactly(name, gradient)
+
+    def _add_exactly(self, name: str, gradient: Tensor) -> None:
+        if "abs_gradient" in self.factors:
+            _accumulate(self.factors["abs_gradient"], name, self._mean(gradient.abs()))
+        if "square_gradient" in self.factors:
+            _accumulate(self.factors["square_gradient"], name, self._mean(gradient.float().square()))
+        if not self.products:
+            return
+        g, h = self._by_prompt(gradient).float(), self._by_prompt(self._inputs[name]).float()
+        for statistic, sums in self.products.items():
+            if name not in sums:
+                sums[name] = g.new_zeros(g.shape[-1], h.shape[-1])
+            if statistic == "token_product":
+                weighted = g.abs() * self._position_weights(g)[..., None]
+                sums[name].addmm_(weighted.flatten(0, 1).T, h.abs().flatten(0, 1))
+            else:
+                for g_prompt, h_prompt in zip(g, h, strict=True):  # a square is taken prompt by prompt
+                    derivative = g_prompt.T @ h_prompt
+                    sums[name].addcmul_(derivative, derivative)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """(B, T, D), or (B * T, D) as OPT has it, -> (B, D) float32, the mean over real positions."""
+        values = self._by_prompt(values).float()
+        return torch.bmm(self._position_weights(values)[:, None], values)[:, 0]
+
+    def _by_prompt(self, values: Tensor) -> Tensor:
+        num_rows, num_positions = self._weights.shape
+        if values.dim() == 2 and len(values) == num_rows * num_positions:
+            values = values.view(num_rows, num_positions, -1)
+        if values.dim() != 3 or len(values) != num_rows:
+            raise ValueError(
+                f"expected (batch, positions, features) with {num_rows} rows at a decoder matrix, got "
+                f"{tuple(values.shape)}; this model family is not supported"
+            )
+        return values
+
+    def _position_weights(self, values: Tensor) -> Tensor:
+        """(B, T) float32 that sum to one over the real positions of each row."""
+        if values.shape[1] == self._weights.shape[1]:
+            return self._weights
+        # cross-attention reads the source, which is never padded
+        return values.new_full(values.shape[:2], 1 / values.shape[1])
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name].add_(value) if name in sums else value

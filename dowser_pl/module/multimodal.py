@@ -1,0 +1,212 @@
+"""The LightningModule: loss in training, greedy answers in evaluation, one optimizer over what is tuned."""
+
+from functools import cached_property
+from typing import Any, Literal
+
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel, get_scheduler
+
+from dowser_pl.distributed.models import spread_model
+from dowser_pl.masking import (
+    LocalParameters,
+    check_gradients,
+    check_images,
+    check_loss,
+    check_precision,
+    leave_out_of_buckets,
+    make_optimizer,
+)
+from dowser_pl.models.layers import find_blocks, find_layers, named_part, text_inputs, text_model
+from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor
+from dowser_pl.models.lora import Adapters, LoraSettings
+from dowser_pl.models.names import saved_names
+from dowser_pl.models.quantized import base_weight, is_quantized
+from dowser_pl.module.protected import ProtectedModule
+from dowser_pl.module.window import count_targets
+
+__all__ = ["MultimodalModule"]
+
+Part = Literal["projector", "lm_head", "norms", "embeddings", "vision"]
+
+
+class MultimodalModule(ProtectedModule):
+    """Wraps any Hugging Face image-text-to-text model.
+
+    Args:
+        path: hub id, local folder, or ``embedded:world`` for the small model shipped with the package.
+        dtype: of the weights; ``auto`` takes that of the files.
+        attn_implementation: as in ``from_pretrained`` (``sdpa``, ``eager``, ``flash_attention_2``); None = its choice.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        quantization: load the matrices in ``8bit`` or ``4bit`` (bitsandbytes), to score (``probe``), validate or
+            predict where memory is short; such weights cannot be tuned, but adapters beside them can.
+        trust_remote_code: run code that comes with the model; only for sources you trust.
+        generation: how answers are written: ``greedy``, or as the generation config of the ``model`` says (sampling,
+            penalties, beams ...). It changes scores.
+        last_n_layers: tune only the last n layers of the text decoder; None = all of them.
+        targets: which matrices of those layers are tuned, under the mask of the method.
+        lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method ``Lora``;
+            null = none.
+        also_train: further parts to train in full, *without* a mask; nothing protects them.
+        optimizer: any torch-like optimizer, over the tuned parameters.
+        scheduler: learning-rate schedule, stepped after every optimizer step.
+        warmup_ratio: share of all steps over which the learning rate rises from 0.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        quantization: Literal["none", "8bit", "4bit"] = "none",
+        trust_remote_code: bool = False,
+        generation: Literal["greedy", "model"] = "greedy",
+        last_n_layers: int | None = None,
+        targets: list[Literal["attn", "mlp"]] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
+        lora: LoraSettings | None = None,
+        also_train: list[Part] = [],  # noqa: B006
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.0),
+        scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine",
+        warmup_ratio: float = 0.03,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= warmup_ratio <= 1.0:
+            raise ValueError(f"model.warmup_ratio is a share of all steps, in [0, 1]; got {warmup_ratio}")
+        self.path = path
+        self.dtype_name = dtype
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.quantization = quantization
+        self.trust_remote_code = trust_remote_code
+        self.own_settings = generation == "model"
+        self.last_n_layers = last_n_layers
+        self.targets = list(targets)
+        self.lora = lora
+        self.also_train = list(also_train)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.warmup_ratio = warmup_ratio
+        self.model: PreTrainedModel | None = None
+        self.adapters: Adapters | None = None
+        """Of ``lora``, once the model is loaded."""
+
+    @cached_property
+    def processor(self) -> Any:
+        """The Hugging Face processor of the model; data modules ask for it in their ``setup``."""
+        return load_processor(self.path, trust_remote_code=self.trust_remote_code, say=rank_zero_info)
+
+    def configure_model(self) -> None:
+        """Load the weights once and leave a gradient only to what is tuned."""
+        if self.model is not None:
+            return
+        shard = None if self._trainer is None else getattr(self.trainer.strategy, "shard", None)
+        self.adapters = None
+        self.processor  # noqa: B018 - one that does not belong to the model is refused before that is read
+        self.files = files_of(self.path)
+        self.model = load_model(
+            self.path,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            gradient_checkpointing=self.gradient_checkpointing,
+            quantization=self.quantization,
+            empty=shard is not None and not self.trainer.is_global_zero,  # the first process tells the others
+        )
+        self.model.train().requires_grad_(False)
+        if self.lora is not None:
+            self.adapters = Adapters(self.model, self.tuned_layers(), self.lora)
+        for layer in self.tuned_layers().values():
+            layer.weight.requires_grad_(not is_quantized(layer))
+        for part in self.also_train:
+            for parameter in named_part(self.model, part).values():
+                parameter.requires_grad_(True)
+        if self._trainer is not None and str(self.trainer.precision).endswith("-true"):
+            # now, not after checkpoints are restored: what they hold was rounded to this precision
+            loaded_as = self.model.dtype
+            self.trainer.precision_plugin.convert_module(self)
+            if self.model.dtype != loaded_as:
+                check_finite(self.path, self.model)
+        if shard is not None:
+            self._saved_names, self._local = saved_names(self.model), LocalParameters()  # sharding would hide the names
+            shard(self.model)
+        elif self.reduced_elsewhere:
+            leave_out_of_buckets(self)
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The Hugging Face model, once it is loaded."""
+        if self.model is None:
+            raise RuntimeError("the model is loaded in configure_model, which the Trainer calls")
+        return self.model
+
+    def tuned_layers(self) -> dict[str, nn.Linear]:
+        """Run-time name -> matrix that the method may mask; with adapters, these."""
+        if self.adapters is not None:
+            return dict(self.adapters.parts)
+        return find_layers(self.network, self.last_n_layers, self.targets)
+
+    def tuned_blocks(self) -> dict[str, str]:
+        """Run-time name of each of these matrices -> name of the decoder layer it sits in."""
+        return find_blocks(self.network, self.tuned_layers())
+
+    base_weight = staticmethod(base_weight)
+
+    def text_model(self) -> PreTrainedModel:
+        """The part that runs on text alone."""
+        return text_model(self.network)
+
+    def text_inputs(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What the text model takes for (B, T) tokens and their (B, T) mask."""
+        return text_inputs(self.text_model(), tokens, mask)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Cross-entropy of the assistant's tokens, the mean over those of all processes and accumulated batches.
+
+        What is given back is this batch's share of it, see :class:`dowser_pl.masking.Window`; what is logged is the
+        mean over the batches since the last optimizer step.
+
+        Raises:
+            ValueError: when the loss is not finite; the last checkpoint is kept.
+        """
+        rows = batch.pop("ids", None)
+        if {"projector", "vision"} & set(self.also_train) and spread_model(self.network):
+            check_images("pixel_values" in batch)
+        loss: Tensor = self.network(**batch, use_cache=False).loss
+        check_loss(loss, self.global_step, batch_idx, rows)
+        tokens = count_targets(batch["labels"], not self.network.config.get_text_config().is_encoder_decoder)
+        weight = self.window.add(loss, tokens, begins=batch_idx % self.trainer.accumulate_grad_batches == 0)
+        self.log("train/loss", self.window.mean, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss.float() * weight
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            trained = [each for group in optimizer.param_groups for each in group["params"]]
+            together = self.protected is not None and self.protected.together
+            check_gradients(trained, self.global_step, together)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what the callback lets it train and over all other parameters that take a gradient.
+
+        Lightning asks before masks are known and the callback once more when they are.
+        """
+        tuned = self.trained_parameters()
+        check_precision(
+            self.network.parameters() if tuned else []
+        )  # which the trainer's precision decides only after loading
+        if not tuned:  # quantized; only `probe` comes here then
+            return None
+        optimizer = make_optimizer(self.optimizer, tuned)
+        if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_scheduler(
+            self.scheduler,
+            optimizer,
+            num_warmup_steps=round(self.warmup_ratio * steps),
+            num_training_steps=steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,163 @@
+"""Patches put on a model folder, tensor by tensor: what no patch touches keeps its bytes.
+
+Everything is checked before anything is written, and the new folder appears whole or not at all. Patches stack: each
+was made from the base, so each is checked against what lies beneath the earlier ones; where two hold the same entry,
+the later one wins.
+"""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dowser_pl.files.atomic import atomic_path
+from dowser_pl.files.sealed import reseal
+from dowser_pl.patches.answer_ends import GENERATION, add_ends
+from dowser_pl.patches.applied import Applied, Beneath, file_digest, read_applied, undo_file, write_applied
+from dowser_pl.patches.conversion import cast, converted_size
+from dowser_pl.patches.dtypes import dtype_to_cast, is_lossless
+from dowser_pl.patches.model_folder import copy_model, find_slots, folder_size, resolve
+from dowser_pl.patches.patch import KIND, Patch, exchange, tensor_digest
+from dowser_pl.patches.safetensors_file import FLOATING, Slot, as_bits, dtype_name, read, read_slots, write
+from dowser_pl.patches.widening import describe_widening
+
+__all__ = ["apply_patches", "check_free"]
+
+
+def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch: bool = False) -> list[Applied]:
+    """Write a copy of a model folder with patches applied, first to last.
+
+    Args:
+        base: a folder that ``save_pretrained`` wrote, or one that this function wrote.
+        patches: patch files.
+        out: the new folder.
+        cast_to_patch: convert every floating tensor of the new folder to the dtype of the patches even where that
+            loses digits. A conversion that loses none is made without asking, and undone when its patch comes off.
+
+    Returns:
+        What was done, one entry for each of ``patches``.
+
+    Raises:
+        ValueError: if a patch does not belong to the base, is there already, is damaged, or the folder is no model.
+        OSError: if the disk is full.
+    """
+    check_free(out, base)
+    applied, slots = read_applied(base), find_slots(base)
+    digests = _digests(patches, applied)
+    with ExitStack() as files:
+        opened = [files.enter_context(Patch.open(path)) for path in patches]
+        beneath = files.enter_context(Beneath(base, applied, slots))
+        dtype = dtype_to_cast(base, opened, slots, applied, cast_to_patch)
+        for patch in opened:
+            _verify(patch, base, slots, beneath, dtype)
+    grows = sum(converted_size(slot, dtype) - slot.nbytes for slot in slots.values())
+    needed = folder_size(base) + grows + sum(path.stat().st_size for path in patches)
+    with atomic_path(out, needed_bytes=needed) as folder:
+        copy_model(base, folder, dtype)
+        widened = describe_widening(base, folder) if dtype is not None and is_lossless(slots, dtype) else None
+        slots = find_slots(folder)
+        for path, digest in zip(patches, digests, strict=True):
+            done = _apply(path, digest, folder, slots, applied)
+            if dtype is not None and not applied:
+                done = replace(done, cast=dtype_name(dtype), widened=widened)
+            applied.append(replace(done, ends=_add_ends(path, folder)))
+        write_applied(folder, applied)
+    return applied[len(applied) - len(patches) :]
+
+
+def check_free(out: Path, source: Path) -> None:
+    """Refuse to write to a folder that is there already, unless it is empty, or that is inside the one to copy.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if source.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} is inside {source}, which is copied; name a folder elsewhere with --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists already and is not overwritten; name a new folder with --out")
+
+
+def _digests(patches: Sequence[Path], applied: Sequence[Applied]) -> list[str]:
+    """SHA-256 of each patch file.
+
+    Raises:
+        ValueError: if one is there already, or given twice.
+    """
+    known = {entry.sha256: f"applied to this folder already (as {entry.file})" for entry in applied}
+    digests = []
+    for path in patches:
+        with Patch.open(path):  # says what is wrong with a path that is no patch
+            digest = file_digest(path)
+        if digest in known:
+            raise ValueError(f"{path} is {known[digest]}, expected each patch once; leave it out")
+        known[digest] = f"the same patch as {path}"
+        digests.append(digest)
+    return digests
+
+
+def _add_ends(path: Path, folder: Path) -> dict[str, str | None] | None:
+    """Make a folder that is ours stop where the model of a patch does; what is needed to undo that."""
+    settings = folder / GENERATION
+    before = settings.read_bytes().decode() if settings.is_file() else None
+    with Patch.open(path) as patch:
+        add_ends(folder, patch.head["base"].get("generation") or {})
+    after = settings.read_bytes().decode() if settings.is_file() else None
+    return None if after == before else {"before": before, "after": file_digest(settings)}
+
+
+def _verify(patch: Patch, folder: Path, slots: dict[str, Slot], beneath: Beneath, dtype: torch.dtype | None) -> None:
+    """Every tensor of the patch against the base beneath the folder."""
+    for name, target in resolve(patch, slots, folder).items():
+        change, tensor = patch.change(name), cast(read(slots[target]), dtype)
+        if tensor.dtype != change.values.dtype:
+            got, expected = dtype_name(tensor.dtype), dtype_name(change.values.dtype)
+            if dtype is not None or not {tensor.dtype, change.values.dtype} <= FLOATING:
+                advice = ""
+            elif beneath:
+                advice = f"take the patches of {folder} off first (`patch remove`), or "
+            else:
+                advice = f"add --cast to convert the new folder to {expected}, or "
+            raise ValueError(
+                f"{target} is {got} in {folder} and {expected} in {patch.path}; {advice}name a base in {expected}"
+            )
+        if tuple(tensor.shape) != change.shape:
+            raise ValueError(
+                f"{target} has shape {tuple(tensor.shape)} in {folder} and {change.shape} in {patch.path}; name the "
+                "base that the patch was made from"
+            )
+        digest = tensor_digest(beneath.uncover(target, tensor))
+        if digest != change.base_sha256:
+            made_from = patch.head["base"]["model"]
+            raise ValueError(
+                f"{patch.path} was made from another base than {folder}: {target} has digest {digest[:12]}, expected "
+                f"{change.base_sha256[:12]}. Nothing was written; name the base it was made from"
+                + (f" ({made_from})" if made_from else "")
+            )
+
+
+def _apply(path: Path, sha256: str, folder: Path, slots: dict[str, Slot], applied: Sequence[Applied]) -> Applied:
+    """Write one patch into a folder that is ours, and beside it what stood there before."""
+    undo = undo_file(folder, len(applied) + 1)
+    undo.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, undo)
+    undo_slots = read_slots(undo)
+    entries = conflicts = different = 0
+    tensors, restoring = {}, {}
+    with Patch.open(path) as patch, Beneath(folder, applied, slots) as earlier:
+        for name, target in resolve(patch, slots, folder).items():
+            change, tensor = patch.change(name), read(slots[target])
+            before = tensor_digest(tensor)
+            old = exchange(tensor, change)
+            write(slots[target], tensor)
+            write(undo_slots[f"{name}.values"], old)
+            restoring[f"{name}.values"] = tensor_digest(old)
+            tensors[target] = {"before": before, "after": tensor_digest(tensor)}
+            held = earlier.held(target, change)
+            entries += change.values.numel()
+            conflicts += int(held.sum())
+            different += int((held & (as_bits(old) != as_bits(change.values))).sum())
+        reseal(undo, KIND, restoring)
+        return Applied(path.name, sha256, patch.head["method"], entries, conflicts, different, None, tensors)

@@ -1,0 +1,139 @@
+"""How many bytes a training run holds, by kind, from sizes alone: nothing is allocated.
+
+What is exact: weights, entries, indices, moments, masks, base, and gradients as far as a backward pass makes them in
+the order of the model, last to first. Activations are an estimate (`activation_estimate.py`), and what a sharded
+strategy would take is a forecast.
+
+Legend: k trainable entries of a matrix; N devices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dowser_pl.planning.sizes import Form, Kept, Matrix, OptimizerKind, Placement, Sizes
+
+__all__ = ["Held", "bytes_held"]
+
+_FP32 = 4
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes by kind, of one device at the peak of a step.
+
+    Args:
+        weights: parameters and buffers.
+        entries: float32 values of the trainable entries (compact).
+        indices: where they sit (compact).
+        gradients: at their peak.
+        moments: states of the optimizer.
+        masks: a byte per entry (dense).
+        base: a copy of the tuned matrices (dense, and methods that decide after every step).
+        kept: what such methods keep beside it.
+        buckets: buffers of DDP, as large as the gradients of all that takes one (dense; compact leaves them out).
+        gathered: one decoder layer of a sharded model.
+        activations: an estimate; 0 = not known.
+        workspace: temporaries of the optimizer's step, when activations are gone.
+        host: packed masks and base values of the trainable entries (compact, unless on the device), in host memory.
+    """
+
+    weights: int
+    entries: int
+    indices: int
+    gradients: int
+    moments: int
+    masks: int
+    base: int
+    kept: int
+    buckets: int
+    gathered: int
+    activations: int
+    workspace: int
+    host: int
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Those on the device, in order."""
+        return {kind: value for kind, value in vars(self).items() if kind != "host"}
+
+    @property
+    def total(self) -> int:
+        """Of the device: activations and workspace are never held at once."""
+        return sum(self.kinds.values()) - min(self.activations, self.workspace)
+
+
+def bytes_held(
+    sizes: Sizes,
+    form: Form,
+    optimizer: OptimizerKind,
+    placement: Placement = Placement(),  # noqa: B008 - immutable
+    activations: int = 0,
+    kept: Kept = Kept(),  # noqa: B008 - immutable
+) -> Held:
+    """Bytes by kind on each device.
+
+    Args:
+        sizes: of the model.
+        form: ``dense``, whole matrices and frozen entries put back, or ``compact``, trainable entries alone.
+        optimizer: what it keeps.
+        placement: devices and strategy.
+        activations: bytes of one batch.
+        kept: by the method, beside each matrix.
+    """
+    compact = form == "compact"
+    matrices, whole = sizes.matrices, sizes.whole
+    if compact:
+        trained = [(each.trainable, _FP32) for each in matrices]
+    else:
+        trained = [(each.entries, each.itemsize) for each in matrices]
+    trained += [(each.entries, each.itemsize) for each in whole]
+    copies = [count * itemsize for count, itemsize in trained]
+    of_whole = sum(each.entries * each.itemsize for each in whole)
+    of_matrices = sum(each.entries * each.itemsize for each in matrices)
+    parts = placement.devices if placement.sharded else 1
+
+    def split(total: int) -> int:
+        return -(-total // parts)
+
+    return Held(
+        weights=split(sum(sizes.weights.values())),
+        entries=split(sum(_values(each) for each in matrices)) if compact else 0,
+        indices=split(sum(_indices(each) for each in matrices)) if compact else 0,
+        gradients=split(_compact_gradients(matrices) if compact else of_matrices) + split(of_whole),
+        moments=split(sum(optimizer.state_bytes(*each) for each in trained)) + optimizer.table_bytes,
+        masks=0 if compact else split(sum(each.entries for each in matrices)),
+        base=split(kept.copies * of_matrices if compact else of_matrices),
+        kept=split(kept.float32 * _FP32 * sum(each.entries for each in matrices)),
+        buckets=of_matrices + of_whole if placement.replicated and not compact else 0,
+        gathered=sizes.layer_bytes if placement.sharded else 0,
+        activations=activations,
+        workspace=split(optimizer.copies * sum(copies)) if optimizer.copies else max(copies, default=0),
+        host=split(sum(_host(each, compact and not kept.copies) for each in matrices)),
+    )
+
+
+def _values(matrix: Matrix) -> int:
+    """Where all entries are trainable in float32, values and weight share memory."""
+    shared = matrix.trainable == matrix.entries and matrix.itemsize == _FP32
+    return 0 if shared else matrix.trainable * _FP32
+
+
+def _host(matrix: Matrix, compact: bool) -> int:
+    return -(-matrix.entries // 8) + (matrix.trainable * matrix.itemsize if compact else 0)
+
+
+def _indices(matrix: Matrix) -> int:
+    if matrix.trainable == matrix.entries:
+        return 0
+    return matrix.trainable * (4 if matrix.entries <= _INT32_MAX else 8)
+
+
+def _compact_gradients(matrices: Sequence[Matrix]) -> int:
+    """The peak of a backward pass, last matrix to first: each whole gradient lives until its entries are gathered."""
+    gathered = peak = 0
+    for each in reversed(matrices):
+        gathered += each.trainable * _FP32
+        shared = each.trainable == each.entries and each.itemsize == _FP32
+        peak = max(peak, gathered + (0 if shared else each.entries * each.itemsize))
+    return peak

@@ -1,0 +1,122 @@
+"""A memory plan in words: a few lines before a run, and a table of the forms."""
+
+from collections.abc import Mapping
+
+from dowser_pl.planning.cards import CARDS, GIB, fits, savings, smallest_card
+from dowser_pl.planning.model import MemoryPlan
+
+__all__ = ["lines", "readable", "table"]
+
+_WORDS = {
+    "entries": "trainable values",
+    "gathered": "gathered layer",
+    "base": "base copy",
+    "kept": "kept by method",
+    "buckets": "DDP buckets",
+}
+_ESTIMATED = ("activations", "workspace")
+
+
+def lines(plan: MemoryPlan) -> list[str]:
+    """The form that will run: bytes by kind, their sum, and a warning where the device has less."""
+    held = plan.held
+    kinds = [f"{_word(kind)} {readable(value)}" for kind, value in held.kinds.items() if value]
+    text = [
+        f"Memory planned per device, {plan.form}, {plan.optimizer.name}: {readable(held.total)}",
+        "  " + ", ".join(kinds),
+    ]
+    if held.host:
+        text.append(f"  and {readable(held.host)} of base values and masks in host memory")
+    text += [f"  {note}" for note in _notes(plan)]
+    if plan.card_bytes is not None and held.total > plan.card_bytes:
+        advice = "; ".join(savings(plan)) or "tune fewer layers (--model.last_n_layers)"
+        text.append(
+            f"  WARNING: that is more than the {readable(plan.card_bytes)} of this device, so it will likely run out "
+            f"of memory. Set {advice}"
+        )
+    return text
+
+
+def table(rows: Mapping[str, MemoryPlan]) -> list[str]:
+    """The forms side by side, the cards they fit on, and what would make each smaller.
+
+    Args:
+        rows: name -> plan, of the same model and batch.
+    """
+    held = {name: plan.held for name, plan in rows.items()}
+    kinds = [kind for kind in next(iter(held.values())).kinds if any(each.kinds[kind] for each in held.values())]
+    text = [f"{'per device':<24}" + "".join(f"{name:>18}" for name in rows)]
+    for kind in kinds:
+        text.append(_row(_word(kind), [_or_dash(each.kinds[kind]) for each in held.values()]))
+    text.append(_row("total", [readable(each.total) for each in held.values()]))
+    text.append(_row("host memory beside", [_or_dash(each.host) for each in held.values()]))
+    text.append("")
+    for card in CARDS:
+        text.append(_row(f"{card} GB card", ["fits" if fits(each.total, card) else "-" for each in held.values()]))
+    text.append("")
+    notes = [note for plan in rows.values() for note in _notes(plan)]
+    text += dict.fromkeys(notes)
+    if any(plan.placement.spreads for plan in rows.values()):
+        text.append(
+            "not listed, as `fit` refuses them where weights are spread over devices: dense updates, 8-bit optimizers "
+            "(bitsandbytes)"
+        )
+    if any(each.activations or each.workspace for each in held.values()):
+        text.append(
+            "activations and workspace are estimates and never held at once: the larger counts; 5 % of a card is held "
+            "back"
+        )
+    return [*text, *_advice(rows)]
+
+
+def readable(value: int) -> str:
+    """Bytes as GiB, or as MiB below one."""
+    return f"{value / GIB:.2f} GiB" if value >= GIB else f"{value / 2**20:.2f} MiB"
+
+
+def _or_dash(value: int) -> str:
+    return readable(value) if value else "-"
+
+
+def _advice(rows: Mapping[str, MemoryPlan]) -> list[str]:
+    text = []
+    for name, plan in rows.items():
+        card = smallest_card(plan.held.total)
+        for setting, smaller in savings(plan).items():
+            other = smallest_card(smaller.held.total)
+            where = f"a {other} GB card" if other else "still no card of the list"
+            if other != card or card is None:
+                text.append(f"{name} with {setting}: {readable(smaller.held.total)}, {where}")
+    if any(smallest_card(plan.held.total) is None for plan in rows.values()):
+        text.append("what fits on no card: tune fewer layers (--model.last_n_layers) or shorter rows as well")
+    return text
+
+
+def _notes(plan: MemoryPlan) -> list[str]:
+    notes = []
+    if plan.batch is None or plan.decoder is None:
+        notes.append("activations are not estimated: the config of the model does not tell the sizes of its decoder")
+    else:
+        checkpointing = "with" if plan.batch.gradient_checkpointing else "without"
+        notes.append(
+            f"activations for {plan.batch.rows} x {plan.batch.tokens:,} tokens in {plan.decoder.layers} layers, "
+            f"{checkpointing} gradient checkpointing"
+        )
+    if not plan.optimizer.known:
+        notes.append(f"the states of {plan.optimizer.name} are not known: two of float32 are assumed")
+    if plan.placement.sharded:
+        notes.append(
+            f"not counted under {plan.placement.strategy}: what is gathered beside a decoder layer (embeddings, head, "
+            "vision tower)"
+        )
+        if not plan.placement.ours:
+            notes.append(f"`fit` does not take {plan.placement.strategy}; use -c strategy/fsdp2")
+    return notes
+
+
+def _word(kind: str) -> str:
+    return _WORDS.get(kind, kind) + (" (estimate)" if kind in _ESTIMATED else "")
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"{name:<24}" + "".join(f"{cell:>18}" for cell in cells)

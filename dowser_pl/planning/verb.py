@@ -1,0 +1,179 @@
+"""The verb `plan`: what a configuration would take in memory, from the config of its model; no weight is read."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.functional.masks import num_trainable
+from dowser_pl.models.layers import decoder_layers, named_part
+from dowser_pl.models.lora import Adapters
+from dowser_pl.models.skeleton import skeleton
+from dowser_pl.planning.cards import CARDS, fits, smallest_card
+from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, sizes_of
+from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
+from dowser_pl.planning.sizes import Kept, Placement
+from dowser_pl.planning.text import readable, table
+from dowser_pl.reporting.provenance import provenance
+from dowser_pl.strategies.limits import no_optimizer, no_training
+
+__all__ = ["placement_of", "plan_forms", "show", "write"]
+
+
+def plan_forms(
+    trainer: Trainer, module: Any, datamodule: Any, placement: Placement, tokens: int | None
+) -> dict[str, MemoryPlan]:
+    """The plan of each form of training.
+
+    Args:
+        trainer: its precision and its callback that holds the method.
+        module: a `MultimodalModule` that has not loaded its model; it stays without.
+        datamodule: tells the batch size; None = one row.
+        placement: devices and strategy.
+        tokens: of a row; None = assumed, see :func:`batch_of`.
+
+    Returns:
+        ``compact``; and where weights are not spread over devices, ``compact + 8-bit`` and (unless the method decides
+        after every step) ``dense``.
+
+    Raises:
+        ValueError: if the model cannot be tuned, or not where it is placed, or the number of tokens is none.
+    """
+    if module.quantization != "none":
+        raise ValueError(
+            f"quantized weights cannot be tuned, got --model.quantization {module.quantization}; plan with none"
+        )
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"--tokens is the length of a training row, at least 1; got {tokens}")
+    dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
+    method: Any = getattr(dowser, "method", None)
+    if placement.spreads and method is not None:
+        _refuse_spread(trainer, module, method, dowser.checkpoint)
+    tuned = _without_weights(trainer, module)
+    network, module.model, module.adapters = module.model, None, None
+    blocks = list(decoder_layers(network))
+    moment, ratio = getattr(method, "moment", None), 1.0
+    if moment == "before_fit" and method.update_ratio is not None:
+        ratio = method.update_ratio
+    entries = sum(num_trainable(ratio, weight.numel()) for weight in tuned)
+    dense = MemoryPlan(
+        sizes_of(network, blocks, tuned, entries),
+        "dense",
+        optimizer_kind(module.optimizer([nn.Parameter(torch.zeros(1))])),
+        placement,
+        decoder_of(network, blocks, str(trainer.precision)),
+        batch_of(network, datamodule, module.gradient_checkpointing, tokens, placement.devices),
+    )
+    compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if moment == "each_step" else Kept())
+    if placement.spreads:
+        return {"compact": compact}
+    rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}
+    return rows if moment == "each_step" else {"dense": dense, **rows}
+
+
+def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:
+    """Where a run would be placed by what ``trainer.strategy``, ``trainer.devices`` and ``trainer.num_nodes`` say."""
+    name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", type(strategy).__name__))
+    if isinstance(devices, str) and "," in devices:
+        count = len([each for each in devices.split(",") if each.strip()])
+    elif isinstance(devices, (list, tuple)):
+        count = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count()
+    else:
+        count = int(devices)
+    return Placement(name.rpartition(".")[2], max(1, count) * num_nodes)
+
+
+def show(rows: Mapping[str, MemoryPlan], assumed: bool) -> None:
+    """Print the table.
+
+    Args:
+        rows: name -> plan.
+        assumed: whether nobody told how long a row is.
+    """
+    first = next(iter(rows.values()))
+    weights = ", ".join(
+        f"{readable(value)} {dtype}" for dtype, value in first.sizes.weights.items() if "int" not in dtype
+    )
+    entries = sum(each.entries for each in first.sizes.matrices)
+    trainable = sum(each.trainable for each in first.sizes.matrices)
+    lines = [
+        f"weights {weights}; {trainable:,} of {entries:,} entries in {len(first.sizes.matrices)} matrices trainable"
+        f"{_also(first)}; {first.optimizer.name}; {first.placement.devices} device(s), {first.placement.strategy}",
+        "",
+        *table(rows),
+    ]
+    if assumed and first.batch is not None:
+        lines.append(f"{first.batch.tokens:,} tokens a row is an assumption (one image and some text); set --tokens")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def write(path: str | Path, rows: Mapping[str, MemoryPlan]) -> None:
+    """The numbers as JSON, with command, machine and versions."""
+    content = provenance("plan", sys.argv[2:])
+    content["rows"] = {name: _numbers(plan) for name, plan in rows.items()}
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
+    """Give the module a model on the meta device, as the trainer would have it; returns its tuned matrices."""
+    module.model = skeleton(
+        module.path,
+        dtype=module.dtype_name,
+        eager=module.attn_implementation == "eager",
+        trust_remote_code=module.trust_remote_code,
+    )
+    trainer.precision_plugin.convert_module(module)
+    module.model.requires_grad_(False)
+    if module.lora is not None:
+        module.adapters = Adapters(module.model, module.tuned_layers(), module.lora)
+    tuned = [layer.weight for layer in module.tuned_layers().values()]
+    parts = [named_part(module.model, part).values() for part in module.also_train]
+    for weight in (*tuned, *(weight for part in parts for weight in part)):
+        weight.requires_grad_(True)
+    return tuned
+
+
+def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
+    """What `fit` refuses there, in its words."""
+    curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
+    refused = no_training(method, curve, checkpoint, module.quantization)
+    refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
+    if refused is not None:
+        raise ValueError(refused)
+
+
+def _callbacks(trainer: Any) -> list[Any]:
+    return list(trainer.callbacks)
+
+
+def _also(plan: MemoryPlan) -> str:
+    whole = sum(each.entries for each in plan.sizes.whole)
+    return f", {whole:,} more without a mask" if whole else ""
+
+
+def _numbers(plan: MemoryPlan) -> dict[str, Any]:
+    held = plan.held
+    return {
+        "form": plan.form,
+        "bytes": {**held.kinds, "total": held.total},
+        "host_bytes": held.host,
+        "smallest_card": smallest_card(held.total),
+        "fits": {str(card): fits(held.total, card) for card in CARDS},
+        "forecast": plan.placement.sharded,
+        "optimizer": asdict(plan.optimizer),
+        "placement": asdict(plan.placement),
+        "decoder": asdict(plan.decoder) if plan.decoder else None,
+        "batch": asdict(plan.batch) if plan.batch else None,
+        "tuned_entries": sum(each.entries for each in plan.sizes.matrices),
+        "trainable_entries": sum(each.trainable for each in plan.sizes.matrices),
+        "whole_entries": sum(each.entries for each in plan.sizes.whole),
+    }

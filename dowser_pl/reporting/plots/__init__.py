@@ -1,0 +1,1 @@
+"""Pictures of runs. They import matplotlib when they are drawn, not before."""

@@ -1,0 +1,86 @@
+"""Models whose weights are spread over processes by PyTorch's FSDP2.
+
+Every decoder layer is gathered when it runs and let go of afterwards. All else (embeddings, head, norms, vision tower,
+projector) is one group, gathered for the whole of a forward or backward pass: so all processes gather the same things
+whether or not there is an image in their batch, and none waits for another for ever.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.models import device_of
+from dowser_pl.distributed.tensors import added, broadcast, cut, local
+from dowser_pl.models.decoder import decoder_layers
+from dowser_pl.models.parts import text_model
+
+__all__ = ["fully_shard_model"]
+
+
+def fully_shard_model(
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    param_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype | None = None,
+    cpu_offload: bool = False,
+) -> None:
+    """Spread the weights over a 1-D mesh, in place; tied weights stay tied.
+
+    Args:
+        model: whole, the same on every process; or whole on the first and on the meta device of the others, which
+            then get their rows from it, one tensor at a time.
+        mesh: of the processes.
+        param_dtype: that weights are gathered and used in; None = their own.
+        reduce_dtype: that gradients are averaged in; None = that of the gathered weights.
+        cpu_offload: keep what a process holds in host memory.
+
+    Raises:
+        ValueError: if embeddings are to be trained that the model uses outside of its text part.
+    """
+    scalars = {weight for weight in model.parameters() if weight.dim() == 0}
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+        ),
+        "offload_policy": CPUOffloadPolicy(pin_memory=False) if cpu_offload else OffloadPolicy(),
+        "reshard_after_forward": True,  # the outermost group too: between steps every process holds its share alone
+        "ignored_params": scalars,
+    }
+    empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
+    whole = {name: weight.detach() for name, weight in model.named_parameters()} if empty_elsewhere else {}
+    text = text_model(model)
+    if text is not model and any(weight.requires_grad for weight in text.get_input_embeddings().parameters()):
+        raise ValueError(
+            f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its "
+            "text part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out "
+            "of model.also_train, or use -c strategy/fsdp or -c strategy/ddp"
+        )
+    for layer in decoder_layers(model):
+        fully_shard(layer, **options)
+    if text is not model:
+        part: Any = fully_shard(text, **options)
+        # InstructBLIP and BLIP-2 look tokens up in the table of the text part before they run it
+        model.register_forward_pre_hook(lambda *_: part.unshard() and None)
+    root: Any = fully_shard(model, **options)
+    if empty_elsewhere:
+        _fill(model, whole, torch.device("cpu") if cpu_offload else device_of(model))
+    root._get_fsdp_state()._lazy_init()  # now: prompts are written by a part of the model, which is not to be the root
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, whole: dict[str, Tensor], device: torch.device) -> None:
+    """Give every process its rows of what the first has, and all buffers."""
+    if collectives.rank() > 0:
+        model.to_empty(device=device)
+        model.tie_weights()
+    for name, weight in model.named_parameters():
+        sent = whole.pop(name) if collectives.rank() == 0 else torch.empty(weight.shape, dtype=weight.dtype)
+        local(weight).copy_(cut(broadcast(sent), weight))
+    for buffer in model.buffers():
+        buffer.copy_(broadcast(buffer))

@@ -1,0 +1,223 @@
+"""Lightning's FSDP2 strategy with what sharded training of entries needs beside it; FSDP1's is `fsdp1.py`.
+
+Checkpoints are the files that one process writes, so any strategy and number of processes can go on from them: rows
+are gathered one tensor at a time, and only of what the callbacks leave in. Where it is asked for they are folders, in
+which every process writes its share. They are read before training is set up, as under DDP, not after: masks are never
+computed on weights that a checkpoint holds.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dowser_pl.distributed.checkpoint import (
+    Stored,
+    is_folder,
+    open_folder,
+    read_file,
+    read_folder,
+    shares_of,
+    write_folder,
+)
+from dowser_pl.distributed.tensors import cut, is_spread, local, shape_of, to_first
+from dowser_pl.strategies.fully_sharded import fully_shard_model
+from dowser_pl.strategies.limits import no_optimizer
+from dowser_pl.strategies.optimizer_state import cut_states, gathered_states, shared_states
+
+__all__ = ["Dtype", "FSDP2Strategy", "ShardedStrategy", "patience"]
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ShardedStrategy(ParallelStrategy):
+    """What strategies that spread a model have in common: checkpoints of one format, and optimizers that fit it."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before, like strategies that do not shard."""
+        return False
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether checkpoints take what is spread as it is, of every process."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """With what :meth:`load_checkpoint` read."""
+        return True
+
+    @abstractmethod
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Refuse those whose states cannot be put together in a checkpoint, and what has no rows to be spread by.
+
+        Raises:
+            ValueError: if there is such a one.
+        """
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if any(each.dim() == 0 for group in optimizer.param_groups for each in group["params"]):
+                raise ValueError(
+                    "got a parameter without dimensions among those that are trained, expected at least one: it is not "
+                    "spread, so every process would train its own. Leave its part out of model.also_train, or use "
+                    "--trainer.strategy ddp"
+                )
+            refused = no_optimizer(optimizer)
+            if refused:
+                raise ValueError(refused)
+
+    def move_buffers(self) -> None:
+        """Buffers are whole on every process, where it computes; what is spread stays where it is kept."""
+        module: Any = self.lightning_module
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(self.root_device)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""
+        module: LightningModule | None = self.lightning_module
+        assert module is not None
+        return module.state_dict(keep_vars=True)  # so that tied weights are seen to be one
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As of one process, on the first, elsewhere nothing; or what is here, for a folder."""
+        return (shared_states if self.keeps_apart else gathered_states)(getattr(optimizer, "_optimizer", optimizer))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Gather the weights that are left in the checkpoint and write it once, or write what is here."""
+        if self.keeps_apart:
+            checkpoint["state_dict"] = shares_of(checkpoint["state_dict"])
+            write_folder(checkpoint, self.broadcast(filepath))
+            return
+        if is_folder(filepath) and type(self.checkpoint_io) is TorchCheckpointIO:  # which would write *into* it
+            raise ValueError(
+                f"{filepath} is a folder of an earlier save, expected a file to replace: give the Trainer "
+                "plugins=[AtomicCheckpointIO()] of dowser_pl.callbacks, as the command line does"
+            )
+        checkpoint["state_dict"] = to_first(checkpoint["state_dict"])
+        ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The whole checkpoint, file or folder: of its tensors only what is used is read.
+
+        Raises:
+            ValueError: if it is not one.
+        """
+        module: Any = self.lightning_module
+        if is_folder(checkpoint_path):  # FSDP1 cuts nothing where it has one process
+            spread = any(map(is_spread, module.parameters()))
+            return (open_folder if spread else read_folder)(checkpoint_path, weights_only)
+        found: dict[str, Any] = read_file(checkpoint_path, weights_only, mmap=True)
+        return found
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take over what this process holds.
+
+        Raises:
+            ValueError: if a tensor is missing, too many or of another shape.
+        """
+        module: Any = self.lightning_module
+        own, given = module.state_dict(), checkpoint["state_dict"]
+        odd = sorted(set(own) ^ set(given)) or sorted(key for key in own if shape_of(own[key]) != shape_of(given[key]))
+        if odd and strict:
+            raise ValueError(
+                f"the checkpoint and the model do not fit: the first tensor that differs is {odd[0]!r}; resume with "
+                "the model it was made from"
+            )
+        with torch.no_grad():
+            for key in set(own) & set(given):
+                _copy(own[key], given[key])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the states of the entries that this process trains."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(cut_states(state, optimizer))
+
+
+def patience(minutes: float) -> timedelta:
+    """How long a process waits for the others.
+
+    Raises:
+        ValueError: unless it is above 0.
+    """
+    if not minutes > 0:
+        raise ValueError(f"timeout_minutes must be above 0, got {minutes}")
+    return timedelta(minutes=minutes)
+
+
+def _copy(own: Tensor, given: Tensor | Stored) -> None:
+    if given is own:
+        return
+    if isinstance(given, Stored):
+        local(own).copy_(given.part_of(own))
+    else:
+        local(own).copy_(local(given) if is_spread(given) else cut(given, own))
+
+
+class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
+    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
+
+    Args:
+        param_dtype: that weights are gathered and used in; null = their own.
+        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
+        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
+        save_distributed_checkpoint: every process writes its share into a folder, instead of the first all of it into
+            a file. Either is read whatever this says.
+    """
+
+    def __init__(
+        self,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype | None = None,
+        cpu_offload: bool = False,
+        timeout_minutes: float = 60.0,
+        save_distributed_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            timeout=patience(timeout_minutes),
+        )
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.cpu_offload = cpu_offload
+
+    @property
+    def keeps_apart(self) -> bool:
+        """As ``save_distributed_checkpoint`` says."""
+        return self._save_distributed_checkpoint
+
+    def setup_environment(self) -> None:
+        """All processes share the weights."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole."""
+        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
+        fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
+
+    def model_to_device(self) -> None:
+        """Sharding has moved the weights already, to where they are to be kept."""
+        module: Any = self.model
+        self.move_buffers()
+        if self.cpu_offload:
+            module._device = self.root_device  # where metrics and batches belong
+        else:
+            module.to(self.root_device)
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")

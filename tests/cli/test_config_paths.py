@@ -1,0 +1,44 @@
+"""Short names of configurations, and what is said of wrong ones."""
+
+from pathlib import Path
+
+import pytest
+
+from dowser_pl.cli.config_paths import resolve_configs
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("modle/world", ", did you mean model/world?"),
+        ("strategy/fdsp2", ", did you mean strategy/fsdp2?"),
+        ("configs/method/model-dowser.yaml", ", did you mean method/model_dowser?"),
+        ("spyder", ", did you mean method/spider?"),
+        ("llava_json", ", did you mean data/llava_json?"),
+        ("world", ", did you mean bench/world or data/world or model/world?"),
+        ("method/homemad", ", did you mean method/homemade?"),
+    ],
+)
+def test_a_wrong_name_is_told_with_the_nearest(name, meant, tmp_path, monkeypatch):
+    (tmp_path / "configs" / "method").mkdir(parents=True)
+    (tmp_path / "configs" / "method" / "homemade.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as raised:
+        resolve_configs(["fit", "-c", name])
+    assert str(raised.value).endswith(f"){meant}")
+
+
+def test_nothing_is_guessed_where_nothing_is_near(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no configuration file 'xyzzy'.*strategy/single\)$"):
+        resolve_configs(["--config=xyzzy"])
+
+
+def test_names_that_exist_become_paths(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    resolved = resolve_configs(["fit", "-c", "base", "--config=method/dare", "--data", "base"])
+    assert resolved[2] == str(Path("configs/base.yaml"))
+    assert Path(resolved[3].removeprefix("--config=")).is_file() and resolved[3].endswith("method/dare.yaml")
+    assert resolved[4:] == ["--data", "base"]
