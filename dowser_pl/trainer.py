@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from dowser_pl.files.locking import alone
 from dowser_pl.files.run_folder import refuse_another_run
-from dowser_pl.planning.sizes import Placement
+from dowser_pl.planning.memory import Placement
 from dowser_pl.planning.verb import plan_forms, show, write
 
 __all__ = ["DowserTrainer"]

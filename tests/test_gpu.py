@@ -34,7 +34,7 @@ from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.loading import load_model
 from dowser_pl.models.lora import LoraSettings
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.test_sharded_steps import inputs_of
 from tests.tiny_models import FAMILIES, make_processor, save_tiny_llava, tiny_llava, tiny_tokenizer
 from tests.tiny_run import TinyData, build_module, build_trainer

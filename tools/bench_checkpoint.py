@@ -29,15 +29,15 @@ from train_presets import PRESETS, Subject
 from dowser_pl.callbacks.dowser.masks import rows_of
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.checkpoint import shares_of, write_folder
-from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.collectives import Ranks
 from dowser_pl.distributed.tensors import to_first
 from dowser_pl.files.atomic import atomic_path, write_atomically
 from dowser_pl.masking import ShardedEntries
-from dowser_pl.masking.shared_state import shared_entries
+from dowser_pl.masking.sharded import shared_entries
 from dowser_pl.methods import Layer, Random, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.reporting.provenance import provenance
-from dowser_pl.strategies.fully_sharded import fully_shard_model
+from dowser_pl.strategies.fsdp2 import fully_shard_model
 from dowser_pl.strategies.optimizer_state import gathered_states, shared_states
 
 __all__ = ["lines", "measure", "measured_here", "ratios"]

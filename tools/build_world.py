@@ -22,7 +22,7 @@ from world_rows import Row, batch, picture_row, text_row
 from world_vision import train_vision
 
 from dowser_pl.data.world.tasks import UPSTREAM, Split, examples
-from dowser_pl.data.world.words import BOS
+from dowser_pl.data.world.text import BOS
 
 NUM_PICTURE_ROWS, NUM_TEXT_ROWS = 64, 8  # per step
 TEXT_SHARE = 0.15  # weight of the running text's loss beside that of the rows with pictures

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from dowser_pl.models.sources import EMBEDDED
-from dowser_pl.patches.apply import apply_patches
-from dowser_pl.patches.remove import remove_patch
+from dowser_pl.patches.apply import apply_patches, remove_patch
 from dowser_pl.reporting import Report, read_report
 
 BASE = EMBEDDED["embedded:world"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
-from dowser_pl.importance.images import noise_images
+from dowser_pl.importance.prompts import noise_images
 from dowser_pl.methods import HighestImportance, Layer, Magnitude, ModelDowser, Random, Scored, WandaLike
 from dowser_pl.models.layers import text_inputs, text_model
 

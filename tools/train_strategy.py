@@ -21,13 +21,13 @@ from train_presets import PRESETS, Subject
 
 from dowser_pl.callbacks.dowser.masks import rows_of
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.collectives import Ranks
 from dowser_pl.distributed.tensors import local
-from dowser_pl.functional.pieces import ALONE
+from dowser_pl.functional.selection import ALONE
 from dowser_pl.masking import ShardedEntries, TrainableEntries
 from dowser_pl.methods import Layer, Random, build_masks
 from dowser_pl.models.layers import find_blocks
-from dowser_pl.strategies.fully_sharded import fully_shard_model
+from dowser_pl.strategies.fsdp2 import fully_shard_model
 
 __all__ = ["STRATEGIES", "measure_strategy", "measured_here", "share", "strategy_lines"]
 

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dowser_pl.data.world.scenes import CELL, SIDE
-from dowser_pl.data.world.words import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, vocabulary
+from dowser_pl.data.world.text import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, vocabulary
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 WORD_ID = {word: index for index, word in enumerate(vocabulary())}

@@ -7,8 +7,7 @@ import torch
 from world_model import NUM_IMAGE_TOKENS, WORD_ID
 
 from dowser_pl.data.world.tasks import TEXT_TOPICS, TOPICS, Rng, draw_example, one_of
-from dowser_pl.data.world.text import draw_fact, draw_sum, draw_words
-from dowser_pl.data.world.words import BOS, EOS, IMAGE, PAD
+from dowser_pl.data.world.text import BOS, EOS, IMAGE, PAD, draw_fact, draw_sum, draw_words
 
 ANSWER, PROMPT, TEXT = 1.0, 0.1, 0.2  # weights of a token in the loss
 ROW_LENGTH, TEXT_LENGTH = 48, 72  # tokens

@@ -10,7 +10,7 @@ from world_rows import pixel_values
 
 from dowser_pl.data.world.scenes import Scene, Small, place_large, place_small
 from dowser_pl.data.world.tasks import Rng, one_of
-from dowser_pl.data.world.words import COLOURS, SHAPES, SIGNS
+from dowser_pl.data.world.text import COLOURS, SHAPES, SIGNS
 
 NOTHING = ("",)
 LABELS = {"shape": (*NOTHING, *SHAPES), "sign": (*NOTHING, *SIGNS), "colour": (*NOTHING, *COLOURS)}

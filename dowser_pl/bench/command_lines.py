@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from dowser_pl.bench.cells import Cell
-from dowser_pl.bench.reading import option_text
-from dowser_pl.bench.settings import Entry, Settings
-from dowser_pl.cli.config_paths import resolve_configs
+from dowser_pl.bench.settings import Entry, Settings, option_text
+from dowser_pl.cli.arguments import resolve_configs
 
 __all__ = ["RATE", "commands", "digest", "folder_digest", "required"]
 

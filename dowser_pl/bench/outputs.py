@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.bench.grid import Plan
-from dowser_pl.bench.plot_depth import plot_depths
-from dowser_pl.bench.plots import plot_trade_off
-from dowser_pl.bench.results import Comparison, compare
-from dowser_pl.bench.tables import page
+from dowser_pl.bench.plots import plot_depths, plot_trade_off
+from dowser_pl.bench.results import Comparison, compare, page
 from dowser_pl.files.atomic import write_atomically
 
 __all__ = ["content", "write_outputs"]

@@ -6,4 +6,4 @@ import logging
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 import dowser_pl.cli.main  # noqa: E402
-import dowser_pl.commands.merge_run  # noqa: E402, F401
+import dowser_pl.patches.merge  # noqa: E402, F401

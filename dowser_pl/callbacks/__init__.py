@@ -3,13 +3,12 @@
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from dowser_pl.callbacks.curve import Curve
 from dowser_pl.callbacks.dowser.callback import Dowser
-from dowser_pl.callbacks.epoch_progress import EpochProgress
 from dowser_pl.callbacks.export import Export
 from dowser_pl.callbacks.fail_together import FailTogether
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.callbacks.patch_file import PatchFile
 from dowser_pl.callbacks.predictions import Predictions
-from dowser_pl.callbacks.resume import RandomState
+from dowser_pl.callbacks.resume import EpochProgress, RandomState
 
 __all__ = [
     "AtomicCheckpointIO",

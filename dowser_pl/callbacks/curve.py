@@ -1,20 +1,85 @@
-"""The whole curve from one run: the tuned model at every smaller update ratio, and the ratio that keeps a budget."""
+"""The whole curve from one run: the tuned model at every smaller update ratio, and the ratio that keeps a budget.
 
+In which order updates are to be taken back is told while masks are decided, and kept in checkpoints.
+"""
+
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from dowser_pl.callbacks.dowser.merging import announce_merge
-from dowser_pl.callbacks.update_order import MasksOf, UpdateOrder
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.collectives import Ranks, collect
+from dowser_pl.functional.masks import left_out
 from dowser_pl.masking import FrozenEntries, NestedUpdates, Protection
 from dowser_pl.methods import Method, Scored
 from dowser_pl.reporting import BudgetChoice, CurvePoint
 
-__all__ = ["Curve", "find_curve"]
+__all__ = ["Curve", "MasksOf", "UpdateOrder", "find_curve"]
+
+
+MasksOf = Callable[[Method], Iterator[tuple[str, Tensor]]]
+"""Name and mask of every matrix, by what was measured of the base, of a method at some update ratio."""
+
+
+class UpdateOrder:
+    """Groups of trainable entries, one byte each, the least important ones first.
+
+    Attributes:
+        levels: name of a matrix -> (k,) uint8, the group of each trainable entry that is here; None = not told.
+        steps: all ratios at which groups end, rising, the last that of the run.
+    """
+
+    def __init__(self) -> None:
+        self.levels: dict[str, Tensor] | None = None
+        self.steps: list[float] = []
+        self._together = False  # whether processes hold different entries
+
+    def tell(self, method: Method, entries: Protection, masks_of: MasksOf) -> None:
+        """Put the trainable entries of a fresh run into groups, while their scores can be told."""
+        self._together = entries.together
+        self.levels = {name: torch.zeros(int(mask.sum()), dtype=torch.uint8) for name, mask in entries.masks.items()}
+        for ratio in self.steps[:-1]:
+            for name, mask in masks_of(_at(method, ratio)):
+                self.levels[name] += left_out(entries.masks[name], mask)
+
+    def cut(self, entries: Protection) -> None:
+        """Of the groups that a checkpoint told keep those of the entries that are here."""
+        if self.levels is None or self._together or not entries.together:
+            return
+        self._together = True
+        for name, mask in entries.masks.items():
+            count = int(mask.sum())
+            first, _ = Ranks().before(count)
+            self.levels[name] = self.levels[name][first : first + count].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups of all entries, on the first process, whose state alone is saved."""
+        if self.levels is None or (collectives.rank() > 0 and not self._together):
+            return {}
+        levels = {name: collect(each) for name, each in self.levels.items()} if self._together else self.levels
+        return {"ratios": self.steps, "levels": levels} if collectives.rank() == 0 else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Groups of the run that is resumed: its scores cannot be told any more."""
+        if state_dict:
+            self.steps, self.levels = list(state_dict["ratios"]), dict(state_dict["levels"])
+            self._together = False
+
+
+def _at(method: Method, ratio: float) -> Method:
+    """The method at another update ratio."""
+    other = copy.copy(method)
+    other.update_ratio = ratio
+    return other
+
 
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # of the update ratio, where a budget is asked for and no ratios are
 _MOST = 255  # groups that fit into one byte per trainable entry

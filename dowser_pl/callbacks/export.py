@@ -12,9 +12,7 @@ from torch import Tensor
 from dowser_pl.distributed.models import spread_model
 from dowser_pl.distributed.tensors import shape_of, to_first
 from dowser_pl.files.atomic import atomic_path
-from dowser_pl.patches.answer_ends import add_ends
-from dowser_pl.patches.image_settings import write_image_settings
-from dowser_pl.patches.tuned_folder import TunedFolder
+from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, write_image_settings
 
 __all__ = ["Export"]
 

@@ -1,4 +1,4 @@
-"""Random states in checkpoints, so that dropout after a resume is the dropout of the unbroken run."""
+"""What checkpoints need beside Lightning's own to go on as the unbroken run would: random states, epochs."""
 
 import random
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-__all__ = ["RandomState"]
+__all__ = ["EpochProgress", "RandomState"]
 
 
 class RandomState(Callback):
@@ -43,3 +43,19 @@ class RandomState(Callback):
         if len(self._loaded["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._loaded["cuda"])
         self._loaded = None
+
+
+class EpochProgress(Callback):
+    """Has a run that was resumed at the last step of an epoch count the next one as begun.
+
+    Lightning 2.6 does not, and takes a checkpoint that is written in the middle of that epoch for one of its end: a run
+    that goes on from there would begin the epoch again.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """An epoch whose batches are trained on has begun."""
+        progress = trainer.fit_loop.epoch_progress
+        current: Any = progress.current
+        if current.started == current.completed:
+            progress.increment_ready()
+            progress.increment_started()

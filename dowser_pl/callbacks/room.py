@@ -7,10 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from dowser_pl.distributed.fsdp1_unit import whole_shapes
-from dowser_pl.distributed.tensors import shape_of
+from dowser_pl.distributed.tensors import shape_of, whole_shapes
+from dowser_pl.planning.memory import OptimizerKind
 from dowser_pl.planning.optimizers import optimizer_kind
-from dowser_pl.planning.sizes import OptimizerKind
 
 __all__ = ["check_room"]
 

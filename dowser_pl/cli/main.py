@@ -34,8 +34,7 @@ from dowser_pl.callbacks import (
     Predictions,
     RandomState,
 )
-from dowser_pl.cli.arguments import check_numbers, joined_numbers
-from dowser_pl.cli.config_paths import resolve_configs
+from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
 from dowser_pl.distributed.checkpoint import is_folder
 from dowser_pl.files.atomic import check_writable, write_atomically
 from dowser_pl.module import MultimodalModule

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from dowser_pl.commands.output import answer
 
@@ -65,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "mean of those that changed it) or the base's",
     )
     parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
+    parser.set_defaults(program=PROGRAM, methods=tuple(METHODS))
     return parser
 
 
@@ -94,9 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = build_parser().parse_known_args(argv)
 
     def run() -> str:
+        from dowser_pl.commands import merge_run  # noqa: PLC0415 - loads torch, which `--help` does without
+
         settings = method_options(options.method, rest)
-        said: str = import_module("dowser_pl.commands.merge_run").run(options, settings, argv)
-        return said
+        return merge_run.run(options, settings, argv)
 
     return answer(run)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl import __version__, methods
-from dowser_pl.commands.merge import METHODS, PROGRAM
 from dowser_pl.commands.model_folder import model_folder
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.methods import Method
@@ -21,7 +20,7 @@ from dowser_pl.reporting.provenance import installed_version, provenance
 
 def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) -> str:
     """Merge and write; returns what to print."""
-    method, out = _method(options.method, settings), Path(options.out)
+    method, out = _method(options, settings), Path(options.out)
     versions = Versions(model_folder(options.base), [model_folder(name) for name in options.tuned])
     as_patch = options.patch or out.suffix == ".safetensors"
     if as_patch:
@@ -48,11 +47,12 @@ def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) ->
     return "\n".join([*lines, "", f"{'Patch' if as_patch else 'Merged model'} written to {out}."])
 
 
-def _method(name: str, settings: Mapping[str, Any]) -> Method:
+def _method(options: Namespace, settings: Mapping[str, Any]) -> Method:
     """The method; refused with its reason if it exists and cannot be applied offline."""
-    found = getattr(methods, name, None)
+    found = getattr(methods, options.method, None)
     if not (isinstance(found, type) and issubclass(found, Method)) or found in (Method, methods.Scored):
-        raise ValueError(f"got --method {name}, expected one of: {', '.join(METHODS)}; see {PROGRAM} --help")
+        known = ", ".join(options.methods)
+        raise ValueError(f"got --method {options.method}, expected one of: {known}; see {options.program} --help")
     method: Method = found(**settings)
     return method
 

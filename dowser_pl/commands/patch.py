@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 from dowser_pl.commands.output import answer
 
@@ -78,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="A patch is the sparse difference between a tuned model and its base, as one small file.",
         epilog=f"example: {PROGRAM} apply BASE runs/a/patch.safetensors --out models/a. {ORDER}",
     )
+    parser.set_defaults(program=PROGRAM, order=ORDER)
     verbs = parser.add_subparsers(dest="sub_verb", metavar="SUB-VERB", required=True)
     for name, (purpose, rule, add_options) in SUB_VERBS.items():
         description = f"{purpose[0].upper()}{purpose[1:]}. {rule}".strip()
@@ -89,5 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit status: 0, or 1 with one line on stderr if something is not as it should be."""
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser().parse_args(argv)
-    run = getattr(import_module("dowser_pl.commands.patch_verbs"), f"run_{options.sub_verb}")
-    return answer(lambda: run(options, argv))
+
+    def run() -> str:
+        from dowser_pl.commands import patch_verbs  # noqa: PLC0415 - loads torch, which `--help` does without
+
+        said: str = getattr(patch_verbs, f"run_{options.sub_verb}")(options, argv)
+        return said
+
+    return answer(run)

@@ -1,6 +1,7 @@
-"""What the sub-verbs of `patch` do; loads torch, so `--help` does without this file."""
+"""What the sub-verbs of `patch` do and print; loads torch, so `--help` does without this file."""
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,17 +9,107 @@ from typing import Any
 
 from dowser_pl import __version__
 from dowser_pl.commands.model_folder import model_folder
-from dowser_pl.commands.patch import ORDER, PROGRAM
-from dowser_pl.commands.patch_text import applied_table, conversion_lines, describe, info_table, size
-from dowser_pl.commands.run_head import run_head
 from dowser_pl.files.atomic import write_atomically
-from dowser_pl.masking.checkpoint_patch import read_checkpoint_patch
-from dowser_pl.patches.answer_ends import ends_added
-from dowser_pl.patches.apply import apply_patches
+from dowser_pl.masking.base_model import Change
+from dowser_pl.patches.applied import Applied
+from dowser_pl.patches.apply import apply_patches, remove_patch
 from dowser_pl.patches.diff import difference
-from dowser_pl.patches.patch import Change, Patch, save_patch
-from dowser_pl.patches.remove import remove_patch
+from dowser_pl.patches.from_checkpoint import CheckpointPatch, read_checkpoint_patch
+from dowser_pl.patches.patch import Patch, save_patch
+from dowser_pl.patches.tuned_folder import ends_added
+from dowser_pl.reporting import read_report
 from dowser_pl.reporting.provenance import installed_version, provenance
+
+__all__ = ["run_head"]
+
+
+def run_head(found: CheckpointPatch) -> dict[str, Any]:
+    """Configuration and scores of a run, for the head of a patch; what is not known is left out.
+
+    The scores of a report belong to the end of a run, so they are taken where the checkpoint is of that very moment.
+
+    Args:
+        found: a checkpoint, in ``RUN/checkpoints``.
+
+    Raises:
+        ValueError: if the report cannot be read.
+    """
+    run, head = found.file.absolute().parent.parent, dict[str, Any]()
+    if found.file.name == "previous.ckpt":  # of an earlier run, whose folder this was
+        return head
+    if (run / "config.yaml").is_file():
+        head["config"] = (run / "config.yaml").read_text(encoding="utf-8")
+    if (run / "report.json").is_file():
+        report = read_report(run)
+        if (report.steps, report.frozen_digest.get("before")) == (found.steps, found.frozen_digest):
+            head["scores"] = report.scores()
+    return head
+
+
+def describe(patch: Patch) -> dict[str, Any]:
+    """Everything a patch says of itself, with the number of entries of each tensor; JSON-able."""
+    tensors = {name: patch.head["tensors"][name] | {"entries": patch.num_entries(name)} for name in patch.names}
+    return patch.head | {
+        "path": str(patch.path),
+        "bytes": patch.path.stat().st_size,
+        "entries": sum(entry["entries"] for entry in tensors.values()),
+        "of_entries": sum(math.prod(entry["shape"]) for entry in tensors.values()),
+        "tensors": tensors,
+    }
+
+
+def info_table(content: dict[str, Any]) -> str:
+    """The description of a patch, a line per fact; what is not known is left out."""
+    tensors, base = content["tensors"], content["base"]
+    fingerprint = f" (fingerprint {base['fingerprint'][:12]})" if base["fingerprint"] else ""
+    share = content["entries"] / content["of_entries"] if content["of_entries"] else 0.0
+    facts = {
+        "patch": content["path"],
+        "size": size(content["bytes"]),
+        "base": f"{base['model'] or 'not recorded'}{fingerprint}",
+        "tensors": f"{len(tensors):,}",
+        "entries": f"{content['entries']:,} of {content['of_entries']:,} in these tensors ({share:.2%})",
+        "dtype": ", ".join(sorted({entry["dtype"] for entry in tensors.values()})),
+        "method": _settings(content["method"]),
+        "scores": _settings(content["scores"]),
+        "made by": content["created_by"] or "",
+        "versions": _settings(content["versions"]),
+    }
+    return "\n".join(f"{name:<10}{value}" for name, value in facts.items() if value)
+
+
+def applied_table(applied: Sequence[Applied]) -> str:
+    """What was written, a line per patch."""
+    width = max(len("patch"), *(len(entry.file) for entry in applied))
+    lines = [f"{'patch':<{width}}  {'entries':>15}  {'also in earlier':>15}  {'with other values':>17}"]
+    for entry in applied:
+        counts = f"{entry.entries:>15,}  {entry.conflicts:>15,}  {entry.conflicts_different:>17,}"
+        lines.append(f"{entry.file:<{width}}  {counts}")
+    return "\n".join(lines)
+
+
+def conversion_lines(first: Applied) -> list[str]:
+    """That the folder was converted for the first of the patches, if it was."""
+    if first.widened is not None:
+        before = first.widened.before
+        return [f"Converted from {before} to {first.cast}, which loses nothing; removing undoes it."]
+    return [f"Converted to {first.cast}, which removing does not undo."] if first.cast else []
+
+
+def size(num_bytes: int) -> str:
+    """Bytes, and megabytes where these say more."""
+    return f"{num_bytes:,} bytes" + (f", {num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else "")
+
+
+def _settings(settings: dict[str, Any] | None, prefix: str = "") -> str:
+    """``a: 1, b.c: 2``; settings that are null are left out."""
+    parts = []
+    for key, value in (settings or {}).items():
+        if isinstance(value, dict):
+            parts.append(_settings(value, f"{prefix}{key}."))
+        elif value is not None:
+            parts.append(f"{prefix}{key}: {value:.4g}" if isinstance(value, float) else f"{prefix}{key}: {value}")
+    return ", ".join(part for part in parts if part)
 
 
 def run_info(options: Namespace, argv: Sequence[str]) -> str:
@@ -42,8 +133,8 @@ def run_apply(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 -
             applied_table(applied),
             "",
             *conversion_lines(applied[0]),
-            ORDER,
-            f"Patched model written to {out}; `{PROGRAM} remove {out}` takes {applied[-1].file} off again.",
+            options.order,
+            f"Patched model written to {out}; `{options.program} remove {out}` takes {applied[-1].file} off again.",
         ]
     )
 

@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.data.decoding import ON_WHITE, Decoding
-from dowser_pl.data.images import ImageFile, ImageSource
+from dowser_pl.data.images import ON_WHITE, Decoding, ImageFile, ImageSource
 from dowser_pl.data.messages import MessageReader, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
 from dowser_pl.data.reading.formats import image_folder, read_rows

@@ -1,18 +1,234 @@
-"""Which encoder a processor needs."""
+"""The encoder that a processor needs, and the pixels that it may keep of an image.
+
+Decoder-only models take question and answer as one text, in which only what the assistant wrote has labels. Others take
+the answer apart from the question: PaliGemma (as `suffix`) and encoder-decoders (T5). They know one question and one
+answer, so a row must have exactly one assistant turn, the last one.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from transformers import PaliGemmaProcessor, ProcessorMixin, T5Tokenizer
+import torch
+import transformers
+from PIL import Image
+from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin, T5Tokenizer
 
-from dowser_pl.data.encoding import Encoder
-from dowser_pl.data.inline import InlineEncoder
+from dowser_pl.data.encoding import IGNORED, Batch, Encoder
+from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
 from dowser_pl.data.literal import LiteralWords
-from dowser_pl.data.pairs import DecoderEncoder, SuffixEncoder
-from dowser_pl.data.pixels import largest_image_tokens
-from dowser_pl.data.templates import ChatTemplate, has_placeholders, own_template
+from dowser_pl.data.rows import Conversation, Question, is_learnt
+from dowser_pl.data.templates import ChatTemplate, Span, has_placeholders, own_template
+
+
+class InlineEncoder(Encoder):
+    """Labels by the characters of the assistant's turns; see `Encoder` for the arguments."""
+
+    def encode(self, rows: Sequence[Conversation]) -> Batch:
+        """See `Encoder.encode`."""
+        rendered = [self._render(row) for row in rows]
+        texts = [text for text, _ in rendered]
+        wanted = {"return_text_replacement_offsets": True} if self.replaces_placeholders else {}
+        encoded = self.process(texts, rows, "right", return_offsets_mapping=True, **wanted)
+        offsets = encoded.pop("offset_mapping")
+        replacements = encoded.pop("text_replacement_offsets", None) or [[]] * len(rows)
+        self._check_replacements(rows, replacements)
+        marked = [
+            mark_tokens(offset, shift_spans(text, _learnt(row, spans), replacement, row.id))
+            for row, (text, spans), offset, replacement in zip(rows, rendered, offsets, replacements, strict=True)
+        ]
+        batch = dict(BatchFeature(encoded, tensor_type="pt"))
+        input_ids = batch["input_ids"]
+        learnt = torch.stack(marked) & ~self.image_positions(input_ids)
+        batch["labels"] = input_ids.masked_fill(~learnt, IGNORED)
+        self.set_qformer(batch, [text[: spans[0][0]] for text, spans in rendered])
+        return batch
+
+    def turn_ends(self) -> tuple[tuple[int, ...], str]:
+        """What the chat template writes behind an answer, whether more turns follow or not.
+
+        Of each text it writes there the first token that is set apart from words counts. Where there is none behind
+        the last answer but ordinary words, as decoded text; labels are on them too.
+        """
+        tokenizer = self.tokenizer
+        apart = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        last, between = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.template.closings())
+        firsts = [next((token for token in last if token in apart), None)]
+        firsts.append(next((token for token in between if token in apart - {tokenizer.unk_token_id}), None))
+        ends = tuple(dict.fromkeys(token for token in firsts if token is not None))
+        words = str(tokenizer.decode(last, clean_up_tokenization_spaces=False)).strip()
+        return ends, "" if firsts[0] is not None else words
+
+    def _render(self, row: Conversation) -> tuple[str, list[Span]]:
+        roles = [message["role"] for message in row.messages]
+        if len(roles) < 2 or roles[0] == "assistant" or roles[-1] != "assistant":
+            raise ValueError(
+                f"{row.id}: a training row starts with a question and ends with an assistant turn, which is what is "
+                f"learnt; got the turns {roles}."
+            )
+        messages = self.words.hide(row.id, row.messages)
+        words = [part["text"] for part in messages[-1]["content"] if part["type"] == "text"]
+        text, spans = self.template.render_spans(messages, row.id)
+        learnt = [is_learnt(message) for message in row.messages if message["role"] == "assistant"]
+        self.template.check_answers(messages, learnt, text, spans, row.id)
+        text, spans = close_turns(text, spans, words[-1] if words else "", self.tokenizer.eos_token)
+        self.check_words(row.id, messages, text)
+        self.check_images(row, text)
+        return text, spans
+
+    def _check_replacements(self, rows: Sequence[Conversation], replacements: Sequence[Sequence[object]]) -> None:
+        """Fail closed: without knowing where images grew the text, the wrong tokens would be learnt."""
+        for row, found in zip(rows, replacements, strict=True):
+            if self.replaces_placeholders and len(found) != len(row.images):
+                raise ValueError(
+                    f"{row.id}: {type(self.processor).__name__} says where it put {len(found)} images, expected "
+                    f"{len(row.images)}, so the assistant's tokens cannot be located. Update transformers (got "
+                    f"{transformers.__version__}), or use another model."
+                )
+
+
+def _learnt(row: Conversation, spans: list[Span]) -> list[Span]:
+    """The spans of the answers that carry loss.
+
+    Raises:
+        ValueError: some do not, and the template does not mark one piece of text per answer.
+    """
+    learnt = [is_learnt(message) for message in row.messages if message["role"] == "assistant"]
+    if all(learnt):
+        return spans
+    if len(spans) != len(learnt):
+        raise ValueError(
+            f"{row.id}: {learnt.count(False)} of {len(learnt)} answers are not to be learnt, but the chat template "
+            f"marks {len(spans)} pieces of text as generated, expected one per answer. Put all that the assistant says "
+            "in a turn between one {% generation %} and {% endgeneration %}, or split the row."
+        )
+    return [span for span, is_on in zip(spans, learnt, strict=True) if is_on]
+
+
+class PairEncoder(Encoder):
+    """Question and answer apart; see `Encoder` for the arguments."""
+
+    def encode(self, rows: Sequence[Conversation]) -> Batch:
+        """See `Encoder.encode`."""
+        prompts, answers = zip(*map(self._split, rows), strict=True)
+        batch = self.encode_pairs(list(prompts), list(answers), rows)
+        self.set_qformer(batch, list(prompts))
+        return batch
+
+    @abstractmethod
+    def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
+        """The batch with its labels."""
+
+    def _split(self, row: Conversation) -> tuple[str, str]:
+        roles = [message["role"] for message in row.messages]
+        if roles.count("assistant") != 1 or roles[-1] != "assistant":
+            raise ValueError(
+                f"{row.id}: {type(self.processor).__name__} takes one question and one answer per row, got the turns "
+                f"{roles}. Split the row so that each part ends with its only assistant turn."
+            )
+        (answer,) = self.words.hide(row.id, row.messages[-1:])
+        return self.prompt(row, row.messages[:-1]), "".join(
+            part["text"] for part in answer["content"] if part["type"] == "text"
+        )
+
+
+class SuffixEncoder(PairEncoder):
+    """Prefix language models (PaliGemma): the processor takes the answer as `suffix` and writes the labels itself."""
+
+    def check_images(self, row: Conversation | Question, text: str) -> None:
+        """See `Encoder.check_images`; the processor puts the start token in the wrong place without an image."""
+        super().check_images(row, text)
+        if not row.images:
+            raise ValueError(
+                f"{row.id}: {type(self.processor).__name__} takes at least one image per row, got 0. Remove the row, "
+                "or use a model that reads text alone."
+            )
+
+    def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
+        """See `PairEncoder.encode_pairs`."""
+        return self.process(prompts, rows, "right", suffix=answers, return_tensors="pt")
+
+
+class DecoderEncoder(PairEncoder):
+    """Encoder-decoders (InstructBLIP and BLIP-2 with T5): the answer is what the decoder says."""
+
+    def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
+        """See `PairEncoder.encode_pairs`."""
+        batch = self.process(prompts, rows, "right", return_tensors="pt")
+        said = self.words.processor_for(*answers).tokenizer(
+            answers, padding=True, padding_side="right", return_tensors="pt"
+        )
+        batch["labels"] = said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
+        return batch
+
+
+# (height, width) of images in which every known way of cutting them into tiles takes as many as it ever does
+_LARGE = [(4096, 4096), (4096, 2048), (2048, 4096), (4096, 1024), (1024, 4096), (4096, 3072), (3072, 4096)]
+
+
+def limit_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Have the processor resize images to at least and at most so many pixels; None = as it was loaded.
+
+    It is changed in place, so that the model is trained, evaluated and exported with one setting.
+
+    Raises:
+        ValueError: the processor does not resize to a number of pixels, or the numbers make no sense.
+    """
+    asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return
+    images: Any = processor.image_processor
+    if not _counts_pixels(images):
+        raise ValueError(
+            f"{' and '.join(asked)}: got {', '.join(map(str, asked.values()))}, but {type(images).__name__} does not "
+            "resize images to a number of pixels (those of Qwen-VL do). Leave the settings out for this model."
+        )
+    changed = type(images).from_dict({**images.to_dict(), **asked})
+    smallest, largest = _limits(changed)
+    if not 0 < smallest <= largest:
+        raise ValueError(
+            f"min_pixels must be above 0 and at most max_pixels, got {smallest} and {largest} for "
+            f"{type(images).__name__} (with its own setting where none was given)."
+        )
+    processor.image_processor = changed
+
+
+def largest_image_tokens(encoder: Encoder) -> int:
+    """Tokens of the largest image that the processor makes of any.
+
+    Raises:
+        ValueError: neither the processor says so nor can it be tried.
+    """
+    processor = encoder.processor
+    images: Any = getattr(processor, "image_processor", None)
+    if _counts_pixels(images) and hasattr(images, "merge_size"):
+        return int(_limits(images)[1]) // (images.patch_size * images.merge_size) ** 2
+    if hasattr(processor, "_get_num_multimodal_tokens"):
+        told: Any = processor._get_num_multimodal_tokens(image_sizes=_LARGE)
+        return max(told["num_image_tokens"])
+    return _tried(encoder)
+
+
+def _tried(encoder: Encoder) -> int:
+    """Of one image, in models that have a fixed number."""
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    image = Image.new("RGB", (1024, 1024), "white")
+    batch = encoder.evaluation_batch([Question("an image to measure", question, [image], [])])
+    return int(encoder.image_positions(batch["inputs"]["input_ids"]).sum())
+
+
+def _counts_pixels(images: Any) -> bool:
+    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
+    return {"min_pixels", "max_pixels"} <= known.keys() and hasattr(images, "patch_size")
+
+
+def _limits(images: Any) -> tuple[int, int]:
+    size = images.size
+    return size["shortest_edge"], size["longest_edge"]
+
 
 TEXT_TOKENS = 2048
 """Room for text beside the largest image, in tokens, with `max_length: auto`."""

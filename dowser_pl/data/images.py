@@ -1,19 +1,159 @@
-"""Where a row's pictures come from."""
+"""Where a row's pictures come from, and how their bytes become upright RGB of a size that can be held."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import io
+import os
+import struct
+import threading
 import urllib.error
 import urllib.request
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageColor, ImageOps, PngImagePlugin
 
-from dowser_pl.data.decoding import BROKEN, ON_WHITE, Decoding
+MAX_PIXELS = 178_956_970
+"""Where Pillow refuses a picture unless told otherwise: twice as many pixels as where it warns."""
+BROKEN = (
+    OSError,  # truncated, or not an image at all
+    SyntaxError,  # what Pillow raises for broken PNG chunks
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+_WITH_ALPHA = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}  # what keeps transparency another way
+_MAX_NOTES = 256 * 2**20  # bytes of text and of colour profile in one PNG
+
+# Pillow keeps its limits in its modules. They are changed for as long as one picture is decoded, by one thread at a
+# time, and a fork waits for that, so that no child begins with them.
+_LIMITS = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LIMITS.acquire, after_in_parent=_LIMITS.release, after_in_child=_LIMITS.release)
+
+
+class Decoding(NamedTuple):
+    """What is the same for all pictures of a data module.
+
+    Attributes:
+        background: what shows through transparent pixels, a colour name or "#rrggbb".
+        max_pixels: a picture of more is refused; None = no limit.
+    """
+
+    background: str = "white"
+    max_pixels: int | None = MAX_PIXELS
+
+    def checked(self) -> Decoding:
+        """Itself; ValueError for a colour or a limit that is none."""
+        try:
+            channels = len(ImageColor.getrgb(self.background))
+        except (ValueError, TypeError, AttributeError):
+            channels = 0
+        if channels != 3:
+            raise ValueError(
+                f"background must be the name of a colour or #rrggbb (in quotes, because # begins a comment in YAML), "
+                f"got {self.background!r}."
+            )
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"max_image_pixels must be at least 1, or null for no limit; got {self.max_pixels}.")
+        return self
+
+    def read(self, file: BinaryIO | BytesIO) -> Image.Image:
+        """The upright RGB picture of a file; of an animation the first frame.
+
+        Raises:
+            OSError, SyntaxError, ValueError, ...: one of `BROKEN`: it cannot be read, or has too many pixels.
+        """
+        try:
+            with self._limits(), Image.open(file) as image:
+                return self.upright_rgb(image)
+        except Image.DecompressionBombError as error:
+            size = str(error).partition(" exceeds")[0]
+            raise ValueError(
+                f"{size} exceeds max_image_pixels={self.max_pixels}, which guards against decompression bombs. If the "
+                "file can be trusted, raise `data.max_image_pixels`"
+            ) from error
+
+    def upright_rgb(self, image: Image.Image) -> Image.Image:
+        """A copy of `image`, turned as its EXIF notes say, on the background, and RGB.
+
+        Raises:
+            ValueError: its pixels are floats.
+        """
+        depth = _stored_as(image)
+        image.load()
+        try:
+            image = ImageOps.exif_transpose(image)  # copies in any case
+        except BROKEN:  # damaged notes of the camera; the picture itself is whole
+            image = image.copy()
+        if image.mode == "F":
+            raise ValueError("its pixels are 32-bit floats; save it with 8 bits per channel")
+        image = _with_alpha(image, depth)
+        if image.mode not in ("RGBA", "LA"):
+            return image if image.mode == "RGB" else image.convert("RGB")
+        ground = Image.new("RGB", image.size, self.background)
+        return Image.composite(image.convert("RGB"), ground, image.getchannel("A"))
+
+    @contextmanager
+    def _limits(self) -> Iterator[None]:
+        """Pillow as this says: it warns at half of what it refuses, and of text in PNGs it refuses very little."""
+        with _LIMITS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+            limit = None if self.max_pixels is None else self.max_pixels / 2
+            try:
+                Image.MAX_IMAGE_PIXELS = limit  # type: ignore[assignment]  # half of an odd number
+                PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_NOTES
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
+
+
+ON_WHITE = Decoding()
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How a PNG that is not loaded yet stores its pixels, such as "L;4" or "RGB;16B"; empty for anything else."""
+    tiles = getattr(image, "tile", [])
+    return str(tiles[0][3]) if image.format == "PNG" and tiles else ""
+
+
+def _with_alpha(image: Image.Image, stored_as: str) -> Image.Image:
+    """8 bits per channel, and a channel for transparency if there is any, however the file says it.
+
+    A PNG may name one colour as transparent, in the depth in which it is stored; Pillow compares it with pixels of
+    8 bits, and never finds it where the depth is 2, 4 or 16.
+    """
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip instead of scale
+        grey = image.convert("I").point(lambda level: level / 256).convert("L")
+        if not isinstance(clear, int):
+            return grey
+        return Image.merge("LA", (grey, Image.fromarray((np.asarray(image) != clear).astype(np.uint8) * 255)))
+    if image.mode in _WITH_ALPHA:
+        return image.convert(_WITH_ALPHA[image.mode])
+    if (image.mode == "RGB" and isinstance(clear, tuple)) or (image.mode in ("1", "L") and isinstance(clear, int)):
+        image.info["transparency"] = _in_eight_bits(clear, stored_as)
+        return image.convert("RGBA")
+    return image
+
+
+def _in_eight_bits(level: Any, stored_as: str) -> Any:
+    """The transparent level (grey) or levels (RGB) of a PNG, as its loaded pixels have them."""
+    if isinstance(level, tuple):
+        return tuple(one >> 8 for one in level) if stored_as == "RGB;16B" else level
+    return level * {"L;2": 85, "L;4": 17}.get(stored_as, 1)
+
 
 _MAX_DOWNLOAD = 64 * 2**20
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.data.decoding import ON_WHITE, Decoding
-from dowser_pl.data.images import ImageBytes, ImageSource, ImageText, open_image, read_source
+from dowser_pl.data.images import ON_WHITE, Decoding, ImageBytes, ImageSource, ImageText, open_image, read_source
 from dowser_pl.data.row_keys import (
     LOSS_KEYS,
     SYSTEM_KEYS,

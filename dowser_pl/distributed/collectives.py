@@ -1,15 +1,30 @@
 """Work split over the processes of a run, and its results put together again in order.
 
-What fails on one process fails on all, with that process' message, so that none waits for ever. Everything here only
-calls what it is given when there is one process.
+What fails on one process fails on all, with that process' message, so that none waits for ever. Functions only call
+what they are given when there is one process. :class:`Ranks` is what a selection or a statistic asks of a matrix whose
+parts lie on several processes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, distributed
 
-__all__ = ["add_up", "check_same", "from_first", "gather", "rank", "world_size"]
+__all__ = [
+    "Ranks",
+    "add_up",
+    "added",
+    "broadcast",
+    "check_same",
+    "collect",
+    "from_first",
+    "gather",
+    "rank",
+    "to_be_sent",
+    "world_size",
+]
+
 
 T = TypeVar("T")
 
@@ -105,3 +120,60 @@ def _sendable(error: Exception | None) -> Exception | None:
 
 def _several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
+
+
+def added(counts: Iterable[int]) -> list[int]:
+    """Each count summed over the processes; all must call it."""
+    return [int(total) for total in add_up(to_be_sent(torch.tensor(list(counts), dtype=torch.int64)))]
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """What the first process has, of this shape and dtype, on every process; all must call it."""
+    sent = to_be_sent(tensor.contiguous())
+    distributed.broadcast(sent, 0)
+    return sent
+
+
+def collect(part: Tensor) -> Tensor:
+    """The 1-D parts of all processes one after the other, on the first, in host memory; the others get nothing (0,).
+
+    All processes must call it.
+    """
+    sent = to_be_sent(part.detach().contiguous()).view(torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=sent.device) for _ in range(world_size())]
+    distributed.all_gather(sizes, torch.tensor([sent.numel()], device=sent.device))
+    lengths = [int(size) for size in sizes]
+    padded = sent.new_zeros(max(lengths))
+    padded[: sent.numel()] = sent
+    parts = [torch.empty_like(padded) for _ in lengths] if rank() == 0 else None
+    distributed.gather(padded, parts)
+    found = [each[:length] for each, length in zip(parts or [], lengths, strict=bool(parts))]
+    return torch.cat([sent[:0], *found]).cpu().view(part.dtype)
+
+
+def to_be_sent(tensor: Tensor) -> Tensor:
+    """The tensor on a device from which it can be sent to other processes."""
+    on_gpu = distributed.is_initialized() and "nccl" in distributed.get_backend()
+    return tensor.cuda() if on_gpu else tensor.cpu()
+
+
+class Ranks:
+    """Counts and sums over the processes, for what concerns a matrix of which each holds a part."""
+
+    def add_up(self, counts: Tensor) -> Tensor:
+        """The sum over all processes."""
+        device = counts.device
+        return add_up(to_be_sent(counts)).to(device)
+
+    def before(self, count: int) -> tuple[int, int]:
+        """What the processes before this one counted together, and what all did."""
+        counts = [0] * world_size()
+        counts[rank()] = count
+        totals = added(counts)
+        return sum(totals[: rank()]), sum(totals)
+
+    def beside(self, values: Tensor) -> Tensor:
+        """(P, n) what all P processes have of these (n,), each in a row."""
+        rows = values.new_zeros(world_size(), len(values))
+        rows[rank()] = values
+        return self.add_up(rows)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from dowser_pl.distributed.flat_running import apart, flat_of
-from dowser_pl.distributed.fsdp1_unit import Taker, Unit
-from dowser_pl.distributed.tensors import added
+from dowser_pl.distributed.collectives import added
+from dowser_pl.distributed.fsdp1_unit import Unit, apart, flat_of
+from dowser_pl.distributed.tensors import Taker
 
 __all__ = ["device_of", "generating", "hand_over_gradients", "measuring", "spread_model"]
 

@@ -1,11 +1,13 @@
-"""Tensors that are spread over the processes, by rows (FSDP2) or by flat positions (FSDP1, `flat_shards.py`).
+"""Tensors that are spread over the processes, by rows (FSDP2) or by flat positions (FSDP1, :class:`Place`).
 
 Flat positions lie on the processes in order: what the processes hold of a matrix, put together in the order of their
 numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,14 +16,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.fsdp1_unit import Place, Taker, place_of
-from dowser_pl.functional.digests import digest
-from dowser_pl.functional.digests import digests as digests_alone
+from dowser_pl.distributed.collectives import collect, to_be_sent
+from dowser_pl.files.digests import digest
+from dowser_pl.files.digests import digests as digests_alone
 
 __all__ = [
-    "added",
-    "broadcast",
-    "collect",
+    "Place",
+    "Taker",
     "covering",
     "cut",
     "digests",
@@ -31,12 +32,85 @@ __all__ = [
     "joined",
     "local",
     "local_rows",
+    "place_of",
+    "put_place",
     "shape_of",
-    "to_be_sent",
     "to_first",
     "when_averaged",
     "whole",
+    "whole_shapes",
 ]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the pieces of a tensor lie.
+
+    Attributes:
+        shape: of the whole.
+        ends: flat position where the piece of each process ends; it begins where the one before ends.
+        rank: of this process.
+        unit: that gathers it.
+    """
+
+    shape: torch.Size
+    ends: tuple[int, ...]
+    rank: int
+    unit: Any
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries on each process."""
+        return [end - start for start, end in zip((0, *self.ends), self.ends, strict=False)]
+
+    @property
+    def here(self) -> slice:
+        """Flat positions that this process holds."""
+        return slice((0, *self.ends)[self.rank], self.ends[self.rank])
+
+
+def place_of(tensor: Tensor) -> Place | None:
+    """None for a tensor that FSDP1 does not spread, and for what is computed from one that it does."""
+    return getattr(tensor, "_place", None)
+
+
+def put_place(tensor: Any, place: Place | None) -> None:
+    """Say what the tensor is a piece of."""
+    if place is not None:
+        tensor._place = place
+
+
+@dataclass(frozen=True)
+class Taker:
+    """What is to be told of averaged gradients.
+
+    Attributes:
+        weight: whose they are.
+        take: gets that weight, with the gradient of the piece that is here.
+        always: whether all of the weight takes part in each backward pass.
+    """
+
+    weight: nn.Parameter
+    take: Callable[[Tensor], None]
+    always: bool
+
+
+@contextmanager
+def whole_shapes(model: nn.Module) -> Iterator[None]:
+    """Within it weights have the shapes and bytes of the whole, and no values; for those who only count."""
+    own = [(module, name, weight) for module in model.modules() for name, weight in module._parameters.items()]
+    stand_ins: dict[int, nn.Parameter] = {}
+    for _, _, weight in own:
+        if weight is not None and (place := place_of(weight)) is not None:
+            empty = torch.empty(place.shape, dtype=weight.dtype, device="meta")
+            stand_ins[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
+    try:
+        for module, name, weight in own:
+            module._parameters[name] = stand_ins.get(id(weight), weight)
+        yield
+    finally:
+        for module, name, weight in own:
+            module._parameters[name] = weight
 
 
 def is_spread(tensor: Tensor) -> bool:
@@ -116,35 +190,6 @@ def whole(tensor: Tensor) -> Tensor:
     return joined(local(tensor), tensor)
 
 
-def added(counts: Iterable[int]) -> list[int]:
-    """Each count summed over the processes; all must call it."""
-    return [int(total) for total in collectives.add_up(to_be_sent(torch.tensor(list(counts), dtype=torch.int64)))]
-
-
-def broadcast(tensor: Tensor) -> Tensor:
-    """What the first process has, of this shape and dtype, on every process; all must call it."""
-    sent = to_be_sent(tensor.contiguous())
-    distributed.broadcast(sent, 0)
-    return sent
-
-
-def collect(part: Tensor) -> Tensor:
-    """The 1-D parts of all processes one after the other, on the first, in host memory; the others get nothing (0,).
-
-    All processes must call it.
-    """
-    sent = to_be_sent(part.detach().contiguous()).view(torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=sent.device) for _ in range(collectives.world_size())]
-    distributed.all_gather(sizes, torch.tensor([sent.numel()], device=sent.device))
-    lengths = [int(size) for size in sizes]
-    padded = sent.new_zeros(max(lengths))
-    padded[: sent.numel()] = sent
-    parts = [torch.empty_like(padded) for _ in lengths] if collectives.rank() == 0 else None
-    distributed.gather(padded, parts)
-    found = [each[:length] for each, length in zip(parts or [], lengths, strict=bool(parts))]
-    return torch.cat([sent[:0], *found]).cpu().view(part.dtype)
-
-
 def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors in the host memory of the first process, one at a time; elsewhere nothing. All must call it.
 
@@ -210,9 +255,3 @@ def _joined(part: Tensor, place: Place) -> Tensor:
     parts = [torch.empty_like(padded) for _ in place.sizes]
     distributed.all_gather(parts, padded)
     return torch.cat([each[:size] for each, size in zip(parts, place.sizes, strict=True)]).view(place.shape)
-
-
-def to_be_sent(tensor: Tensor) -> Tensor:
-    """The tensor on a device from which it can be sent to other processes."""
-    on_gpu = distributed.is_initialized() and "nccl" in distributed.get_backend()
-    return tensor.cuda() if on_gpu else tensor.cpu()

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dowser_pl.functional.digests import digest, digests
+from dowser_pl.files.digests import digest, digests
 
 __all__ = ["Kind", "Sealed", "UnusableError", "reseal", "seal"]
 

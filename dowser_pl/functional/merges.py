@@ -1,7 +1,14 @@
-"""How much of each weight's move away from the base is kept, of one tuned model or of several.
+"""How much of each weight's move away from the base is kept, of one tuned model or of several, and pulls towards it.
 
 Entries that nothing moves keep the bits of the base; entries that take one whole move have the bits of that tuned
 model. All else is computed in float32 at least and rounded once.
+
+Models that disagree about a weight elect its direction, and only those that go there have a say: Yadav, Tam, Choshen,
+Raffel, Bansal: "TIES-Merging: Resolving Interference When Merging Models", NeurIPS 2023, arXiv 2306.01708, section 4,
+steps 2 and 3. The penalty of a pull is the starting-point term of Li, Grandvalet, Davoine: "Explicit Inductive Bias for
+Transfer Learning with Convolutional Networks", ICML 2018, arXiv 1802.01483.
+
+Legend: O outputs, I inputs of a matrix.
 """
 
 from collections.abc import Sequence
@@ -9,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["masked_move", "mean_of_moves", "sum_of_moves"]
+__all__ = ["agreeing", "masked_move", "mean_of_moves", "penalty_gradient", "shrunk_move", "sum_of_moves"]
 
 
 def masked_move(base: Tensor, tuned: Tensor, mask: Tensor) -> Tensor:
@@ -66,3 +73,41 @@ def _moved(base: Tensor, tuned: Sequence[Tensor], masks: Sequence[Tensor], facto
         for each, mask in zip(tuned, masks, strict=True):
             merged = torch.where(mask & (count == 1), each, merged)
     return merged
+
+
+def agreeing(
+    base: Tensor, tuned: Sequence[Tensor], masks: Sequence[Tensor], undecided_to_majority: bool = False
+) -> list[Tensor]:
+    """Which moves go in the elected direction, the sign of the sum of all moves.
+
+    Args:
+        base: (O, I) pretrained weights.
+        tuned: (O, I) weights of each tuned model, dtype of the base.
+        masks: (O, I) bool of each; moves outside are taken for zero.
+        undecided_to_majority: where the moves cancel, elect the direction that most entries of the matrix have;
+            else nothing agrees there.
+
+    Returns:
+        (O, I) bool for each model; an entry that did not move agrees with nothing.
+    """
+    start = base.to(torch.promote_types(base.dtype, torch.float32))
+    directions, total = [], torch.zeros_like(start)
+    for each, mask in zip(tuned, masks, strict=True):
+        move = torch.where(mask, each - start, 0)
+        total += move
+        directions.append(move.sign().to(torch.int8))
+    elected = total.sign().to(torch.int8)
+    if undecided_to_majority:
+        majority = elected.sum(dtype=torch.int64).sign().to(torch.int8)
+        elected = torch.where(elected == 0, majority, elected)
+    return [(direction == elected) & (direction != 0) for direction in directions]
+
+
+def penalty_gradient(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
+    """Gradient of ``alpha / 2 * ||W - W0||^2`` by W, that is ``alpha * (W - W0)``; (O, I)."""
+    return (tuned - base).mul_(alpha)
+
+
+def shrunk_move(base: Tensor, tuned: Tensor, keep: float) -> Tensor:
+    """``W0 + keep * (W - W0)``; (O, I), exactly ``tuned`` at 1 and ``base`` at 0."""
+    return torch.lerp(base, tuned, keep)

@@ -9,14 +9,15 @@ ever held. Ties are broken by position, pieces in order, so the count is exact o
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dowser_pl.functional.pieces import ALONE, Shards
-
 __all__ = [
+    "ALONE",
     "Prefix",
+    "Shards",
     "Threshold",
     "count_ties",
     "find_threshold",
@@ -28,6 +29,39 @@ __all__ = [
     "reversed_order",
     "take",
 ]
+
+
+class Shards(Protocol):
+    """How the parts of a piece that lie on other processes are counted too."""
+
+    def add_up(self, counts: Tensor) -> Tensor:
+        """Counts summed over the processes."""
+
+    def before(self, count: int) -> tuple[int, int]:
+        """The sum of a count over the processes that hold earlier parts, and over all."""
+
+    def beside(self, values: Tensor) -> Tensor:
+        """(P, n) what all P processes have of these (n,), each in a row."""
+
+
+class Alone:
+    """Every piece is here as a whole."""
+
+    def add_up(self, counts: Tensor) -> Tensor:
+        """The counts."""
+        return counts
+
+    def before(self, count: int) -> tuple[int, int]:
+        """Nothing lies before."""
+        return 0, count
+
+    def beside(self, values: Tensor) -> Tensor:
+        """These."""
+        return values[None]
+
+
+ALONE = Alone()
+
 
 _CHUNK = 1 << 22  # entries per histogram pass: bounds the temporaries to tens of megabytes
 _ON_GPU = 16  # times as many there, which keeps it busy

@@ -13,7 +13,7 @@ hold parts of it, (O, I) stands for the shape of a part.
 import torch
 from torch import Tensor
 
-from dowser_pl.functional.pieces import ALONE, Shards
+from dowser_pl.functional.selection import ALONE, Shards
 
 __all__ = ["rescaled", "soft_mask", "standardised", "within_matrix"]
 

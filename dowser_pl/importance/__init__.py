@@ -1,9 +1,7 @@
 """The importance pass: prompts the model writes itself, probes of its logits, two thin factors per matrix."""
 
-from dowser_pl.importance.cache import Cache, Request, digest
+from dowser_pl.importance.cache import Cache, Request, digest, fingerprint, load_factors, read_head, save_factors
 from dowser_pl.importance.factors import Factors
-from dowser_pl.importance.files import load_factors, read_head, save_factors
-from dowser_pl.importance.fingerprint import fingerprint
 from dowser_pl.importance.gram import InputGrams
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dowser_pl.importance.hooks import Watching
+from dowser_pl.importance.recorder import Watching
 
 __all__ = ["InputGrams"]
 

@@ -21,8 +21,7 @@ from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
 from dowser_pl.importance.factors import Factors, Statistics, joined
 from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
-from dowser_pl.importance.recorder import FACTORS, Recorder
-from dowser_pl.importance.rows import live_rows_only
+from dowser_pl.importance.recorder import FACTORS, Recorder, live_rows_only
 from dowser_pl.importance.settings import Probe
 
 __all__ = ["measure", "probing_mode"]

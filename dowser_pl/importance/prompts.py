@@ -1,7 +1,12 @@
-"""Prompts the model writes itself: BOS + a few random tokens, continued by sampling.
+"""Prompts the model writes itself: BOS + a few random tokens, continued by sampling; with images of noise where asked.
 
 No data is needed to score a model that can write its own (arXiv 2602.04509, section 3). The random prefix is
-kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch.
+kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch:
+``generate`` would draw from the global random state, so one uniform number per prompt and position, drawn in
+advance from the prompt's own stream, picks the token by inverting the cumulative distribution; ``generate``
+then runs greedily.
+
+Legend: B prompts, V vocabulary, T new positions.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,18 +14,67 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    LogitsProcessor,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import device_of, spread_model
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
-from dowser_pl.importance.sampling import SampleFromStreams
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, own_ends, write_tokens
 
-__all__ = ["Prompt", "TextInputs", "Tokens", "plain_text", "write_prompts"]
+__all__ = ["Prompt", "SampleFromStreams", "TextInputs", "Tokens", "noise_images", "plain_text", "write_prompts"]
+
+
+class SampleFromStreams(LogitsProcessor):
+    """Turns logits into one-hot choices: a forced prefix first, then samples.
+
+    Args:
+        start: positions that stand before the first new token.
+        forced: (B, P) int64 tokens to write first; -1 = sample this one.
+        uniforms: (B, T) float32 in [0, 1), one per new position.
+        blocked: ids that are never written (special tokens other than the end of text).
+        settings: temperature, top_p, repetition penalty.
+    """
+
+    def __init__(self, start: int, forced: Tensor, uniforms: Tensor, blocked: list[int], settings: Probe) -> None:
+        self.start = start
+        self.forced = forced
+        self.uniforms = uniforms
+        self.blocked = blocked
+        self.warpers = [
+            RepetitionPenaltyLogitsProcessor(settings.repetition_penalty),
+            TemperatureLogitsWarper(settings.temperature),
+            TopPLogitsWarper(settings.top_p),
+        ]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) logits -> (B, V) with 0 at the chosen token and -inf elsewhere."""
+        step = input_ids.shape[1] - self.start
+        choice = self._sample(input_ids, scores.float().clone(), step)
+        if step < self.forced.shape[1]:
+            forced = self.forced[:, step].to(choice.device)
+            choice = torch.where(forced >= 0, forced, choice)
+        return torch.full_like(scores, float("-inf")).scatter_(1, choice[:, None], 0.0)
+
+    def _sample(self, input_ids: Tensor, scores: Tensor, step: int) -> Tensor:
+        blocked = [index for index in self.blocked if index < scores.shape[1]]
+        scores[:, blocked] = float("-inf")
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
+        point = self.uniforms[:, step, None].to(cumulative) * cumulative[:, -1:]
+        # right=True never lands on an entry of probability zero
+        choice = torch.searchsorted(cumulative, point, right=True).flatten()
+        return choice.clamp_(max=scores.shape[1] - 1)
 
 
 _WRITTEN_TOGETHER = 64
@@ -188,3 +242,36 @@ def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
     random = stream(settings.seed, "prefix", index)
     count = int(torch.randint(settings.min_prefix, settings.max_prefix + 1, (), generator=random))
     return ordinary[torch.randint(len(ordinary), (count,), generator=random)]
+
+
+_SIDE = 336  # pixels before the processor resizes; CLIP's own resolution
+
+
+def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[str, Tensor]]:
+    """One noise image per prompt, without text.
+
+    Args:
+        processor: Hugging Face processor with an image token.
+        settings: the seed.
+        indices: numbers of the prompts.
+
+    Returns:
+        Per prompt the processor's output: ``input_ids`` (1, L) and the image inputs.
+
+    Raises:
+        ValueError: if the processor has no image token to place an image by.
+    """
+    token = getattr(processor, "image_token", None)
+    if not isinstance(token, str):
+        raise ValueError(
+            f"{type(processor).__name__} has no image token, so probe.noise_images cannot place an image; "
+            "set --dowser.probe.noise_images false"
+        )
+    start = (processor.tokenizer.bos_token or "") + token
+    encoded = []
+    for index in indices:
+        random = stream(settings.seed, "noise", index)
+        pixels = torch.randint(0, 256, (_SIDE, _SIDE, 3), generator=random, dtype=torch.uint8)
+        image = Image.fromarray(pixels.numpy())
+        encoded.append(dict(processor(text=[start], images=[image], return_tensors="pt", add_special_tokens=False)))
+    return encoded

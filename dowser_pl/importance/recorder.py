@@ -3,20 +3,62 @@
 Forward hooks *assign* the activation, because gradient checkpointing runs them once or twice; gradients are
 reduced inside tensor hooks on the outputs, so no output gradient outlives its hook and no weight gradient is
 ever formed. The first matrices on the way from the embeddings are the roots of the graph: nothing below them is
-differentiated.
+differentiated. Only one position of a prompt is probed, so behind the attention of the last decoder layer every other
+position's gradient is zero: multiplying those rows by the weight would be most of that layer's backward pass, and they
+are left out (:func:`live_rows_only`).
 
 Legend: B prompts of a batch, T positions, O outputs, I inputs of a matrix.
 """
 
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from dowser_pl.importance.hooks import Watching
+__all__ = ["FACTORS", "PRODUCTS", "Recorder", "Watching", "live_rows_only"]
 
-__all__ = ["FACTORS", "PRODUCTS", "Recorder"]
+
+Self = TypeVar("Self", bound="Watching")
+
+
+class Watching(ABC):
+    """Context manager that hooks onto matrices when entered, and lets go of them when left, also after an error.
+
+    Args:
+        layers: run-time name -> linear module.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = layers
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self: Self) -> Self:
+        for name, module in self.layers.items():
+            self._handles.append(self._hook(name, module))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._forget()
+
+    @abstractmethod
+    def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
+        """Put the hook onto one matrix."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Drop what was held of the batch."""
+
 
 FACTORS = ("activation", "abs_gradient", "square_gradient")
 """Statistics with one row per prompt."""
@@ -158,3 +200,55 @@ class Recorder(Watching):
 
 def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name].add_(value) if name in sums else value
+
+
+_BLOCK = 32  # rows are multiplied in so many: products of a few rows round differently from those of many
+
+
+class _LiveRows(torch.autograd.Function):
+    """``linear`` whose backward pass multiplies the rows that are not all zero; weights take no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows = gradient.flatten(0, -2)
+        if bool(rows[0].any()):  # as nearly everywhere; looking at every row would cost a pass over all
+            return gradient @ ctx.weight, None, None
+        live = rows.any(dim=-1).nonzero().flatten()
+        some = rows.new_zeros(-(-len(live) // _BLOCK) * _BLOCK, rows.shape[1])
+        some[: len(live)] = rows[live]
+        result = rows.new_zeros(len(rows), ctx.weight.shape[1])
+        result[live] = (some @ ctx.weight)[: len(live)]
+        return result.view(*gradient.shape[:-1], -1), None, None
+
+
+@contextmanager
+def live_rows_only(layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within it, plain linear modules on the CPU skip zero rows in the backward pass, to the same result.
+
+    Looking at a row would make a GPU wait, which costs more than it saves there. Quantized layers, those that something
+    else has wrapped already, and any layer under autocast stay as they are too.
+    """
+    plain = [
+        module
+        for module in layers.values()
+        if type(module) is nn.Linear
+        and module.weight.device.type == "cpu"
+        and "forward" not in vars(module)
+        and not torch.is_autocast_enabled("cpu")
+    ]
+    for module in plain:
+        module.forward = _forward(module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in plain:
+            del module.forward
+
+
+def _forward(module: nn.Linear):  # type: ignore[no-untyped-def]
+    return lambda inputs: _LiveRows.apply(inputs, module.weight, module.bias)

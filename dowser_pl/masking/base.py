@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.tensors import local, shape_of
-from dowser_pl.functional.digests import digest
+from dowser_pl.files.digests import digest
 from dowser_pl.functional.masks import PackedMasks
 
 __all__ = ["Changes", "Protection", "State", "bits_of"]

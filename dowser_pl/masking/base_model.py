@@ -13,13 +13,34 @@ import torch
 from torch import Tensor
 
 from dowser_pl.distributed.tensors import digests, is_spread, local, shape_of
-from dowser_pl.functional.digests import combined
+from dowser_pl.files.digests import combined
 from dowser_pl.functional.masks import unpack
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import local_state
-from dowser_pl.patches.patch import Change
 
-__all__ = ["BaseModel"]
+__all__ = [
+    "BaseModel",
+    "Change",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a patch does to one tensor.
+
+    Attributes:
+        shape: of the tensor.
+        mask: packed bits (see ``functional.masks.pack``), uint8 on the CPU; None = the whole tensor.
+        values: on the CPU, in the tensor's dtype: (entries,) with a mask, else of ``shape``.
+        base_sha256: :func:`tensor_digest` of the whole tensor before the change.
+        runtime: its name in the loaded model, if known.
+    """
+
+    shape: tuple[int, ...]
+    mask: Tensor | None
+    values: Tensor
+    base_sha256: str
+    runtime: str | None = None
 
 
 @dataclass(frozen=True)

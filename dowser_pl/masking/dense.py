@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.tensors import local
-from dowser_pl.functional.digests import digest
+from dowser_pl.files.digests import digest
 from dowser_pl.masking.base import Changes, Protection, State, bits_of
 
 __all__ = ["FrozenEntries"]

@@ -1,16 +1,33 @@
-"""Numbers that are not finite stop the training before they reach the weights and the next checkpoint."""
+"""What happens to gradients and losses before a step: not finite is refused, the norm is clipped, buckets are left out.
+
+Parameters that are trained whole and sharded are given to the optimizer as what is here of them: it takes tensors that
+are sharded and such that are not only apart, and entries are not. It writes into their memory, so what it writes there
+is written (:class:`LocalParameters`).
+"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from dowser_pl.distributed.collectives import world_size
-from dowser_pl.distributed.tensors import added, local
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.collectives import added, to_be_sent, world_size
+from dowser_pl.distributed.tensors import is_spread, local, place_of, put_place, when_averaged
 
-__all__ = ["check_gradients", "check_images", "check_loss", "check_precision", "make_optimizer"]
+__all__ = [
+    "LocalParameters",
+    "check_gradients",
+    "check_images",
+    "check_loss",
+    "check_precision",
+    "clip_by_norm",
+    "leave_out_of_buckets",
+    "make_optimizer",
+]
 
 
 def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> None:
@@ -111,3 +128,57 @@ def check_precision(weights: Iterable[Tensor]) -> None:
             "this would train float16 weights, in which small updates are lost and gradients overflow; set "
             "--trainer.precision bf16-true, or --model.dtype float32 with --trainer.precision 16-mixed"
         )
+
+
+@torch.no_grad()
+def clip_by_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+    """``torch.nn.utils.clip_grad_norm_`` for parameters of which each process holds a part; all must call it.
+
+    The norms of all parts are put beside each other before they are added, so that one process alone gets what PyTorch
+    computes, bit for bit.
+
+    Args:
+        parameters: in the same order on every process.
+        max_norm: over all parts of all parameters.
+    """
+    gradients = {number: local(each.grad) for number, each in enumerate(parameters) if each.grad is not None}
+    mine = [torch.linalg.vector_norm(each.float()) for each in gradients.values()]
+    norms = torch.zeros(len(parameters), collectives.world_size())
+    norms[list(gradients), collectives.rank()] = torch.stack(mine).cpu() if mine else torch.zeros(0)
+    total = torch.linalg.vector_norm(collectives.add_up(to_be_sent(norms))).cpu()
+    factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for gradient in gradients.values():
+        gradient.mul_(factor.to(gradient.device))
+
+
+def leave_out_of_buckets(module: nn.Module) -> None:
+    """Have DistributedDataParallel ignore all that is trained, but for one small tensor.
+
+    It allocates buckets as large as all gradients when it wraps a module, and refuses one without any. What it ignores
+    it does not send to the other processes either: they must have loaded the same weights. To be called before.
+    """
+    trained = sorted((each.numel(), name) for name, each in module.named_parameters() if each.requires_grad)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [name for _, name in trained[1:]])
+
+
+class LocalParameters:
+    """One for each parameter that was asked for; gradients go there as soon as they are averaged."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+
+    def of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What an optimizer is to train: itself, where it is not spread."""
+        if not is_spread(parameter):
+            return parameter
+        if id(parameter) not in self._known:
+            here = nn.Parameter(local(parameter))
+
+            def take(whole: Any) -> None:
+                gradient, whole.grad = local(whole.grad).view_as(here), None
+                here.grad = gradient if here.grad is None else here.grad + gradient
+
+            put_place(here, place_of(parameter))
+            when_averaged(parameter, take, always=False)
+            self._known[id(parameter)] = parameter, here
+        return self._known[id(parameter)][1]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dowser_pl.distributed.tensors import local
-from dowser_pl.functional.nesting import chosen, up_to
+from dowser_pl.functional.masks import chosen, up_to
 from dowser_pl.masking.base import Protection
 from dowser_pl.masking.dense import FrozenEntries
-from dowser_pl.masking.sharded_frozen import frozen_of
+from dowser_pl.masking.sharded import frozen_of
 
 __all__ = ["NestedUpdates"]
 

@@ -1,22 +1,166 @@
-"""Trainable entries of matrices that are spread over the processes: each process trains those that lie with it.
+"""Trainable, frozen and soft entries of sharded matrices: each process trains and keeps those that lie with it.
 
-Legend: O outputs, I inputs of a matrix, k trainable entries of it, all on this process.
+Entries lie on the processes in the order of their flat positions, so values, moments and masks put together in the
+order of the processes are those of one process; checkpoints hold them so, and any number of processes can go on from
+there. No process holds more than its share, but for one matrix at a time. What a rule asks of a whole matrix, as the
+deviation of its entries, it asks through ``shards``: nothing but such numbers is exchanged beside the gradients.
+
+Legend: O outputs, I inputs of a matrix, k trainable entries of it, on this process or, in checkpoints, of the whole.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dowser_pl.distributed.checkpoint import Stored
-from dowser_pl.distributed.tensors import added, cut, flat_range, shape_of
-from dowser_pl.functional.masks import pack, unpack
+from dowser_pl.distributed.checkpoint import Share, Stored, extents
+from dowser_pl.distributed.collectives import Ranks, added, collect
+from dowser_pl.distributed.tensors import covering, cut, digests_in_turns, flat_range, local, local_rows, shape_of
+from dowser_pl.functional.masks import from_rows, pack, to_rows, unpack
+from dowser_pl.functional.selection import Shards
+from dowser_pl.masking.base import Changes, Protection
 from dowser_pl.masking.compact import TrainableEntries
-from dowser_pl.masking.shared_state import stored_state
-from dowser_pl.masking.spread_protection import SpreadProtection
+from dowser_pl.masking.dense import FrozenEntries
+from dowser_pl.masking.soft import SoftEntries
 
-__all__ = ["ShardedEntries", "local_state"]
+__all__ = [
+    "ShardedEntries",
+    "ShardedFrozen",
+    "ShardedSoftEntries",
+    "SpreadProtection",
+    "frozen_of",
+    "local_state",
+    "shared_entries",
+    "stored_state",
+]
+
+
+class SpreadProtection(Protection):
+    """Comes before a form of protection whose weights are spread over processes, which must call all of it together."""
+
+    together: ClassVar[bool] = True
+
+    def verify(self) -> tuple[Changes, Changes]:
+        """See :meth:`Protection.verify`; entries of all processes are counted."""
+        frozen, trainable = super().verify()
+        moved, changed = added([frozen.changed, trainable.changed])
+        return Changes(frozen.entries, moved), Changes(trainable.entries, changed)
+
+    def frozen_digests(self) -> dict[str, str]:
+        """Name -> content hash of the frozen entries of the whole matrix."""
+        parts = (
+            (name, weight, local(weight).masked_fill(self.masks[name], 0)) for name, weight in self.weights.items()
+        )
+        return digests_in_turns(parts)
+
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
+        """As of one process, whole, on the first process; elsewhere empty tensors."""
+        state = {}
+        for name in self.weights:
+            mask = collect(self.masks[name].flatten())
+            state[name] = {
+                "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],
+                "values": collect(self.values(name)),
+            }
+            if base:
+                state[name]["base"] = collect(self.base_values(name))
+        return state
+
+
+class ShardedFrozen(SpreadProtection, FrozenEntries):
+    """As :class:`FrozenEntries`, of what this process holds; all processes must make it together.
+
+    Args:
+        weights: run-time name -> parameter that is spread over the processes.
+        masks: name -> bool of what is here, in its shape.
+        base: name -> pretrained values of what is here, in its shape.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], base: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(weights, masks, base)
+        self._total = added([super().num_trainable])[0]
+
+    @property
+    def num_trainable(self) -> int:
+        """Trainable entries of all matrices, on all processes."""
+        return self._total
+
+    def base_digests(self) -> dict[str, str]:
+        """Name -> content hash that the frozen entries of the base have."""
+        return digests_in_turns(
+            (name, self.weights[name], base.masked_fill(self.masks[name].to(base.device), 0))
+            for name, base in self.base.items()
+        )
+
+
+def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> FrozenEntries:
+    """What stays frozen of matrices that were trained, by masks that are known only now.
+
+    Args:
+        trained: closed; whole or spread over processes.
+        masks: name -> (O, I) bool, of what is here.
+        base: name -> (O, I) pretrained values of what is here, on the host.
+    """
+    return (ShardedFrozen if trained.together else FrozenEntries)(trained.weights, masks, base)
+
+
+def shared_entries(entries: Protection, base: bool = True) -> dict[str, dict[str, Share]]:
+    """:meth:`Protection.state_dict` of entries that are spread over processes, spread; all must call it.
+
+    Masks are (O, ceil(I / 8)) bytes, a row of bits after the other, so that rows of a matrix are rows of its mask.
+    """
+    extent = dict(
+        zip(entries.weights, extents([entries.values(name).numel() for name in entries.weights]), strict=True)
+    )
+    state = {}
+    for name, weight in entries.weights.items():
+        rows, (first, total), columns = local_rows(weight), extent[name], weight.shape[1]
+        bits = to_rows(entries.packed.bits[name], (rows.stop - rows.start, columns))
+        state[name] = {
+            "mask": Share(bits, rows.start, (len(weight), bits.shape[1]), columns),
+            "values": Share(entries.values(name).detach(), first, (total,)),
+        }
+        if base:
+            state[name]["base"] = Share(entries.base_values(name), first, (total,))
+        for kind, kept in entries.beside(name).items():
+            state[name][kind] = Share(kept, rows.start, tuple(weight.shape))
+    return state
+
+
+def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tensor]:
+    """Read what of a matrix' state concerns the entries that this process holds; all must call it.
+
+    Args:
+        entry: ``mask`` and the (k,) tensors of the whole matrix.
+        weight: the matrix, spread over the processes.
+
+    Raises:
+        ValueError: if it is of another matrix.
+    """
+    mask, shape = entry["mask"], shape_of(weight)
+    if (len(mask), mask.columns) != tuple(shape):
+        raise ValueError(
+            f"the checkpoint has a mask of shape {(len(mask), mask.columns)} for a matrix of {tuple(shape)}; resume "
+            "with the model it was made from"
+        )
+    rows, part = covering(weight)
+    here = unpack(from_rows(mask[rows], shape[1]), (rows.stop - rows.start, shape[1]))
+    here = here if part is None else here.view(-1)[part]
+    count = int(torch.count_nonzero(here))
+    first, total = Ranks().before(count)
+    if total != len(entry["values"]):
+        raise ValueError(
+            f"the checkpoint is damaged: got {len(entry['values'])} values for a mask of {total} entries, expected as "
+            "many; give another checkpoint"
+        )
+    return {"mask": pack(here)} | {
+        kind: each[first : first + count] if each.dim() == 1 else each.part_of(weight)
+        for kind, each in entry.items()
+        if kind != "mask"
+    }
 
 
 class ShardedEntries(SpreadProtection, TrainableEntries):
@@ -51,3 +195,24 @@ def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
         for kind, values in entry.items()
         if kind != "mask"
     }
+
+
+class ShardedSoftEntries(SoftEntries, ShardedEntries):
+    """As :class:`SoftEntries`, of what this process holds; see :class:`ShardedEntries` for what all must call.
+
+    Args:
+        weights: run-time name -> parameter that is spread over the processes.
+        rule: applied to what is here of each matrix, by all processes together.
+        priors: name -> float32 of what is here, in its shape; may lack names.
+    """
+
+    shards: ClassVar[Shards] = Ranks()
+
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
+        """As of one process, whole, on the first process; elsewhere empty tensors."""
+        state = SpreadProtection.state_dict(self, base)
+        for name, weight in self.weights.items():
+            for kind, kept in self.beside(name).items():
+                every = collect(kept.flatten())
+                state[name][kind] = every.view(shape_of(weight)) if len(every) else every
+        return state

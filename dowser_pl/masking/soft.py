@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dowser_pl.distributed.tensors import local
 from dowser_pl.functional.masks import PackedMasks
-from dowser_pl.functional.pieces import ALONE, Shards
+from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.masking.base import State
 from dowser_pl.masking.compact import TrainableEntries
 

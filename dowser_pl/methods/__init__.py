@@ -2,10 +2,9 @@
 
 from dowser_pl.methods.agreement import Agreement, magnitude_overlap, rank_correlation, sample_rows, split_half
 from dowser_pl.methods.anchor import Anchor
-from dowser_pl.methods.base import Layer, Method, Reference, Scored
+from dowser_pl.methods.base import EachStep, Layer, Method, Reference, Scored
 from dowser_pl.methods.build_masks import build_masks
 from dowser_pl.methods.dare import Dare
-from dowser_pl.methods.each_step import EachStep
 from dowser_pl.methods.full import Full
 from dowser_pl.methods.grafting import Grafting
 from dowser_pl.methods.highest_importance import HighestImportance

@@ -9,10 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.functional.pieces import ALONE, Shards
-from dowser_pl.functional.pulls import shrunk_move
-from dowser_pl.methods.base import Reference
-from dowser_pl.methods.each_step import EachStep
+from dowser_pl.functional.merges import shrunk_move
+from dowser_pl.functional.selection import ALONE, Shards
+from dowser_pl.methods.base import EachStep, Reference
 
 __all__ = ["Anchor"]
 

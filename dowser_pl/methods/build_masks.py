@@ -6,8 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from dowser_pl.functional.masks import num_trainable
-from dowser_pl.functional.pieces import ALONE, Shards
-from dowser_pl.functional.selection import lowest_of_pieces
+from dowser_pl.functional.selection import ALONE, Shards, lowest_of_pieces
 from dowser_pl.methods.base import Layer, Method, Scored
 
 __all__ = ["build_masks"]

@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.functional.pulls import penalty_gradient
-from dowser_pl.methods.base import Reference
-from dowser_pl.methods.each_step import EachStep
+from dowser_pl.functional.merges import penalty_gradient
+from dowser_pl.methods.base import EachStep, Reference
 
 __all__ = ["L2SP"]
 

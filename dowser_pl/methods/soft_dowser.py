@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dowser_pl.functional.pieces import ALONE, Shards
+from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.functional.soft_masks import within_matrix
 from dowser_pl.methods.base import Layer, Need, Reference
 from dowser_pl.methods.model_dowser import Estimator, ModelDowser

@@ -19,10 +19,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from dowser_pl.functional.merges import masked_move
-from dowser_pl.functional.pieces import ALONE, Shards
+from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.functional.soft_masks import rescaled, soft_mask, standardised
-from dowser_pl.methods.base import Reference
-from dowser_pl.methods.each_step import EachStep
+from dowser_pl.methods.base import EachStep, Reference
 
 __all__ = ["Spider"]
 

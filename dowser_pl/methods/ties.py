@@ -19,9 +19,8 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from dowser_pl.functional.merges import mean_of_moves
+from dowser_pl.functional.merges import agreeing, mean_of_moves
 from dowser_pl.functional.selection import reversed_order
-from dowser_pl.functional.signs import agreeing
 from dowser_pl.methods.base import Layer, Moment, Need, Reference, Scope, Scored
 
 __all__ = ["Ties", "Undecided"]

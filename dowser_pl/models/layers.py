@@ -1,20 +1,208 @@
-"""Which matrices of a model may be tuned; this file and `parts.py` alone know Hugging Face layer names.
+"""Which matrices of a model may be tuned, and its other parts; this file alone knows Hugging Face layer names.
 
-A matrix is found by where it sits, never by one prefix: a layer of the text decoder, an `nn.Linear` inside it,
-and the words on the way to it. Fails closed: whatever inside a decoder layer is not understood is refused by
-name, because a matrix that is overlooked is neither scored nor masked.
+A matrix is found by where it sits, never by one prefix: a layer of the text decoder (`get_decoder`, then its one list
+of repeated blocks), an `nn.Linear` inside it, and the words on the way to it. Fails closed: whatever inside a decoder
+layer is not understood is refused by name, because a matrix that is overlooked is neither scored nor masked, and a
+parameter that fits no part is an error, not a guess.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from dowser_pl.models.decoder import decoder_layers, is_block
-from dowser_pl.models.parts import named_part, text_inputs, text_model
+__all__ = [
+    "PARTS",
+    "TARGETS",
+    "decoder_layers",
+    "find_blocks",
+    "find_layers",
+    "is_block",
+    "named_part",
+    "text_inputs",
+    "text_model",
+]
 
-__all__ = ["TARGETS", "decoder_layers", "find_blocks", "find_layers", "named_part", "text_inputs", "text_model"]
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The repeated blocks of the text decoder, first to last (T5 and the like: of the decoder half).
+
+    Raises:
+        ValueError: the text decoder holds no list of blocks, or more than one.
+    """
+    decoder: nn.Module = model
+    while isinstance(decoder, PreTrainedModel) and (inner := decoder.get_decoder()) is not decoder:
+        decoder = inner
+    lists = list(_block_lists(decoder, skip=model.get_encoder(modality="image")))
+    if len(lists) != 1:
+        names = {module: name for name, module in model.named_modules()}
+        raise ValueError(
+            f"cannot tell the decoder layers of {type(model).__name__}: got {len(lists)} lists of blocks "
+            f"({', '.join(names[blocks] for blocks in lists) or 'none'}) in its text decoder "
+            f"{type(decoder).__name__}, expected exactly one. Fix: use one of the supported model families."
+        )
+    return lists[0]
+
+
+def _block_lists(module: nn.Module, skip: nn.Module) -> Iterator[nn.ModuleList]:
+    """The outermost lists whose every entry is a block with matrices; `skip` is the vision tower."""
+    for child in module.children():
+        if child is skip:
+            continue
+        if isinstance(child, nn.ModuleList) and len(child) > 0 and all(is_block(entry) for entry in child):
+            yield child
+        else:
+            yield from _block_lists(child, skip)
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module holds matrices without being one."""
+    matrices = (nn.Linear, Conv1D)
+    return not isinstance(module, matrices) and any(isinstance(part, matrices) for part in module.modules())
+
+
+PARTS = ("projector", "lm_head", "norms", "embeddings", "vision")
+
+# Names met between vision tower and text decoder; Qwen-VL and GLM-V keep the mergers inside the vision tower.
+_MERGERS = ("merger", "deepstack_merger_list")
+_PROJECTORS = (
+    "multi_modal_projector",
+    "projector",
+    "connector",
+    "language_projection",
+    "qformer",
+    "query_tokens",
+    "image_newline",
+)
+
+
+def text_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model to run on text alone: the smallest one that holds both the decoder layers and the head.
+
+    That is the model itself for most families, whose forward takes `input_ids` without images. InstructBLIP
+    and BLIP-2 demand images but hold a complete language model, which is returned; where its config says
+    `is_encoder_decoder` (T5), forward also needs `decoder_input_ids` or `labels`.
+
+    Raises:
+        ValueError: no language-model head, or no decoder layers.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"got {type(model).__name__} without a head, expected a model that writes text.")
+    needed = {head, decoder_layers(model)}
+    complete = [m for m in model.modules() if isinstance(m, PreTrainedModel) and needed <= set(m.modules())]
+    return complete[-1]  # modules() goes from the outside in
+
+
+def text_inputs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What forward and generate of a `text_model` take for text alone.
+
+    PaliGemma must be told that every token is to be read causally: without token types, and where no row is padded,
+    transformers lets its text see its own future.
+
+    Args:
+        model: what `text_model` returned.
+        tokens: (B, T) int64.
+        mask: (B, T) int64, 0 at padding.
+    """
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    if model.config.model_type == "paligemma":
+        inputs["token_type_ids"] = torch.ones_like(tokens)
+    return inputs
+
+
+def named_part(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
+    """Parameters of one part, for those who choose to train it in full, unmasked.
+
+    Args:
+        model: the whole model; names are those of `model.named_parameters()`.
+        part: "projector" (all between vision tower and text decoder, Q-Former included), "vision" (the tower
+            without its mergers), "embeddings" (of the text decoder; the head too where they are tied),
+            "norms" (of the text decoder, the last one included) or "lm_head".
+
+    Raises:
+        ValueError: unknown part, a model without it, a tied lm_head, or a parameter that fits no part.
+    """
+    if part not in PARTS:
+        raise ValueError(f"got the part {part!r}, expected one of {list(PARTS)}.")
+    finders = {
+        "projector": _projector,
+        "lm_head": _lm_head,
+        "norms": _norms,
+        "embeddings": _embeddings,
+        "vision": _vision,
+    }
+    chosen = {id(weight) for weight in finders[part](model)}
+    if not chosen:
+        raise ValueError(f"got {type(model).__name__}, which has no {part}. Fix: leave {part!r} out.")
+    return {name: weight for name, weight in model.named_parameters() if id(weight) in chosen}
+
+
+def _vision_tower(model: PreTrainedModel) -> nn.Module:
+    tower = model.get_encoder(modality="image")
+    if tower is model or not isinstance(tower, nn.Module):
+        raise ValueError(f"cannot find the vision tower of {type(model).__name__}. Fix: leave it frozen.")
+    return tower
+
+
+def _vision(model: PreTrainedModel) -> list[nn.Parameter]:
+    named = _vision_tower(model).named_parameters()
+    return [weight for name, weight in named if name.split(".")[0] not in _MERGERS]
+
+
+def _projector(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What neither sees nor speaks; every remaining name must be a known one."""
+    vision, text = _vision(model), list(_text_side(model))
+    others = {id(weight) for weight in vision + text}
+    between = {name: weight for name, weight in model.named_parameters() if id(weight) not in others}
+    for name in between:
+        if not set(name.split(".")) & {*_PROJECTORS, *_MERGERS}:
+            raise ValueError(
+                f"cannot tell what {name} of {type(model).__name__} is: got a parameter outside vision tower "
+                f"and text model, expected one of {[*_PROJECTORS, *_MERGERS]} in its name. Fix: leave the "
+                f"projector frozen."
+            )
+    return list(between.values())
+
+
+def _text_side(model: PreTrainedModel) -> Iterable[nn.Parameter]:
+    """Parameters of the text decoder (the whole inner language model, if there is one) and of the head."""
+    inner = text_model(model)
+    yield from (_text_decoder(model) if inner is model else inner).parameters()
+    yield from model.get_output_embeddings().parameters()
+
+
+def _text_decoder(model: PreTrainedModel) -> nn.Module:
+    """The smallest module around the list of decoder layers: it also holds embeddings and the last norm."""
+    layers = decoder_layers(model)
+    around = [module for module in model.modules() if layers in set(module.modules())]
+    return around[-2]  # modules() goes from the outside in; the last one is the list itself
+
+
+def _lm_head(model: PreTrainedModel) -> list[nn.Parameter]:
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight:
+        raise ValueError(
+            f"got {type(model).__name__}, whose lm_head is absent or tied to the embeddings, expected one "
+            f"with its own weights. Fix: name 'embeddings' to train both, or leave 'lm_head' out."
+        )
+    return list(head.parameters())
+
+
+def _norms(model: PreTrainedModel) -> list[nn.Parameter]:
+    norms = [module for module in _text_decoder(model).modules() if "norm" in type(module).__name__.lower()]
+    return [weight for norm in norms for weight in norm.parameters(recurse=False)]
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Token embeddings, and the decoder's learned positions where it has them."""
+    within = set(decoder_layers(model).modules())  # T5 keeps its relative positions inside a layer
+    tables = [m for m in _text_decoder(model).modules() if isinstance(m, nn.Embedding) and m not in within]
+    return [weight for table in [model.get_input_embeddings(), *tables] for weight in table.parameters()]
+
 
 TARGETS = ("attn", "mlp")
 

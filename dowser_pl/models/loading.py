@@ -1,4 +1,4 @@
-"""Hugging Face models and processors, loaded whole or not at all."""
+"""Hugging Face models and processors, loaded whole or not at all; or from their config, as shapes and dtypes alone."""
 
 import warnings
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend
 
 from dowser_pl.models.agreement import check_agreement
-from dowser_pl.models.hub import cached_snapshot
 from dowser_pl.models.layouts import foreign_config
 from dowser_pl.models.quantized import Quantization, quantization_options
-from dowser_pl.models.sources import explained, find_source
+from dowser_pl.models.sources import cached_snapshot, explained, find_source
 from dowser_pl.models.weight_files import WeightFiles, weight_files
 
-__all__ = ["Dtype", "check_finite", "files_of", "load_model", "load_processor", "read_config"]
+__all__ = ["Dtype", "check_finite", "files_of", "load_model", "load_processor", "read_config", "skeleton"]
+
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -236,3 +236,29 @@ def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     else:
         model.gradient_checkpointing_enable(settings)
     model.disable_input_require_grads()
+
+
+def skeleton(
+    path: str, *, dtype: Dtype = "auto", eager: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model that ``load_model`` would load, on the meta device; reads ``config.json`` and nothing else.
+
+    Args:
+        path: hub id, local folder, or "embedded:world".
+        dtype: of the weights; "auto" takes that of the config, float32 where it names none.
+        eager: attention that is not fused.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: not an image-text-to-text model.
+    """
+    config: Any = read_config(path, find_source(path), trust_remote_code)
+    with explained(path):
+        chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+        options = {"attn_implementation": "eager"} if eager else {}
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+                config, dtype=chosen, trust_remote_code=trust_remote_code, **options
+            )
+    return model

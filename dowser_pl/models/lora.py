@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dowser_pl.distributed.tensors import added, cut, is_spread, local, whole
+from dowser_pl.distributed.collectives import added
+from dowser_pl.distributed.tensors import cut, is_spread, local, whole
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.models.quantized import is_quantized, keep_as_loaded
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from dowser_pl.functional.masks import unpack
+from dowser_pl.masking.base_model import Change
 from dowser_pl.patches.model_folder import PATCHES, resolve
-from dowser_pl.patches.patch import Change, Patch, exchange
+from dowser_pl.patches.patch import Patch, exchange
 
 __all__ = ["Applied", "Beneath", "Widening", "file_digest", "read_applied", "undo_file", "write_applied"]
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dowser_pl.functional.masks import num_trainable, pack
 from dowser_pl.functional.selection import highest
+from dowser_pl.masking.base_model import Change
 from dowser_pl.patches.model_folder import find_slots
-from dowser_pl.patches.patch import Change, tensor_digest
+from dowser_pl.patches.patch import tensor_digest
 from dowser_pl.patches.safetensors_file import Slot, as_bits, dtype_name, read
 
 __all__ = ["Difference", "change_between", "check_same_tensors", "difference"]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dowser_pl.errors import nearest_names
-from dowser_pl.patches.patch import Change, Patch, exchange, tensor_digest
+from dowser_pl.masking.base_model import Change
+from dowser_pl.patches.patch import Patch, exchange, tensor_digest
 from dowser_pl.patches.safetensors_file import dtype_name
 
 __all__ = ["Undo", "apply_to_model"]

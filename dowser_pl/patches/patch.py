@@ -9,7 +9,6 @@ are checked when they are read. Tuned values, not differences, so that a patched
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,19 @@ from torch import Tensor
 
 from dowser_pl.errors import nearest_path
 from dowser_pl.files.atomic import atomic_path
+from dowser_pl.files.digests import digest as tensor_digest
 from dowser_pl.files.sealed import Kind, Sealed, seal
-from dowser_pl.functional.digests import digest as tensor_digest
 from dowser_pl.functional.masks import unpack
+from dowser_pl.masking.base_model import Change
 from dowser_pl.patches.safetensors_file import as_bits, dtype_name
 
-__all__ = ["KIND", "Change", "Patch", "exchange", "save_patch", "tensor_digest"]
+__all__ = [
+    "KIND",
+    "Patch",
+    "exchange",
+    "save_patch",
+    "tensor_digest",
+]
 
 KIND = Kind(
     "dowser_pl_patch",
@@ -37,25 +43,6 @@ KIND = Kind(
 _FIELDS = ("base", "config", "created_by", "method", "scores", "versions")
 _TENSOR_FIELDS = {"base_sha256", "dtype", "runtime", "shape"}
 _SET_BITS = torch.tensor([value.bit_count() for value in range(256)])
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What a patch does to one tensor.
-
-    Attributes:
-        shape: of the tensor.
-        mask: packed bits (see ``maths.masks.pack``), uint8 on the CPU; None = the whole tensor.
-        values: on the CPU, in the tensor's dtype: (entries,) with a mask, else of ``shape``.
-        base_sha256: :func:`tensor_digest` of the whole tensor before the change.
-        runtime: its name in the loaded model, if known.
-    """
-
-    shape: tuple[int, ...]
-    mask: Tensor | None
-    values: Tensor
-    base_sha256: str
-    runtime: str | None = None
 
 
 @torch.no_grad()

@@ -4,12 +4,13 @@
 built on them) may read that as another one: names of settings, defaults and classes change. The files of the base are
 what all of them were tested with. So they stay as they are: settings, tokenizer, processor, templates and code byte by
 byte, weights under the same names in the same files. Two settings follow the weights, in the base's own JSON: the dtype
-where the run converted them, and the tokens that end an answer.
+where the run converted them, and the tokens that end an answer. Settings
+of images that a run changed (``min_pixels``, ``max_pixels``) are written into it as well.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from dowser_pl.models.names import as_saved
 from dowser_pl.models.sources import stored_folder
-from dowser_pl.patches.answer_ends import add_ends
 from dowser_pl.patches.dtypes import holds
-from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
+from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size, with_value
 from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights
 from dowser_pl.patches.safetensors_file import (
     CASTABLE,
@@ -34,7 +34,53 @@ from dowser_pl.patches.safetensors_file import (
 )
 from dowser_pl.patches.stored import Shard, Stored, shards_of
 
-__all__ = ["TunedFolder"]
+__all__ = ["GENERATION", "TunedFolder", "add_ends", "ends_added", "write_image_settings"]
+
+
+GENERATION = "generation_config.json"
+_ENDS = "eos_token_id"
+
+
+def add_ends(folder: Path, generation: Mapping[str, Any]) -> None:
+    """Make a model stop where a tuned one does as well; nothing is written where it does.
+
+    Args:
+        folder: of the model.
+        generation: the tokens of the tuned model, ``eos_token_id`` among them, as a generation config has them; of
+            a folder without such a file they become one.
+    """
+    path, present = folder / GENERATION, _ends(folder)
+    missing = [token for token in _listed(generation.get(_ENDS)) if token not in present]
+    if not missing:
+        return
+    if not path.is_file():
+        path.write_text(json.dumps(dict(generation), indent=2) + "\n", encoding="utf-8")
+    together = [*present, *missing]
+    edit(path, lambda text: with_value(text, _ENDS, together if len(together) > 1 else together[0]))
+
+
+def ends_added(base: Path, tuned: Iterable[Path]) -> dict[str, Any]:
+    """The tokens of tuned models, as for :func:`add_ends`; empty if they all stop where their base does."""
+    found: dict[str, Any] = {}
+    for folder in tuned:
+        missing = [token for token in _ends(folder) if token not in _ends(base)]
+        if missing:
+            own = read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+            tokens = {name: value for name, value in own.items() if name.endswith("_token_id")}
+            found = tokens | found | {_ENDS: [*dict.fromkeys([*_listed(found.get(_ENDS)), *_ends(folder)])]}
+    return found
+
+
+def _ends(folder: Path) -> list[int]:
+    """Where a model stops: by its generation config, or if it has none, by its config."""
+    if (folder / GENERATION).is_file():
+        return _listed(read_object(folder / GENERATION).get(_ENDS))
+    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return _listed(config.get(_ENDS)) or _listed((config.get("text_config") or {}).get(_ENDS))
+
+
+def _listed(ends: Any) -> list[int]:
+    return [] if ends is None else list(ends) if isinstance(ends, Iterable) else [ends]
 
 
 class TunedFolder:
@@ -177,3 +223,42 @@ class TunedFolder:
         places = {name: shard.file for shard in self._shards for name in shard.tensors}
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+_PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"
+_PART = "image_processor"
+
+
+def write_image_settings(folder: Path, images: Any) -> None:
+    """Make whoever loads a folder prepare images as a run did; nothing is written where they do already.
+
+    Args:
+        folder: of a model, in which the files of its base lie.
+        images: the image processor of the run.
+    """
+    try:
+        own = type(images).from_pretrained(str(folder)).to_dict()
+    except (OSError, ValueError, TypeError):  # none lies there, or one made by code alone: nothing to be changed
+        return
+    now = images.to_dict()
+    changed = {name: value for name, value in now.items() if name in own and own[name] != value}
+    changed = {name: value for name, value in changed.items() if not name.startswith("_")}
+    if not changed:
+        return
+    nested = _PART in read_object(folder / _PROCESSOR) if (folder / _PROCESSOR).is_file() else False
+    path = folder / (_PROCESSOR if nested else _PREPROCESSOR)
+    settings = read_object(path)[_PART] if nested else read_object(path)
+    for name, value in _spelt_as(settings, changed).items():
+        edit(path, lambda text, name=name, value=value: with_value(text, name, value, _PART if nested else None))  # type: ignore[misc]
+
+
+def _spelt_as(settings: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of pixels have two spellings, of which older versions believe ``min_pixels``, where it is there."""
+    edges, found = changed.get("size") or {}, dict(changed)
+    pixels = {"min_pixels": edges.get("shortest_edge"), "max_pixels": edges.get("longest_edge")}
+    if not pixels.keys() & settings.keys() or None in pixels.values():
+        return found
+    if "size" not in settings:
+        found.pop("size")
+    return found | pixels

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
-from dowser_pl.planning.memory import Held, bytes_held
+from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
-from dowser_pl.planning.sizes import Form, Kept, Matrix, OptimizerKind, Placement, Sizes, share_out
 
 __all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "plan_of", "sizes_of"]
 

@@ -2,7 +2,7 @@
 
 from torch.optim import Optimizer
 
-from dowser_pl.planning.sizes import OptimizerKind
+from dowser_pl.planning.memory import OptimizerKind
 
 __all__ = ["ADAMW_8BIT", "optimizer_kind"]
 

@@ -11,18 +11,17 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from dowser_pl.distributed.limits import no_optimizer, no_training
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.models.layers import decoder_layers, named_part
+from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
-from dowser_pl.models.skeleton import skeleton
-from dowser_pl.planning.cards import CARDS, fits, smallest_card
+from dowser_pl.planning.memory import Kept, Placement
 from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, sizes_of
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
-from dowser_pl.planning.sizes import Kept, Placement
-from dowser_pl.planning.text import readable, table
+from dowser_pl.planning.text import CARDS, fits, readable, smallest_card, table
 from dowser_pl.reporting.provenance import provenance
-from dowser_pl.strategies.limits import no_optimizer, no_training
 
 __all__ = ["placement_of", "plan_forms", "show", "write"]
 

@@ -1,17 +1,14 @@
 """What a run learnt and forgot: report.json, tables and pictures. Needs neither torch nor lightning."""
 
-from dowser_pl.reporting.budget import BudgetChoice
 from dowser_pl.reporting.comparison import markdown_comparison, text_comparison
-from dowser_pl.reporting.curve import CurvePoint
+from dowser_pl.reporting.curve import CurvePoint, knee
 from dowser_pl.reporting.folder import read_report, write_report
-from dowser_pl.reporting.kneedle import knee
 from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.scores import BeforeAfter, Counts, Seconds, TaskScore, role_means
+from dowser_pl.reporting.scores import BeforeAfter, BudgetChoice, Counts, Seconds, TaskScore, h_score, role_means
 from dowser_pl.reporting.table import markdown_page, markdown_table, text_table
-from dowser_pl.reporting.trade_off import h_score
 
 __all__ = [
     "BeforeAfter",

@@ -2,10 +2,19 @@
 
 from collections.abc import Sequence
 
-from dowser_pl.reporting.grid import RULE, Grid, markdown_grid, text_grid
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES
-from dowser_pl.reporting.wording import NOTHING, lost_text, number_text, score_text, seconds_text
+from dowser_pl.reporting.table import (
+    NOTHING,
+    RULE,
+    Grid,
+    lost_text,
+    markdown_grid,
+    number_text,
+    score_text,
+    seconds_text,
+    text_grid,
+)
 
 RUN_HEADER = ("run", "method", "ratio", "lr", "steps", "downstream", "upstream", "drop", "H", "time")
 RUN_ALIGNS = "llrrrrrrrr"

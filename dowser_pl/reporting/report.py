@@ -5,10 +5,19 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from dowser_pl.reporting.budget import BudgetChoice, check_budget
 from dowser_pl.reporting.curve import CurveMeans, CurvePoint, check_curve, curve_entries, curve_knee, curve_means
 from dowser_pl.reporting.fields import Fields
-from dowser_pl.reporting.scores import BeforeAfter, Counts, Role, Seconds, TaskScore, mean_score, trade_off
+from dowser_pl.reporting.scores import (
+    BeforeAfter,
+    BudgetChoice,
+    Counts,
+    Role,
+    Seconds,
+    TaskScore,
+    check_budget,
+    mean_score,
+    trade_off,
+)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,225 @@
-"""The report of one run as a table: for the terminal (100 columns) and as Markdown."""
+"""The report of one run as tables of strings: for the terminal (100 columns) and as Markdown.
+
+How numbers are written is decided here, the same in the terminal, in Markdown and in plots.
+"""
 
 import textwrap
+import unicodedata
+from collections.abc import Callable, Sequence
 
-from dowser_pl.reporting.curve_table import curve_parts
-from dowser_pl.reporting.grid import RULE, markdown_grid, text_grid
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.scores import ROLES, BeforeAfter, TaskScore
-from dowser_pl.reporting.wording import change_text, facts, score_text, settings
+from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
+
+GAP = "  "
+Grid = Callable[[Sequence[str], Sequence[Sequence[str]], str], str]  # lays out header, rows and aligns
+RULE: tuple[str, ...] = ()  # a row without cells: a line across the table
+
+
+def width(text: str) -> int:
+    """Columns a text takes in a terminal: East Asian wide characters take two, combining marks none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut a text to a number of columns, ending in "..." if it was cut."""
+    if width(text) <= limit:
+        return text
+    while width(text) > limit - 3:
+        text = text[:-1]
+    return text + "..."
+
+
+def padded(text: str, columns: int, align: str) -> str:
+    """Fill with spaces on the right ("l") or on the left ("r")."""
+    space = " " * (columns - width(text))
+    return text + space if align == "l" else space + text
+
+
+def text_grid(header: Sequence[str], rows: Sequence[Sequence[str]], aligns: str, limit: int = 100) -> str:
+    """Columns side by side under a rule; the first column gives way when the table is wider than `limit`.
+
+    Args:
+        header: one title per column.
+        rows: cells, one per column; `RULE` draws a line.
+        aligns: one of "l" and "r" per column.
+        limit: width in columns.
+    """
+    cells = [header, *(row for row in rows if row)]
+    widths = [max(width(row[column]) for row in cells) for column in range(len(header))]
+    others = sum(widths[1:]) + len(GAP) * (len(widths) - 1)
+    widths[0] = max(min(widths[0], limit - others), 4)
+    rule = "-" * (widths[0] + others)
+
+    def line(row: Sequence[str]) -> str:
+        fitted = [shorten(row[0], widths[0]), *row[1:]]
+        return GAP.join(map(padded, fitted, widths, aligns)).rstrip()
+
+    return "\n".join([line(header), rule, *(line(row) if row else rule for row in rows)])
+
+
+def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]], aligns: str) -> str:
+    """A GitHub-flavoured table; rules are left out, "|" in cells is escaped."""
+    marks = ["---:" if align == "r" else ":---" for align in aligns]
+    lines = [header, marks, *(row for row in rows if row)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+NOTHING = "-"
+UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def score_text(score: float | None) -> str:
+    """Three decimals; "-" where there is no score."""
+    return NOTHING if score is None else f"{score:.3f}"
+
+
+def change_text(change: float | None) -> str:
+    """Three decimals with sign; what rounds to zero has none."""
+    if change is None:
+        return NOTHING
+    return f"{change:+.3f}" if abs(change) >= 0.0005 else "0.000"
+
+
+def number_text(number: float | None) -> str:
+    """Shortest form of a setting: 0.1, 6e-05, 0.003."""
+    return NOTHING if number is None else f"{number:g}"
+
+
+def seconds_text(seconds: float) -> str:
+    """`6.1 s`, `4 min 05 s` or `2 h 03 min`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bytes_text(num_bytes: int | None) -> str:
+    """Binary units with one decimal: `512.0 MiB`."""
+    if num_bytes is None:
+        return NOTHING
+    if num_bytes < 1024:
+        return f"{num_bytes} B"
+    power = min((num_bytes.bit_length() - 1) // 10, len(UNITS))
+    return f"{num_bytes / 1024**power:.1f} {UNITS[power - 1]}"
+
+
+def share_text(part: int, whole: int) -> str:
+    """`97.2 %`; "-" of nothing."""
+    return NOTHING if whole == 0 else f"{100 * part / whole:.1f} %"
+
+
+def lost_text(lost: float | None) -> str:
+    """What was lost, as a positive number; negative where it was gained."""
+    return change_text(lost).lstrip("+")
+
+
+def ratio_text(report: Report) -> str:
+    """The trained update ratio, and the one that a budget kept of it: `0.1, kept 0.05`."""
+    trained = number_text(report.update_ratio)
+    return trained if report.budget is None else f"{trained}, kept {number_text(report.budget.update_ratio)}"
+
+
+def settings(report: Report) -> list[str]:
+    """The settings that a reader needs beside the numbers, for a heading."""
+    parts = [f"update ratio {ratio_text(report)}"] if report.update_ratio is not None else []
+    if report.learning_rate is not None:
+        parts.append(f"learning rate {number_text(report.learning_rate)}")
+    if report.steps is not None:
+        parts.append(f"{report.steps:,} steps")
+    parts.append(f"seed {report.seed}")
+    if report.model is not None:
+        parts.append(report.model)
+    return parts
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What follows the scores: counts of entries, time, memory, diagnostics."""
+    frozen, trainable, seconds = report.frozen, report.trainable, report.seconds
+    warning = " (WARNING: a frozen entry must not change)" if frozen.changed else ""
+    stages = f"probe {seconds_text(seconds.probe)}, fit {seconds_text(seconds.fit)}"
+    return [
+        ("frozen entries", f"{frozen.entries:,}, changed {frozen.changed:,}{warning}"),
+        (
+            "trainable entries",
+            f"{trainable.entries:,}, changed {trainable.changed:,}"
+            f" ({share_text(trainable.changed, trainable.entries)})",
+        ),
+        *_digest_fact(report),
+        ("time", f"{stages}, evaluate {seconds_text(seconds.evaluate)}"),
+        ("peak memory", bytes_text(report.peak_memory_bytes)),
+        *((name, number_text(value)) for name, value in report.diagnostics.items()),
+    ]
+
+
+def _digest_fact(report: Report) -> list[tuple[str, str]]:
+    """The content hash of frozen entries, shortened; both if they differ."""
+    values = list(dict.fromkeys(value[:16] for value in report.frozen_digest.values()))
+    return [("frozen content", f"sha256 {', then '.join(values)}")] if values else []
+
+
+CURVE_HEADER = ("ratio", "downstream", "upstream", "H-score", "drop")
+CURVE_ALIGNS = "lrrrr"
+KNEE_NOTE = (
+    "Knee: of the upstream mean over the downstream mean the point farthest above the line from the base model to the "
+    "trained one."
+)
+
+
+def curve_parts(report: Report, grid: Grid) -> list[str]:
+    """The table, laid out by `grid`, and the sentences under it; empty where neither curve nor budget is there.
+
+    Drop is the upstream mean lost on the data of the report; where a budget chose, the last column is the same on the
+    data to choose on.
+    """
+    parts = []
+    if report.curve:
+        chosen = report.budget is not None
+        header = (*CURVE_HEADER, "drop when choosing", "") if chosen else (*CURVE_HEADER, "")
+        parts.append(grid(header, curve_rows(report), CURVE_ALIGNS + ("rl" if chosen else "l")))
+        if report.knee is not None:
+            parts.append(KNEE_NOTE)
+    if report.budget is not None:
+        parts.append(budget_text(report.budget))
+    return parts
+
+
+def curve_rows(report: Report) -> list[tuple[str, ...]]:
+    """One row for each ratio, the base model first; the last cell marks knee and choice."""
+    budget, base, rows = report.budget, report.upstream.before, []
+    for means in report.curve_means:
+        drop = None if means.upstream is None or base is None else base - means.upstream
+        scores = map(score_text, (means.downstream, means.upstream, means.h_score))
+        apart = [] if budget is None else [lost_text(budget.drops.get(means.update_ratio))]
+        ratio = number_text(means.update_ratio)
+        rows.append((ratio, *scores, lost_text(drop), *apart, ", ".join(marks(report, means.update_ratio))))
+    return rows
+
+
+def marks(report: Report, ratio: float) -> list[str]:
+    """What one ratio of the curve is: "base model", "knee", "chosen", several of them or none."""
+    found = ["base model"] if ratio == 0 else []
+    if ratio == report.knee:
+        found.append("knee")
+    if report.budget is not None and ratio == report.budget.update_ratio:
+        found.append("chosen")
+    return found
+
+
+def budget_text(budget: BudgetChoice) -> str:
+    """What was asked, what was chosen, on which data."""
+    asked = f"at most {number_text(budget.max_upstream_drop)} of the upstream mean may be lost"
+    lost = f"which {'gained' if budget.drop < 0 else 'lost'} {score_text(abs(budget.drop))}"
+    apart = "data set apart to choose on, not the data of this report"
+    if budget.kept:
+        return f"Budget: {asked}. Chosen: update ratio {number_text(budget.update_ratio)}, {lost} on {apart}."
+    return (
+        f"WARNING: the budget is not kept: {asked}, and every measured update ratio lost more. Chosen: the smallest, "
+        f"{number_text(budget.update_ratio)}, {lost} on {apart}."
+    )
+
 
 HEADER = ("task", "role", "metric", "before", "after", "change")
 ALIGNS = "lllrrr"

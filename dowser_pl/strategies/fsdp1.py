@@ -1,7 +1,8 @@
 """Lightning's FSDP1 strategy with what sharded training of entries needs beside it; FSDP2 is the recommended one.
 
 Lightning restores checkpoints of FSDP1 after training is set up, saves whole matrices, and knows no clipping by norm;
-all of that is as in `strategies.py` here. Its precision differs too: see :class:`AutocastPrecision`.
+all of that is as in `sharded.py` here. Its precision differs too: see :class:`AutocastPrecision`. Units are those of
+`fsdp2.py`: every decoder layer, and all else as one that is gathered for the whole of a forward or backward pass.
 """
 
 from contextlib import AbstractContextManager
@@ -12,12 +13,123 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from transformers import PreTrainedModel
 
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.collectives import added, broadcast
+from dowser_pl.distributed.fsdp1_unit import Flat, Unit
 from dowser_pl.distributed.models import spread_model
-from dowser_pl.strategies.flat_sharded import flat_shard_model
+from dowser_pl.distributed.tensors import Place, put_place
+from dowser_pl.models.layers import decoder_layers, text_model
 from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
 
-__all__ = ["FSDP1Strategy"]
+__all__ = ["FSDP1Strategy", "flat_shard_model"]
+
+
+def flat_shard_model(
+    model: PreTrainedModel,
+    device: torch.device,
+    reduce_dtype: torch.dtype | None = None,
+) -> None:
+    """Spread the weights over all processes, in place; tied weights stay tied.
+
+    Args:
+        model: whole, the same on every process; or whole on the first and on the meta device of the others, which
+            then get their pieces from it, one unit at a time.
+        device: that computes and keeps the pieces.
+        reduce_dtype: that gradients are averaged in; None = that of the weights.
+
+    Raises:
+        ValueError: if weights of one unit are of several precisions.
+    """
+    text: nn.Module = text_model(model)
+    empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
+    if empty_elsewhere:
+        _fill_buffers(model, device)
+        _fill(model, [weight for weight in model.parameters() if weight.dim() == 0], device)
+    done = {weight for weight in model.parameters() if weight.dim() == 0}  # not spread
+    options: dict[str, Any] = {
+        "device_id": device,
+        "use_orig_params": True,  # some of a unit's weights are trained and some are not
+        "ignored_states": set(done),
+        "mixed_precision": MixedPrecision(
+            reduce_dtype=reduce_dtype, cast_forward_inputs=False, cast_root_forward_inputs=False
+        ),
+    }
+    layers = decoder_layers(model)
+    units: list[Unit] = []
+    for number, layer in enumerate(layers):
+        units.append(_unit(layer, done, empty_elsewhere, options))
+        layers[number] = units[-1]
+    root = _unit(model, done, empty_elsewhere, options)
+    for scalar in options["ignored_states"]:
+        scalar.data = scalar.data.to(device)
+    _put_places([*units, root])
+    model._flat = text._flat = Flat(model, root, units)  # type: ignore[assignment]
+    model.register_state_dict_post_hook(_with_places)
+    with FullyShardedDataParallel.summon_full_params(root, recurse=False, writeback=False):
+        pass  # makes it the root: prompts are written by a part of the model, which is not to be the root
+
+
+def _unit(module: nn.Module, done: set[nn.Parameter], empty_elsewhere: bool, options: dict[str, Any]) -> Unit:
+    """The module cut into pieces, but for the weights in ``done``, which then has all of its weights."""
+    if empty_elsewhere:
+        _fill(module, [weight for weight in module.parameters() if weight not in done], options["device_id"])
+    mine = [weight for weight in module.parameters() if weight not in done]
+    kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in mine})
+    if len(kinds) != 1:
+        raise ValueError(
+            f"got weights of {' and '.join(kinds)} in a {type(module).__name__}, expected one precision: FSDP1 puts "
+            "them behind each other. Load the model in one (--model.dtype), or use -c strategy/fsdp2"
+        )
+    unit = Unit(module, **options)
+    done.update(mine)
+    return unit
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, weights: list[nn.Parameter], device: torch.device) -> None:
+    """Give every process these weights of the first."""
+    filled: dict[nn.Parameter, nn.Parameter] = {}
+    for weight in weights:
+        value = broadcast(torch.empty(weight.shape, dtype=weight.dtype) if weight.is_meta else weight.detach())
+        if weight.is_meta:
+            filled[weight] = nn.Parameter(value.to(device), requires_grad=weight.requires_grad)
+    for owner in module.modules():
+        for name, own in owner._parameters.items():
+            if own in filled:
+                owner._parameters[name] = filled[own]
+
+
+def _fill_buffers(model: nn.Module, device: torch.device) -> None:
+    for owner in model.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                value = broadcast(torch.empty(buffer.shape, dtype=buffer.dtype) if buffer.is_meta else buffer)
+                owner._buffers[name] = value.to(device) if buffer.is_meta else buffer
+
+
+def _put_places(units: list[Unit]) -> None:
+    """Say of every weight what is here; all processes must call it."""
+    weights: list[tuple[Unit, nn.Parameter, torch.Size]] = []
+    counts: list[int] = []
+    for unit in units:
+        flat: Any = unit._handle.flat_param  # type: ignore[union-attr]
+        weights += [(unit, weight, shape) for weight, shape in zip(flat._params, flat._shapes, strict=True)]
+        counts += [info.numel_in_shard or 0 for info in flat._shard_param_infos]
+    held = torch.zeros(collectives.world_size(), len(counts), dtype=torch.int64)
+    held[collectives.rank()] = torch.tensor(counts)
+    held = torch.tensor(added(held.flatten().tolist())).view_as(held)
+    for (unit, weight, shape), ends in zip(weights, held.cumsum(0).T.tolist(), strict=True):
+        put_place(weight, Place(shape, tuple(ends), collectives.rank(), unit))
+
+
+def _with_places(model: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Pieces in a state dict are known as such."""
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        put_place(state[prefix + name], getattr(weight, "_place", None))
 
 
 class FSDP1Strategy(ShardedStrategy, FSDPStrategy):

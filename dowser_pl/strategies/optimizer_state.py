@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl.distributed.checkpoint import Share, Stored, extents
-from dowser_pl.distributed.fsdp1_unit import place_of
-from dowser_pl.distributed.tensors import collect, cut, shape_of
+from dowser_pl.distributed.collectives import collect
+from dowser_pl.distributed.tensors import cut, place_of, shape_of
 
 __all__ = ["cut_states", "gathered_states", "shared_states"]
 

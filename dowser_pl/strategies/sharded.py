@@ -1,4 +1,4 @@
-"""Lightning's FSDP2 strategy with what sharded training of entries needs beside it; FSDP1's is `fsdp1.py`.
+"""What strategies that shard a model have in common: checkpoints of one format, and optimizers that fit it.
 
 Checkpoints are the files that one process writes, so any strategy and number of processes can go on from them: rows
 are gathered one tensor at a time, and only of what the callbacks leave in. Where it is asked for they are folders, in
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -27,12 +27,15 @@ from dowser_pl.distributed.checkpoint import (
     shares_of,
     write_folder,
 )
+from dowser_pl.distributed.limits import no_optimizer
 from dowser_pl.distributed.tensors import cut, is_spread, local, shape_of, to_first
-from dowser_pl.strategies.fully_sharded import fully_shard_model
-from dowser_pl.strategies.limits import no_optimizer
 from dowser_pl.strategies.optimizer_state import cut_states, gathered_states, shared_states
 
-__all__ = ["Dtype", "FSDP2Strategy", "ShardedStrategy", "patience"]
+__all__ = [
+    "Dtype",
+    "ShardedStrategy",
+    "patience",
+]
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -164,60 +167,3 @@ def _copy(own: Tensor, given: Tensor | Stored) -> None:
         local(own).copy_(given.part_of(own))
     else:
         local(own).copy_(local(given) if is_spread(given) else cut(given, own))
-
-
-class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
-    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
-
-    Args:
-        param_dtype: that weights are gathered and used in; null = their own.
-        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
-        cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
-        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
-        save_distributed_checkpoint: every process writes its share into a folder, instead of the first all of it into
-            a file. Either is read whatever this says.
-    """
-
-    def __init__(
-        self,
-        param_dtype: Dtype | None = None,
-        reduce_dtype: Dtype | None = None,
-        cpu_offload: bool = False,
-        timeout_minutes: float = 60.0,
-        save_distributed_checkpoint: bool = False,
-    ) -> None:
-        super().__init__(
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=save_distributed_checkpoint,
-            timeout=patience(timeout_minutes),
-        )
-        self.param_dtype = param_dtype
-        self.reduce_dtype = reduce_dtype
-        self.cpu_offload = cpu_offload
-
-    @property
-    def keeps_apart(self) -> bool:
-        """As ``save_distributed_checkpoint`` says."""
-        return self._save_distributed_checkpoint
-
-    def setup_environment(self) -> None:
-        """All processes share the weights."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
-
-    def shard(self, network: Any) -> None:
-        """Spread a model that is here as a whole."""
-        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
-        fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
-
-    def model_to_device(self) -> None:
-        """Sharding has moved the weights already, to where they are to be kept."""
-        module: Any = self.model
-        self.move_buffers()
-        if self.cpu_offload:
-            module._device = self.root_device  # where metrics and batches belong
-        else:
-            module.to(self.root_device)
-
-
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")

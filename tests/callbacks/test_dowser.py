@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Dowser
-from dowser_pl.callbacks.dowser import measuring
+from dowser_pl.callbacks.dowser import importance
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
 from dowser_pl.models.loading import load_model
 from dowser_pl.reporting import read_report
@@ -126,7 +126,7 @@ def test_the_cache_is_used_once_and_gives_the_same_masks(model_folder, tmp_path,
     options = {"cache_dir": str(tmp_path / "cache"), "max_steps": 1}
     _, _, first = fit(model_folder, tmp_path / "a", ModelDowser(0.1), **options)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
-    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed again"))
     _, _, second = fit(model_folder, tmp_path / "b", ModelDowser(0.1), **options)
     for name, mask in first.entries.masks.items():
         assert torch.equal(mask, second.entries.masks[name])
@@ -173,7 +173,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeyp
 
     with pytest.raises(Killed):
         fit(model_folder, tmp_path / "cut", ModelDowser(0.1), max_epochs=2, callbacks=[KillAfter()])
-    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("probed tuned weights"))
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed tuned weights"))
     trainer = build_trainer(tmp_path / "cut", ModelDowser(0.1), max_epochs=2, limit_val_batches=1)
     resumed = build_module(model_folder)
     trainer.fit(resumed, datamodule=TinyData(), ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
@@ -261,7 +261,7 @@ def test_a_model_that_was_tuned_is_not_scored_again(model_folder, tmp_path):
 
 def test_tuned_weights_are_not_scored_by_a_new_callback_or_by_probe(model_folder, tmp_path, monkeypatch):
     _, module, _ = fit(model_folder, tmp_path, ModelDowser(0.1), max_steps=2)
-    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("probed tuned weights"))
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed tuned weights"))
     for options in ({"max_epochs": 1}, {"limit_train_batches": 0}):
         with pytest.raises(ValueError, match="tuned by an earlier fit"):
             build_trainer(tmp_path / "new", ModelDowser(0.1), **options).fit(module, datamodule=TinyData())

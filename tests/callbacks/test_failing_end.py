@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Curve
-from dowser_pl.masking.checkpoint_patch import read_checkpoint_patch
 from dowser_pl.methods import Dare, Magnitude, ModelTailor
+from dowser_pl.patches.from_checkpoint import read_checkpoint_patch
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 

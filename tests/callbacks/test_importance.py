@@ -8,9 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dowser_pl.callbacks.dowser import importance, measuring
-from dowser_pl.callbacks.dowser.importance import ImportancePass
-from dowser_pl.callbacks.dowser.measuring import Measuring
+from dowser_pl.callbacks.dowser import importance
+from dowser_pl.callbacks.dowser.importance import ImportancePass, Measuring
 from dowser_pl.importance import (
     FACTORS,
     PRODUCTS,
@@ -51,7 +50,7 @@ def measured(monkeypatch):
         numbers.extend(range(first, first + len(prompts)))
         return measure(model, layers, prompts, settings, statistics, first, *rest)
 
-    monkeypatch.setattr(measuring, "measure", spy)
+    monkeypatch.setattr(importance, "measure", spy)
     return numbers
 
 
@@ -162,13 +161,13 @@ def test_a_file_that_holds_enough_serves_whatever_would_be_written(module, tmp_p
     large = run(module, tmp_path, probe)
     monkeypatch.undo()
     measured.clear()
-    spied = measuring.measure
-    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("probed again"))
+    spied = importance.measure
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed again"))
     last = {name: layer for name, layer in module.tuned_layers().items() if ".layers.2." in name}
     assert_same(run(module, tmp_path, replace(probe, num_prompts=8)).factors, large.factors.first(8))
     assert run(module, tmp_path, probe, layers=last).path == large.path
     assert run(module, None, probe, layers=last, factors_file=large.path).factors.num_prompts == 16
-    monkeypatch.setattr(measuring, "measure", spied)
+    monkeypatch.setattr(importance, "measure", spied)
 
 
 def test_the_file_with_the_most_prompts_is_chosen(module, tmp_path, measured):

@@ -1,7 +1,7 @@
 import pytest
 
 from dowser_pl.callbacks.predictions import in_turns
-from dowser_pl.data.order import EvaluationOrder
+from dowser_pl.data.loaders import EvaluationOrder
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Dowser
-from dowser_pl.callbacks.dowser import measuring
+from dowser_pl.callbacks.dowser import importance
 from dowser_pl.importance import Probe
 from dowser_pl.methods import L2SP, Anchor, Full, SoftDowser, Spider
 from dowser_pl.models.loading import load_model
@@ -81,7 +81,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeyp
     _, whole, dowser = fit(model_folder, tmp_path / "whole", METHODS[name], **options)
     with pytest.raises(KeyError, match="killed"):
         fit(model_folder, tmp_path / "cut", METHODS[name], callbacks=[Kill()], **options)
-    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("probed tuned weights"))
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("probed tuned weights"))
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     _, resumed, again = fit(model_folder, tmp_path / "cut", METHODS[name], last, **options)
     assert all(torch.equal(value, weights_of(whole)[key]) for key, value in weights_of(resumed).items())

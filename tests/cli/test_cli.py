@@ -177,7 +177,7 @@ def test_probe_fills_the_cache_that_fit_finds(user_folder, model_folder, monkeyp
     (cache,) = (user_folder / "runs" / "cache").glob("*.safetensors")
     assert not (user_folder / "runs/mine/report.json").exists()
     stamp = cache.stat().st_mtime_ns
-    monkeypatch.setattr("dowser_pl.callbacks.dowser.measuring.measure", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.importance.measure", lambda *_: pytest.fail("probed again"))
     main(["fit", "-c", config, *SMALL_PROBE])
     assert cache.stat().st_mtime_ns == stamp
 
@@ -404,7 +404,7 @@ def test_a_named_file_serves_and_a_wrong_one_is_an_error(user_folder, model_fold
     config = str(user_yaml(user_folder, model_folder))
     main(["probe", "-c", config, *SMALL_PROBE, "--dowser.cache_dir=kept"])
     (file,) = (user_folder / "kept").iterdir()
-    monkeypatch.setattr("dowser_pl.callbacks.dowser.measuring.measure", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.importance.measure", lambda *_: pytest.fail("probed again"))
     named = f"--dowser.factors_file={file}"
     with pytest.raises(SystemExit, match="probe.seed: got 0, expected 1"):
         main(["fit", "-c", config, *SMALL_PROBE, named, "--dowser.probe.seed=1"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dowser_pl.cli.config_paths import resolve_configs
+from dowser_pl.cli.arguments import resolve_configs
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from dowser_pl.data import ConversationData, TaskFile
-from dowser_pl.data.decoding import MAX_PIXELS, ON_WHITE, Decoding
-from dowser_pl.data.images import ImageFile, ImageText, open_image
+from dowser_pl.data.images import MAX_PIXELS, ON_WHITE, Decoding, ImageFile, ImageText, open_image
 from tests.data.builders import build_llava, chat_template
 
 GRAY, RGB = 0, 2

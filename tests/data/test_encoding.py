@@ -5,8 +5,7 @@ import torch
 from PIL import Image
 
 from dowser_pl.data import Conversation
-from dowser_pl.data.encoders import build_encoder
-from dowser_pl.data.pairs import DecoderEncoder
+from dowser_pl.data.encoders import DecoderEncoder, build_encoder
 from dowser_pl.data.templates import ChatTemplate
 from tests.data.builders import (
     IMAGE,

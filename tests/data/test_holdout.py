@@ -3,8 +3,8 @@
 import pytest
 
 from dowser_pl.data import Question
-from dowser_pl.data.holdout import MAX_QUESTIONS, holdout_task
-from dowser_pl.data.holdout import split_rows as split_numbers
+from dowser_pl.data.conversations import MAX_QUESTIONS, holdout_task
+from dowser_pl.data.conversations import split_rows as split_numbers
 from tests.data.builders import build_tokenizer
 
 

@@ -11,9 +11,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dowser_pl.data import Conversation, ConversationData, Question, TaskFile
-from dowser_pl.data.encoders import build_encoder
+from dowser_pl.data.encoders import DecoderEncoder, build_encoder
 from dowser_pl.data.literal import LiteralWords, renamed
-from dowser_pl.data.pairs import DecoderEncoder
 from dowser_pl.data.templates import ChatTemplate
 from tests.data.builders import IMAGE, build_llava, build_tokenizer, chat_template, one_image, picture, turn
 from tests.data.test_families import FAMILIES, SIZE

@@ -3,7 +3,7 @@
 import pytest
 from torch.utils.data import DistributedSampler
 
-from dowser_pl.data.order import EvaluationOrder, TrainingOrder, per_process
+from dowser_pl.data.loaders import EvaluationOrder, TrainingOrder, per_process
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 3])

@@ -15,8 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dowser_pl.data import Conversation, ConversationData, TaskFile
-from dowser_pl.data.encoders import TEXT_TOKENS, build_encoder
-from dowser_pl.data.pixels import largest_image_tokens, limit_pixels
+from dowser_pl.data.encoders import TEXT_TOKENS, build_encoder, largest_image_tokens, limit_pixels
 from tests.data.builders import IMAGE, build_llava, build_tokenizer, chat_template, turn
 from tests.data.test_families import FAMILIES, SIZE, Qwen, gemma3, idefics3, internvl, llava_next
 from tests.tiny_models import QWEN_TOKENS, QWEN_VISION, TEXT, build, qwen_text

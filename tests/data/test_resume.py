@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from dowser_pl.callbacks import EpochProgress
 from dowser_pl.data import Conversation, MultimodalData, Question, Task
-from dowser_pl.data.order import TrainingOrder
+from dowser_pl.data.loaders import TrainingOrder
 from tests.data.builders import build_llava, chat_template, turn
 
 NUM_ROWS, BATCH_SIZE = 11, 2  # six batches, the last one smaller

@@ -11,11 +11,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dowser_pl
 from dowser_pl.data.world.datamodule import WorldData, user_turn
-from dowser_pl.data.world.downstream import digits_split, downstream_examples, invented_names
-from dowser_pl.data.world.glyphs import bitmap
-from dowser_pl.data.world.tasks import UPSTREAM, examples
-from dowser_pl.data.world.text import facts
-from dowser_pl.data.world.words import CREATURES, vocabulary
+from dowser_pl.data.world.scenes import bitmap
+from dowser_pl.data.world.tasks import UPSTREAM, digits_split, downstream_examples, examples, invented_names
+from dowser_pl.data.world.text import CREATURES, facts, vocabulary
 
 ASSETS = Path(dowser_pl.__file__).parent / "assets" / "world"
 SPLITS = ("train", "validation", "test")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dowser_pl.strategies.fsdp1 import FSDP1Strategy
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import Ended, UnevenData, fit
 
 SHARDED = {"fsdp1": FSDP1Strategy, "fsdp2": FSDP2Strategy}

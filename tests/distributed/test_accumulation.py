@@ -8,7 +8,7 @@ from dowser_pl.distributed.tensors import whole
 from dowser_pl.methods import Full, Lora, Spider
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.strategies.fsdp1 import FSDP1Strategy
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import UnevenData, fit
 from tests.distributed.harness import alone, run
 from tests.tiny_models import save_tiny_llava

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dowser_pl.distributed.flat_running import flat_of
+from dowser_pl.distributed.fsdp1_unit import flat_of
 from dowser_pl.distributed.models import hand_over_gradients
-from dowser_pl.models.decoder import decoder_layers
-from dowser_pl.strategies.flat_sharded import flat_shard_model
+from dowser_pl.models.layers import decoder_layers
+from dowser_pl.strategies.fsdp1 import flat_shard_model
 from tests.distributed.harness import RankError, run
 from tests.distributed.test_sharded_families import measured
 from tests.tiny_models import tiny_llava

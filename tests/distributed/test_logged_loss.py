@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch import Callback
 
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import UnevenData, fit
 from tests.distributed.harness import alone, run
 from tests.tiny_models import save_tiny_llava

@@ -9,7 +9,7 @@ from dowser_pl.callbacks import AtomicCheckpointIO
 from dowser_pl.distributed.tensors import local
 from dowser_pl.methods import ModelDowser
 from dowser_pl.strategies.fsdp1 import FSDP1Strategy
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.harness import alone
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer

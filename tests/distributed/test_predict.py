@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from dowser_pl.callbacks import FailTogether, Predictions
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import UnevenData
 from tests.distributed.harness import alone, outcomes, run
 from tests.tiny_models import save_tiny_llava

@@ -7,7 +7,7 @@ import torch
 
 from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe, write_prompts
-from dowser_pl.importance.images import noise_images
+from dowser_pl.importance.prompts import noise_images
 from tests.distributed.harness import alone, outcomes, run
 from tests.tiny_models import make_processor, tiny_llava
 

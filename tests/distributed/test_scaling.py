@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed
 
-from dowser_pl.callbacks.dowser import measuring
+from dowser_pl.callbacks.dowser import importance
 from dowser_pl.callbacks.dowser.masks import Deciding
 from dowser_pl.importance import Probe
 from dowser_pl.models.layers import find_layers
@@ -57,8 +57,8 @@ def each_kind():
 def counted(folder, model, **options):
     """Traffic of every training batch, and of parts of the importance pass."""
     parts = {
-        "prompts": (measuring.Measuring, "_prompts"),
-        "factors": (measuring, "measure"),
+        "prompts": (importance.Measuring, "_prompts"),
+        "factors": (importance, "measure"),
         "all": (Deciding, "masks"),
     }
     with Counting() as counting, ExitStack() as stack:

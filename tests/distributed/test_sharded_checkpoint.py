@@ -17,9 +17,9 @@ from torch.distributed.checkpoint import FileSystemWriter
 from dowser_pl.callbacks import AtomicCheckpointIO, Checkpoints
 from dowser_pl.commands.patch import main as patch_main
 from dowser_pl.distributed.checkpoint import Stored, read_file, read_folder
-from dowser_pl.masking.checkpoint_patch import read_checkpoint_patch
 from dowser_pl.methods import ModelDowser
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.patches.from_checkpoint import read_checkpoint_patch
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, command_line, outcomes, run
 from tests.distributed.test_resume import fit_until, rows_of_steps
@@ -29,7 +29,7 @@ from tests.tiny_run import TinyData, build_module, build_trainer
 ROOT = Path(__file__).parents[2]
 LAST = "checkpoints/last.ckpt"
 SETTINGS = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "adamw"}
-GATHERING = ["masking.spread_protection.collect", "strategies.optimizer_state.collect", "strategies.sharded.to_first"]
+GATHERING = ["masking.sharded.collect", "strategies.optimizer_state.collect", "strategies.sharded.to_first"]
 
 OF_THE_MOMENT = {"seconds", "probe_seconds", "dirpath", "best_model_path", "last_model_path", "kth_best_model_path"}
 

@@ -8,8 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from dowser_pl.distributed.tensors import is_spread, to_first
 from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
-from dowser_pl.strategies.flat_sharded import flat_shard_model
-from dowser_pl.strategies.fully_sharded import fully_shard_model
+from dowser_pl.strategies.fsdp1 import flat_shard_model
+from dowser_pl.strategies.fsdp2 import fully_shard_model
 from tests.distributed.harness import run
 from tests.distributed.sharded import both
 from tests.tiny_models import FAMILIES, tiny_llava, tiny_tokenizer

@@ -16,7 +16,7 @@ from dowser_pl.distributed.tensors import local
 from dowser_pl.importance import measure, probing_mode, write_prompts
 from dowser_pl.methods import Layer, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import OPTIMIZERS, difference, fit
 from tests.distributed.harness import RankError, alone, outcomes, run
 from tests.tiny_models import save_tiny_llava

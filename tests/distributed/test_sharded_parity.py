@@ -9,8 +9,7 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Dowser
-from dowser_pl.distributed.fsdp1_unit import whole_shapes
-from dowser_pl.distributed.tensors import is_spread, local, whole
+from dowser_pl.distributed.tensors import is_spread, local, whole, whole_shapes
 from dowser_pl.methods import Full, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
 from tests.distributed.fits import difference
 from tests.distributed.harness import alone, run

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dowser_pl.callbacks import AtomicCheckpointIO
-from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.distributed.collectives import Ranks
 from dowser_pl.functional.soft_masks import rescaled, standardised
 from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
-from dowser_pl.strategies.sharded import FSDP2Strategy
+from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import both, one_fast

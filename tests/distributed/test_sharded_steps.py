@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dowser_pl.distributed.collectives import collect
 from dowser_pl.distributed.models import hand_over_gradients
-from dowser_pl.distributed.tensors import collect, local, when_averaged
+from dowser_pl.distributed.tensors import local, when_averaged
 from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
 from tests.distributed.harness import RankError, run

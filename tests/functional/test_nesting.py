@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dowser_pl.functional.nesting import left_out, up_to
+from dowser_pl.functional.masks import left_out, up_to
 from dowser_pl.functional.selection import lowest
 
 OUTER = torch.tensor([[True, False, True], [True, True, False]])

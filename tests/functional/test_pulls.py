@@ -1,6 +1,6 @@
 import torch
 
-from dowser_pl.functional.pulls import penalty_gradient, shrunk_move
+from dowser_pl.functional.merges import penalty_gradient, shrunk_move
 
 BASE = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
 TUNED = torch.tensor([[2.0, -2.0], [0.0, 4.0]])

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from dowser_pl.functional.signs import agreeing
+from dowser_pl.functional.merges import agreeing
 
 
 def test_by_hand():

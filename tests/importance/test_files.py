@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_the_old_file(factors, tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dowser_pl.importance.files.save_file", dies)
+    monkeypatch.setattr("dowser_pl.importance.cache.save_file", dies)
     with pytest.raises(KeyboardInterrupt):
         save_factors(factors, path, IDENTITY)
     assert path.read_bytes() == before

@@ -3,7 +3,7 @@ import torch
 from transformers import GenerationConfig
 
 from dowser_pl.importance import Probe, write_prompts
-from dowser_pl.importance.images import noise_images
+from dowser_pl.importance.prompts import noise_images
 from dowser_pl.models.generation import Ending
 from tests.tiny_models import (
     BOS,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.importance.rows import live_rows_only
+from dowser_pl.importance.recorder import live_rows_only
 
 
 @pytest.mark.parametrize("live", [(), (0,), (4,), (2, 4), range(5)])

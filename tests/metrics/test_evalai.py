@@ -1,6 +1,6 @@
 import pytest
 
-from dowser_pl.metrics.evalai import normalise
+from dowser_pl.metrics.vqa import normalise
 
 
 @pytest.mark.parametrize(

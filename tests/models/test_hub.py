@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from dowser_pl.models import hub
+from dowser_pl.models import sources
 from dowser_pl.models.loading import load_model, load_processor
 from dowser_pl.models.sources import find_source
 from tests.tiny_models import save_tiny_llava
@@ -18,7 +18,9 @@ def cache(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     entry = folder / f"models--{name.replace('/', '--')}"
     (entry / "refs").mkdir(parents=True)
     (entry / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: str(entry / "snapshots" / ("0" * 40) / "config.json"))
+    monkeypatch.setattr(
+        sources, "try_to_load_from_cache", lambda *_: str(entry / "snapshots" / ("0" * 40) / "config.json")
+    )
     return save_tiny_llava(entry / "snapshots" / ("0" * 40))
 
 
@@ -31,9 +33,9 @@ def answer(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> list[flo
         if error is not None:
             raise error
 
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "get_hf_file_metadata", asked)
-    hub._reachable.cache_clear()
+    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", asked)
+    sources._reachable.cache_clear()
     return limits
 
 
@@ -63,8 +65,8 @@ def test_an_answer_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking up an address may take minutes, whatever time limit the connection has."""
     answer(monkeypatch, None)
     held = threading.Event()
-    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *_, **__: held.wait(60))
-    monkeypatch.setattr(hub, "_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda *_, **__: held.wait(60))
+    monkeypatch.setattr(sources, "_SECONDS", 0.2)
     start = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"no answer from https://.* within 0 seconds"):
         find_source("owner/none")

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from dowser_pl.models.layers import find_layers
-from dowser_pl.models.loading import load_model
-from dowser_pl.models.skeleton import skeleton
+from dowser_pl.models.loading import load_model, skeleton
 from tests.tiny_models import FAMILIES, save_tiny_llava
 
 

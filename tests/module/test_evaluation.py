@@ -8,7 +8,7 @@ import pytest
 
 from dowser_pl.callbacks import Predictions
 from dowser_pl.data import Task
-from dowser_pl.importance.files import read_head
+from dowser_pl.importance.cache import read_head
 from dowser_pl.methods import Full, ModelDowser
 from dowser_pl.models.generation import Ending
 from tests.tiny_models import CHAT_TEMPLATE, EOS, VISION_END, VOCABULARY, make_processor, save_tiny_llava, tiny_llava

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dowser_pl.models.parts import text_inputs, text_model
+from dowser_pl.models.layers import text_inputs, text_model
 from dowser_pl.module.window import Window, count_targets
 from tests.tiny_models import FAMILIES
 

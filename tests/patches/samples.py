@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from dowser_pl.patches.patch import Change, save_patch, tensor_digest
+from dowser_pl.masking.base_model import Change
+from dowser_pl.patches.patch import save_patch, tensor_digest
 from tests.tiny_models import make_processor_folder, tiny_llava
 
 TUNED = ("q_proj.weight", "down_proj.weight")

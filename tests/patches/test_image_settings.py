@@ -3,7 +3,7 @@ import json
 import pytest
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from dowser_pl.patches.image_settings import write_image_settings
+from dowser_pl.patches.tuned_folder import write_image_settings
 from tests.patches.samples import fingerprints, save_base
 
 KINDS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dowser_pl.functional.digests import digest
+from dowser_pl.files.digests import digest
 from dowser_pl.methods import Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
 from dowser_pl.patches.apply import apply_patches
 from dowser_pl.patches.merge import Merge, Versions
@@ -193,7 +193,7 @@ def test_few_tensors_are_held_at_a_time(folders, tmp_path, monkeypatch, method):
         most = max(most, sum(one() is not None for one in held))
         return tensor
 
-    monkeypatch.setattr("dowser_pl.patches.versions.read", watched)
+    monkeypatch.setattr("dowser_pl.patches.merge.read", watched)
     Merge(Versions(base, tuned), method).write_folder(tmp_path / "out")
     assert len(held) > 100
     assert most <= 6

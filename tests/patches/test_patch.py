@@ -5,7 +5,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dowser_pl.patches.patch import Change, Patch, exchange, save_patch, tensor_digest
+from dowser_pl.masking.base_model import Change
+from dowser_pl.patches.patch import Patch, exchange, save_patch, tensor_digest
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8]
 HEAD = {"base": {"model": "owner/name"}, "scores": {"before": 0.5}}

@@ -9,11 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from dowser_pl.patches import Patch, apply
-from dowser_pl.patches.apply import apply_patches
+from dowser_pl.patches.apply import apply_patches, remove_patch
 from dowser_pl.patches.conversion import rewrite
 from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.patch import save_patch
-from dowser_pl.patches.remove import remove_patch
 from dowser_pl.patches.safetensors_file import read_slots, write
 from tests.patches.samples import (
     fingerprints,

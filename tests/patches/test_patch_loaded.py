@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from dowser_pl.masking.base_model import Change
 from dowser_pl.patches import loaded
 from dowser_pl.patches.loaded import apply_to_model
-from dowser_pl.patches.patch import Change, Patch, save_patch, tensor_digest
+from dowser_pl.patches.patch import Patch, save_patch, tensor_digest
 from tests.patches.samples import HEAD, make_patch, naive_changes, same_bits, save_base, save_tuned, tuned_llava
 from tests.tiny_models import tiny_llava, tiny_paligemma
 

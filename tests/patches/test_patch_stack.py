@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from dowser_pl.patches.apply import apply_patches
-from dowser_pl.patches.remove import remove_patch
+from dowser_pl.patches.apply import apply_patches, remove_patch
 from tests.patches.samples import fingerprints, load_folder, make_patch, raw, same_bits, save_base, save_tuned
 
 

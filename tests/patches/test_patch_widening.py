@@ -11,9 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.patches import apply
-from dowser_pl.patches.apply import apply_patches
+from dowser_pl.patches.apply import apply_patches, remove_patch
 from dowser_pl.patches.dtypes import is_lossless
-from dowser_pl.patches.remove import remove_patch
 from dowser_pl.patches.safetensors_file import CODES, Slot, read_slots
 from tests.patches.samples import fingerprints, load_folder, make_patch, same_bits, save_base
 

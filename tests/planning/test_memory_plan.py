@@ -11,12 +11,10 @@ from torch.optim import SGD, AdamW, RMSprop
 
 from dowser_pl.masking import FrozenEntries, TrainableEntries
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
-from dowser_pl.planning.cards import CARDS, fits, savings, smallest_card
-from dowser_pl.planning.memory import bytes_held
+from dowser_pl.planning.memory import Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.model import MemoryPlan
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
-from dowser_pl.planning.sizes import Matrix, OptimizerKind, Placement, Sizes, share_out
-from dowser_pl.planning.text import lines, table
+from dowser_pl.planning.text import CARDS, fits, lines, savings, smallest_card, table
 
 FORMS = {"dense": FrozenEntries, "compact": TrainableEntries}
 OPTIMIZERS = {"adamw": AdamW, "adamw 8-bit": AdamW8bit}

@@ -12,8 +12,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from dowser_pl.cli.main import main
 from dowser_pl.methods import Full, Random
+from dowser_pl.planning.memory import Placement
 from dowser_pl.planning.model import plan_of
-from dowser_pl.planning.sizes import Placement
 from dowser_pl.planning.text import lines
 from dowser_pl.planning.verb import placement_of
 from tests.tiny_models import save_tiny_llava

@@ -1,8 +1,7 @@
 import pytest
 
 from dowser_pl.reporting import BudgetChoice, markdown_page, markdown_table, text_comparison, text_table
-from dowser_pl.reporting.curve_table import budget_text
-from dowser_pl.reporting.wording import settings
+from dowser_pl.reporting.table import budget_text, settings
 from tests.reporting.samples import report, with_budget, with_curve, with_points
 
 CURVE = """\

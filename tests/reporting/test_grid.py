@@ -1,4 +1,4 @@
-from dowser_pl.reporting.grid import RULE, markdown_grid, shorten, text_grid, width
+from dowser_pl.reporting.table import RULE, markdown_grid, shorten, text_grid, width
 
 
 def test_wide_characters_take_two_columns() -> None:

@@ -9,8 +9,7 @@ from PIL import Image
 
 from dowser_pl.reporting import Report, TaskScore, plot_comparison, plot_report
 from dowser_pl.reporting.plots.plane import curve_step
-from dowser_pl.reporting.plots.run import draw_report, headline
-from dowser_pl.reporting.plots.tasks import blocks, scale_end
+from dowser_pl.reporting.plots.run import blocks, draw_report, headline, scale_end
 from tests.reporting.samples import report, with_tasks
 
 ONE = {"digits": TaskScore("downstream", "exact_match", 0.0, 0.5)}

@@ -9,10 +9,8 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from dowser_pl.reporting import BudgetChoice, CurvePoint, Report, TaskScore, plot_curve
-from dowser_pl.reporting.plots.curve import curve_headline, draw_curve_page
-from dowser_pl.reporting.plots.path import part_of, tuned_place
-from dowser_pl.reporting.plots.plane import draw_part
-from dowser_pl.reporting.plots.ratios import panels
+from dowser_pl.reporting.plots.curve import curve_headline, draw_curve_page, panels
+from dowser_pl.reporting.plots.plane import draw_part, part_of, tuned_place
 from dowser_pl.reporting.plots.style import add_axes, new_figure
 from tests.reporting.samples import report, with_budget, with_curve, with_points
 

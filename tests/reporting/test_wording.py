@@ -1,6 +1,6 @@
 import pytest
 
-from dowser_pl.reporting.wording import bytes_text, change_text, seconds_text, share_text
+from dowser_pl.reporting.table import bytes_text, change_text, seconds_text, share_text
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,18 @@ from torch.optim import Optimizer
 
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.dowser.checks import (
+    check_adapters,
     check_ended,
     check_files,
+    check_frozen,
     check_optimizers,
     check_same_base,
+    check_settings,
+    check_sharded,
+    check_state,
     check_trainer,
     refuse_quantized,
 )
-from dowser_pl.callbacks.dowser.checks_sharded import check_sharded
 from dowser_pl.callbacks.dowser.finish import finish
 from dowser_pl.callbacks.dowser.masks import Deciding
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
@@ -30,17 +34,14 @@ from dowser_pl.callbacks.dowser.protection import (
     Content,
     Form,
     announce_plan,
-    check_adapters,
-    check_frozen,
-    check_settings,
-    check_state,
     leave_base_out,
     num_trained,
     protect,
     protect_again,
+    reduce_gradients,
     saved_entries,
+    stop_reducing,
 )
-from dowser_pl.callbacks.dowser.reducing import reduce_gradients, stop_reducing
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe

@@ -1,18 +1,37 @@
-"""What would train the wrong thing without a word is refused before the first step."""
+"""What would train the wrong thing without a word, or cannot be done with sharded weights, is refused at once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from dowser_pl.callbacks.curve import find_curve
+from dowser_pl.callbacks.dowser.protection import Content, Form
+from dowser_pl.distributed.limits import no_model, no_training
 from dowser_pl.masking import BaseModel, Protection
+from dowser_pl.masking.base import Changes
+from dowser_pl.methods import Method
+from dowser_pl.methods.base import EachStep
+from dowser_pl.methods.lora import Lora
 
-__all__ = ["check_ended", "check_files", "check_optimizers", "check_same_base", "check_trainer", "refuse_quantized"]
+__all__ = [
+    "check_adapters",
+    "check_ended",
+    "check_files",
+    "check_frozen",
+    "check_optimizers",
+    "check_same_base",
+    "check_settings",
+    "check_sharded",
+    "check_state",
+    "check_trainer",
+    "refuse_quantized",
+]
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -141,4 +160,114 @@ def check_ended(trainer: Trainer, counts: object) -> None:
             f"{trainer.ckpt_path} holds a run that had no step left, and {type(trainer).__name__} returned before the "
             "end of training: nothing was merged, exported or reported. Use dowser_pl.trainer.DowserTrainer, as the "
             "command line does"
+        )
+
+
+def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str, pl_module: Any, stage: str) -> None:
+    """Refuse what would train or run the wrong thing, or wait for ever.
+
+    Args:
+        trainer: its strategy says whether weights are spread, its precision how gradients are scaled.
+        method: that trains, in stage ``fit``.
+        update: how it does.
+        checkpoint: what it keeps.
+        pl_module: its model is not loaded yet.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: saying what to set instead.
+    """
+    if not hasattr(trainer.strategy, "shard"):
+        return
+    quantization = pl_module.quantization
+    if stage == "fit":
+        curve = find_curve(trainer).active
+        refused = no_training(method, curve, checkpoint, quantization) or _other_form(trainer, update)
+    else:
+        refused = no_model(quantization)
+    if refused:
+        raise ValueError(refused)
+
+
+def _other_form(trainer: Trainer, update: str) -> str | None:
+    if update != "compact":
+        return (
+            f"got update {update!r} with weights that are spread over processes, expected compact: entries are trained "
+            "where they lie. Set --dowser.update compact, or use --trainer.strategy ddp, or one device"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        return (
+            f"got trainer.precision {trainer.precision}, expected 32-true, bf16-true or bf16-mixed: a gradient scaler "
+            "would skip a step on some processes and not on others"
+        )
+    return None
+
+
+def check_settings(method: Method, update: Form, checkpoint: Content, calibration_batches: int) -> None:
+    """Refuse settings that do not exist, or that the method cannot have.
+
+    Raises:
+        ValueError: saying which ones it can.
+    """
+    if update not in get_args(Form) or checkpoint not in get_args(Content):
+        raise ValueError(f"got update {update!r} and checkpoint {checkpoint!r}, expected compact or dense, or full")
+    if calibration_batches < 1:
+        raise ValueError(f"got {calibration_batches} calibration_batches, expected at least 1")
+    if isinstance(method, EachStep) and update == "dense":
+        raise ValueError(
+            f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
+            "which trains in the precision of the weights; set --dowser.update compact"
+        )
+
+
+def check_adapters(method: Method, checkpoint: str, pl_module: Any) -> None:
+    """Refuse adapters without the method `Lora`, and it without them.
+
+    Raises:
+        ValueError: saying what to set.
+    """
+    name, adapters = type(method).__name__, pl_module.adapters is not None
+    if adapters != isinstance(method, Lora):
+        raise ValueError(
+            f"got dowser.method {name} and model.lora {pl_module.lora}: adapters touch every entry of their matrices, "
+            "so no mask holds with them; set both (-c method/lora) or neither"
+        )
+    if adapters and checkpoint == "full":
+        raise ValueError(
+            "a checkpoint of adapters leaves the base out, got checkpoint 'full'; set --dowser.checkpoint compact"
+        )
+
+
+def check_state(method: Method, update: Form, state: Mapping[str, Any]) -> None:
+    """Refuse to go on with what a checkpoint holds where it was made in another way.
+
+    Raises:
+        ValueError: if that was by another method or other hyper-parameters, or in the other form.
+    """
+    if state["method"] != method.settings():
+        raise ValueError(
+            f"the checkpoint was trained with {state['method']}, this run asks for {method.settings()}; resume with "
+            "the same --dowser.method"
+        )
+    if state["update"] != update:
+        raise ValueError(
+            f"the checkpoint was trained with update {state['update']}, whose optimizer states have another form, this "
+            f"run asks for {update}; resume with --dowser.update {state['update']}"
+        )
+
+
+def check_frozen(frozen: Changes, digests: Mapping[str, str]) -> None:
+    """Refuse to go on with a model in which a frozen entry moved.
+
+    Args:
+        frozen: entries, compared with the base where one was kept.
+        digests: content hash of all that is frozen, ``before`` training and ``after`` it.
+
+    Raises:
+        RuntimeError: if one did.
+    """
+    if frozen.changed or digests["before"] != digests["after"]:
+        raise RuntimeError(
+            f"{frozen.changed or 'some'} of {frozen.entries} frozen entries changed during training; this is a bug, or "
+            "another callback writes weights"
         )

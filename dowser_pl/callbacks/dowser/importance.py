@@ -1,17 +1,155 @@
-"""The importance of a model: what the cache holds, what is still to measure, and when it is enough."""
+"""The importance of a model: what the cache holds, what is still to measure, and when it is enough.
 
+:class:`ImportancePass` is the pass inside a Trainer, with its precision, processes and progress bar; :func:`identity`
+is all that importance depends on: a cache that differs in any of it belongs to something else.
+"""
+
+import json
+import math
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from dowser_pl.callbacks.dowser.measuring import Measuring
 from dowser_pl.distributed import collectives
-from dowser_pl.importance import FACTORS, Cache, Factors, Request
+from dowser_pl.distributed.models import spread_model
+from dowser_pl.importance import (
+    FACTORS,
+    Cache,
+    Factors,
+    Probe,
+    Prompt,
+    Request,
+    digest,
+    fingerprint,
+    measure,
+    probing_mode,
+    write_prompts,
+)
+from dowser_pl.importance.batches import aligned
+from dowser_pl.importance.prompts import noise_images
 from dowser_pl.methods import Agreement, Method
 
-__all__ = ["Importance", "ImportancePass"]
+__all__ = ["Importance", "ImportancePass", "Measuring", "identity"]
+
+
+def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
+    """Weights, what the model computes with them, what writes the prompts, and how it is probed; JSON-able."""
+    network, processor = pl_module.network, pl_module.processor
+    return {
+        "weights": fingerprint(network),
+        "model": digest(_behaviour(network)),
+        "processor": digest(_text_and_images(processor, probe.noise_images)),
+        "ending": asdict(pl_module.ending()),
+        "probe": probe.identity(),
+        "precision": precision,
+    }
+
+
+def _behaviour(network: Any) -> dict[str, Any]:
+    """What the same weights compute: activations, rotary settings, attention ..., but not where they lie."""
+    settings = json.loads(network.config.to_json_string(use_diff=False))
+    for unrelated in ("_name_or_path", "transformers_version"):
+        settings.pop(unrelated, None)
+    parts = [(name, part) for name, part in network.named_modules() if hasattr(part, "config")]
+    return settings | {"attention": {name: part.config._attn_implementation for name, part in parts}}
+
+
+def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
+    """What decides which prompts are drawn: vocabulary and special tokens, and for images how they are prepared."""
+    tokenizer = processor.tokenizer
+    settings = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    return settings | ({"images": processor.image_processor.to_json_string()} if with_images else {})
+
+
+_CHUNK = 64  # prompts per process whose factors are held one by one before groups are formed
+
+
+@dataclass
+class Measuring:
+    """Asks prompts of a model, on every process.
+
+    Args:
+        trainer: its precision and processes.
+        pl_module: the model and its processor.
+        layers: run-time name -> matrix.
+        probe: settings.
+
+    Attributes:
+        seconds: by phase, ``prompts`` and ``probes``; empty as long as nothing was measured.
+    """
+
+    trainer: Trainer
+    pl_module: Any
+    layers: dict[str, nn.Linear]
+    probe: Probe
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """What the factors of a prompt depend on, on every process."""
+
+        def compute() -> dict[str, Any]:
+            return identity(self.pl_module, self.probe, self._precision())
+
+        return compute() if spread_model(self.pl_module.network) else collectives.from_first(compute)
+
+    def _precision(self) -> str:
+        """That the model computes in: the trainer's, but for weights that a strategy gathers in another dtype."""
+        gathered = getattr(self.trainer.strategy, "param_dtype", None)
+        kept = {str(weight.dtype).removeprefix("torch.") for weight in self.pl_module.network.parameters()}
+        other = gathered is not None and kept != {gathered}
+        return f"{self.trainer.precision}, gathered in {gathered}" if other else str(self.trainer.precision)
+
+    def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
+        """``known``, continued until it has ``num_prompts`` prompts."""
+        missing = range(known.num_prompts, num_prompts)
+        if not missing:
+            return known
+        # sums over prompts are made in one go; rows are made in chunks that hold whole groups and whole batches
+        unit = math.lcm(request.prompts_per_row, self.probe.batch_size)
+        size = -(-_CHUNK * collectives.world_size() // unit) * unit if request.factorised else num_prompts
+        model = self.pl_module.network if self.probe.noise_images else self.pl_module.text_model()
+        bar = tqdm(total=len(missing), desc="Importance pass", unit="prompt", disable=collectives.rank() > 0)
+        with bar, probing_mode(model), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
+            prompts = self._prompts(model, missing)
+            start = time.monotonic()
+            for chunk in aligned(missing, size):
+                measured = measure(
+                    model,
+                    self.layers,
+                    [prompts[index - missing.start] for index in chunk],
+                    self.probe,
+                    request.statistics,
+                    chunk.start,
+                    bar.update,
+                    self.pl_module.text_inputs,
+                )
+                known = known.followed_by(measured.grouped(request.prompts_per_row))
+            bar.update(len(missing) - bar.n)  # other processes did the rest
+            self.seconds["probes"] = self.seconds.get("probes", 0.0) + time.monotonic() - start
+        return known
+
+    def _prompts(self, model: Any, indices: range) -> list[Prompt]:
+        """The same on every process: in half precision another batch would write another text."""
+        start = time.monotonic()
+        processor, probe = self.pl_module.processor, self.probe
+
+        def images(batch: range) -> list[dict[str, Tensor]]:
+            return noise_images(processor, probe, batch)
+
+        with_images = images if probe.noise_images else None
+        text_inputs, ending = self.pl_module.text_inputs, self.pl_module.ending()
+        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, text_inputs, ending)
+        self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
+        return prompts
+
 
 _FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
 _SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for

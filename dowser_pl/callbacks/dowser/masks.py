@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass
-from dowser_pl.callbacks.dowser.measuring import Measuring
-from dowser_pl.distributed.ranks import Ranks
+from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, Measuring
+from dowser_pl.distributed.collectives import Ranks
 from dowser_pl.distributed.tensors import covering, cut, is_spread, local, shape_of, whole
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
-from dowser_pl.functional.pieces import ALONE
+from dowser_pl.functional.selection import ALONE
 from dowser_pl.importance import Factors, Probe
 from dowser_pl.masking import Protection
 from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half

@@ -1,20 +1,25 @@
-"""Which form of training a method gets: by when it decides, and by how entries are to be kept."""
+"""Which form of training a method gets: by when it decides, and by how entries are to be kept.
+
+Under DDP gradients are averaged here, of the optimizer's parameters: DistributedDataParallel would average those of
+each matrix after the entries were gathered from it, too late. It is a tenth of the traffic at update ratio 0.1.
+"""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+import torch.distributed
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.dowser.masks import Deciding
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.fsdp1_unit import whole_shapes
-from dowser_pl.distributed.tensors import is_spread, shape_of
+from dowser_pl.distributed.tensors import is_spread, shape_of, whole_shapes
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.masking import (
     BaseModel,
-    Changes,
     FrozenEntries,
     Protection,
     ShardedEntries,
@@ -23,98 +28,27 @@ from dowser_pl.masking import (
     TrainableEntries,
 )
 from dowser_pl.masking.base import State
-from dowser_pl.masking.shared_state import shared_entries
-from dowser_pl.methods import EachStep, Lora, Method
+from dowser_pl.masking.sharded import shared_entries
+from dowser_pl.methods import EachStep, Method
 from dowser_pl.planning import Kept, lines, plan_of
 
 __all__ = [
     "Content",
     "Form",
     "announce_plan",
-    "check_adapters",
-    "check_frozen",
-    "check_settings",
-    "check_state",
     "leave_base_out",
     "num_trained",
     "protect",
     "protect_again",
+    "reduce_gradients",
     "saved_entries",
+    "stop_reducing",
 ]
+
 
 Form = Literal["compact", "dense"]
 Content = Literal["compact", "full"]
 _FORMS: dict[str, type[Protection]] = {"compact": TrainableEntries, "dense": FrozenEntries}
-
-
-def check_settings(method: Method, update: Form, checkpoint: Content, calibration_batches: int) -> None:
-    """Refuse settings that do not exist, or that the method cannot have.
-
-    Raises:
-        ValueError: saying which ones it can.
-    """
-    if update not in get_args(Form) or checkpoint not in get_args(Content):
-        raise ValueError(f"got update {update!r} and checkpoint {checkpoint!r}, expected compact or dense, or full")
-    if calibration_batches < 1:
-        raise ValueError(f"got {calibration_batches} calibration_batches, expected at least 1")
-    if isinstance(method, EachStep) and update == "dense":
-        raise ValueError(
-            f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
-            "which trains in the precision of the weights; set --dowser.update compact"
-        )
-
-
-def check_adapters(method: Method, checkpoint: str, pl_module: Any) -> None:
-    """Refuse adapters without the method `Lora`, and it without them.
-
-    Raises:
-        ValueError: saying what to set.
-    """
-    name, adapters = type(method).__name__, pl_module.adapters is not None
-    if adapters != isinstance(method, Lora):
-        raise ValueError(
-            f"got dowser.method {name} and model.lora {pl_module.lora}: adapters touch every entry of their matrices, "
-            "so no mask holds with them; set both (-c method/lora) or neither"
-        )
-    if adapters and checkpoint == "full":
-        raise ValueError(
-            "a checkpoint of adapters leaves the base out, got checkpoint 'full'; set --dowser.checkpoint compact"
-        )
-
-
-def check_state(method: Method, update: Form, state: Mapping[str, Any]) -> None:
-    """Refuse to go on with what a checkpoint holds where it was made in another way.
-
-    Raises:
-        ValueError: if that was by another method or other hyper-parameters, or in the other form.
-    """
-    if state["method"] != method.settings():
-        raise ValueError(
-            f"the checkpoint was trained with {state['method']}, this run asks for {method.settings()}; resume with "
-            "the same --dowser.method"
-        )
-    if state["update"] != update:
-        raise ValueError(
-            f"the checkpoint was trained with update {state['update']}, whose optimizer states have another form, this "
-            f"run asks for {update}; resume with --dowser.update {state['update']}"
-        )
-
-
-def check_frozen(frozen: Changes, digests: Mapping[str, str]) -> None:
-    """Refuse to go on with a model in which a frozen entry moved.
-
-    Args:
-        frozen: entries, compared with the base where one was kept.
-        digests: content hash of all that is frozen, ``before`` training and ``after`` it.
-
-    Raises:
-        RuntimeError: if one did.
-    """
-    if frozen.changed or digests["before"] != digests["after"]:
-        raise RuntimeError(
-            f"{frozen.changed or 'some'} of {frozen.entries} frozen entries changed during training; this is a bug, or "
-            "another callback writes weights"
-        )
 
 
 def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], deciding: Deciding) -> Protection:
@@ -190,3 +124,29 @@ def _said(method: Method, entries: Protection) -> Protection:
         "are trainable"
     )
     return entries
+
+
+def stop_reducing(trainer: Trainer) -> None:
+    """Let no wrapper average gradients by itself."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.model.require_backward_grad_sync = False  # type: ignore[union-attr]
+
+
+def reduce_gradients(trainer: Trainer) -> None:
+    """Average the gradients of all processes, once those of an optimizer step are complete.
+
+    Strategies that spread weights over the processes have done so already.
+    """
+    if trainer.world_size == 1 or hasattr(trainer.strategy, "shard") or trainer.fit_loop._should_accumulate():
+        return
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], device=parameters[0].device).int()
+    torch.distributed.all_reduce(used)
+    for parameter, anywhere in zip(parameters, used.tolist(), strict=True):
+        if not anywhere:  # as in one process: no gradient, no step
+            continue
+        if parameter.grad is None:  # its part of the model had nothing to do in this process' batch
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= trainer.world_size

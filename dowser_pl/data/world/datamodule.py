@@ -12,8 +12,7 @@ from typing import Literal
 
 from dowser_pl.data.base import Conversation, MultimodalData, Question, Task
 from dowser_pl.data.rows import Message
-from dowser_pl.data.world.downstream import downstream_examples, num_distinct
-from dowser_pl.data.world.tasks import UPSTREAM, Example, Split, examples
+from dowser_pl.data.world.tasks import UPSTREAM, Example, Split, downstream_examples, examples, num_distinct
 
 
 class WorldData(MultimodalData):

@@ -6,9 +6,9 @@ plain data and small, in ``meta.pt``: the checkpoint of one process with a note 
 Checkpoints of both forms carry digests, which are compared when they are read.
 """
 
+from dowser_pl.distributed.checkpoint.layout import Share, extents, share_of, shares_of
 from dowser_pl.distributed.checkpoint.reading import Stored, is_folder, open_folder, read_folder
 from dowser_pl.distributed.checkpoint.sealing import checked, read_file, sealed
-from dowser_pl.distributed.checkpoint.shares import Share, extents, share_of, shares_of
 from dowser_pl.distributed.checkpoint.writing import write_folder
 
 __all__ = [

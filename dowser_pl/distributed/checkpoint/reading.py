@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from dowser_pl.distributed.checkpoint.layout import FORMAT, PARTS, PLAIN, Reader, is_folder, noted
 from dowser_pl.distributed.checkpoint.sealing import of_the_disk, read_file
 from dowser_pl.distributed.tensors import covering, is_spread
-from dowser_pl.functional.digests import digest
+from dowser_pl.files.digests import digest
 from dowser_pl.functional.masks import from_rows
 
 __all__ = ["Stored", "is_folder", "open_folder", "read_folder"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dowser_pl.distributed import collectives
-from dowser_pl.functional.digests import digests
+from dowser_pl.files.digests import digests
 
 __all__ = ["checked", "of_the_disk", "read_file", "sealed"]
 

@@ -19,11 +19,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorPropertie
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.checkpoint.layout import FORMAT, PARTS, PLAIN, Reader, note
+from dowser_pl.distributed.checkpoint.layout import FORMAT, PARTS, PLAIN, Reader, Share, note
 from dowser_pl.distributed.checkpoint.sealing import sealed
-from dowser_pl.distributed.checkpoint.shares import Share
 from dowser_pl.files.atomic import force_to_disk, full_disk_error, is_full_disk, open_to_others, remove, rename_over
-from dowser_pl.functional.digests import digest
+from dowser_pl.files.digests import digest
 
 __all__ = ["write_folder"]
 

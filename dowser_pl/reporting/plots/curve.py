@@ -2,18 +2,148 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dowser_pl.reporting.curve_table import budget_text
-from dowser_pl.reporting.grid import shorten
-from dowser_pl.reporting.plots.page import MARGIN, TOP, WIDTH, new_page, save_page
-from dowser_pl.reporting.plots.path import draw_path
-from dowser_pl.reporting.plots.ratios import draw_panels
-from dowser_pl.reporting.plots.style import HEADING, LOSS, MUTED, SMALL, add_axes, signed, write
+from dowser_pl.reporting.plots.plane import draw_path, tuned_place
+from dowser_pl.reporting.plots.style import (
+    BODY,
+    DASHES,
+    FAINT,
+    GAIN,
+    HEADING,
+    INK,
+    LOSS,
+    MARGIN,
+    MUTED,
+    SMALL,
+    TOP,
+    WIDTH,
+    add_axes,
+    draw_circle,
+    new_page,
+    save_page,
+    signed,
+    write,
+)
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.wording import change_text, number_text, settings
+from dowser_pl.reporting.table import budget_text, change_text, number_text, settings, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEAD_INCHES, GAP_INCHES = 0.2, 0.75  # heading above a panel, space below it for its scale and the next heading
+LIMIT_INCHES = 0.4  # right of the panels, for the name of a limit
+LETTER_INCHES = 0.075  # of a small letter
+APART = 3.5  # hollow circles are larger, to be seen behind full ones, in points
+LEAST_SHOWN = 0.02  # a smaller loss is not blown up to the height of the panel
+
+
+class Line(NamedTuple):
+    """One mean over the ratios of the curve; None where it was not measured."""
+
+    name: str
+    colour: str
+    values: Sequence[float | None]
+    apart: bool = False  # measured on other data than the report
+
+
+class Panel(NamedTuple):
+    """Lines that share a scale; `limit` is drawn across."""
+
+    heading: str
+    lines: list[Line]
+    limit: float | None = None
+
+
+def panels(report: Report) -> list[Panel]:
+    """What is learnt, then what is lost; a role without a task has no panel."""
+    means, found = report.curve_means, []
+    if report.downstream.before is not None:
+        learnt = [Line("downstream mean", GAIN, [mean.downstream for mean in means])]
+        if report.upstream.before is not None:
+            learnt.append(Line("H-score", MUTED, [mean.h_score for mean in means]))
+        found.append(Panel("Learnt", learnt))
+    base, budget = report.upstream.before, report.budget
+    if base is not None:
+        lost = [Line("upstream mean lost", LOSS, [base - (mean.upstream or 0.0) for mean in means])]
+        if budget is not None:
+            drops = [budget.drops.get(mean.update_ratio) for mean in means]
+            lost.append(Line("on data to choose on", MUTED, drops, apart=True))
+        found.append(Panel("Forgotten", lost, None if budget is None else budget.max_upstream_drop))
+    return found
+
+
+def draw_panels(figure: Figure, report: Report, left: float, top: float, size: tuple[float, float]) -> None:
+    """Draw all panels below each other, in inches; `size` is width and height of all together."""
+    shown, ratios = panels(report), [point.update_ratio for point in report.curve]
+    width = size[0] - (0.0 if report.budget is None else LIMIT_INCHES)
+    height = (size[1] + GAP_INCHES) / len(shown) - GAP_INCHES
+    for panel in shown:
+        write(figure, left, top + 0.04, panel.heading, fontsize=HEADING, fontweight="bold")
+        draw_names(figure, panel, left + width, top + 0.04)
+        axes = add_axes(figure, left, top + HEAD_INCHES, width, height - HEAD_INCHES)
+        draw_panel(axes, panel, {tuned_place(report): 10})
+        draw_scale(axes, ratios, width)
+        top += height + GAP_INCHES
+    axes.set_xlabel("update ratio", fontsize=BODY, color=INK, labelpad=8)
+
+
+def draw_names(figure: Figure, panel: Panel, right: float, top: float) -> None:
+    """The lines' names in their colours, in their order, ending at `right`."""
+    for line in reversed(panel.lines):
+        text = f"{chr(0x25CB) if line.apart else chr(0x25CF)} {line.name}"
+        write(figure, right, top, text, fontsize=SMALL, color=line.colour, ha="right")
+        right -= LETTER_INCHES * len(text) + 0.2
+
+
+def draw_panel(axes: Axes, panel: Panel, size_at: Mapping[int, float]) -> None:
+    """Lines and limit over the places of the ratios; `size_at` has the places with circles of another size."""
+    values = [value for line in panel.lines for value in line.values if value is not None]
+    low, high = min(0.0, *values), max(LEAST_SHOWN, panel.limit or 0.0, *values)
+    axes.set_ylim(low - 0.08 * (high - low) if low < 0 else 0.0, high + 0.12 * (high - low))
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="y", nbins=4)
+    for line in panel.lines:
+        draw_line(axes, line, size_at)
+    if panel.limit is not None:
+        axes.axhline(panel.limit, color=INK, linewidth=1)
+        name, edge = f"budget\n{number_text(panel.limit)}", axes.get_yaxis_transform()
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "color": INK, "va": "center"}
+        axes.annotate(name, (1, panel.limit), xytext=(5, 0), xycoords=edge, **style)
+
+
+def draw_line(axes: Axes, line: Line, size_at: Mapping[int, float]) -> None:
+    """One mean; circles are hollow and the line dashed if it was measured on other data than the report."""
+    found = [(place, value) for place, value in enumerate(line.values) if value is not None]
+    xs, ys = zip(*found, strict=True) if found else ((), ())
+    dashes = DASHES if line.apart else "-"
+    axes.plot(xs, ys, color=line.colour, linewidth=2, linestyle=dashes, alpha=0.6, zorder=3)
+    for point in found:
+        size = size_at.get(point[0], 5.0) + (APART if line.apart else 0.0)
+        draw_circle(axes, point, line.colour, not line.apart, size)
+
+
+def draw_scale(axes: Axes, ratios: Sequence[float], width: float) -> None:
+    """Ratios at equal distances; where their names would touch only every second, third ... from the last."""
+    texts = [number_text(ratio) for ratio in ratios]
+    room = width / max(len(ratios), 1)
+    every = next(
+        step for step in range(1, len(texts) + 1) if longest(texts[::-step]) < room * step or step == len(texts)
+    )
+    places = range(len(texts))[::-every]
+    axes.set_xlim(-0.5, len(texts) - 0.5)
+    axes.set_xticks(list(places), [texts[place] for place in places])
+
+
+def longest(texts: Sequence[str]) -> float:
+    """Inches that the longest takes, with a space."""
+    return LETTER_INCHES * (max(map(len, texts)) + 1)
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

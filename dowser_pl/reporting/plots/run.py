@@ -6,16 +6,125 @@ drawn and not before, so that reading reports stays fast.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dowser_pl.reporting.grid import shorten
-from dowser_pl.reporting.plots.page import HEIGHT, MARGIN, TOP, WIDTH, new_page, save_page
 from dowser_pl.reporting.plots.plane import draw_move, draw_plane
-from dowser_pl.reporting.plots.style import GAIN, HEADING, MUTED, SMALL, SUBTITLE, add_axes, draw_circle, signed, write
-from dowser_pl.reporting.plots.tasks import FOOT_INCHES, HEAD_INCHES, blocks, draw_blocks
+from dowser_pl.reporting.plots.style import (
+    FAINT,
+    GAIN,
+    HEADING,
+    HEIGHT,
+    MARGIN,
+    MUTED,
+    SMALL,
+    SUBTITLE,
+    TOP,
+    WIDTH,
+    add_axes,
+    change_colour,
+    draw_circle,
+    new_page,
+    save_page,
+    signed,
+    write,
+)
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.wording import change_text, facts, score_text, settings
+from dowser_pl.reporting.scores import BeforeAfter, Role, TaskScore
+from dowser_pl.reporting.table import change_text, facts, score_text, settings, shorten, width
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADINGS: dict[Role, str] = {"downstream": "Downstream: what it learnt", "upstream": "Upstream: what it kept"}
+HEAD_INCHES, FOOT_INCHES = 0.5, 0.45
+LETTER_INCHES, LONGEST_NAME = 0.082, 26
+SCORES_INCHES, CHANGE_INCHES = 1.3, 0.75
+STEPS = {1.0: 0.25, 1.5: 0.5, 2.0: 0.5, 3.0: 1.0, 5.0: 1.0, 10.0: 2.0}  # end of a scale: distance of its ticks
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tasks of one role on one scale; `aside` is written at the right of the heading."""
+
+    heading: str
+    aside: str
+    tasks: list[tuple[str, TaskScore]]
+    limit: float
+
+    def inches(self, row_inches: float) -> float:
+        """Height with heading and scale."""
+        return HEAD_INCHES + FOOT_INCHES + row_inches * len(self.tasks)
+
+
+def blocks(report: Report) -> list[Block]:
+    """Downstream, then upstream; a metric that exceeds 1 (CIDEr) has a block and a scale of its own.
+
+    Within a block the largest gain stands first, so that what was forgotten gathers at the end.
+    """
+    found = []
+    means: dict[Role, BeforeAfter] = {"downstream": report.downstream, "upstream": report.upstream}
+    for role, mean in means.items():
+        tasks = sorted(report.of_role(role).items(), key=lambda item: -item[1].change)
+        wide = {task.metric for _, task in tasks if max(task.before, task.after) > 1}
+        unit = [item for item in tasks if item[1].metric not in wide]
+        aside = f"mean {score_text(mean.before)} \u2192 {score_text(mean.after)}"
+        if unit:
+            found.append(Block(HEADINGS[role], f"{role} {aside}" if wide else aside, unit, 1.0))
+        for metric in sorted(wide):
+            rows = [item for item in tasks if item[1].metric == metric]
+            limit = scale_end(max(max(task.before, task.after) for _, task in rows))
+            alone = not unit and len(wide) == 1
+            found.append(Block(f"{HEADINGS[role]} ({metric})", aside if alone else "", rows, limit))
+    return found
+
+
+def scale_end(top: float) -> float:
+    """The next round end of a scale: 1, 1.5, 2, 3, 5, 10, then tens."""
+    return next((end for end in STEPS if top <= end), 10.0 * -(-top // 10))
+
+
+def name_inches(parts: list[Block]) -> float:
+    """Room for the longest task name, the same in all blocks so that their scales line up."""
+    longest = max((width(name) for part in parts for name, _ in part.tasks), default=0)
+    return 0.3 + LETTER_INCHES * min(max(longest, 8), LONGEST_NAME)
+
+
+def draw_blocks(figure: Figure, parts: list[Block], left: float, top: float, right: float, row: float) -> None:
+    """Draw all blocks below each other, in inches; `row` is the height of a task."""
+    names = name_inches(parts)
+    for part in parts:
+        write(figure, left, top + 0.24, part.heading, fontsize=HEADING, fontweight="bold")
+        write(figure, right, top + 0.24, part.aside, color=MUTED, ha="right")
+        draw_rows(figure, part, (left, left + names, right), top + HEAD_INCHES, row)
+        top += part.inches(row)
+
+
+def draw_rows(figure: Figure, part: Block, columns: tuple[float, float, float], top: float, row: float) -> None:
+    """Names, circles and numbers of one block; columns: left of the names, left of the scale, right end."""
+    left, scale, right = columns
+    axes = add_axes(figure, scale, top, right - SCORES_INCHES - CHANGE_INCHES - scale, row * len(part.tasks))
+    step = STEPS.get(part.limit, part.limit / 5)
+    ticks = [step * i for i in range(round(part.limit / step) + 1)]
+    axes.set_xlim(0, part.limit)
+    axes.set_ylim(len(part.tasks) - 0.5, -0.5)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([])
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for line, (name, task) in enumerate(part.tasks):
+        colour = change_colour(task.change)
+        axes.plot([task.before, task.after], [line, line], color=colour, linewidth=3, alpha=0.45, zorder=2)
+        draw_circle(axes, (task.before, line), MUTED, filled=False, size=7.5)
+        draw_circle(axes, (task.after, line), colour, filled=True, size=8.5)
+        baseline = top + row * (line + 0.5) + 0.055
+        scores = f"{score_text(task.before)} \u2192 {score_text(task.after)}"
+        write(figure, left, baseline, shorten(name, LONGEST_NAME))
+        write(figure, right - CHANGE_INCHES, baseline, scores, fontsize=SMALL, color=MUTED, ha="right")
+        change = signed(change_text(task.change))
+        write(figure, right, baseline, change, color=colour, fontweight="bold", ha="right")
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dowser_pl.reporting.plots.list import Entry, draw_list
-from dowser_pl.reporting.plots.page import HEIGHT, MARGIN, TOP, new_page, save_page
-from dowser_pl.reporting.plots.plane import draw_move, draw_numbered, draw_plane
-from dowser_pl.reporting.plots.style import MUTED, RUN_COLOURS, add_axes, signed
+from dowser_pl.reporting.plots.plane import Entry, draw_list, draw_move, draw_numbered, draw_plane
+from dowser_pl.reporting.plots.style import (
+    HEIGHT,
+    MARGIN,
+    MUTED,
+    RUN_COLOURS,
+    TOP,
+    add_axes,
+    new_page,
+    save_page,
+    signed,
+)
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.wording import lost_text, number_text, ratio_text, score_text
+from dowser_pl.reporting.table import lost_text, number_text, ratio_text, score_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

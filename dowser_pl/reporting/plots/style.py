@@ -1,8 +1,14 @@
-"""How the plots look: one palette, one set of sizes, places in inches from the upper left corner."""
+"""How the plots look: one palette, one set of sizes, the page of a slide, and how it becomes a file.
+
+Places are in inches from the upper left corner.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dowser_pl.files.atomic import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,3 +83,31 @@ def draw_ring(axes: Axes, point: tuple[float, float], size: float) -> None:
 def signed(text: str) -> str:
     """A number with a true minus sign, as wide as its plus."""
     return text.replace("-", "\u2212")
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 13.33, 7.5  # inches, a 16:9 slide; taller where there is much to show
+MARGIN, TOP = 0.5, 1.3
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def new_page(title: str, subtitle: str, height: float = HEIGHT, width: float = WIDTH) -> Figure:
+    """A figure in inches with what it shows above it; drawing starts below `TOP`."""
+    figure = new_figure(width, height)
+    write(figure, MARGIN, 0.62, title, fontsize=TITLE, fontweight="bold")
+    write(figure, MARGIN, 0.95, subtitle, fontsize=SUBTITLE, color=MUTED)
+    return figure
+
+
+def save_page(figure: Figure, path: str | Path) -> None:
+    """Write a figure at 200 dots per inch, atomically; the suffix decides the format.
+
+    Raises:
+        ValueError: the suffix is not .png, .pdf or .svg.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"Cannot plot to {path}: expected a name that ends in {', '.join(FORMATS)}.")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, facecolor="white")

@@ -7,8 +7,7 @@ from typing import Any
 
 from dowser_pl.distributed.checkpoint import is_folder, read_file, read_folder
 from dowser_pl.errors import nearest_path
-from dowser_pl.masking.base_model import BaseModel
-from dowser_pl.patches.patch import Change
+from dowser_pl.masking.base_model import BaseModel, Change
 
 __all__ = ["CheckpointPatch", "read_checkpoint_patch"]
 

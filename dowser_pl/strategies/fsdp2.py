@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes by PyTorch's FSDP2.
+"""Lightning's FSDP2 strategy with what sharded training of entries needs beside it, and how a model is cut for it.
 
 Every decoder layer is gathered when it runs and let go of afterwards. All else (embeddings, head, norms, vision tower,
 projector) is one group, gathered for the whole of a forward or backward pass: so all processes gather the same things
@@ -8,18 +8,23 @@ whether or not there is an image in their batch, and none waits for another for 
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from dowser_pl.distributed import collectives
+from dowser_pl.distributed.collectives import added, broadcast
 from dowser_pl.distributed.models import device_of
-from dowser_pl.distributed.tensors import added, broadcast, cut, local
-from dowser_pl.models.decoder import decoder_layers
-from dowser_pl.models.parts import text_model
+from dowser_pl.distributed.tensors import cut, local
+from dowser_pl.models.layers import decoder_layers, text_model
+from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
 
-__all__ = ["fully_shard_model"]
+__all__ = [
+    "FSDP2Strategy",
+    "fully_shard_model",
+]
 
 
 def fully_shard_model(
@@ -84,3 +89,60 @@ def _fill(model: PreTrainedModel, whole: dict[str, Tensor], device: torch.device
         local(weight).copy_(cut(broadcast(sent), weight))
     for buffer in model.buffers():
         buffer.copy_(broadcast(buffer))
+
+
+class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
+    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
+
+    Args:
+        param_dtype: that weights are gathered and used in; null = their own.
+        reduce_dtype: that gradients are averaged in; null = that of the gathered weights.
+        cpu_offload: keep in host memory what a process holds, with moments and optimizer steps.
+        timeout_minutes: that a process waits for the others, as while the first reads or writes a large model.
+        save_distributed_checkpoint: every process writes its share into a folder, instead of the first all of it into
+            a file. Either is read whatever this says.
+    """
+
+    def __init__(
+        self,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype | None = None,
+        cpu_offload: bool = False,
+        timeout_minutes: float = 60.0,
+        save_distributed_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            timeout=patience(timeout_minutes),
+        )
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.cpu_offload = cpu_offload
+
+    @property
+    def keeps_apart(self) -> bool:
+        """As ``save_distributed_checkpoint`` says."""
+        return self._save_distributed_checkpoint
+
+    def setup_environment(self) -> None:
+        """All processes share the weights."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, network: Any) -> None:
+        """Spread a model that is here as a whole."""
+        param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
+        fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
+
+    def model_to_device(self) -> None:
+        """Sharding has moved the weights already, to where they are to be kept."""
+        module: Any = self.model
+        self.move_buffers()
+        if self.cpu_offload:
+            module._device = self.root_device  # where metrics and batches belong
+        else:
+            module.to(self.root_device)
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")

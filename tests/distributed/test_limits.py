@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dowser_pl.cli.main import main
-from dowser_pl.planning.sizes import Placement
+from dowser_pl.planning.memory import Placement
 
 PLAN = "plan -c base -c model/world -c data/world -c strategy/fsdp2 --json plan.json"
 REFUSED = {
