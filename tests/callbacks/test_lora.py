@@ -1,5 +1,7 @@
 """LoRA and QLoRA: only adapters train, runs resume bit by bit, and what is exported is the merged model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -150,6 +152,20 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_
         whole, cut = load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)
         assert whole.keys() == cut.keys() and all(torch.equal(value, cut[key]) for key, value in whole.items())
     assert again.counts == dowser.counts and again.frozen_digest == dowser.frozen_digest
+
+
+def test_a_run_goes_on_where_adapters_are_drawn_otherwise_but_not_beside_another_base(model_folder, tmp_path):
+    """Another processor rounds what is drawn otherwise."""
+    options, last = {"export": True}, tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    fit(model_folder, tmp_path / "whole", **options)
+    with pytest.raises(KeyError, match="killed"):
+        fit(model_folder, tmp_path / "cut", callbacks=[Kill()], **options)
+    other = {"module_options": {"lora": replace(LORA, seed=1)}, **options}
+    with pytest.raises(ValueError, match=r"is not its base: model\..* differs"):
+        fit(save_tiny_llava(tmp_path / "other", seed=1), tmp_path / "cut", last, **other)
+    fit(model_folder, tmp_path / "cut", last, **other)
+    whole, cut = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(value, cut[key]) for key, value in whole.items())
 
 
 def test_a_checkpoint_scores_like_the_run(model_folder, tmp_path):
