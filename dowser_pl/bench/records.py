@@ -136,13 +136,14 @@ class Store:
         return self._known[cell]
 
     def _read(self, cell: Cell) -> Record | Failure | None:
+        wanted = digest(self.settings, cell)  # a configuration that is not there says nothing of the file
         for name in ("cell.json", "failed.json"):
             file = self.path(cell) / name
             if not file.is_file():
                 continue
             try:
                 content = json.loads(file.read_text(encoding="utf-8"))
-                if content["digest"] == digest(self.settings, cell):
+                if content["digest"] == wanted:
                     return Failure(content["reason"]) if name == "failed.json" else _record(content)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(

@@ -43,7 +43,8 @@ class TaskFile:
         file: JSON or JSONL (also .gz), Parquet, a folder of `datasets`, or `hub:owner/name`.
         role: "upstream" (what the model can do already) or "downstream" (what is being learnt).
         metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count.
-        image_folder: where image paths start; None = the folder of `file`.
+        image_folder: where image paths start; None = that of the data module, and for what is not there, or if it has
+            none, the folder of `file`.
         max_new_tokens: how long an answer may be; None = 128 for cider, 16 for all others.
         limit: use so many rows, evenly spread over the file; None = all.
         prompt_suffix: written on a new line below each question, e.g. "Answer with a single word."; the whole
@@ -75,6 +76,7 @@ def read_task(
     skip_bad_rows: bool = False,
     decoding: Decoding = ON_WHITE,
     labelled: bool = True,
+    folder: str | None = None,
 ) -> Task:
     """Read the rows of an evaluation set; images are looked for but not decoded.
 
@@ -84,12 +86,15 @@ def read_task(
         skip_bad_rows: leave out unusable rows, count and name them.
         decoding: how the bytes of images become pictures.
         labelled: whether every row must say what is right.
+        folder: `image_folder` of the data module, for a task that names none.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a row is unusable (and `skip_bad_rows` is off), or none is left.
     """
-    reader = MessageReader(image_folder(task.file, task.image_folder), allow_urls, decoding=decoding)
+    beside = image_folder(task.file, None) if task.image_folder is None else None
+    images = image_folder(task.file, task.image_folder or folder)
+    reader = MessageReader(images, allow_urls, decoding=decoding, beside=beside)
     looking = replace(reader, verify=skip_bad_rows)
     metric_key = str(task.metric)
     metric = build_metric(metric_key)
@@ -156,11 +161,13 @@ def _given(row: dict[str, Any], images: Sequence[ImageSource], reader: MessageRe
     """The row's own id, if it has one, and where its images lie, as the file says it."""
     own = next((row[key] for key in _OWN_ID if not absent(row.get(key))), None)
     shown = [Path(str(image)) if isinstance(image, ImageFile) else str(image) for image in images]
-    inside = [
-        str(path.relative_to(reader.folder) if isinstance(path, Path) and path.is_relative_to(reader.folder) else path)
-        for path in shown
-    ]
+    inside = [_as_written(path, reader) if isinstance(path, Path) else path for path in shown]
     return {"images": inside} | ({} if own is None else {"id": own if isinstance(own, str | int) else str(own)})
+
+
+def _as_written(path: Path, reader: MessageReader) -> str:
+    starts = [start for start in (reader.folder, reader.beside) if start is not None and path.is_relative_to(start)]
+    return str(path.relative_to(starts[0]) if starts else path)
 
 
 def _question_lines(name: str, row: dict[str, Any], may_lack: bool) -> list[str]:

@@ -96,7 +96,8 @@ class ConversationData(MultimodalData):
         train_file: JSON list or JSONL (also .gz), a Parquet file, a folder of Parquet files or of `save_to_disk`, or
             `hub:owner/name`; see `dowser_pl.data.messages` for what a row may be. Evaluation sets with a
             downstream one, and `predict`, need none.
-        image_folder: where image paths start; None = the folder of `train_file`.
+        image_folder: where image paths start, also those of `tasks` and `choose_on` that name no folder of their own;
+            None = the folder of each file.
         tasks: evaluation sets.
         holdout: fraction of the training rows for the downstream task when `tasks` has none; at most about 500.
         allow_urls: fetch images from http(s); each time they are needed.
@@ -186,7 +187,8 @@ class ConversationData(MultimodalData):
         return [self._read_task(task) for task in self.choose_on]
 
     def _read_task(self, task: TaskFile) -> Task:
-        return read_task(task, self.allow_urls, self.skip_bad_rows, self.decoding, self.stage != "predict")
+        labelled = self.stage != "predict"
+        return read_task(task, self.allow_urls, self.skip_bad_rows, self.decoding, labelled, self.image_folder)
 
     def _tasks_suffice(self) -> bool:
         """Whether the sets of `tasks` are all there is to ask: for `predict`, or where training rows are not here."""

@@ -240,7 +240,12 @@ ImageSource = Image.Image | LazyImage
 
 
 def read_source(
-    text: str, folder: Path | None, allow_urls: bool, row: str, decoding: Decoding = ON_WHITE
+    text: str,
+    folder: Path | None,
+    allow_urls: bool,
+    row: str,
+    decoding: Decoding = ON_WHITE,
+    beside: Path | None = None,
 ) -> ImageSource:
     """What a string in a data file points to; nothing is decoded yet.
 
@@ -250,6 +255,7 @@ def read_source(
         allow_urls: whether http(s) is fetched.
         row: for the message.
         decoding: how its bytes become a picture.
+        beside: where relative paths start that lead to no file in `folder`; None = nowhere.
 
     Raises:
         ValueError: the file is missing, or it is a URL and they are off.
@@ -263,16 +269,17 @@ def read_source(
         return ImageURL(text, decoding)
     if text.startswith("data:"):
         return ImageText(text, decoding)
-    path = (folder or Path()) / text.removeprefix("file://")
+    paths = [(start or Path()) / text.removeprefix("file://") for start in dict.fromkeys((folder, beside or folder))]
     try:
-        if path.is_file():
-            return ImageFile(path, decoding)
+        found = next((path for path in paths if path.is_file()), None)
     except OSError:  # "File name too long": what base64 looks like to the file system
-        pass
+        found = None
+    if found is not None:
+        return ImageFile(found, decoding)
     if len(text) > 100 and "." not in text:  # base64 has no dot, file names have
         return ImageText(text, decoding)
     raise ValueError(
-        f"{row}: no image at {path}. Check the name, and `image_folder` (got {str(folder) if folder else None!r}), "
+        f"{row}: no image at {' or '.join(map(str, paths))}. Check the name, and `image_folder` (got {str(folder) if folder else None!r}), "
         "to which paths in the data file are relative; or set `skip_bad_rows: true`."
     )
 

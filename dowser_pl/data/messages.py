@@ -47,12 +47,14 @@ class MessageReader:
         allow_urls: whether http(s) images are fetched.
         verify: decode every image at once; otherwise they are only looked for.
         decoding: how the bytes of images become pictures.
+        beside: where image paths start that lead to no file in `folder`; None = nowhere.
     """
 
     folder: Path
     allow_urls: bool = False
     verify: bool = False
     decoding: Decoding = ON_WHITE
+    beside: Path | None = None
 
     def read(self, name: str, row: dict[str, Any], answered: bool = True) -> tuple[list[Message], list[ImageSource]]:
         """Messages and images of a row; `name` is for error messages.
@@ -137,7 +139,7 @@ class MessageReader:
             raise ValueError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
         if kind == "base64":  # said, so nothing has to be guessed from its length
             return self._seen(ImageText(value, self.decoding), name)
-        return self._seen(read_source(value, self.folder, self.allow_urls, name, self.decoding), name)
+        return self._seen(read_source(value, self.folder, self.allow_urls, name, self.decoding, self.beside), name)
 
     def _seen(self, source: ImageSource, name: str) -> ImageSource:
         if self.verify:

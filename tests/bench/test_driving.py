@@ -148,5 +148,11 @@ def test_a_damaged_record_is_named(tmp_path):
         run(tmp_path, only=["Full"])
 
 
+def test_a_configuration_that_is_not_there_is_told_as_that_also_where_results_are(tmp_path):
+    run(tmp_path, only=["Full"])
+    with pytest.raises(ValueError, match=r"^there is no configuration file 'method/ful'.*did you mean method/full"):
+        run(tmp_path, only=["Full"], methods__Full__config="method/ful")
+
+
 def cell_of(bench, method, seed):
     return next(cell for cell in bench.plan.cells() if (cell.method, cell.seed, cell.split) == (method, seed, "test"))

@@ -88,6 +88,31 @@ def test_from_yaml(folder):
     assert sum(len(batch["ids"]) for batch in data.train_dataloader()) == 20  # nothing is held out
 
 
+def test_tasks_look_for_images_where_the_training_rows_do_unless_they_say_where(folder):
+    (folder / "sets").mkdir()
+    (folder / "elsewhere").mkdir()
+    file = folder / "sets" / "test.json"
+    file.write_text(json.dumps([{"image": "own.png", "question": "Which colour?", "answer": "red"}]))
+
+    def asked(own=None):
+        data = build(folder, tasks=[TaskFile("t", str(file), "downstream", image_folder=own)])
+        (question,) = data.evaluation_tasks()[0].questions
+        assert question.given["images"] == ["own.png"]
+        return question.images[0].path.parent
+
+    for there in ("sets", "images", "elsewhere"):  # beside the file, where it is nowhere else
+        picture("red").save(folder / there / "own.png")
+        assert asked() == folder / ("sets" if there == "sets" else "images")
+    assert asked(str(folder / "elsewhere")) == folder / "elsewhere"
+    (folder / "elsewhere" / "own.png").unlink()
+    with pytest.raises(ValueError, match=r"no image at \S*elsewhere/own.png\. Check"):
+        asked(str(folder / "elsewhere"))
+    (folder / "sets" / "own.png").unlink()
+    (folder / "images" / "own.png").unlink()
+    with pytest.raises(ValueError, match=r"no image at \S*images/own.png or \S*sets/own.png"):
+        asked()
+
+
 def test_evaluation_alone_does_not_read_the_training_file(folder):
     (folder / "train.json").unlink()
     data = build(folder, tasks=[TaskFile("t", str(folder / "test.jsonl"), "downstream")])

@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mergekit.merge_methods.generalized_task_arithmetic import ConsensusMethod, GeneralizedTaskArithmeticMerge
-from mergekit.sparsify import SparsificationMethod, sparsify
 
 from dowser_pl.methods import Dare, Layer, Ties
 from tests.methods.test_after_fit import merged, versions
+
+pytest.importorskip("mergekit")
+
+from mergekit.merge_methods.generalized_task_arithmetic import ConsensusMethod, GeneralizedTaskArithmeticMerge  # noqa: E402
+from mergekit.sparsify import SparsificationMethod, sparsify  # noqa: E402
 
 
 def mergekit(layers, consensus, sparsification, **parameters):
