@@ -279,8 +279,9 @@ def read_source(
     if len(text) > 100 and "." not in text:  # base64 has no dot, file names have
         return ImageText(text, decoding)
     raise ValueError(
-        f"{row}: no image at {' or '.join(map(str, paths))}. Check the name, and `image_folder` (got {str(folder) if folder else None!r}), "
-        "to which paths in the data file are relative; or set `skip_bad_rows: true`."
+        f"{row}: no image at {' or '.join(map(str, paths))}. Check the name, and `image_folder` (got "
+        f"{str(folder) if folder else None!r}), to which paths in the data file are relative; or set "
+        "`skip_bad_rows: true`."
     )
 
 

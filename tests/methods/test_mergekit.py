@@ -10,8 +10,8 @@ from tests.methods.test_after_fit import merged, versions
 
 pytest.importorskip("mergekit")
 
-from mergekit.merge_methods.generalized_task_arithmetic import ConsensusMethod, GeneralizedTaskArithmeticMerge  # noqa: E402
-from mergekit.sparsify import SparsificationMethod, sparsify  # noqa: E402
+from mergekit.merge_methods.generalized_task_arithmetic import ConsensusMethod, GeneralizedTaskArithmeticMerge
+from mergekit.sparsify import SparsificationMethod, sparsify
 
 
 def mergekit(layers, consensus, sparsification, **parameters):
