@@ -4,6 +4,7 @@ SLURM is not here. In its place stand an ``srun`` that starts the processes as S
 ``scontrol`` that writes down what it was asked.
 """
 
+import json
 import os
 import re
 import shlex
@@ -15,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dowser_pl.cli import main
+from dowser_pl.__main__ import main
 from dowser_pl.reporting import read_report
-from tests.test_cli import write_user_folder
 from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import pictures
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted((ROOT / "examples" / "slurm").glob("*.sh"))
@@ -202,11 +203,22 @@ checkpoint: {{every_n_steps: 1}}
 """
 
 
+def write_rows(folder: Path) -> None:
+    """LLaVA JSON and a folder of images."""
+    (folder / "images").mkdir()
+    rows = []
+    for index, (colour, image) in enumerate(pictures(20)):
+        image.save(folder / "images" / f"{index}.png")
+        turns = [("human", "<image>\nwhat colour is it ?"), ("gpt", colour)]
+        rows.append({"image": f"{index}.png", "conversations": [{"from": who, "value": text} for who, text in turns]})
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "tasks", "nodes"), [(JOBS[0], 1, 1), (JOBS[1], 2, 1), (JOBS[2], 1, 2)])
 def test_a_run_goes_on_where_its_time_ended(tmp_path, job, tasks, nodes):
     """The real command line under the real script, on a small model: told in mid training, then submitted again."""
-    write_user_folder(tmp_path)
+    write_rows(tmp_path)
     model = save_tiny_llava(tmp_path / "model")
     (tmp_path / "small.yaml").write_text(SMALL.format(model=model))
     around = environment(tmp_path, tasks, nodes)
