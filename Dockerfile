@@ -26,9 +26,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install "$(echo /dist/*.whl)[$EXTRAS]"
 # anyone may write here, so that `--user` with a number of one's own works too
-RUN useradd --create-home --uid "$USER_ID" dowser && install -d -m 1777 /work /cache /cache/huggingface
+RUN useradd --uid "$USER_ID" dowser && install -d -m 1777 /work /cache /cache/huggingface
 
-ENV HF_HOME=/cache/huggingface MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1 USER=dowser
+ENV HF_HOME=/cache/huggingface HOME=/tmp USER=dowser PYTHONUNBUFFERED=1
 WORKDIR /work
 USER dowser
 ENTRYPOINT ["python", "-m", "dowser_pl"]

@@ -106,7 +106,9 @@ def test_scripts_are_bash_and_may_be_run(path):
 
 def test_there_is_a_script_for_each_size_and_the_guide_names_them():
     assert [job.name for job in JOBS] == ["one_gpu.sh", "one_node.sh", "several_nodes.sh"]
-    assert re.findall(r"\]\((slurm/.+?)\)", GUIDE) == [f"slurm/{job.name}" for job in JOBS]
+    links = re.findall(r"\]\((.+?)\)", GUIDE)
+    assert [link for link in links if link.startswith("slurm/")] == [f"slurm/{job.name}" for job in JOBS]
+    assert all((ROOT / "examples" / link).is_file() for link in links)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
@@ -132,7 +134,7 @@ def test_commands_of_the_guide_exist(tmp_path, monkeypatch, capsys):
     Path("mine.yaml").write_text("data: {class_path: ConversationData, init_args: {train_file: a.json}}\n")
     blocks = "".join(re.findall(r"```sh\n(.*?)```", GUIDE, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
     lines = [shlex.split(line) for line in blocks]
-    ours = [line[3:] for line in lines if line[0] == "python"]
+    ours = [line[3:] for line in lines if line[:3] == ["python", "-m", "dowser_pl"]]
     for line in (line for line in lines if line[:2] == ["docker", "run"]):
         (image,) = (position for position, word in enumerate(line) if word.partition(":")[0] == "dowser_pl")
         ours.append(line[image + 1 :])
@@ -162,8 +164,9 @@ def until(done, process: subprocess.Popen, seconds: float = 120) -> None:
 STEP = """\
 #!/usr/bin/env bash
 {saves}
-touch began
 trap 'sleep 0.2; exit {status}' TERM
+sleep 0.2 # until the script listens too
+touch began
 for ((i = 0; i < 1000; i++)); do sleep 0.05; done
 """
 SAVES = "mkdir -p runs/mine/checkpoints; sleep 0.05; touch runs/mine/checkpoints/last.ckpt"
