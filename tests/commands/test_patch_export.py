@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_checkpoint_is_named_as_well_as_its_run(finished, tmp_path, capsys):
     with Patch.open(tmp_path / "a.safetensors") as patch:
         assert patch.head["config"] is patch.head["scores"] is None
         assert patch.head["created_by"] == f"dowser_pl {__version__} patch export"
-        assert patch.head["versions"]["torch"] == torch.__version__
+        assert patch.head["versions"]["torch"] == version("torch")
 
 
 class KillAfter(Callback):
