@@ -5,7 +5,7 @@
     python benchmarks/gpu_proof.py --json OUT --rehearse                     # all of it in small, on a CPU
     python benchmarks/gpu_proof.py --json OUT --table                        # what the file holds, as Markdown
 
-Parts run in order of worth, each in steps (``gpu_steps.py``) with a time limit of its own. A step runs in a worker
+Parts run in order of worth, each in steps (``gpu/steps.py``) with a time limit of its own. A step runs in a worker
 process and its result is in the file before the next begins; one that fails, crashes or overruns leaves its traceback
 there and never stops another. What is done is not repeated, so a proof that was killed goes on where it was; failed
 steps are tried again. Nothing is downloaded.
@@ -26,9 +26,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from gpu_table import table  # noqa: E402
+sys.path.insert(0, str(HERE.parent))
 
 from dowser_pl.files.atomic import write_atomically  # noqa: E402
 from dowser_pl.reporting.provenance import provenance  # noqa: E402
@@ -126,13 +124,8 @@ class Worker:
     """
 
     def __init__(self, work: Path, rehearse: bool, traces: Path) -> None:
-        command = [
-            sys.executable,
-            str(HERE / "gpu_steps.py"),
-            str(work),
-            "rehearse" if rehearse else "full",
-            str(traces),
-        ]
+        command = [sys.executable, "-m", "gpu.steps", str(work), "rehearse" if rehearse else "full", str(traces)]
+        path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._log = tempfile.TemporaryFile(dir=work)  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             command,
@@ -141,7 +134,7 @@ class Worker:
             stderr=self._log,
             start_new_session=True,
             bufsize=0,  # what a buffer holds, select does not see
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
+            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
         )
         self.fresh = True
 
@@ -206,6 +199,41 @@ def prove(proof: Proof, steps: Sequence[Step], work: Path, budget: float, rehear
             worker.stop()
     if worker is not None:
         worker.stop()
+
+
+def table(content: dict[str, Any]) -> str:
+    """A line for each step, how it ended and its numbers; then where the time of what was profiled goes."""
+    steps = content["steps"]
+    card = steps.get("environment.ceilings", {}).get("device", "a card that is not told")
+    versions = ", ".join(f"{name} {version}" for name, version in content.get("versions", {}).items())
+    lines = [f"{'A rehearsal on a CPU' if content['rehearsal'] else f'Run on one {card}'} ({versions})."]
+    lines += ["", "| step | state | seconds | numbers |", "| :-- | :-- | --: | :-- |"]
+    for key, step in steps.items():
+        lines.append(f"| `{key}` | {step['status']} | {step.get('wall_seconds', 0):.0f} | {_numbers(step)} |")
+    for key, step in steps.items():
+        if step.get("top"):
+            lines += ["", f"`{key}`:", "", "| kernel | calls | milliseconds |", "| :-- | --: | --: |"]
+            lines += [
+                f"| `{_kernel(row['name'])}` | {row['calls']} | {row['milliseconds']:.1f} |" for row in step["top"]
+            ]
+    return "\n".join(lines)
+
+
+def _numbers(step: dict[str, Any]) -> str:
+    if step["status"] != "done":
+        error = str(step.get("error", "")).strip().splitlines()
+        return error[-1].replace("|", "/") if error else ""
+    return "; ".join(f"{name} {_text(value)}" for name, value in step.get("summary", {}).items())
+
+
+def _kernel(name: str) -> str:
+    return name.removeprefix("void ").replace("|", "/").replace("`", "")[:80]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

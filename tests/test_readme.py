@@ -48,9 +48,17 @@ def test_the_users_yaml_parses_and_is_short(tmp_path, capsys):
 def test_every_verb_named_exists_and_files_are_there():
     for verb in re.findall(r"(?:python -m dowser_pl|…) ([a-z]+)", README):
         assert verb in VERBS, verb
-    for path in re.findall(r"`?((?:dowser_pl|tools|configs|tests)/[\w/.]+\.(?:py|yaml|png))`?", README):
+    for path in re.findall(r"`?((?:dowser_pl|tools|benchmarks|docs|configs|tests)/[\w/.]+\.(?:py|yaml|png))`?", README):
         assert (ROOT / path).is_file(), path
 
 
 def test_no_placeholder_is_left():
     assert "@@" not in README
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "tools"])
+def test_every_script_has_a_line_and_every_line_a_script(folder):
+    lines = re.findall(r"^\| `([\w/.]+)` \|", (ROOT / folder / "README.md").read_text(), flags=re.MULTILINE)
+    scripts = [path.name for path in (ROOT / folder).glob("*.py")]
+    folders = [f"{path.name}/" for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "._"]
+    assert sorted(lines) == sorted(scripts + folders)

@@ -17,12 +17,12 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
-from world_model import EMBEDDING_NORM, WORD_ID, initial_model, save
-from world_rows import Row, batch, picture_row, text_row
-from world_vision import train_vision
 
 from dowser_pl.data.world.tasks import UPSTREAM, Split, examples
 from dowser_pl.data.world.text import BOS
+from world.model import EMBEDDING_NORM, WORD_ID, initial_model, save
+from world.rows import Row, batch, picture_row, text_row
+from world.vision import train_vision
 
 NUM_PICTURE_ROWS, NUM_TEXT_ROWS = 64, 8  # per step
 TEXT_SHARE = 0.15  # weight of the running text's loss beside that of the rows with pictures

@@ -14,7 +14,7 @@ class Probe:
     """How the importance pass looks at the model (arXiv 2602.04509, section 3 and appendix).
 
     The paper asks 64 prompts with 8 probes each. One probe for each of 128 prompts is as good at less than half the
-    passes, because prompts differ more than probes do (``tools/compare_estimators.py``).
+    passes, because prompts differ more than probes do (``benchmarks/compare_estimators.py``).
 
     Args:
         num_prompts: synthetic prompts the model writes (the paper's N); ``auto`` = as many as it takes for two

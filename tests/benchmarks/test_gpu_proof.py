@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import gpu_proof
 import pytest
-from gpu_proof import PARTS, STEPS, Proof, Step, Worker, prove
-from gpu_table import table
+
+import gpu_proof
+from gpu_proof import PARTS, STEPS, Proof, Step, Worker, prove, table
 
 ROOT = Path(__file__).parents[2]
 STUB = """
@@ -27,7 +27,8 @@ for line in sys.stdin:
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
     """Steps that do what their name says."""
-    (tmp_path / "gpu_steps.py").write_text(STUB)
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "steps.py").write_text(STUB)
     monkeypatch.setattr(gpu_proof, "HERE", tmp_path)
     monkeypatch.setattr(gpu_proof, "START_SECONDS", 5)
     return tmp_path

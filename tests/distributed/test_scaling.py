@@ -18,7 +18,7 @@ from tests.distributed.fits import fit
 from tests.distributed.harness import run
 from tests.tiny_models import save_tiny_llava, tiny_llava
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import scaling
 
 PROBE = Probe(num_prompts=64, num_probes=1, num_tokens=12, batch_size=32)
@@ -123,6 +123,6 @@ def test_the_table_and_the_file_have_the_same_numbers(tmp_path, capsys):
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "n.json").read_text())
     assert len(printed.splitlines()) == 2 + len(content["rows"]) == 2 + 3 * 8
-    assert content["command"][:2] == ["python", "tools/scaling.py"]
+    assert content["command"][:2] == ["python", "benchmarks/scaling.py"]
     step = next(row for row in content["rows"] if row["part"] == "step, DDP compact")
     assert step["handed"] == 16 + 4 * 224 + 4 * scaling.MODELS["7B"].entries(0.1)

@@ -1,9 +1,9 @@
 """The outlier twin: the same function, other weights."""
 
-import build_outlier_world
 import pytest
 import torch
 
+import build_outlier_world
 from dowser_pl.functional.masks import jaccard
 from dowser_pl.functional.selection import lowest
 from dowser_pl.models import load_model, load_processor

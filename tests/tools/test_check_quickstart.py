@@ -5,13 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
-import check_quickstart
 import pytest
 import torch
-from check_quickstart import BASE, problems
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+import check_quickstart
+from check_quickstart import BASE, problems
 from dowser_pl.cli.main import main
 from dowser_pl.commands.patch import main as patch
 from dowser_pl.models.loading import load_processor

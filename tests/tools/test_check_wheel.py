@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 
 import pytest
+
 from check_wheel import ROOT, files, main, problems
 
 INFO = "dowser_pl-0.dist-info/"

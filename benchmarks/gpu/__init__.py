@@ -1,0 +1,1 @@
+"""The steps of `gpu_proof.py` and the worker that runs them."""

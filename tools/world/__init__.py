@@ -1,0 +1,1 @@
+"""The embedded world's model before training, and what it is trained on."""
