@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from PIL import Image
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForImageTextToText,
@@ -145,6 +146,19 @@ class _Zeros(nn.Linear):
         return values.new_zeros(*values.shape[:-1], self.out_features)
 
 
+class _CountedScatter(TorchFunctionMode):
+    """Refuses to fill marked places with another number of values; some releases of transformers drop what is left."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.masked_scatter and len(args) == 3:
+            values, places, source = args
+            marked = int(places.expand_as(values).sum())
+            if marked != source.numel():
+                wide = values.shape[-1]
+                raise ValueError(f"it has {source.numel() // wide} image features for {marked // wide} image tokens")
+        return func(*args, **(kwargs or {}))
+
+
 class _EnoughError(Exception):
     """The model has taken the image in; its text decoder is not to run."""
 
@@ -197,7 +211,8 @@ def _problem(model: PreTrainedModel, batch: dict[str, Any], written: int) -> str
     if written != queries:  # such models fill as many as there are, without a word
         return f"it has {queries} queries"
     try:
-        model(**batch)
+        with _CountedScatter():
+            model(**batch)
     except _EnoughError:
         return None
     except NotImplementedError:

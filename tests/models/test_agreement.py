@@ -19,6 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.idefics3 import modeling_idefics3
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dowser_pl.models.agreement import _hollow, _num_rows, check_agreement
@@ -212,6 +213,19 @@ def test_image_tokens_of_every_family(family: str, tmp_path: Path) -> None:
     spoil(processor)
     with pytest.raises(ValueError, match="processor and model of m disagree about images: the processor writes"):
         check_agreement("m", source, processor, config)
+
+
+def test_a_model_that_drops_features_without_a_word_is_not_let_do_so(tmp_path: Path, monkeypatch) -> None:
+    """transformers counts for Idefics3 since 5.21, which is not for Python 3.10."""
+    monkeypatch.setattr(modeling_idefics3, "torch_compilable_check", lambda *_: None, raising=False)
+    processor = families.idefics3(chat_template())
+    (tmp_path / "processor_config.json").write_text("{}")
+    config = config_for("idefics3", processor)
+    assert check_agreement("m", str(tmp_path), processor, config) == []
+    for count in (3, 5):
+        processor.image_seq_len = count
+        with pytest.raises(ValueError, match="which the model refuses .it has [0-9]+ image features for [0-9]+ image"):
+            check_agreement("m", str(tmp_path), processor, config)
 
 
 @pytest.mark.parametrize("changes", [{"patch_size": 4}, {"temporal_patch_size": 1}, {"spatial_merge_size": 1}])
