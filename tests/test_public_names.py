@@ -1,0 +1,64 @@
+"""What a notebook imports from the package itself: there, documented, and loaded when it is asked for."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dowser_pl
+from dowser_pl import methods
+
+PACKAGE = Path(dowser_pl.__file__).parent
+NAMES = sorted(set(dowser_pl.__all__) - {"__version__"})
+
+
+def test_the_package_alone_loads_nothing_heavy_and_a_name_what_it_needs():
+    code = (
+        "import sys, dowser_pl\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'matplotlib'}\n"
+        "assert 'Dowser' in dir(dowser_pl) and not heavy & set(sys.modules)\n"
+        "from dowser_pl import Report, read_report\n"
+        "assert not heavy & set(sys.modules)\n"
+        "from dowser_pl import Layer\n"
+        "assert heavy & set(sys.modules) == {'torch'}\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_is_what_it_is_at_home_and_says_what_it_is_for(name):
+    found = getattr(dowser_pl, name)
+    assert found.__name__ == name and found.__module__.startswith("dowser_pl.")
+    words = vars(found).get("__doc__") if inspect.isclass(found) else found.__doc__  # of its own, not inherited
+    assert words and words.split("\n")[0].rstrip().endswith((".", ":")), words
+    assert not words.startswith(f"{name}("), "written by dataclass, not by us"
+
+
+def test_every_line_of_the_stub_is_a_name():
+    """A line that is written otherwise would be seen by type checkers alone."""
+    version, *imports = ast.parse((PACKAGE / "__init__.pyi").read_text()).body
+    assert ast.unparse(version) == "__version__: str"
+    lines = [ast.unparse(line) for line in imports]
+    homes = {name: getattr(dowser_pl, name) for name in NAMES}
+    assert [line.split(" as ")[1] for line in lines] == [name for name in dowser_pl.__all__ if name in homes]
+    assert all(line.split()[3] == line.split()[5] for line in lines)
+
+
+def test_no_name_hides_a_module_of_the_package():
+    assert not set(NAMES) & {path.stem for path in PACKAGE.iterdir()}
+
+
+def test_all_methods_can_be_had():
+    kinds = {name for name in methods.__all__ if inspect.isclass(getattr(methods, name))}
+    assert {name for name in kinds if issubclass(getattr(methods, name), methods.Method)} <= set(NAMES)
+
+
+def test_a_name_that_is_not_there_is_told():
+    with pytest.raises(AttributeError, match="'dowser_pl' has no attribute 'Dauser'"):
+        dowser_pl.Dauser  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Dauser'"):
+        from dowser_pl import Dauser  # noqa: F401
