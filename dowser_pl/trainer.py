@@ -99,7 +99,7 @@ class DowserTrainer(Trainer):
             weights_only: refuse checkpoints that hold anything but tensors and plain data.
 
         Raises:
-            ValueError: if another process trains into the same folder, or the folder holds another run and
+            DowserError: if another process trains into the same folder, or the folder holds another run and
                 ``overwrite`` is False.
         """
         with self._folder_held():

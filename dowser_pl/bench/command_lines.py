@@ -41,7 +41,7 @@ def commands(settings: Settings, cell: Cell, run: str, tuned: str | None) -> lis
         ``validate``.
 
     Raises:
-        ValueError: if a configuration does not exist.
+        DowserError: if a configuration does not exist.
     """
     entry = settings.methods[cell.method]
     if entry.merge is None:

@@ -17,6 +17,7 @@ from dowser_pl.bench.cells import Cell
 from dowser_pl.bench.command_lines import digest
 from dowser_pl.bench.running import Ended
 from dowser_pl.bench.settings import Settings
+from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import TaskScore, h_score, read_report
 
@@ -146,7 +147,7 @@ class Store:
                 if content["digest"] == wanted:
                     return Failure(content["reason"]) if name == "failed.json" else _record(content)
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
+                raise DowserError(
                     f"{file} is damaged ({error!r}), expected what the bench wrote; delete its folder"
                 ) from error
         return None
@@ -167,7 +168,7 @@ def of_fit(run: Path, ended: Ended) -> Record:
 
     Raises:
         FileNotFoundError: if there is no report.
-        ValueError: if it is damaged.
+        DowserError: if it is damaged.
     """
     report = read_report(run)
     adapter = next((run / "adapter").glob("*.safetensors"), None)
@@ -193,12 +194,12 @@ def of_merge(run: Path, ended: Ended, tuned: Record) -> Record:
 
     Raises:
         FileNotFoundError: if there are no scores.
-        ValueError: if a task is missing among them.
+        DowserError: if a task is missing among them.
     """
     scores = _logged(run)
     missing = [name for name, task in tuned.tasks.items() if f"val/{name}/{task.metric}" not in scores]
     if missing:
-        raise ValueError(f"{run}: the log of scores has none of {', '.join(missing)}, got {', '.join(scores)}")
+        raise DowserError(f"{run}: the log of scores has none of {', '.join(missing)}, got {', '.join(scores)}")
     tasks = {
         name: TaskScore(task.role, task.metric, task.before, round(scores[f"val/{name}/{task.metric}"], 6))
         for name, task in tuned.tasks.items()
@@ -257,7 +258,7 @@ def _logged(run: Path) -> dict[str, float]:
     """The last value of every column of the log of scores."""
     files = sorted(run.glob("scores/version_*/metrics.csv"))
     if not files:
-        raise FileNotFoundError(f"{run} has no scores/version_*/metrics.csv, which validate writes")
+        raise MissingFileError(f"{run} has no scores/version_*/metrics.csv, which validate writes")
     found: dict[str, float] = {}
     with files[-1].open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

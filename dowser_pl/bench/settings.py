@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["NOTHING", "Entry", "Section", "Setting", "Settings", "option_text", "read_settings", "shown"]
 
 
@@ -43,37 +45,37 @@ class Section:
         keys: the keys there are; None = any.
 
     Raises:
-        ValueError: if it is no mapping, or has a key that does not exist.
+        DowserError: if it is no mapping, or has a key that does not exist.
     """
 
     def __init__(self, value: Any, where: str, keys: Sequence[str] | None = None) -> None:
         if not isinstance(value, Mapping):
             expected = f"the keys {', '.join(keys)}" if keys else "names with their values"
-            raise ValueError(f"{where}: got {shown(value)}, expected {expected}")
+            raise DowserError(f"{where}: got {shown(value)}, expected {expected}")
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"{where}: got the key {key!r}, expected a text; put it in quotes")
+                raise DowserError(f"{where}: got the key {key!r}, expected a text; put it in quotes")
             if keys is not None and key not in keys:
                 near = get_close_matches(key, keys, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{where}: unknown key {key!r}, expected one of: {', '.join(keys)}{hint}")
+                raise DowserError(f"{where}: unknown key {key!r}, expected one of: {', '.join(keys)}{hint}")
         self.value, self.where = value, where
 
     def get(self, key: str, default: Any = NOTHING) -> Any:
         """The value of a key.
 
         Raises:
-            ValueError: if it is not there and has no default.
+            DowserError: if it is not there and has no default.
         """
         if key in self.value:
             return self.value[key]
         if default is NOTHING:
-            raise ValueError(f"{self.where}: the key {key!r} is missing")
+            raise DowserError(f"{self.where}: the key {key!r} is missing")
         return default
 
-    def wrong(self, key: str, expected: str) -> ValueError:
+    def wrong(self, key: str, expected: str) -> DowserError:
         """The error for a value that is not what it should be."""
-        return ValueError(f"{self.where}.{key}: got {shown(self.value.get(key))}, expected {expected}")
+        return DowserError(f"{self.where}.{key}: got {shown(self.value.get(key))}, expected {expected}")
 
     def text(self, key: str, default: Any = NOTHING) -> str:
         """A text that is not empty."""
@@ -120,7 +122,7 @@ class Section:
         section = Section(self.get(key, default), f"{self.where}.{key}")
         for name in section.value:
             if name.startswith("-"):
-                raise ValueError(f"{section.where}: got the option {name!r}, expected its name without dashes")
+                raise DowserError(f"{section.where}: got the option {name!r}, expected its name without dashes")
         return dict(section.value)
 
     def named(self, key: str, default: Any = NOTHING) -> dict[str, Any]:
@@ -128,7 +130,9 @@ class Section:
         section = Section(self.get(key, default), f"{self.where}.{key}")
         for name in section.value:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{section.where}: got the name {name!r}, expected letters, digits, '_' and '.' alone")
+                raise DowserError(
+                    f"{section.where}: got the name {name!r}, expected letters, digits, '_' and '.' alone"
+                )
         if not section.value:
             raise self.wrong(key, "at least one name")
         return dict(section.value)
@@ -230,11 +234,11 @@ class Settings:
         """The entries of these names and those they come after, in the order of the file; all for none.
 
         Raises:
-            ValueError: for a name that is not there.
+            DowserError: for a name that is not there.
         """
         for name in names:
             if name not in self.methods:
-                raise ValueError(f"got --only {name}, expected one of: {', '.join(self.methods)}")
+                raise DowserError(f"got --only {name}, expected one of: {', '.join(self.methods)}")
         wanted = set(names or self.methods)
         wanted |= {base for name in wanted if (base := self.methods[name].after)}
         return tuple(entry for name, entry in self.methods.items() if name in wanted)
@@ -248,16 +252,16 @@ def read_settings(path: Path, merges: Collection[str]) -> Settings:
         merges: names of the methods that can be merged offline.
 
     Raises:
-        ValueError: if it is not YAML, or something in it is not as it should be; the key is named.
+        DowserError: if it is not YAML, or something in it is not as it should be; the key is named.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise DowserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     file = Section(content, path.name, _KEYS)
     splits = {split: file.options(split) for split in ("validation", "test")}
     if splits["validation"] == splits["test"]:
-        raise ValueError(
+        raise DowserError(
             f"{path.name}: validation and test are both {shown(splits['test'])}, expected options that differ: "
             "settings chosen on the data they are judged by look better than they are"
         )
@@ -304,18 +308,18 @@ def _methods(file: Section, merges: Collection[str]) -> dict[str, Entry]:
     }
     for entry in entries.values():
         if len(entry.grid) < smallest:
-            raise ValueError(
+            raise DowserError(
                 f"{where}.{entry.name}.grid: got {len(entry.grid)} settings, expected at least {smallest} "
                 "(smallest_grid); a method that is not tuned looks worse than it is"
             )
         base = entries.get(entry.after) if entry.after is not None else None
         if entry.after is not None and (base is None or base.after is not None):
             plain = [each.name for each in entries.values() if each.after is None]
-            raise ValueError(f"{where}.{entry.name}.after: got {entry.after!r}, expected one of: {', '.join(plain)}")
+            raise DowserError(f"{where}.{entry.name}.after: got {entry.after!r}, expected one of: {', '.join(plain)}")
     sizes = {entry.name: len(entry.grid) for entry in entries.values()}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"{where}: got grids of different sizes ({told}), expected as many settings for each method")
+        raise DowserError(f"{where}: got grids of different sizes ({told}), expected as many settings for each method")
     return entries
 
 
@@ -324,7 +328,7 @@ def _entry(name: str, section: Section, merges: Collection[str]) -> Entry:
     if merge is not None and merge not in merges:
         raise section.wrong("merge", f"one of: {', '.join(merges)}; others are applied inside fit (config)")
     if merge is not None and (after is None or section.value.get("config")):
-        raise ValueError(
+        raise DowserError(
             f"{section.where}: got merge: {merge} {'without after' if after is None else 'and config'}, expected after "
             "(whose tuned models are merged) and no config (nothing is trained)"
         )

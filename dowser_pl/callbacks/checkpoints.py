@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.distributed.checkpoint import checked, is_folder, read_file, read_folder, sealed
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import abandoned, atomic_path, put_back, remove, rename_over
 from dowser_pl.files.run_folder import clear, goes_on
 
@@ -31,7 +32,7 @@ class Checkpoints(ModelCheckpoint):
 
     def __init__(self, folder: str, every_n_steps: int | None = None, keep_all: bool = False) -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"checkpoint.every_n_steps must be at least 1, or null for epochs; got {every_n_steps}")
+            raise DowserError(f"checkpoint.every_n_steps must be at least 1, or null for epochs; got {every_n_steps}")
         super().__init__(
             dirpath=folder,
             filename="{epoch}-{step}" if keep_all else "last",
@@ -119,7 +120,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, file or folder, as a whole, and compare it with its digests.
 
         Raises:
-            ValueError: if it is not one, or not what was written; the message names the tensor.
+            DowserError: if it is not one, or not what was written; the message names the tensor.
         """
         if "://" in str(path):
             return checked(super().load_checkpoint(path, *args, **kwargs), path)

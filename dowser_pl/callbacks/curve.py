@@ -17,6 +17,7 @@ from torch import Tensor
 from dowser_pl.callbacks.dowser.merging import announce_merge
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import Ranks, collect
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import left_out
 from dowser_pl.masking import FrozenEntries, NestedUpdates, Protection
 from dowser_pl.methods import Method, Scored
@@ -97,9 +98,9 @@ class Curve(Callback):
     def __init__(self, ratios: Sequence[float] = (), max_upstream_drop: float | None = None) -> None:
         odd = [ratio for ratio in ratios if not 0 < ratio <= 1]
         if odd:
-            raise ValueError(f"curve lists update ratios, above 0 and at most 1; got {odd[0]}")
+            raise DowserError(f"curve lists update ratios, above 0 and at most 1; got {odd[0]}")
         if max_upstream_drop is not None and not max_upstream_drop >= 0.0:
-            raise ValueError(
+            raise DowserError(
                 f"budget.max_upstream_drop is how much of the upstream mean may be lost, 0.02 for two hundredths; got "
                 f"{max_upstream_drop}"
             )
@@ -121,20 +122,20 @@ class Curve(Callback):
         """Before anything is measured: refuse what could not be done when training ends.
 
         Raises:
-            ValueError: saying what to set.
+            DowserError: saying what to set.
         """
         self.points, self.choice, self.seconds = [], None, 0.0
         if not self.active:
             return
         if not isinstance(method, Scored) or method.moment != "before_fit":
-            raise ValueError(
+            raise DowserError(
                 "curve and budget take updates back in the order of a score that was known before training, got "
                 f"dowser.method {type(method).__name__}, which has none; use one that masks by a score, such as "
                 "ModelDowser, or leave them out"
             )
         steps = self._ratios_of(method)
         if resumed and (self._order.levels is None or steps != self._order.steps):
-            raise ValueError(
+            raise DowserError(
                 f"the checkpoint knows the order of updates at the ratios {self._order.steps or 'none'}, this run asks "
                 f"for {steps}; resume with the curve (and budget) that its run began with, or start a new run"
             )
@@ -142,12 +143,12 @@ class Curve(Callback):
         if self.max_upstream_drop is None:
             return
         if pl_module.trained_whole():
-            raise ValueError(
+            raise DowserError(
                 "budget.max_upstream_drop takes updates back to the base, got model.also_train "
                 f"{pl_module.also_train}, which has no mask; leave one of them out"
             )
         if not any(task.role == "upstream" for task in _selection(trainer)):
-            raise ValueError(
+            raise DowserError(
                 "budget.max_upstream_drop chooses on upstream questions that the report does not use, and "
                 f"{type(trainer.datamodule).__name__} has none (`selection_tasks`); with ConversationData list them "  # type: ignore[attr-defined]
                 "under data.choose_on"
@@ -208,14 +209,14 @@ class Curve(Callback):
     def _ratios_of(self, method: Scored) -> list[float]:
         ratio = method.update_ratio
         if self.ratios and self.ratios[-1] > ratio:
-            raise ValueError(
+            raise DowserError(
                 f"curve takes back what was trained: got the ratio {self.ratios[-1]}, above the dowser.method's "
                 f"update_ratio {ratio}; train with the largest ratio of the curve"
             )
         asked = self.ratios or [round(share * ratio, 12) for share in _SHARES]
         steps = [*(each for each in asked if each != ratio), ratio]
         if len(steps) > _MOST:
-            raise ValueError(f"curve takes up to {_MOST} ratios, got {len(steps)}")
+            raise DowserError(f"curve takes up to {_MOST} ratios, got {len(steps)}")
         return steps
 
     def _choose(self, trainer: Trainer, pl_module: Any, updates: NestedUpdates) -> int:

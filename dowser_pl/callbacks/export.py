@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dowser_pl.distributed.models import spread_model
 from dowser_pl.distributed.tensors import shape_of, to_first
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, write_image_settings
 
@@ -87,7 +88,7 @@ class Export(Callback):
         try:
             folder = TunedFolder.of(pl_module.path, network, state)
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(
+            raise DowserError(
                 f"the files of {pl_module.path} changed while the model was tuned, expected them as they were, because "
                 f"{path} is written like them: {error}. Put them back and resume the run, which then writes it"
             ) from error

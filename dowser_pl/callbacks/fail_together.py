@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
 from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError, message_of
 
 __all__ = ["FailTogether"]
 
@@ -35,7 +36,7 @@ class FailTogether(Callback):
 
     def __init__(self, patience: float = 30.0, seconds: float = 1.0) -> None:
         if patience < 0 or seconds <= 0:
-            raise ValueError(f"got patience {patience} and seconds {seconds}, expected at least 0 and more than 0")
+            raise DowserError(f"got patience {patience} and seconds {seconds}, expected at least 0 and more than 0")
         self.patience = patience
         self.seconds = seconds
         self._over: threading.Event | None = None
@@ -62,7 +63,7 @@ class FailTogether(Callback):
         """Tell the others, or hear what ended this process too.
 
         Raises:
-            ValueError: with the message of another process that failed before.
+            DowserError: with the message of another process that failed before.
         """
         if collectives.world_size() == 1:
             return
@@ -76,7 +77,7 @@ class FailTogether(Callback):
         except RuntimeError:  # the store went with the process that held it
             return
         if text != reason:
-            raise ValueError(f"process {first} failed: {text}") from exception
+            raise DowserError(f"process {first} failed: {text}") from exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait for all: whoever is done earlier must not succeed where another fails in the end."""
@@ -123,7 +124,8 @@ def _end(number: int, frame: Any) -> None:  # noqa: ARG001
 
 def _reason(exception: BaseException) -> str:
     kind = "" if isinstance(exception, ValueError | OSError | SystemExit) else f"{type(exception).__name__}: "
-    return f"{kind}{exception}".removesuffix(": ")[:_MOST]  # Ctrl-C says nothing beside its name
+    text = message_of(exception) or f"{kind}{exception}".removesuffix(": ")  # Ctrl-C says nothing beside its name
+    return text[:_MOST]
 
 
 def _first_failure(number: int, reason: str) -> tuple[int, str]:

@@ -25,6 +25,7 @@ from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.dowser.merging import BeforeMerge
 from dowser_pl.callbacks.memory import peak_memory_bytes
 from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
 
 __all__ = ["Forgetting"]
@@ -49,12 +50,12 @@ class Forgetting(Callback, BeforeMerge):
         """Refuse settings under which there would be no "before" column, before anything is computed."""
         trains = stage == "fit" and trainer.limit_train_batches != 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if trains and trainer.num_sanity_val_steps != float("inf"):
-            raise ValueError(
+            raise DowserError(
                 "the report compares with the base model, which is measured on all evaluation data before training: "
                 f"set --trainer.num_sanity_val_steps -1, got {trainer.num_sanity_val_steps}"
             )
         if trains and trainer.limit_val_batches == 0:
-            raise ValueError(
+            raise DowserError(
                 "--trainer.limit_val_batches 0 leaves nothing to report; give a small number or share instead"
             )
 
@@ -67,12 +68,12 @@ class Forgetting(Callback, BeforeMerge):
         """Start the clock; when resuming it goes on where the checkpoint left it.
 
         Raises:
-            ValueError: if a task was not measured on the base model, before hours of training rather than after.
+            DowserError: if a task was not measured on the base model, before hours of training rather than after.
         """
         self._fit_start = time.monotonic()
         missing = [task.name for task in pl_module.tasks() if task.name not in self.before]
         if missing and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError(
+            raise DowserError(
                 f"the base model was not measured on {', '.join(missing)}: got {', '.join(self.before) or 'no task'} "
                 "in the checkpoint; resume with the evaluation data it was made with"
             )
@@ -120,11 +121,11 @@ class Forgetting(Callback, BeforeMerge):
         """Everything known about the run.
 
         Raises:
-            ValueError: if the Dowser callback is not there or has not counted entries yet.
+            DowserError: if the Dowser callback is not there or has not counted entries yet.
         """
         dowser = next((callback for callback in trainer.callbacks if isinstance(callback, Dowser)), None)  # type: ignore[attr-defined]
         if dowser is None or dowser.counts is None:
-            raise ValueError("the report needs the Dowser callback, placed before it in trainer.callbacks")
+            raise DowserError("the report needs the Dowser callback, placed before it in trainer.callbacks")
         frozen, trainable = dowser.counts
         settings = dowser.method.settings()
         return Report(

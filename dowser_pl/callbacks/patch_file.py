@@ -10,6 +10,7 @@ from dowser_pl import __version__
 from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.distributed.tensors import shape_of, to_first
+from dowser_pl.errors import DowserError
 from dowser_pl.patches import save_patch
 
 __all__ = ["PatchFile"]
@@ -33,7 +34,7 @@ class PatchFile(Callback):
             return
         dowser = _callback(trainer, Dowser)
         if dowser is None:
-            raise ValueError("the patch needs the Dowser callback, placed before it in trainer.callbacks")
+            raise DowserError("the patch needs the Dowser callback, placed before it in trainer.callbacks")
         entries, base = dowser.entries, dowser.base
         if not trainer.is_global_zero and not entries.together:
             return

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from dowser_pl.distributed.tensors import shape_of, whole_shapes
+from dowser_pl.errors import FileError
 from dowser_pl.planning.memory import OptimizerKind
 from dowser_pl.planning.optimizers import optimizer_kind
 
@@ -36,7 +37,7 @@ def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) 
     disk = shutil.disk_usage(there)
     if disk.total and sum(needed.values()) > disk.free:  # some mounts report 0 of 0
         parts = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in needed.items())
-        raise OSError(
+        raise FileError(
             errno.ENOSPC,
             f"the disk of {folder} has {disk.free / 1e9:.3g} GB free, expected room for what this run writes: {parts}. "
             "Fix: free some space, set --trainer.default_root_dir to a folder on another disk, or write less "

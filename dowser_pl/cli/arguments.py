@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.errors import nearest_of
+from dowser_pl.errors import DowserError, nearest_of
 
 __all__ = ["check_numbers", "joined_numbers", "resolve_configs"]
 
@@ -42,14 +42,14 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
             loggers and the like are given may be infinite.
 
     Raises:
-        ValueError: naming the first option.
+        DowserError: naming the first option.
     """
     for name, value in _numbers(settings, ""):
         option = name.replace(".init_args", "")
         if math.isnan(value) or (math.isinf(value) and not name.startswith(_UNBOUNDED)):
-            raise ValueError(f"--{option} is {value}, expected a finite number. Fix: correct it where it is set.")
+            raise DowserError(f"--{option} is {value}, expected a finite number. Fix: correct it where it is set.")
         if name.rpartition(".")[2] == "lr" and value <= 0:
-            raise ValueError(
+            raise DowserError(
                 f"--{option} is {value}, expected a learning rate above 0, such as 2e-5: with 0 nothing is learnt, and "
                 "below 0 the loss would rise. Fix: correct it where it is set."
             )
@@ -79,7 +79,7 @@ def resolve_configs(args: list[str]) -> list[str]:
         args: the command line without the program.
 
     Raises:
-        ValueError: if neither exists, naming what there is and what was probably meant.
+        DowserError: if neither exists, naming what there is and what was probably meant.
     """
     resolved = []
     for position, argument in enumerate(args):
@@ -100,7 +100,7 @@ def _find(name: str) -> str:
         for candidate in (folder / relative, folder / f"{relative}.yaml"):
             if candidate.is_file():
                 return str(candidate)
-    raise ValueError(
+    raise DowserError(
         f"there is no configuration file {name!r}, neither under {Path.cwd()} nor among the shipped ones "
         f"({', '.join(shipped())}){_meant(relative.removesuffix('.yaml'))}"
     )

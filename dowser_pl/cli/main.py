@@ -3,11 +3,9 @@
 Importing the packages below is what makes short class names work in YAML.
 """
 
-import linecache
 import logging
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from dowser_pl.callbacks import (
 )
 from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
 from dowser_pl.distributed.checkpoint import is_folder
+from dowser_pl.errors import DowserError, message_of
 from dowser_pl.files.atomic import check_writable, write_atomically
 from dowser_pl.module import MultimodalModule
 from dowser_pl.planning.verb import placement_of
@@ -47,8 +46,6 @@ _FIT = """Fine-tune a model and report, task by task, what it learnt and what it
 A first run: python -m dowser_pl fit --config configs/quickstart.yaml
 Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/model_dowser --data ConversationData
 --data.train_file my/train.json --data.image_folder my/images. --print_config shows what is set."""
-
-_PACKAGE = Path(__file__).parents[1]
 
 _CURVE = """Smaller update ratios at which the tuned model is measured as well when training ends, such as
 [0.02, 0.05]: one run gives the whole trade-off in its report"""
@@ -111,9 +108,9 @@ class DowserCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            if _our_message(error) is not None:
+            if message_of(error) is not None:
                 raise
-            raise ValueError(
+            raise DowserError(
                 f"the Trainer cannot be set up: {error} Got --trainer.accelerator {config.get('accelerator')}, "
                 f"--trainer.devices {config.get('devices')} and --trainer.strategy {config.get('strategy')}; this "
                 f"machine has {torch.cuda.device_count()} GPUs. Fix: set these to what is here, or to auto"
@@ -125,7 +122,7 @@ class DowserCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse what nobody means: training without an end."""
         if self._get(self.config, "trainer.max_epochs") in (None, -1) and self.trainer.max_steps == -1:
-            raise ValueError(
+            raise DowserError(
                 "how long shall it train? Set --trainer.max_epochs (5 in the paper) or --trainer.max_steps"
             )
         self._check_inputs()
@@ -142,7 +139,7 @@ class DowserCLI(LightningCLI):
         dowser = self._dowser()
         measures = dowser.method.needs and dowser.method.moment != "after_fit"
         if not measures or dowser.cache_dir is None or dowser.factors_file is not None:
-            raise ValueError(
+            raise DowserError(
                 "probe fills the cache of a method that measures the model: got "
                 f"--dowser.method {type(dowser.method).__name__}, --dowser.cache_dir {dowser.cache_dir} and "
                 f"--dowser.factors_file {dowser.factors_file}; set ModelDowser, a folder, and no file to read from"
@@ -157,18 +154,18 @@ class DowserCLI(LightningCLI):
     def _check_inputs(self) -> None:
         """Refuse what would fail late: no data, or a checkpoint that is not there."""
         if self.datamodule is None:
-            raise ValueError("there is no data: set data.class_path, for example ConversationData with its train_file")
+            raise DowserError("there is no data: set data.class_path, for example ConversationData with its train_file")
         if self.subcommand in ("fit", "predict"):
             check_writable(self.trainer.default_root_dir, "--trainer.default_root_dir")
         path = self._get(self.config, "ckpt_path")
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
         if path == "last" and self.subcommand != "fit" and not list(folder.glob("last*.ckpt")):
-            raise ValueError(
+            raise DowserError(
                 f"--ckpt_path last: there is no checkpoint under {folder}, so the base model would be scored"
             )
         if path not in (None, "last", "hpc") and not (Path(path).is_file() or is_folder(path)):
             what = "is a folder (give one with --model.path)" if Path(path).is_dir() else "does not exist"
-            raise ValueError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
+            raise DowserError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
 
     before_validate = before_test = before_predict = _check_inputs
 
@@ -211,7 +208,7 @@ def main(args: list[str] | None = None) -> None:
             args=resolve_configs(joined_numbers(sys.argv[1:] if args is None else args)),
         )
     except (ValueError, OSError) as error:
-        message = _our_message(error)
+        message = message_of(error)
         if message is None:
             raise
         sys.exit(f"\ndowser_pl: error: {message}")
@@ -234,22 +231,3 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-
-
-def _our_message(error: BaseException | None) -> str | None:
-    """The message this package wrote, if it wrote one: then a traceback would only hide it.
-
-    The argument parser wraps what a class says about its arguments, so the chain of causes is followed.
-    """
-    while error is not None:
-        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-        file = frame.f_code.co_filename
-        # a `raise` of ours is meant for people; what Python itself raises in our lines, as in `zip`, is a bug of ours
-        if Path(file).is_relative_to(_PACKAGE) and linecache.getline(file, line).split()[:1] == ["raise"]:
-            return str(error)
-        if isinstance(error, PermissionError):
-            return f"{error}; choose another folder, or ask who owns this one"
-        if "Original Traceback" in str(error) and "dowser_pl" in str(error):  # from a data loader's worker process
-            return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-        error = error.__cause__ or error.__context__
-    return None

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from dowser_pl.commands.output import answer
+from dowser_pl.errors import DowserError
 
 PROGRAM = "python -m dowser_pl merge"
 # method -> what it does, and its options with their defaults, as `dowser_pl.methods` has them
@@ -72,18 +73,18 @@ def method_options(name: str, rest: Sequence[str]) -> dict[str, bool | int | flo
     """The options of a method out of ``--method.NAME VALUE`` or ``--method.NAME=VALUE``.
 
     Raises:
-        ValueError: if there is no such option, or it takes no such value.
+        DowserError: if there is no such option, or it takes no such value.
     """
     defaults, found = METHODS[name][1] if name in METHODS else {}, {}
     words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--method.") else [word])]
     if len(words) % 2 or not all(word.startswith("--method.") for word in words[::2]):
         odd = next((word for word in words[::2] if not word.startswith("--method.")), words[-1] if words else "")
-        raise ValueError(f"got {odd!r}, expected options of the method as --method.OPTION VALUE; see --help")
+        raise DowserError(f"got {odd!r}, expected options of the method as --method.OPTION VALUE; see --help")
     for word, value in zip(words[::2], words[1::2], strict=True):
         option = word.removeprefix("--method.")
         if option not in defaults:
             known = ", ".join(f"--method.{each}" for each in defaults) or "none here"
-            raise ValueError(f"{name} has no option {word}, expected one of: {known}")
+            raise DowserError(f"{name} has no option {word}, expected one of: {known}")
         found[option] = _value(word, value, defaults[option])
     return found
 
@@ -113,13 +114,13 @@ def _method_lines() -> list[str]:
 def _value(word: str, text: str, default: bool | int | float | str) -> bool | int | float | str:
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
-            raise ValueError(f"got {word} {text}, expected true or false")
+            raise DowserError(f"got {word} {text}, expected true or false")
         return text.lower() == "true"
     try:
         return type(default)(text)
     except ValueError as error:
         kind = "a whole number" if isinstance(default, int) else "a number"
-        raise ValueError(f"got {word} {text}, expected {kind} such as {default}") from error
+        raise DowserError(f"got {word} {text}, expected {kind} such as {default}") from error
 
 
 def _text(value: bool | int | float | str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dowser_pl import __version__, methods
 from dowser_pl.commands.model_folder import model_folder
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.methods import Method
 from dowser_pl.patches.apply import check_free
@@ -52,7 +53,7 @@ def _method(options: Namespace, settings: Mapping[str, Any]) -> Method:
     found = getattr(methods, options.method, None)
     if not (isinstance(found, type) and issubclass(found, Method)) or found in (Method, methods.Scored):
         known = ", ".join(options.methods)
-        raise ValueError(f"got --method {options.method}, expected one of: {known}; see {options.program} --help")
+        raise DowserError(f"got --method {options.method}, expected one of: {known}; see {options.program} --help")
     method: Method = found(**settings)
     return method
 
@@ -61,7 +62,7 @@ def _check_apart(out: Path, sources: Sequence[Path]) -> None:
     """Refuse to write a patch into a model folder, where a name such as `model.safetensors` replaces its weights."""
     for source in sources:
         if source.resolve() in out.resolve().parents:
-            raise ValueError(f"{out} is inside {source}, which is merged; name a file elsewhere with --out")
+            raise DowserError(f"{out} is inside {source}, which is merged; name a file elsewhere with --out")
 
 
 def _write_patch(out: Path, merge: Merge, base: str) -> None:

@@ -10,7 +10,7 @@ def model_folder(name: str) -> Path:
 
     Raises:
         FileNotFoundError: if there is no such folder and the cache has no such model.
-        ValueError: if it is something else.
+        DowserError: if it is something else.
     """
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["answer"]
 
 
@@ -18,7 +20,7 @@ def answer(run: Callable[[], str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-    except (ValueError, OSError) as error:
+    except (DowserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

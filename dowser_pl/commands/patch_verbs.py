@@ -32,7 +32,7 @@ def run_head(found: CheckpointPatch) -> dict[str, Any]:
         found: a checkpoint, in ``RUN/checkpoints``.
 
     Raises:
-        ValueError: if the report cannot be read.
+        DowserError: if the report cannot be read.
     """
     run, head = found.file.absolute().parent.parent, dict[str, Any]()
     if found.file.name == "previous.ckpt":  # of an earlier run, whose folder this was

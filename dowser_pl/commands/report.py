@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from dowser_pl.commands.output import answer
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import (
     Report,
@@ -64,10 +65,10 @@ def draw_curve(path: str, reports: Sequence[Report]) -> None:
     """The picture of the curve of one run.
 
     Raises:
-        ValueError: several runs, or one without a curve.
+        DowserError: several runs, or one without a curve.
     """
     if len(reports) > 1:
-        raise ValueError(f"--plot-curve draws the curve of one run, got {len(reports)} runs; use --plot to compare.")
+        raise DowserError(f"--plot-curve draws the curve of one run, got {len(reports)} runs; use --plot to compare.")
     plot_curve(reports[0], path)
 
 

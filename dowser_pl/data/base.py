@@ -47,6 +47,7 @@ from dowser_pl.data.loaders import (
 )
 from dowser_pl.data.reading.sources import Selected, report_left_out
 from dowser_pl.data.rows import Conversation, Question, Role, Task, checked_tasks
+from dowser_pl.errors import DowserError
 
 __all__ = ["Conversation", "EvaluatedData", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
 
@@ -88,11 +89,11 @@ class EvaluatedData(LightningDataModule):
     ) -> None:
         super().__init__()
         if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}.")
+            raise DowserError(f"eval_batch_size must be at least 1, got {eval_batch_size}.")
         if check not in get_args(Check):
-            raise ValueError(f"check must be one of {list(get_args(Check))}, got {check!r}.")
+            raise DowserError(f"check must be one of {list(get_args(Check))}, got {check!r}.")
         if isinstance(max_length, str) and max_length != "auto":
-            raise ValueError(f'max_length must be a number of tokens, "auto" or null, got {max_length!r}.')
+            raise DowserError(f'max_length must be a number of tokens, "auto" or null, got {max_length!r}.')
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.max_length = max_length
@@ -124,7 +125,7 @@ class EvaluatedData(LightningDataModule):
         """Read the tasks, and take the processor from the module.
 
         Raises:
-            ValueError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
+            DowserError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
                 row that was checked cannot be encoded.
         """
         if self._encoder is None or (self.stage == "predict" and stage != "predict"):
@@ -156,7 +157,7 @@ class EvaluatedData(LightningDataModule):
 
     def _loaders_of(self, tasks: Sequence[Task]) -> list[EvaluationLoader]:
         if self._encoder is None:
-            raise ValueError('The tasks are not read yet: call setup("validate") first.')
+            raise DowserError('The tasks are not read yet: call setup("validate") first.')
         loaders = []
         for task in tasks:
             order = EvaluationOrder(len(task.questions), self.eval_batch_size, **self._share())
@@ -195,7 +196,7 @@ class EvaluatedData(LightningDataModule):
     def _find_processor(self) -> ProcessorMixin:
         if self.processor is None:
             if self.trainer is None:
-                raise ValueError("No processor: run under a Trainer whose module has one, or set `data.processor`.")
+                raise DowserError("No processor: run under a Trainer whose module has one, or set `data.processor`.")
             self.processor = cast(ProcessorMixin, self.trainer.lightning_module.processor)
         return self.processor
 
@@ -244,7 +245,7 @@ class MultimodalData(EvaluatedData):
         evaluation = (eval_batch_size, num_workers, max_length, chat_template, evaluation_cache_mb)
         super().__init__(*evaluation, check, min_pixels, max_pixels)
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+            raise DowserError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size
         self.seed = seed
         self.split_batches = split_batches
@@ -273,7 +274,7 @@ class MultimodalData(EvaluatedData):
         """Read the tasks, for `fit` also the training rows, and take the processor from the module.
 
         Raises:
-            ValueError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
+            DowserError: a set is empty, two tasks have one name, a metric is unknown, there is no chat template, or a
                 row that was checked cannot be encoded.
         """
         super().setup(stage)
@@ -282,7 +283,7 @@ class MultimodalData(EvaluatedData):
         if stage == "fit" and self._rows is None:
             rows = self.train_conversations()
             if not rows:
-                raise ValueError("The training set is empty: got 0 rows, expected at least 1.")
+                raise DowserError("The training set is empty: got 0 rows, expected at least 1.")
             self._marks = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()  # workers write here too
             self._check_rows(rows)
             self._rows = rows
@@ -291,7 +292,7 @@ class MultimodalData(EvaluatedData):
         """Batches of encoded conversations; after a resume in mid epoch, first the rest of that epoch."""
         batches = self._training_batches()
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set in its __init__
-            raise ValueError(
+            raise DowserError(
                 "Trainer(overfit_batches=...) would replace the order of the rows, on which exact resuming rests. "
                 "Use limit_train_batches, or a small training file."
             )
@@ -337,7 +338,7 @@ class MultimodalData(EvaluatedData):
         left_out, content = state.pop("left_out", []), state.pop("content", None)
         known = self._content()["content"]
         if state.get("num_done") and content is not None and known is not None and content != known:
-            raise ValueError(
+            raise DowserError(
                 f"The checkpoint was written in the middle of an epoch of other training rows: got {known}, expected "
                 f"{content} (checksum and number of rows). Use the same data, or resume from a checkpoint written at "
                 "the end of an epoch."
@@ -357,14 +358,14 @@ class MultimodalData(EvaluatedData):
 
     def _training_batches(self) -> TrainingBatches:
         if self._rows is None or self._encoder is None:
-            raise ValueError('The training rows are not read yet: call setup("fit") first.')
+            raise DowserError('The training rows are not read yet: call setup("fit") first.')
         return TrainingBatches(self._rows, self._encoder, self._marks, self.skip_bad_rows)
 
     def _check_rows(self, rows: Sequence[Conversation]) -> None:
         """Encode some rows or all; of all, each process and each of its workers takes a share.
 
         Raises:
-            ValueError: one cannot be encoded, and `skip_bad_rows` is off; or none can be.
+            DowserError: one cannot be encoded, and `skip_bad_rows` is off; or none can be.
         """
         assert self._encoder is not None
         batches, share = TrainingBatches(rows, self._encoder, self._marks, self.skip_bad_rows), self._share()

@@ -26,6 +26,7 @@ from dowser_pl.data.reading.formats import image_folder, read_rows
 from dowser_pl.data.reading.sources import ParsedRows, Row, Selected, keep_good
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Role, Task, is_learnt
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_name
 
 _MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
@@ -67,7 +68,7 @@ class TaskFile:
         build_metric(str(self.metric))  # a typo ends here and not after training
         for name, value in {"max_new_tokens": self.max_new_tokens, "limit": self.limit}.items():
             if value is not None and value < 1:
-                raise ValueError(f"Task {self.name!r}: {name} must be at least 1, got {value}.")
+                raise DowserError(f"Task {self.name!r}: {name} must be at least 1, got {value}.")
 
 
 def read_task(
@@ -90,7 +91,7 @@ def read_task(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a row is unusable (and `skip_bad_rows` is off), or none is left.
+        DowserError: a row is unusable (and `skip_bad_rows` is off), or none is left.
     """
     beside = image_folder(task.file, None) if task.image_folder is None else None
     images = image_folder(task.file, task.image_folder or folder)
@@ -105,7 +106,7 @@ def read_task(
         try:  # what cannot be scored ends here and not after the probe
             metric.update(*([[""], [question.references]] if question.references else [[], []]))
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise DowserError(f"{name}: {error}") from error
         unread.append(frozenset(_unread(row)))
 
     rows = read_rows(task.file, task.split)
@@ -176,7 +177,7 @@ def _question_lines(name: str, row: dict[str, Any], may_lack: bool) -> list[str]
     given = [one for one in (_any(row, ("hint",)), key) if one]
     for one in given:
         if not isinstance(row[one], str):
-            raise ValueError(f"{name}: `{one}` must be text, got {str(row[one])[:60]!r}.")
+            raise DowserError(f"{name}: `{one}` must be text, got {str(row[one])[:60]!r}.")
     return [row[one] for one in given]
 
 
@@ -190,7 +191,7 @@ def _first(name: str, row: dict[str, Any], keys: Sequence[str], what: str) -> st
     if key is None:
         empty = [one for one in keys if one in row]
         got = f"nothing under {empty}" if empty else f"{sorted(row)}"
-        raise ValueError(f"{name}: no {what}: expected one of the keys {list(keys)}, got {got}.")
+        raise DowserError(f"{name}: no {what}: expected one of the keys {list(keys)}, got {got}.")
     return key
 
 

@@ -26,6 +26,7 @@ from dowser_pl.data.reading.sources import ParsedRows, Row, Rows, Selected, keep
 from dowser_pl.data.reading.tables import HUB
 from dowser_pl.data.row_keys import unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Task, num_tokens
+from dowser_pl.errors import DowserError
 
 MAX_QUESTIONS = 500
 MAX_NEW_TOKENS = 1024
@@ -38,7 +39,7 @@ def split_rows(rows: Rows, numbers: Sequence[int], fraction: float) -> tuple[lis
     with the lowest hashes are held out until about `fraction` of all rows, at most `MAX_QUESTIONS`, is reached.
 
     Raises:
-        ValueError: all rows share one image, so nothing can be held out.
+        DowserError: all rows share one image, so nothing can be held out.
     """
     groups: dict[str, list[int]] = {}
     for number in numbers:
@@ -46,7 +47,7 @@ def split_rows(rows: Rows, numbers: Sequence[int], fraction: float) -> tuple[lis
         shown = _images(row) or [{key: value for key, value in row.items() if key != "id"}]
         groups.setdefault(json.dumps(shown, sort_keys=True, default=_fingerprint), []).append(number)
     if len(groups) < 2:
-        raise ValueError(
+        raise DowserError(
             f"Cannot hold out a part of {len(numbers)} training rows with {len(groups)} different images. Give an "
             "evaluation file under `tasks` with `role: downstream`, or `holdout: 0` together with other tasks."
         )
@@ -154,7 +155,9 @@ class ConversationData(MultimodalData):
         loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
         super().__init__(*loading, split_batches, check, min_pixels, max_pixels)
         if not 0 <= holdout < 1:
-            raise ValueError(f"holdout must be at least 0 and below 1, a fraction of the training rows; got {holdout}.")
+            raise DowserError(
+                f"holdout must be at least 0 and below 1, a fraction of the training rows; got {holdout}."
+            )
         self.train_file = train_file
         self.image_folder = image_folder
         self.task_files = tasks or []
@@ -211,7 +214,7 @@ class ConversationData(MultimodalData):
     @property
     def _named_file(self) -> str:
         if self.train_file is None:
-            raise ValueError(
+            raise DowserError(
                 "train_file is not set: training needs rows, and so does evaluation without `tasks`. Give a JSON or "
                 "JSONL file, or another source of rows, as data.init_args.train_file."
             )
@@ -222,7 +225,7 @@ class ConversationData(MultimodalData):
         """(training rows, rows held out); bad rows are left out before, or they could be all that is held out."""
         rows = self._source
         if not rows:
-            raise ValueError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
+            raise DowserError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
         numbers: Sequence[int] = range(len(rows))
         if self.skip_bad_rows:
             numbers = self._look(replace(self._reader, verify=self.check != "none"), numbers)

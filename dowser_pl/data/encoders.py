@@ -21,6 +21,7 @@ from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
 from dowser_pl.data.literal import LiteralWords
 from dowser_pl.data.rows import Conversation, Question, is_learnt
 from dowser_pl.data.templates import ChatTemplate, Span, has_placeholders, own_template
+from dowser_pl.errors import DowserError
 
 
 class InlineEncoder(Encoder):
@@ -64,7 +65,7 @@ class InlineEncoder(Encoder):
     def _render(self, row: Conversation) -> tuple[str, list[Span]]:
         roles = [message["role"] for message in row.messages]
         if len(roles) < 2 or roles[0] == "assistant" or roles[-1] != "assistant":
-            raise ValueError(
+            raise DowserError(
                 f"{row.id}: a training row starts with a question and ends with an assistant turn, which is what is "
                 f"learnt; got the turns {roles}."
             )
@@ -82,7 +83,7 @@ class InlineEncoder(Encoder):
         """Fail closed: without knowing where images grew the text, the wrong tokens would be learnt."""
         for row, found in zip(rows, replacements, strict=True):
             if self.replaces_placeholders and len(found) != len(row.images):
-                raise ValueError(
+                raise DowserError(
                     f"{row.id}: {type(self.processor).__name__} says where it put {len(found)} images, expected "
                     f"{len(row.images)}, so the assistant's tokens cannot be located. Update transformers (got "
                     f"{transformers.__version__}), or use another model."
@@ -93,13 +94,13 @@ def _learnt(row: Conversation, spans: list[Span]) -> list[Span]:
     """The spans of the answers that carry loss.
 
     Raises:
-        ValueError: some do not, and the template does not mark one piece of text per answer.
+        DowserError: some do not, and the template does not mark one piece of text per answer.
     """
     learnt = [is_learnt(message) for message in row.messages if message["role"] == "assistant"]
     if all(learnt):
         return spans
     if len(spans) != len(learnt):
-        raise ValueError(
+        raise DowserError(
             f"{row.id}: {learnt.count(False)} of {len(learnt)} answers are not to be learnt, but the chat template "
             f"marks {len(spans)} pieces of text as generated, expected one per answer. Put all that the assistant says "
             "in a turn between one {% generation %} and {% endgeneration %}, or split the row."
@@ -124,7 +125,7 @@ class PairEncoder(Encoder):
     def _split(self, row: Conversation) -> tuple[str, str]:
         roles = [message["role"] for message in row.messages]
         if roles.count("assistant") != 1 or roles[-1] != "assistant":
-            raise ValueError(
+            raise DowserError(
                 f"{row.id}: {type(self.processor).__name__} takes one question and one answer per row, got the turns "
                 f"{roles}. Split the row so that each part ends with its only assistant turn."
             )
@@ -141,7 +142,7 @@ class SuffixEncoder(PairEncoder):
         """See `Encoder.check_images`; the processor puts the start token in the wrong place without an image."""
         super().check_images(row, text)
         if not row.images:
-            raise ValueError(
+            raise DowserError(
                 f"{row.id}: {type(self.processor).__name__} takes at least one image per row, got 0. Remove the row, "
                 "or use a model that reads text alone."
             )
@@ -174,7 +175,7 @@ def limit_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: 
     It is changed in place, so that the model is trained, evaluated and exported with one setting.
 
     Raises:
-        ValueError: the processor does not resize to a number of pixels, or the numbers make no sense.
+        DowserError: the processor does not resize to a number of pixels, or the numbers make no sense.
     """
     asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -182,14 +183,14 @@ def limit_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: 
         return
     images: Any = processor.image_processor
     if not _counts_pixels(images):
-        raise ValueError(
+        raise DowserError(
             f"{' and '.join(asked)}: got {', '.join(map(str, asked.values()))}, but {type(images).__name__} does not "
             "resize images to a number of pixels (those of Qwen-VL do). Leave the settings out for this model."
         )
     changed = type(images).from_dict({**images.to_dict(), **asked})
     smallest, largest = _limits(changed)
     if not 0 < smallest <= largest:
-        raise ValueError(
+        raise DowserError(
             f"min_pixels must be above 0 and at most max_pixels, got {smallest} and {largest} for "
             f"{type(images).__name__} (with its own setting where none was given)."
         )
@@ -200,7 +201,7 @@ def largest_image_tokens(encoder: Encoder) -> int:
     """Tokens of the largest image that the processor makes of any.
 
     Raises:
-        ValueError: neither the processor says so nor can it be tried.
+        DowserError: neither the processor says so nor can it be tried.
     """
     processor = encoder.processor
     images: Any = getattr(processor, "image_processor", None)
@@ -257,7 +258,7 @@ def build_encoder(
         control_tokens: that rows may write as such; all others in their words are read as words.
 
     Raises:
-        ValueError: no chat template where one is needed, or a control token that is none.
+        DowserError: no chat template where one is needed, or a control token that is none.
     """
     kind = _kind(processor)
     if kind is not InlineEncoder and template is None:

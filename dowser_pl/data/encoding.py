@@ -18,6 +18,7 @@ from dowser_pl.data.images import open_image
 from dowser_pl.data.literal import LiteralWords
 from dowser_pl.data.rows import Conversation, Message, Question
 from dowser_pl.data.templates import ChatTemplate, has_placeholders
+from dowser_pl.errors import DowserError
 
 IGNORED = -100
 _PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask", "labels"}
@@ -38,14 +39,14 @@ def truncate(batch: dict[str, Any], is_image: torch.Tensor, max_length: int | No
         Per row, whether it lost text.
 
     Raises:
-        ValueError: a row has image tokens beyond the limit.
+        DowserError: a row has image tokens beyond the limit.
     """
     keys = _PER_TOKEN & batch.keys()
     if max_length is None or all(batch[key].shape[1] <= max_length for key in keys):
         return [False] * len(ids)
     for row, images in zip(ids, is_image, strict=True):
         if images[max_length:].any():
-            raise ValueError(
+            raise DowserError(
                 f"{row}: its {int(images.sum())} image tokens end at token {int(images.nonzero()[-1]) + 1}, beyond "
                 f"max_length={max_length}. Image tokens are never cut: raise max_length, use fewer or smaller images, "
                 "or put the images first."
@@ -98,7 +99,7 @@ class Encoder(ABC):
         """What the model's `forward` takes (right-padded, at most `max_length`), plus `ids`; and which rows were cut.
 
         Raises:
-            ValueError: names the row that anything refuses: image count, unreadable image, no assistant turn, too
+            DowserError: names the row that anything refuses: image count, unreadable image, no assistant turn, too
                 long, or whatever the processor or the chat template says.
         """
         return _naming(self._training_batch, rows)
@@ -107,7 +108,7 @@ class Encoder(ABC):
         """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`.
 
         Raises:
-            ValueError: names the question that anything refuses.
+            DowserError: names the question that anything refuses.
         """
         return _naming(self._evaluation_batch, questions)
 
@@ -117,7 +118,7 @@ class Encoder(ABC):
         cut = truncate(batch, self.image_positions(batch["input_ids"]), self.max_length, ids)
         lost = (batch["labels"] == IGNORED).all(dim=1).tolist()
         if any(lost):
-            raise ValueError(
+            raise DowserError(
                 f"{ids[lost.index(True)]}: no token of the assistant's turns is left to learn from, with "
                 f"max_length={self.max_length}. Raise max_length or shorten the row; `skip_bad_rows: true` leaves "
                 "such rows out."
@@ -167,7 +168,7 @@ class Encoder(ABC):
         for message in messages:
             for part in message["content"] if message["role"] != "assistant" else []:
                 if part.get("text", "").strip() not in text:
-                    raise ValueError(
+                    raise DowserError(
                         f"{row}: the chat template does not write what the {message['role']} says: "
                         f"{part['text'][:60]!r} is not in its text {text[:200]!r}. Give a `chat_template` that does, "
                         f"or leave out what the {message['role']} says."
@@ -177,16 +178,18 @@ class Encoder(ABC):
         """Raise ValueError unless messages, placeholders in the rendered text, and images agree in number."""
         parts = sum(part["type"] == "image" for message in row.messages for part in message["content"])
         if parts != len(row.images):
-            raise ValueError(f"{row.id}: got {len(row.images)} images, expected {parts}: one per image part (<image>).")
+            raise DowserError(
+                f"{row.id}: got {len(row.images)} images, expected {parts}: one per image part (<image>)."
+            )
         if not self.replaces_placeholders and parts != 1:
-            raise ValueError(
+            raise DowserError(
                 f"{row.id}: {type(self.processor).__name__} takes exactly one image per row, got {parts}. Remove the "
                 "row, or use a model with image placeholders."
             )
         found = text.count(self.image_token) if self.image_token else parts
         expected = parts if self.replaces_placeholders else 0
         if found != expected:
-            raise ValueError(
+            raise DowserError(
                 f"{row.id}: got {len(row.images)} images but {found} placeholders {self.image_token!r} in the rendered "
                 f"text, expected {expected}. The chat template does not write one per image."
             )
@@ -225,7 +228,7 @@ def _naming(encode: Callable[[Sequence[AnyRow]], Encoded], rows: Sequence[AnyRow
                 _naming(encode, [row])
         what = ", ".join(ids) if len(rows) == 1 else f"{', '.join(ids)} (together, while each alone is fine)"
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(
+        raise DowserError(
             f"{what}: cannot be encoded: {kind}{error}. Change or remove the row; `skip_bad_rows: true` leaves such "
             "rows out and counts them."
         ) from error

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, PngImagePlugin
 
+from dowser_pl.errors import DowserError
+
 MAX_PIXELS = 178_956_970
 """Where Pillow refuses a picture unless told otherwise: twice as many pixels as where it warns."""
 BROKEN = (
@@ -60,12 +62,12 @@ class Decoding(NamedTuple):
         except (ValueError, TypeError, AttributeError):
             channels = 0
         if channels != 3:
-            raise ValueError(
+            raise DowserError(
                 f"background must be the name of a colour or #rrggbb (in quotes, because # begins a comment in YAML), "
                 f"got {self.background!r}."
             )
         if self.max_pixels is not None and self.max_pixels < 1:
-            raise ValueError(f"max_image_pixels must be at least 1, or null for no limit; got {self.max_pixels}.")
+            raise DowserError(f"max_image_pixels must be at least 1, or null for no limit; got {self.max_pixels}.")
         return self
 
     def read(self, file: BinaryIO | BytesIO) -> Image.Image:
@@ -79,7 +81,7 @@ class Decoding(NamedTuple):
                 return self.upright_rgb(image)
         except Image.DecompressionBombError as error:
             size = str(error).partition(" exceeds")[0]
-            raise ValueError(
+            raise DowserError(
                 f"{size} exceeds max_image_pixels={self.max_pixels}, which guards against decompression bombs. If the "
                 "file can be trusted, raise `data.max_image_pixels`"
             ) from error
@@ -88,7 +90,7 @@ class Decoding(NamedTuple):
         """A copy of `image`, turned as its EXIF notes say, on the background, and RGB.
 
         Raises:
-            ValueError: its pixels are floats.
+            DowserError: its pixels are floats.
         """
         depth = _stored_as(image)
         image.load()
@@ -97,7 +99,7 @@ class Decoding(NamedTuple):
         except BROKEN:  # damaged notes of the camera; the picture itself is whole
             image = image.copy()
         if image.mode == "F":
-            raise ValueError("its pixels are 32-bit floats; save it with 8 bits per channel")
+            raise DowserError("its pixels are 32-bit floats; save it with 8 bits per channel")
         image = _with_alpha(image, depth)
         if image.mode not in ("RGBA", "LA"):
             return image if image.mode == "RGB" else image.convert("RGB")
@@ -187,7 +189,7 @@ class ImageText:
         try:
             content = base64.b64decode("".join(body.split()), validate=True)
         except binascii.Error as error:
-            raise ValueError(f"not base64: {error}") from error
+            raise DowserError(f"not base64: {error}") from error
         return self.decoding.read(io.BytesIO(content))
 
     def __str__(self) -> str:
@@ -222,7 +224,7 @@ class ImageURL:
         with urllib.request.urlopen(self.url, timeout=30) as answer:  # http(s) only, see read_source
             content = answer.read(_MAX_DOWNLOAD + 1)
         if len(content) > _MAX_DOWNLOAD:
-            raise ValueError(f"larger than {_MAX_DOWNLOAD // 2**20} MB")
+            raise DowserError(f"larger than {_MAX_DOWNLOAD // 2**20} MB")
         return self.decoding.read(io.BytesIO(content))
 
     def __str__(self) -> str:
@@ -258,11 +260,11 @@ def read_source(
         beside: where relative paths start that lead to no file in `folder`; None = nowhere.
 
     Raises:
-        ValueError: the file is missing, or it is a URL and they are off.
+        DowserError: the file is missing, or it is a URL and they are off.
     """
     if text.startswith(("http://", "https://")):
         if not allow_urls:
-            raise ValueError(
+            raise DowserError(
                 f"{row}: the image {text!r} is a URL, and fetching is off. Download it and give its path "
                 "relative to image_folder, or set `allow_urls: true`."
             )
@@ -278,7 +280,7 @@ def read_source(
         return ImageFile(found, decoding)
     if len(text) > 100 and "." not in text:  # base64 has no dot, file names have
         return ImageText(text, decoding)
-    raise ValueError(
+    raise DowserError(
         f"{row}: no image at {' or '.join(map(str, paths))}. Check the name, and `image_folder` (got "
         f"{str(folder) if folder else None!r}), to which paths in the data file are relative; or set "
         "`skip_bad_rows: true`."
@@ -289,14 +291,14 @@ def open_image(source: ImageSource, row: str) -> Image.Image:
     """The picture of `source`, upright (EXIF) and RGB; transparent ones that rows hold ready are put on white.
 
     Raises:
-        ValueError: it cannot be read, or it claims more pixels than is plausible (a decompression bomb).
+        DowserError: it cannot be read, or it claims more pixels than is plausible (a decompression bomb).
     """
     try:
         picture = source if isinstance(source, Image.Image) else source.load()
         return picture if picture is not source and picture.mode == "RGB" else ON_WHITE.upright_rgb(picture)
     except (*BROKEN, urllib.error.URLError) as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(
+        raise DowserError(
             f"{row}: cannot read the image {source}: {reason}. Replace the file or remove the row; "
             "`skip_bad_rows: true` leaves such rows out and counts them."
         ) from error

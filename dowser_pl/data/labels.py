@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dowser_pl.data.templates import Span
+from dowser_pl.errors import DowserError
 
 
 def close_turns(text: str, spans: list[Span], last_words: str, eos: str | None) -> tuple[str, list[Span]]:
@@ -60,11 +61,11 @@ def shift_spans(text: str, spans: list[Span], replacements: Sequence[dict[str, A
         row: for the message.
 
     Raises:
-        ValueError: the processor has also changed other text, so that the places cannot be known.
+        DowserError: the processor has also changed other text, so that the places cannot be known.
     """
     for one in replacements:
         if text[slice(*one["span"])] != one["text"]:
-            raise ValueError(
+            raise DowserError(
                 f"{row}: the processor edits the text around {one['text']!r} before it splits it into tokens, so the "
                 "assistant's part cannot be located. This processor is not supported for training."
             )

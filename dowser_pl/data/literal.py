@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dowser_pl.data.rows import Message
+from dowser_pl.errors import DowserError
 
 _WORDS, _CONTROL, _FILL = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters, which are for inside programs alone
 _NUMBERED = 0xF0000  # a private character says which token is meant
@@ -38,7 +39,7 @@ class LiteralWords:
         meant: control tokens that rows may write as such, like those around the boxes of some models' answers.
 
     Raises:
-        ValueError: one of `meant` is none of this model, or stands for an image.
+        DowserError: one of `meant` is none of this model, or stands for an image.
     """
 
     def __init__(self, processor: ProcessorMixin, meant: Sequence[str] = ()) -> None:
@@ -48,7 +49,7 @@ class LiteralWords:
         self._media = {str(token) for token in media if token} - {_WRITTEN_IN_FILES}
         controls = {str(token) for token in media if token}.union(*map(control_tokens, tokenizers))
         if odd := sorted(set(meant) - (controls - self._media - {_WRITTEN_IN_FILES})):
-            raise ValueError(
+            raise DowserError(
                 f"control_tokens has {odd[0]!r}, expected some of this model's that stand for no image: "
                 f"{', '.join(sorted(controls - self._media - {_WRITTEN_IN_FILES})[:20])}"
             )
@@ -71,7 +72,7 @@ class LiteralWords:
             messages: with parts; left as they are.
 
         Raises:
-            ValueError: a question writes the model's own placeholder, or the words cannot be kept apart.
+            DowserError: a question writes the model's own placeholder, or the words cannot be kept apart.
         """
         return [{**message, "content": self._hidden_parts(row, message)} for message in messages]
 
@@ -91,18 +92,20 @@ class LiteralWords:
         for before, after in zip(message["content"], message["content"][1:], strict=False):
             texts = [part.get("text", "") for part in (before, after)]
             if len(self._pattern.findall("".join(texts))) != sum(len(self._pattern.findall(text)) for text in texts):
-                raise ValueError(f"{row}: two parts of a turn make a control token where they meet. Write them as one.")
+                raise DowserError(
+                    f"{row}: two parts of a turn make a control token where they meet. Write them as one."
+                )
         return parts
 
     def _hidden(self, row: str, role: str, part: dict[str, Any]) -> dict[str, Any]:
         text = part.get("text", "")
         if any(mark in text for mark in (_WORDS, _CONTROL, _FILL)):
-            raise ValueError(f"{row}: its text has one of the noncharacters U+FDD0 to U+FDD2. Remove it.")
+            raise DowserError(f"{row}: its text has one of the noncharacters U+FDD0 to U+FDD2. Remove it.")
         found = set(self._pattern.findall(text))
         if not found:
             return part
         if role != "assistant" and found & self._media:
-            raise ValueError(
+            raise DowserError(
                 f"{row}: the turn of the {role} has {sorted(found & self._media)[0]!r}, this model's own placeholder. "
                 f"Write {_WRITTEN_IN_FILES} where an image of the row belongs, or nothing to have the images first."
             )
@@ -114,9 +117,9 @@ class LiteralWords:
         try:
             self.processor_for(_WORDS)
             if short := [token for token in found if len(token) < 2]:
-                raise ValueError(f"a single character, {short[0]!r}, is a token of its own")
+                raise DowserError(f"a single character, {short[0]!r}, is a token of its own")
         except (ValueError, AttributeError) as error:
-            raise ValueError(
+            raise DowserError(
                 f"{row}: its words have {sorted(found)[0]!r}, which is a control token, and the tokenizer cannot be "
                 f"made to read it as words: {error}. Remove it from the row, or leave such rows out with "
                 "`skip_bad_rows: true`."
@@ -194,12 +197,12 @@ def renamed(tokenizer: Tokenizer, names: dict[str, str]) -> Tokenizer:
         names: old name to new name.
 
     Raises:
-        ValueError: the copy does not read the new names as the tokenizer reads the old ones.
+        DowserError: the copy does not read the new names as the tokenizer reads the old ones.
     """
     parts = json.loads(tokenizer.to_str())
     for token in parts["added_tokens"]:
         if token["content"] in names and token["single_word"]:
-            raise ValueError(f"{token['content']!r} is only a token where it stands alone")
+            raise DowserError(f"{token['content']!r} is only a token where it stands alone")
         token["content"] = names.get(token["content"], token["content"])
     model = parts["model"]
     if isinstance(model["vocab"], dict):
@@ -214,7 +217,7 @@ def renamed(tokenizer: Tokenizer, names: dict[str, str]) -> Tokenizer:
     for old, new in names.items():
         numbers = [one.encode(name, add_special_tokens=False).ids for one, name in ((tokenizer, old), (copied, new))]
         if tokenizer.token_to_id(old) != copied.token_to_id(new) or numbers[0] != numbers[1]:
-            raise ValueError(f"{old!r} has number {numbers[0]} and, under another name, {numbers[1]}")
+            raise DowserError(f"{old!r} has number {numbers[0]} and, under another name, {numbers[1]}")
     return copied
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.rows import Conversation, Question
+from dowser_pl.errors import DowserError
 
 Batch = dict[str, Any]
 CUT, LEFT_OUT = 1, 2
@@ -89,7 +90,7 @@ class TrainingBatches(Dataset[Batch]):
             other = (row + step) % len(self)
             if self.marks[other] != LEFT_OUT and self._usable(other):
                 return other
-        raise ValueError(
+        raise DowserError(
             f"No row is usable: row {row + 1} of the training rows and the {min(len(self), _TRIES) - 1} after it were "
             "all left out (skip_bad_rows). The reasons are above; the last: " + str(self.refusal(row))
         )
@@ -133,7 +134,7 @@ def refusals(batches: TrainingBatches, rows: Sequence[int], num_workers: int) ->
     """Encode each of the rows by itself; why those that were left out cannot be.
 
     Raises:
-        ValueError: one cannot be encoded, and rows may not be left out.
+        DowserError: one cannot be encoded, and rows may not be left out.
     """
     found: DataLoader[Any] = DataLoader(
         _Refusals(batches),
@@ -286,14 +287,14 @@ class TrainingOrder(DistributedSampler[Any]):
         rows where a step has as many rows as before.
 
         Raises:
-            ValueError: these were batches of another layout, so other rows would count as done.
+            DowserError: these were batches of another layout, so other rows would count as done.
         """
         if num_done and _steps(layout) != _steps(self.layout()):
             rows, advice = _steps(layout)[2], "Use the same data and settings"
             if _steps(layout)[:2] == _steps(self.layout())[:2] and rows % self.num_replicas == 0:
                 advice = f"Set data.batch_size so that each of the {self.num_replicas} processes has "
                 advice += f"{rows // self.num_replicas} rows a step"
-            raise ValueError(
+            raise DowserError(
                 f"The checkpoint was written in the middle of an epoch with {layout}, this run has {self.layout()}. "
                 f"{advice}, or resume from a checkpoint written at the end of an epoch."
             )
@@ -330,7 +331,7 @@ class EvaluationOrder(DistributedSampler[Any]):
     def __init__(self, num_rows: int, batch_size: int, rank: int = 0, num_replicas: int = 1) -> None:
         super().__init__(cast(Any, range(num_rows)), num_replicas, rank, shuffle=False)
         if num_rows < num_replicas:
-            raise ValueError(
+            raise DowserError(
                 f"An evaluation set has {num_rows} rows, fewer than the {num_replicas} processes that share it. "
                 "Use a larger set or fewer devices."
             )
@@ -353,10 +354,10 @@ def per_process(batch_size: int, num_replicas: int) -> int:
     """Rows of one process in a step in which all of them take `batch_size`.
 
     Raises:
-        ValueError: they cannot be shared evenly.
+        DowserError: they cannot be shared evenly.
     """
     if batch_size % num_replicas:
-        raise ValueError(
+        raise DowserError(
             f"With split_batches, batch_size must be a multiple of the number of processes, got {batch_size} rows for "
             f"{num_replicas} processes. Set data.batch_size to a multiple, or data.split_batches to false."
         )

@@ -32,6 +32,7 @@ from dowser_pl.data.row_keys import (
     refuse_switched_off,
 )
 from dowser_pl.data.rows import Message, is_learnt
+from dowser_pl.errors import DowserError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = "<image>"
@@ -65,13 +66,13 @@ class MessageReader:
             answered: whether its last turn must be an answer, and one must carry loss.
 
         Raises:
-            ValueError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
+            DowserError: unknown format or role, roles out of order, empty turn, image missing or miscounted.
         """
         refuse_media(name, row)
         refuse_switched_off(name, row)
         turns = next((row[key] for key in ("conversations", "messages") if not absent(row.get(key))), None)
         if not isinstance(turns, list) or not turns:
-            raise ValueError(
+            raise DowserError(
                 f'{name}: expected a list "conversations" (LLaVA) or "messages" with at least one turn, got the keys '
                 f"{sorted(row)}."
             )
@@ -81,7 +82,7 @@ class MessageReader:
         messages = with_system(name, row, messages)
         check_order(name, [message["role"] for message in messages], answered)
         if answered and not any(map(is_learnt, messages)):
-            raise ValueError(
+            raise DowserError(
                 f"{name}: no answer is left to learn from, every one is switched off by one of {list(LOSS_KEYS)}."
             )
         return messages, self.sources(name, row, messages)
@@ -90,11 +91,11 @@ class MessageReader:
         """The images of a row, one per image part; finishes its messages in place (see `settle`).
 
         Raises:
-            ValueError: images missing or miscounted, or see `settle`.
+            DowserError: images missing or miscounted, or see `settle`.
         """
         images = image_column(row)
         if images != image_column({**row, "images": row.get("image") or images}):
-            raise ValueError(f"{name}: `image` and `images` name different images; keep the one that is meant.")
+            raise DowserError(f"{name}: `image` and `images` name different images; keep the one that is meant.")
         return self.place(name, messages, settle(name, messages, len(images)), images)
 
     def place(self, name: str, messages: list[Message], placed: list[Any], images: list[Any]) -> list[ImageSource]:
@@ -107,7 +108,7 @@ class MessageReader:
             images: the row's image column.
 
         Raises:
-            ValueError: the numbers differ, or an image is missing.
+            DowserError: the numbers differ, or an image is missing.
         """
         if images and not placed:
             first = next(message for message in messages if message["role"] == "user")
@@ -120,7 +121,7 @@ class MessageReader:
                 if num_open < len(images)
                 else "Add the missing ones under `image`, or remove the placeholder from the text."
             )
-            raise ValueError(
+            raise DowserError(
                 f"{name}: got {len(images)} images, expected {num_open}: one per {PLACEHOLDER} in the text. {fix}"
             )
         column = iter(images)
@@ -136,7 +137,7 @@ class MessageReader:
         if isinstance(value, bytes) and value:
             return self._seen(ImageBytes(value, self.decoding, called), name)
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
+            raise DowserError(f"{name}: an image must be a path, a URL or base64 text, got {str(value)[:60]!r}.")
         if kind == "base64":  # said, so nothing has to be guessed from its length
             return self._seen(ImageText(value, self.decoding), name)
         return self._seen(read_source(value, self.folder, self.allow_urls, name, self.decoding, self.beside), name)
@@ -151,7 +152,7 @@ def with_system(name: str, row: dict[str, Any], messages: list[Message]) -> list
     """The messages with what the row's `system` or `system_prompt` says as their system turn.
 
     Raises:
-        ValueError: there is another system turn already.
+        DowserError: there is another system turn already.
     """
     for key in SYSTEM_KEYS:
         value = row.get(key)
@@ -161,7 +162,7 @@ def with_system(name: str, row: dict[str, Any], messages: list[Message]) -> list
         if not messages or messages[0]["role"] != "system":
             messages = [turn, *messages]
         elif _trim(messages[0]["content"]) != turn["content"]:
-            raise ValueError(f"{name}: `{key}` and the system turn of the row differ; keep the one that is meant.")
+            raise DowserError(f"{name}: `{key}` and the system turn of the row differ; keep the one that is meant.")
     return messages
 
 
@@ -169,11 +170,11 @@ def read_content(turn: str, value: Any) -> list[dict[str, Any]]:
     """The parts of a turn as they stand; image parts carry their `source` (None = the next one of the image column).
 
     Raises:
-        ValueError: it is empty, a part is of an unknown type, or says null where text belongs.
+        DowserError: it is empty, a part is of an unknown type, or says null where text belongs.
     """
     parts = [_part(turn, piece) for piece in (value if isinstance(value, list) else [value])]
     if not any(part["type"] == "image" or part["text"].strip() for part in parts):
-        raise ValueError(f"{turn} is empty: expected text or an image.")
+        raise DowserError(f"{turn} is empty: expected text or an image.")
     return parts
 
 
@@ -189,7 +190,7 @@ def settle(name: str, messages: list[Message], num_images: int) -> list[Any]:
         Per image part its own source, or None = the next one of the image column.
 
     Raises:
-        ValueError: an answer shows an image, a question has the place of a video, or `<image>`
+        DowserError: an answer shows an image, a question has the place of a video, or `<image>`
             repeats an image part.
     """
     asked = [message for message in messages if message["role"] != "assistant"]
@@ -201,7 +202,7 @@ def settle(name: str, messages: list[Message], num_images: int) -> list[Any]:
     num_open = sum(part["type"] == "image" and part["source"] is None for part in parts)
     is_text = num_parts > 0 and num_open == num_images
     if is_text and any(text.strip().startswith(PLACEHOLDER) or text.strip().endswith(PLACEHOLDER) for text in texts):
-        raise ValueError(
+        raise DowserError(
             f"{name}: each of its images has a part of its own, and a text has the placeholder {PLACEHOLDER} as well. "
             "Remove the placeholder from the text."
         )
@@ -210,7 +211,7 @@ def settle(name: str, messages: list[Message], num_images: int) -> list[Any]:
         content = message["content"]
         if message["role"] == "assistant":
             if any(part["type"] == "image" for part in content):
-                raise ValueError(f"{name}: an assistant turn shows an image, but models answer with text alone.")
+                raise DowserError(f"{name}: an assistant turn shows an image, but models answer with text alone.")
         elif not is_text:
             content = [piece for part in content for piece in _split(part)]
         message["content"] = _trim(content)
@@ -233,10 +234,10 @@ def check_order(name: str, roles: list[str], answered: bool = True) -> None:
     """
     spoken = roles[1:] if roles[0] == "system" else roles
     if answered and "assistant" not in spoken:
-        raise ValueError(f"{name}: no assistant turn, so there is nothing to learn; got the turns {roles}.")
+        raise DowserError(f"{name}: no assistant turn, so there is nothing to learn; got the turns {roles}.")
     expected = ["user", "assistant"] * (len(spoken) // 2 + 1)
     if not spoken or spoken != expected[: len(spoken)] or (answered and len(spoken) % 2):
-        raise ValueError(
+        raise DowserError(
             f"{name}: the turns are out of order: got {roles}, expected an optional system turn and then user and "
             f"assistant in turn{', ending with assistant' if answered else ''}."
         )
@@ -253,7 +254,7 @@ def _part(turn: str, piece: Any) -> dict[str, Any]:
         return {"type": "image", "source": url if isinstance(url, dict) else {"url": url}}
     text = piece.get("text") if kind == "text" else piece
     if not isinstance(text, str):
-        raise ValueError(f"{turn}: expected text or parts of type text, image or image_url, got {str(piece)[:60]!r}.")
+        raise DowserError(f"{turn}: expected text or parts of type text, image or image_url, got {str(piece)[:60]!r}.")
     return {"type": "text", "text": text}
 
 
@@ -285,7 +286,7 @@ def _message(turn: str, said: Any) -> Message:
     given = said if isinstance(said, dict) else {}
     role = given.get("role") if absent(given.get("from")) else given["from"]
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"{turn} has the role {role!r}, expected one of {list(ROLES)}.")
+        raise DowserError(f"{turn} has the role {role!r}, expected one of {list(ROLES)}.")
     value = given.get("content") if given.get("value") is None else given["value"]
     message: Message = {"role": ROLES[role], "content": read_content(turn, value)}
     return message if _carries_loss(turn, given, ROLES[role]) else {**message, "loss": False}
@@ -302,16 +303,16 @@ def _carries_loss(turn: str, said: dict[str, Any], role: str) -> bool:
     """Whether the file leaves the loss of a turn on; a turn that is none of the assistant's cannot have any.
 
     Raises:
-        ValueError: a weight between, keys that disagree, or loss on a question.
+        DowserError: a weight between, keys that disagree, or loss on a question.
     """
     given = {key: said[key] for key in LOSS_KEYS if said.get(key) is not None}
     for key, value in given.items():
         if not isinstance(value, int | float) or value not in (0, 1):
-            raise ValueError(f"{turn}: {key} must be 0 or 1 (false or true), got {value!r}: a turn is learnt or not.")
+            raise DowserError(f"{turn}: {key} must be 0 or 1 (false or true), got {value!r}: a turn is learnt or not.")
     if len(set(given.values())) > 1:
-        raise ValueError(f"{turn}: got {given}, which disagree about whether the turn is learnt.")
+        raise DowserError(f"{turn}: got {given}, which disagree about whether the turn is learnt.")
     if role != "assistant" and any(given.values()):
-        raise ValueError(
+        raise DowserError(
             f"{turn}: got {given} on a turn of the {role}, but only what the assistant says is learnt. Remove the key, "
             "or set it to 0."
         )

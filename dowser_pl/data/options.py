@@ -13,6 +13,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from dowser_pl.data.row_keys import absent
+from dowser_pl.errors import DowserError
 
 _LISTS = ("options", "choices")
 _COLUMN = re.compile(r"([A-Z])|(?i:(?:option|choice)[_ ]?([a-z]))", re.ASCII)
@@ -22,14 +23,14 @@ def as_text(where: str, value: Any) -> str:
     """A text as it stands, or a number as one writes it: 3.0 is "3", 1e-07 is "0.0000001".
 
     Raises:
-        ValueError: it is neither; null, NaN, true and lists would become words that nobody has written.
+        DowserError: it is neither; null, NaN, true and lists would become words that nobody has written.
     """
     if isinstance(value, str):
         return value
     if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value))
     if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value):
-        raise ValueError(f"{where} must be text or a number, got {value!r:.60}. Write it as the text that is right.")
+        raise DowserError(f"{where} must be text or a number, got {value!r:.60}. Write it as the text that is right.")
     text = f"{Decimal(repr(float(value))):f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
@@ -50,7 +51,7 @@ def read_options(name: str, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Letter to option, as the row has it, empty for a question without; and whether the row itself labels them.
 
     Raises:
-        ValueError: options of another form, fewer than two, more than the alphabet has, or an empty one in between.
+        DowserError: options of another form, fewer than two, more than the alphabet has, or an empty one in between.
     """
     keys = option_keys(row)
     if not keys:
@@ -60,9 +61,9 @@ def read_options(name: str, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     else:
         found, has_labels = {_letter(key): row[key] for key in keys}, True
         if len(found) < len(keys):
-            raise ValueError(f"{name}: expected one column per option, got {keys}.")
+            raise DowserError(f"{name}: expected one column per option, got {keys}.")
     if len(found) < 2:
-        raise ValueError(f"{name}: expected at least two options, got {found}.")
+        raise DowserError(f"{name}: expected at least two options, got {found}.")
     return found, has_labels
 
 
@@ -77,15 +78,15 @@ def right_option(name: str, answers: list[Any], options: dict[str, Any], has_lab
             that could be the letter of one option and is the text of another is refused.
 
     Raises:
-        ValueError: the answer is none of the options, or one cannot tell which.
+        DowserError: the answer is none of the options, or one cannot tell which.
     """
     found = {letter for answer in answers for letter in _letters_of(name, answer, options, has_labels)}
     if not found:
-        raise ValueError(
+        raise DowserError(
             f"{name}: the answer {answers} is none of the options {options}: neither letter, text nor index."
         )
     if len(found) > 1:
-        raise ValueError(
+        raise DowserError(
             f"{name}: the answer {answers} means several of the options {options}: {sorted(found)}; expected one. Give "
             "the options as an object with a letter for each, and the answer as its letter."
         )
@@ -125,7 +126,7 @@ def _labelled(name: str, given: Any) -> tuple[dict[str, Any], bool]:
         while given and absent(given[-1]):  # tables pad to the longest
             given = given[:-1]
     if not isinstance(given, list) or len(given) > len(ascii_uppercase) or any(map(absent, given)):
-        raise ValueError(
+        raise DowserError(
             f"{name}: options are a list of at most {len(ascii_uppercase)}, none of them empty, or an object like "
             f'{{"A": ...}}, got {str(given)[:60]!r}.'
         )

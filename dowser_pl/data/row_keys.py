@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from dowser_pl.errors import DowserError
+
 LOSS_KEYS = ("loss", "weight", "train", "training", "loss_weight")
 """How files say whether a turn is learnt."""
 _ROW_LOSS_KEYS = ("loss", "weight", "loss_weight")  # "train" of a row may say of which split it is
@@ -51,27 +53,27 @@ def refuse_media(name: str, row: dict[str, Any]) -> None:
     """Raise ValueError for a row that brings a video or sound."""
     for key, value in row.items():
         if _MEDIA.fullmatch(key) and value is not False and not is_blank(value):
-            raise ValueError(f"{name}: got {key}={str(value)[:60]!r}. {_ADVICE}")
+            raise DowserError(f"{name}: got {key}={str(value)[:60]!r}. {_ADVICE}")
 
 
 def refuse_media_part(turn: str, part: Any) -> None:
     """Raise ValueError for a part of a turn that is a video or sound."""
     kind = str(part.get("type", "")) if isinstance(part, dict) else ""
     if "video" in kind or "audio" in kind:
-        raise ValueError(f"{turn}: got a part of type {kind!r}. {_ADVICE}")
+        raise DowserError(f"{turn}: got a part of type {kind!r}. {_ADVICE}")
 
 
 def refuse_media_placeholder(turn: str, text: str) -> None:
     """Raise ValueError for a question with a place for a video or sound."""
     if found := _MEDIA_PLACEHOLDER.search(text):
-        raise ValueError(f"{turn}: got the placeholder {found[0]!r}. {_ADVICE}")
+        raise DowserError(f"{turn}: got the placeholder {found[0]!r}. {_ADVICE}")
 
 
 def refuse_switched_off(name: str, row: dict[str, Any]) -> None:
     """Raise ValueError for a row whose loss is off as a whole."""
     for key in _ROW_LOSS_KEYS:
         if isinstance(row.get(key), bool | int | float) and row[key] == 0:
-            raise ValueError(
+            raise DowserError(
                 f"{name}: got {key}: {row[key]!r} for the whole row, so that nothing of it is learnt. Remove the row, "
                 "or switch off single turns by such a key of their own; `skip_bad_rows: true` leaves such rows out."
             )

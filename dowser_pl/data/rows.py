@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dowser_pl.data.images import ImageSource
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, check_references
 
 Role = Literal["upstream", "downstream"]
@@ -91,15 +92,15 @@ def checked_tasks(tasks: list[Task], tokenizer: Any = None, labelled: bool = Tru
         labelled: whether every question needs a reference.
 
     Raises:
-        ValueError: an empty set, a name used twice, an unknown metric, a question without a reference, or a set in
+        DowserError: an empty set, a name used twice, an unknown metric, a question without a reference, or a set in
             which a metric finds nothing to count.
     """
     names = [task.name for task in tasks]
     for task in tasks:
         if names.count(task.name) > 1:
-            raise ValueError(f"Two evaluation tasks are called {task.name!r}: give each its own name, got {names}.")
+            raise DowserError(f"Two evaluation tasks are called {task.name!r}: give each its own name, got {names}.")
         if not task.questions:
-            raise ValueError(f"Task {task.name!r} is empty: got 0 questions, expected at least 1.")
+            raise DowserError(f"Task {task.name!r} is empty: got 0 questions, expected at least 1.")
         build_metric(task.metric)
         references = [_references(task, question, labelled) for question in task.questions]
         if labelled:
@@ -111,7 +112,7 @@ def checked_tasks(tasks: list[Task], tokenizer: Any = None, labelled: bool = Tru
 
 def _references(task: Task, question: Question, labelled: bool) -> list[str]:
     if labelled and not question.references:
-        raise ValueError(
+        raise DowserError(
             f"{question.id}: no reference to score answers of task {task.name!r} by. Add what is right under `answer`; "
             "`predict` alone needs none."
         )

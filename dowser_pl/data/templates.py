@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from dowser_pl.data.rows import Message
+from dowser_pl.errors import DowserError
 
 Span = tuple[int, int]
 
@@ -39,7 +40,7 @@ class ChatTemplate:
         template: Jinja text, a path, or "plain"; None = the one of the processor or of its tokenizer.
 
     Raises:
-        ValueError: there is none, or the path does not exist.
+        DowserError: there is none, or the path does not exist.
     """
 
     def __init__(self, processor: ProcessorMixin, template: str | None = None) -> None:
@@ -58,13 +59,13 @@ class ChatTemplate:
         """The text, and the (start, end) characters of each assistant turn in it, in order.
 
         Raises:
-            ValueError: neither way of finding the turns applies.
+            DowserError: neither way of finding the turns applies.
         """
         if self._marked is None:
             return self._spans_by_prefix(messages, row)
         pieces = re.split("|".join(_MARKS), self._render(self._marked, messages, False))
         if len(pieces) < 3:
-            raise ValueError(f"{row}: the chat template marks no assistant turn by {{% generation %}} in this row.")
+            raise DowserError(f"{row}: the chat template marks no assistant turn by {{% generation %}} in this row.")
         spans: list[Span] = []
         position = 0
         for number, piece in enumerate(pieces):
@@ -103,7 +104,7 @@ class ChatTemplate:
         """What is asked in evaluation must be the beginning of what is learnt."""
         asked = self.render(messages[:-1], prompt=True).rstrip()
         if messages[-1]["role"] == "assistant" and not text.startswith(asked):
-            raise ValueError(
+            raise DowserError(
                 f"{row}: the chat template ends a question with {asked[-60:]!r}, expected the beginning of what is "
                 f"learnt, which has {text[max(len(asked) - 60, 0) : len(asked)]!r} there; a model so trained would not "
                 f"be asked in the way it learnt to answer.{self._about_thinking()} Fix: give a `chat_template` that "
@@ -133,7 +134,7 @@ class ChatTemplate:
             row: for the message.
 
         Raises:
-            ValueError: the template leaves out or changes words of an answer that is learnt.
+            DowserError: the template leaves out or changes words of an answer that is learnt.
         """
         said = [_said(message) for message in messages if message["role"] == "assistant"]
         written, position = _solid(text[: spans[-1][1]]), 0
@@ -142,7 +143,7 @@ class ChatTemplate:
             if found >= 0:
                 position = found + len(words)
             elif is_on:
-                raise ValueError(
+                raise DowserError(
                     f"{row}: the chat template does not write what the assistant says: got {text[-120:]!r} at the end "
                     f"of its text, expected all of {words[:120]!r} (white space aside).{self._about_thinking()} Fix: "
                     "give a `chat_template` that writes answers as they are, or change the row; an earlier answer that "
@@ -158,7 +159,7 @@ class ChatTemplate:
             before, after = self.render(messages[:turn], prompt=True), self.render(messages[: turn + 1])
             for part in (before, after):
                 if not text.startswith(part):
-                    raise ValueError(
+                    raise DowserError(
                         f"{row}: cannot tell which characters are the assistant's, because the chat template writes "
                         f"a conversation of {turn + 1} messages differently when more follow. Wrap what the "
                         "assistant says in {% generation %} ... {% endgeneration %} in a copy of the template, and "
@@ -175,12 +176,12 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError) as error:  # the latter where a text is joined with a list of parts
             roles = [message["role"] for message in messages]
-            raise ValueError(f"The chat template cannot write a conversation of {roles}: {error}") from error
+            raise DowserError(f"The chat template cannot write a conversation of {roles}: {error}") from error
         contents = [message["content"] for message in messages]
         parts = [part for content in contents for part in ([content] if isinstance(content, str) else content)]
         own = sum((part if isinstance(part, str) else part.get("text", "")).count(_OBJECTS) for part in parts)
         if text.count(_OBJECTS) > own:  # what a row says itself is its own affair
-            raise ValueError(
+            raise DowserError(
                 "The chat template prints the message parts as Python objects: it was written for plain text messages, "
                 "not for parts like {'type': 'image'}. Give another one as `chat_template` (path or Jinja text)."
             )
@@ -207,13 +208,13 @@ def find_template(processor: ProcessorMixin, template: str | None) -> str:
             return template
         path = Path(template).expanduser()
         if not path.is_file():
-            raise ValueError(
+            raise DowserError(
                 f'chat_template: expected Jinja text, the path of a file with it, or "plain"; got {template!r}.'
             )
         return path.read_text(encoding="utf-8")
     if (own := own_template(processor)) is not None:
         return own
-    raise ValueError(
+    raise DowserError(
         f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module: to a path or Jinja "
         'text with the format that the model was trained on, or to "plain" (messages line by line, end token behind '
         "each answer)."

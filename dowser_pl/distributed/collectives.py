@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from dowser_pl.errors import DowserError, FileError, MissingFileError
+
 __all__ = [
     "Ranks",
     "add_up",
@@ -50,14 +52,14 @@ def check_same(value: str, what: str) -> None:
     """Refuse to go on where a process differs from the first.
 
     Raises:
-        ValueError: on every process, naming one that does.
+        DowserError: on every process, naming one that does.
     """
     if not _several():
         return
     values = gather(lambda: {rank(): value})
     odd = next((number for number, other in enumerate(values) if other != values[0]), None)
     if odd is not None:
-        raise ValueError(
+        raise DowserError(
             f"process {odd} has other {what} than the first: got {values[odd]}, expected {values[0]}. Let all read the "
             "same files"
         )
@@ -110,12 +112,13 @@ def _attempt(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """What other processes raise: errors of other kinds may hold what cannot be sent or built again."""
-    if error is None or type(error) in (ValueError, OSError):
+    """What other processes raise, ours as ours: errors of other kinds may hold what cannot be sent or built again."""
+    if error is None or type(error) in (DowserError, FileError, MissingFileError):
         return error
-    if isinstance(error, ValueError):
-        return ValueError(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return FileError(error.errno, error.strerror, error.filename)
+    kind = next((kind for kind in (DowserError, ValueError, OSError) if isinstance(error, kind)), None)
+    return RuntimeError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
 
 
 def _several() -> bool:

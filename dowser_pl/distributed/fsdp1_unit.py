@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from dowser_pl.distributed.tensors import Taker
+from dowser_pl.errors import DowserError
 
 __all__ = [
     "Flat",
@@ -133,7 +134,7 @@ def apart(model: nn.Module) -> AbstractContextManager[None]:
     """
     flat = flat_of(model)
     if flat is None:
-        raise ValueError(
+        raise DowserError(
             f"got a {type(model).__name__} that is not cut into units, expected the model or its text part"
         )
     return flat.apart()

@@ -25,6 +25,8 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from dowser_pl.errors import DowserError, FileError
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 28")  # safetensors, Rust
 NEARLY_FULL = 2**20  # torch.save only says "unexpected pos" when a write fails; believed below this many bytes
@@ -63,7 +65,7 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: boo
     Raises:
         OSError: a folder stands where a file is to be written, or a file where a folder is.
         OSError: the disk is full, also where the library hides that in an exception of its own.
-        ValueError: the block wrote nothing to the temporary path.
+        DowserError: the block wrote nothing to the temporary path.
     """
     final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: boo
             raise OSError(errno.ENOSPC, "No space left on device")
         yield temporary
         if not temporary.exists():
-            raise ValueError(f"Nothing was written to {temporary}, so {path} stays as it is.")
+            raise DowserError(f"Nothing was written to {temporary}, so {path} stays as it is.")
         open_to_others(temporary)
         force_to_disk(temporary)
         rename_over(temporary, final, any_kind)
@@ -104,19 +106,19 @@ def check_writable(folder: str | Path, option: str) -> None:
             probe.write(bytes(4096))
             probe.flush()
     except OSError as error:
-        raise OSError(
+        raise FileError(
             error.errno,
             f"cannot write into {there} ({error.strerror}), got {option} {folder}, expected a folder that can be "
             f"written to. Fix: set {option} to another folder, or free some space there",
         ) from error
 
 
-def full_disk_error(final: Path, needed_bytes: int | None) -> OSError:
+def full_disk_error(final: Path, needed_bytes: int | None) -> FileError:
     """The error to show a person; call it after the temporary file is gone, so that the free space is right."""
     free = f"{shutil.disk_usage(final.parent).free:,}"
     needs = f"more than the {free} bytes" if needed_bytes is None else f"{needed_bytes:,} bytes, of {free}"
     kept = "The old one is unchanged." if final.exists() else "Nothing was left behind."
-    return OSError(
+    return FileError(
         errno.ENOSPC,
         f"The disk is full: writing needs {needs} that are free there. {kept} "
         "Free some space, or choose a folder on another disk, and write again",
@@ -146,7 +148,7 @@ def rename_over(temporary: Path, final: Path, any_kind: bool = False) -> None:
     """
     if final.exists() and final.is_dir() != temporary.is_dir() and not any_kind:
         kind, other = ("a folder", "a file") if final.is_dir() else ("a file", "a folder")
-        raise FileExistsError(errno.EEXIST, f"{kind} stands where {other} is to be written, move it away", str(final))
+        raise FileError(errno.EEXIST, f"{kind} stands where {other} is to be written, move it away", str(final))
     if not final.exists() or not (temporary.is_dir() or final.is_dir()):
         temporary.replace(final)
         sync_folder(final.parent)

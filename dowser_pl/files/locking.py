@@ -15,6 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from dowser_pl.errors import DowserError, FileError
+
 __all__ = ["alone"]
 
 LOCK, OWNER = ".lock", ".lock-owner"
@@ -31,7 +33,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         what: "run", for the message.
 
     Raises:
-        ValueError: if another process holds it; the message says which, where and since when.
+        DowserError: if another process holds it; the message says which, where and since when.
         OSError: if it cannot be written to.
     """
     made = not folder.exists()
@@ -40,7 +42,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         release = _claim(folder.resolve(), what)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"cannot be written to ({reason}); choose another folder", str(folder)) from error
+        raise FileError(error.errno, f"cannot be written to ({reason}); choose another folder", str(folder)) from error
     try:
         yield
     finally:
@@ -117,7 +119,7 @@ def _named(folder: Path, what: str) -> Path:
             holder = _read(path.read_text(encoding="utf-8"))
             if _may_be_alive(holder):
                 refusal = _refusal(folder, what, holder)
-                raise ValueError(f"{refusal}. If that process is gone, delete {path}") from error
+                raise DowserError(f"{refusal}. If that process is gone, delete {path}") from error
             path.unlink(missing_ok=True)
 
 
@@ -147,9 +149,9 @@ def _read(text: str) -> dict[str, Any]:
     return {}
 
 
-def _refusal(folder: Path, what: str, holder: dict[str, Any]) -> ValueError:
+def _refusal(folder: Path, what: str, holder: dict[str, Any]) -> DowserError:
     process, host, since = (holder.get(key, "unknown") for key in ("process", "host", "since"))
-    return ValueError(
+    return DowserError(
         f"another {what} is running in {folder}: process {process} on {host}, since {since}; wait for it or end it, or "
         "choose another folder"
     )

@@ -7,6 +7,8 @@ shall find that run there. It is refused before a model is loaded, so a mistake 
 import shutil
 from pathlib import Path
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["clear", "goes_on", "refuse_another_run"]
 
 _FILES = ("report.json", "report.md", "report.png", "curve.png", "patch.safetensors")
@@ -22,7 +24,7 @@ def refuse_another_run(folder: Path, ckpt_path: str | Path | None) -> None:
         ckpt_path: what it goes on from, as the Trainer takes it; a run goes on in its own folder.
 
     Raises:
-        ValueError: saying what is there, and all ways out.
+        DowserError: saying what is there, and all ways out.
     """
     if goes_on(folder, ckpt_path):
         return
@@ -35,7 +37,7 @@ def refuse_another_run(folder: Path, ckpt_path: str | Path | None) -> None:
     if checkpoints:
         ways.append("go on with that run (--ckpt_path last)")
     ways.append("replace it (--overwrite true)")
-    raise ValueError(
+    raise DowserError(
         f"{folder} holds {kind} ({', '.join([*results, *checkpoints][:4])}), expected a folder without one; nothing "
         f"was changed. {', or '.join(ways)}"
     )

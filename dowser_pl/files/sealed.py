@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import digest, digests
 
 __all__ = ["Kind", "Sealed", "UnusableError", "reseal", "seal"]
@@ -25,7 +26,7 @@ _DIGESTS, _WHOLE, _METADATA = "digests", "sha256", "__metadata__"
 _UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError)
 
 
-class UnusableError(ValueError):
+class UnusableError(DowserError):
     """A file whose bytes are not those that were written, or that is of another kind or version."""
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
+
 __all__ = [
     "PackedMasks",
     "chosen",
@@ -26,10 +28,10 @@ def num_trainable(update_ratio: float, numel: int) -> int:
     """How many of ``numel`` entries an update ratio leaves trainable: ``round(update_ratio * numel)``.
 
     Raises:
-        ValueError: if the ratio is outside [0, 1] (NaN included).
+        DowserError: if the ratio is outside [0, 1] (NaN included).
     """
     if not 0.0 <= update_ratio <= 1.0:
-        raise ValueError(
+        raise DowserError(
             f"update_ratio is the trainable share of each matrix and must lie in [0, 1], got {update_ratio}; "
             "0.1 trains the least important tenth"
         )
@@ -53,11 +55,11 @@ def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """Inverse of :func:`pack`.
 
     Raises:
-        ValueError: if the number of bytes does not fit the shape.
+        DowserError: if the number of bytes does not fit the shape.
     """
     numel = torch.Size(shape).numel()
     if bits.numel() != -(-numel // 8):
-        raise ValueError(f"a mask of shape {tuple(shape)} needs {-(-numel // 8)} bytes, got {bits.numel()}")
+        raise DowserError(f"a mask of shape {tuple(shape)} needs {-(-numel // 8)} bytes, got {bits.numel()}")
     expanded = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     return expanded.flatten()[:numel].bool().view(shape)
 
@@ -123,12 +125,12 @@ def left_out(outer: Tensor, inner: Tensor) -> Tensor:
         (k,) bool on the CPU, in the order of the entries of ``outer``.
 
     Raises:
-        ValueError: if ``inner`` holds an entry that ``outer`` does not.
+        DowserError: if ``inner`` holds an entry that ``outer`` does not.
     """
     inner = inner.to(outer.device)
     stray = int(torch.count_nonzero(inner & ~outer))
     if stray:
-        raise ValueError(
+        raise DowserError(
             f"{stray} entries of the smaller mask are not in the larger one, expected masks of one score at rising "
             "update ratios, of which each contains those before it"
         )

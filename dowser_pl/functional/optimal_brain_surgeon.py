@@ -16,6 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["fused_score", "inverse_factor", "reverted"]
 
 
@@ -32,7 +34,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
         (I, I) float64 (float32 on Apple's GPUs); ``U.square().sum(0)`` is the diagonal of the inverse.
 
     Raises:
-        ValueError: if the matrix is not positive definite; NaN included.
+        DowserError: if the matrix is not positive definite; NaN included.
     """
     hessian = 2 * gram.to(_exact(gram))
     diagonal = hessian.diagonal()
@@ -42,7 +44,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
         return torch.linalg.cholesky(inverse, upper=True)
     except torch.linalg.LinAlgError as error:
-        raise ValueError(
+        raise DowserError(
             f"the mean of h h^T with damping {damping} is not positive definite ({error}); raise the damping, and look "
             "whether the calibration inputs are finite"
         ) from error

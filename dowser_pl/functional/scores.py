@@ -14,6 +14,8 @@ Legend: O outputs, I inputs of a matrix; N prompts; R probes per prompt; T posit
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["group_means", "hutchinson_norm", "importance", "importance_of_statistic", "mean_outer"]
 
 _CHUNK = 1 << 20  # entries of the score that are formed in float64 at a time
@@ -48,7 +50,7 @@ def group_means(factors: Tensor, group_size: int) -> Tensor:
         (G, D) with ``G = ceil(N / group_size)``.
     """
     if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}")
+        raise DowserError(f"group_size must be at least 1, got {group_size}")
     if group_size == 1:
         return factors
     return torch.stack([group.mean(dim=0) for group in factors.split(group_size)])
@@ -65,7 +67,7 @@ def mean_outer(sensitivity: Tensor, activation: Tensor) -> Tensor:
         (O, I) in the precision of the factors.
     """
     if sensitivity.shape[0] != activation.shape[0]:
-        raise ValueError(
+        raise DowserError(
             f"sensitivity has {sensitivity.shape[0]} rows and activation {activation.shape[0]}; "
             "both need one row per prompt"
         )

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
+
 __all__ = [
     "ALONE",
     "Prefix",
@@ -112,7 +114,7 @@ def lowest(scores: Tensor, k: int) -> Tensor:
         Bool tensor of the shape of ``scores`` with exactly ``k`` True.
 
     Raises:
-        ValueError: if k is out of range or a score is negative or NaN.
+        DowserError: if k is out of range or a score is negative or NaN.
     """
     _check(k, scores.numel())
     if k in (0, scores.numel()):
@@ -143,7 +145,7 @@ def lowest_of_pieces(
         One bool mask per piece, in order.
 
     Raises:
-        ValueError: if k is out of range or a score is negative or NaN.
+        DowserError: if k is out of range or a score is negative or NaN.
     """
 
     def sum_over_pieces(prefix: Prefix) -> Tensor:
@@ -168,12 +170,12 @@ def ordered_bits(scores: Tensor) -> Tensor:
     """Flat int32 patterns that order like the scores.
 
     Raises:
-        ValueError: if a score is negative or NaN.
+        DowserError: if a score is negative or NaN.
     """
     flat = scores.detach().float().reshape(-1)
     lowest_score = flat.min() if flat.numel() else flat.sum()  # NaN if there is one
     if not bool(lowest_score >= 0):
-        raise ValueError("scores must be non-negative numbers, got a negative one or NaN")
+        raise DowserError("scores must be non-negative numbers, got a negative one or NaN")
     bits = flat.view(torch.int32)
     return bits if bool(lowest_score > 0) else bits & 0x7FFFFFFF  # -0.0, whose bits would sort last
 
@@ -190,7 +192,7 @@ def reversed_order(scores: Tensor) -> Tensor:
         float32 >= 0 of the same shape; 0 becomes infinity and infinity 0.
 
     Raises:
-        ValueError: if a score is negative or NaN.
+        DowserError: if a score is negative or NaN.
     """
     return (_INFINITY - ordered_bits(scores)).view(torch.float32).view(scores.shape)
 
@@ -264,4 +266,4 @@ def take(bits: Tensor, threshold: Threshold, ties_before: int = 0) -> Tensor:
 
 def _check(k: int, numel: int) -> None:
     if not 0 <= k <= numel:
-        raise ValueError(f"cannot select {k} of {numel} entries")
+        raise DowserError(f"cannot select {k} of {numel} entries")

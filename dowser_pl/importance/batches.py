@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError
 
 __all__ = ["aligned", "halving", "in_step"]
 
@@ -33,18 +34,18 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
             processes are in the middle of theirs and wait for this one.
 
     Raises:
-        ValueError: if even one prompt is too much, or the batch may not be run again.
+        DowserError: if even one prompt is too much, or the batch may not be run again.
     """
     try:
         return [run(indices)]
     except torch.OutOfMemoryError as error:
         if len(indices) == 1:
-            raise ValueError(
+            raise DowserError(
                 f"the GPU has too little free memory for one prompt ({error}); lower --dowser.probe.num_tokens, load "
                 "the model in bfloat16 (--model.dtype), or use a GPU with more memory"
             ) from error
         if not can_repeat:
-            raise ValueError(
+            raise DowserError(
                 f"{len(indices)} prompts at a time do not fit the GPU ({error}); lower {option}"
             ) from error
     torch.cuda.empty_cache()  # outside of `except`, whose traceback would keep the tensors alive
@@ -70,7 +71,7 @@ def in_step(run: Callable[[range], T], batches: Sequence[range], option: str) ->
         option: the setting to lower where one does not fit, for the message.
 
     Raises:
-        ValueError: if a batch is too much for the memory of this process.
+        DowserError: if a batch is too much for the memory of this process.
     """
     mine: dict[int, T] = {}
     for first in range(0, len(batches), collectives.world_size()):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dowser_pl import __version__
 from dowser_pl.distributed.tensors import digests
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.files.digests import combined
 from dowser_pl.files.sealed import Kind, Sealed, UnusableError, seal
@@ -92,7 +93,7 @@ def load_factors(
 
     Raises:
         UnusableError: if the file is damaged; the message names the tensor.
-        ValueError: if it belongs to something else or lacks what is needed; the message says which.
+        DowserError: if it belongs to something else or lacks what is needed; the message says which.
     """
     names, statistics = list(names), sorted(statistics)
     read: dict[str, Tensor] = {}
@@ -134,7 +135,7 @@ def read_head(
 
     Raises:
         UnusableError: if it is damaged or no importance cache.
-        ValueError: if it is not what it must be; the message says what differs.
+        DowserError: if it is not what it must be; the message says what differs.
     """
     with _opened(path) as file:
         return _checked_head(file, identity, names, statistics) | {"has_digests": file.has_digests}
@@ -150,7 +151,7 @@ def _checked_head(
     if identity is not None:
         differing = list(differences(head["identity"], json.loads(json.dumps(identity))))
         if differing:
-            raise ValueError(
+            raise DowserError(
                 f"{path} holds the importance of another model or of other settings ({'; '.join(differing)}); delete "
                 "it or name another one"
             )
@@ -158,7 +159,7 @@ def _checked_head(
     wanted = [f"{name}.{statistic}" for name in names for statistic in statistics]
     missing = [key for key in wanted if key not in present]
     if missing:
-        raise ValueError(
+        raise DowserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} factors that are needed, first {missing[0]!r}; name "
             "another file, or delete it to probe again"
         )
@@ -177,7 +178,7 @@ def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Sealed]:
     if not path.is_file():
-        raise ValueError(f"there is no importance file {path}; the verb `probe` writes one and says where")
+        raise DowserError(f"there is no importance file {path}; the verb `probe` writes one and says where")
     file = Sealed(path, _KIND)
     try:
         yield file
@@ -234,7 +235,7 @@ class Cache:
         Files of this model that are damaged or carry no digests are set aside, with a line each.
 
         Raises:
-            ValueError: if the request's own file was put there from elsewhere.
+            DowserError: if the request's own file was put there from elsewhere.
         """
         for path in self._suitable(request):
             try:
@@ -247,7 +248,7 @@ class Cache:
         """The factors of a file, in rows as requested.
 
         Raises:
-            ValueError: if the file is damaged, or does not hold what is asked for; the message says what differs.
+            DowserError: if the file is damaged, or does not hold what is asked for; the message says what differs.
         """
         self._check(path, request)
         factors = load_factors(path, self.identity, self.names, request.statistics)
@@ -294,12 +295,12 @@ class Cache:
         head = read_head(path, self.identity, self.names, request.statistics)
         rows, number = head["prompts_per_row"], head["num_prompts"]
         if request.factorised and rows not in (1, request.prompts_per_row):
-            raise ValueError(
+            raise DowserError(
                 f"{path} holds means of {rows} prompts, expected {request.prompts_per_row} (dowser.method.group_size) "
                 "or single prompts (dowser.probe.keep all); name another file, or delete it to probe again"
             )
         if not request.factorised and number != request.num_prompts:
-            raise ValueError(
+            raise DowserError(
                 f"{path} holds sums over {number} prompts, which serve no other number: expected "
                 f"{request.num_prompts}; set --dowser.probe.num_prompts {number}, or probe again"
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.scores import group_means
 from dowser_pl.importance.recorder import FACTORS
 
@@ -50,15 +51,15 @@ class Factors:
         """Itself, if every number is float32 and finite.
 
         Raises:
-            ValueError: naming the matrix; NaN or infinity come from overflow in half precision.
+            DowserError: naming the matrix; NaN or infinity come from overflow in half precision.
         """
         for name, layer in self.layers.items():
             for statistic, value in layer.items():
                 if value.dtype != torch.float32:
-                    raise ValueError(f"{statistic.replace('_', ' ')} of {name}: got {value.dtype}, expected float32")
+                    raise DowserError(f"{statistic.replace('_', ' ')} of {name}: got {value.dtype}, expected float32")
                 # a sum is not finite where an entry is not, and costs a fifth of looking at each
                 if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
-                    raise ValueError(
+                    raise DowserError(
                         f"the importance pass gave a {statistic.replace('_', ' ')} of {name} that is not finite; "
                         "use model.dtype bfloat16 or float32 for this model"
                     )
@@ -68,12 +69,12 @@ class Factors:
         """Means over groups of prompts; see :func:`dowser_pl.functional.scores.group_means`.
 
         Raises:
-            ValueError: if the rows are groups of another size already.
+            DowserError: if the rows are groups of another size already.
         """
         if prompts_per_row == self.prompts_per_row or not self.factorised:
             return self
         if self.prompts_per_row != 1:
-            raise ValueError(f"rows of {self.prompts_per_row} prompts cannot be made rows of {prompts_per_row}")
+            raise DowserError(f"rows of {self.prompts_per_row} prompts cannot be made rows of {prompts_per_row}")
         grouped = _map(self.layers, lambda value: group_means(value, prompts_per_row))
         return replace(self, layers=grouped, prompts_per_row=prompts_per_row)
 

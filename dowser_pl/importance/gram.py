@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dowser_pl.errors import DowserError
 from dowser_pl.importance.recorder import Watching
 
 __all__ = ["InputGrams"]
@@ -67,11 +68,11 @@ class InputGrams(Watching):
         """(I, I) float32, the mean over tokens of h h^T.
 
         Raises:
-            ValueError: if the matrix took nothing in.
+            DowserError: if the matrix took nothing in.
         """
         owner = self._owner.get(name)
         if owner is None or not self.counts[owner]:
-            raise ValueError(
+            raise DowserError(
                 f"{name} took in no token of the calibration batches, so nothing is known of its inputs: run the "
                 "model on at least one batch, or leave the matrix out of `model.targets`"
             )
@@ -82,7 +83,7 @@ class InputGrams(Watching):
             value = inputs[0].detach()
             owner = self._last[0] if self._last is not None and self._last[1] is inputs[0] else name
             if self._owner.setdefault(name, owner) != owner:
-                raise ValueError(
+                raise DowserError(
                     f"{name} shares its input with {self._owner[name]} in one batch and with {owner} in another, "
                     "expected the same in all; this model family is not supported"
                 )

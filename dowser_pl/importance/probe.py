@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import device_of, measuring, spread_model
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
 from dowser_pl.importance.factors import Factors, Statistics, joined
@@ -58,12 +59,12 @@ def measure(
         One row per prompt, on the CPU in float32.
 
     Raises:
-        ValueError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
+        DowserError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
             where the weights are spread over processes), or statistics are asked for that are as large as those.
     """
     together = spread_model(model)
     if together and set(statistics) - set(FACTORS):
-        raise ValueError(
+        raise DowserError(
             f"{', '.join(sorted(set(statistics) - set(FACTORS)))} is a float32 number per weight of the model on every "
             "process, and the weights are spread over processes because they do not fit one. Use an estimator with "
             "factors (--dowser.method.estimator authors or paper), or --trainer.strategy ddp"

@@ -26,6 +26,7 @@ from transformers import (
 
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import device_of, spread_model
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
 from dowser_pl.importance.settings import Probe
@@ -145,7 +146,7 @@ def write_prompts(
         The prompts, in order.
 
     Raises:
-        ValueError: if the vocabulary has no ordinary token to start from.
+        DowserError: if the vocabulary has no ordinary token to start from.
     """
     ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
     ordinary, special = _split_vocabulary(tokenizer, ending)
@@ -233,7 +234,7 @@ def _split_vocabulary(tokenizer: Tokens, ending: Ending) -> tuple[Tensor, list[i
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ordinary = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
     if not len(ordinary):
-        raise ValueError(f"all {len(tokenizer)} tokens of the vocabulary are special: no prefix can be drawn")
+        raise DowserError(f"all {len(tokenizer)} tokens of the vocabulary are special: no prefix can be drawn")
     return ordinary, sorted(special - set(ending.ids))
 
 
@@ -259,11 +260,11 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
         Per prompt the processor's output: ``input_ids`` (1, L) and the image inputs.
 
     Raises:
-        ValueError: if the processor has no image token to place an image by.
+        DowserError: if the processor has no image token to place an image by.
     """
     token = getattr(processor, "image_token", None)
     if not isinstance(token, str):
-        raise ValueError(
+        raise DowserError(
             f"{type(processor).__name__} has no image token, so probe.noise_images cannot place an image; "
             "set --dowser.probe.noise_images false"
         )

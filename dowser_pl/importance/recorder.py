@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["FACTORS", "PRODUCTS", "Recorder", "Watching", "live_rows_only"]
 
 
@@ -112,11 +114,11 @@ class Recorder(Watching):
         """Fail closed when a matrix saw no gradient in this batch.
 
         Raises:
-            ValueError: naming the matrices; they would otherwise have no score.
+            DowserError: naming the matrices; they would otherwise have no score.
         """
         missing = [name for name in self.layers if name not in self._seen]
         if missing:
-            raise ValueError(
+            raise DowserError(
                 f"{len(missing)} of {len(self.layers)} matrices got no probe gradient, first {missing[0]!r}: "
                 "the text decoder did not run through them. Leave them out of `model.targets` or report the "
                 "model family"
@@ -184,7 +186,7 @@ class Recorder(Watching):
         if values.dim() == 2 and len(values) == num_rows * num_positions:
             values = values.view(num_rows, num_positions, -1)
         if values.dim() != 3 or len(values) != num_rows:
-            raise ValueError(
+            raise DowserError(
                 f"expected (batch, positions, features) with {num_rows} rows at a decoder matrix, got "
                 f"{tuple(values.shape)}; this model family is not supported"
             )

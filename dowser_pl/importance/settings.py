@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["Probe"]
 
 # What decides how many prompts there are, where they are computed and what is kept: not what a prompt's factors are.
@@ -56,23 +58,23 @@ class Probe:
         for name in ("num_prompts", "num_probes", "batch_size", "min_prefix", "max_prompts"):
             value = getattr(self, name)
             if value != "auto" and (isinstance(value, str) or value < 1):
-                raise ValueError(f"probe.{name} must be at least 1, got {value}")
+                raise DowserError(f"probe.{name} must be at least 1, got {value}")
         if self.max_prefix < self.min_prefix:
-            raise ValueError(f"probe.max_prefix ({self.max_prefix}) must not be below min_prefix ({self.min_prefix})")
+            raise DowserError(f"probe.max_prefix ({self.max_prefix}) must not be below min_prefix ({self.min_prefix})")
         if self.num_tokens < self.max_prefix + 2:
-            raise ValueError(
+            raise DowserError(
                 f"probe.num_tokens must leave room for BOS, the prefix and one written token: "
                 f"at least {self.max_prefix + 2}, got {self.num_tokens}"
             )
         if not self.temperature > 0 or not 0 < self.top_p <= 1 or not self.repetition_penalty > 0:
-            raise ValueError(
+            raise DowserError(
                 "probe.temperature and repetition_penalty must be above 0 and top_p in (0, 1], got "
                 f"{self.temperature}, {self.repetition_penalty} and {self.top_p}"
             )
         if not 0 < self.target_overlap < 1:
-            raise ValueError(f"probe.target_overlap is a Jaccard index in (0, 1), got {self.target_overlap}")
+            raise DowserError(f"probe.target_overlap is a Jaccard index in (0, 1), got {self.target_overlap}")
         if self.positions not in ("last", "all") or self.keep not in ("auto", "needed", "all"):
-            raise ValueError(
+            raise DowserError(
                 "probe.positions is last or all, and probe.keep auto, needed or all; got "
                 f"{self.positions} and {self.keep}"
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.tensors import local, shape_of
+from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import digest
 from dowser_pl.functional.masks import PackedMasks
 
@@ -49,7 +50,7 @@ class Protection(ABC):
         packed: the masks as bits, in host memory.
 
     Raises:
-        ValueError: if a weight has no mask, the shapes differ, or two names share one tensor; it would train
+        DowserError: if a weight has no mask, the shapes differ, or two names share one tensor; it would train
             unprotected.
     """
 
@@ -62,10 +63,10 @@ class Protection(ABC):
             here = local(weight)
             if shape != here.shape:
                 found = "none" if shape is None else tuple(shape)
-                raise ValueError(f"{name} needs a mask of shape {tuple(here.shape)}, got {found}")
+                raise DowserError(f"{name} needs a mask of shape {tuple(here.shape)}, got {found}")
             owner = owners.setdefault(here.data_ptr(), name)
             if here.numel() and owner != name:
-                raise ValueError(
+                raise DowserError(
                     f"{owner} and {name} are one tensor, expected every tuned matrix to own its weight: a mask on one "
                     "use would bind the other. Untie them, or choose other targets or fewer layers"
                 )
@@ -152,7 +153,7 @@ class Protection(ABC):
         """Rebuild from :meth:`state_dict` and the tuned weights of the same checkpoint, already loaded.
 
         Raises:
-            ValueError: if the checkpoint protects other matrices than the run tunes.
+            DowserError: if the checkpoint protects other matrices than the run tunes.
         """
         cls.check_names(weights, state)
         masks = PackedMasks()
@@ -166,11 +167,11 @@ class Protection(ABC):
         """Refuse a state of other matrices.
 
         Raises:
-            ValueError: naming the first that differs.
+            DowserError: naming the first that differs.
         """
         if set(weights) != set(state):
             odd = sorted(set(weights) ^ set(state))
-            raise ValueError(
+            raise DowserError(
                 f"the checkpoint has masks of {len(state)} matrices and this run tunes {len(weights)}; the first "
                 f"that differs is {odd[0]!r}. Resume with the model.targets and model.last_n_layers it was made with"
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dowser_pl.distributed.tensors import digests, is_spread, local, shape_of
+from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import combined
 from dowser_pl.functional.masks import unpack
 from dowser_pl.masking.base import State
@@ -136,11 +137,11 @@ class BaseModel:
             spread over processes, those of what is here.
 
         Raises:
-            ValueError: if the model that was loaded is not the base; the message names the first tensor that differs.
+            DowserError: if the model that was loaded is not the base; the message names the first tensor that differs.
         """
         odd = sorted(set(self.tensors) ^ set(own)) or sorted(set(self.whole) - set(stored))
         if odd:
-            raise ValueError(
+            raise DowserError(
                 f"the checkpoint and the model that was loaded do not belong together: the first tensor that only one "
                 f"of them has is {odd[0]!r}. The checkpoint was made from {self.path}; give that with --model.path"
             )
@@ -169,11 +170,11 @@ class BaseModel:
             tensors: those trained whole, and any others.
 
         Raises:
-            ValueError: if a trained tensor is not one tensor in the files.
+            DowserError: if a trained tensor is not one tensor in the files.
         """
         missing = [key for key in (*self.keys.values(), *self.whole) if key not in self.saved_names]
         if missing:
-            raise ValueError(
+            raise DowserError(
                 f"{missing[0]} is not stored as one tensor in the files of this model family, so no patch can name it; "
                 "share the exported model folder instead"
             )
@@ -187,7 +188,7 @@ class BaseModel:
         """Refuse a model that is not the base."""
         for key, (dtype, _, _) in self.tensors.items():
             if own[key].itemsize < getattr(torch, dtype).itemsize:
-                raise ValueError(
+                raise DowserError(
                     f"the checkpoint was made from {dtype} weights, and the model was loaded in {_kind(own[key])}, "
                     f"which has lost what cannot be brought back. Give --model.dtype {dtype} and the same "
                     "--trainer.precision"
@@ -196,7 +197,7 @@ class BaseModel:
         known = {key: expected for key, (_, _, expected) in self.tensors.items() if _DRAWN not in key}
         odd = next((key for key, expected in known.items() if found[key] != expected), None)
         if odd is not None:
-            raise ValueError(
+            raise DowserError(
                 f"the checkpoint holds only what was trained, and the model that was loaded is not its base: {odd} "
                 f"differs. It was made from {self.path}; give that with --model.path"
             )

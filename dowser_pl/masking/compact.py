@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.tensors import local, when_averaged
+from dowser_pl.errors import DowserError
 from dowser_pl.masking.base import Changes, Protection, State, bits_of
 
 __all__ = ["TrainableEntries"]
@@ -34,7 +35,7 @@ class TrainableEntries(Protection):
         masks: name -> (O, I) bool, True = trainable.
 
     Raises:
-        ValueError: see :class:`Protection`; also if a weight is not contiguous or takes no gradient.
+        DowserError: see :class:`Protection`; also if a weight is not contiguous or takes no gradient.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
@@ -42,7 +43,7 @@ class TrainableEntries(Protection):
         for name, weight in weights.items():
             here = local(weight)
             if not (here.is_contiguous() and weight.requires_grad):
-                raise ValueError(
+                raise DowserError(
                     f"{name} must be contiguous and take a gradient: got strides {here.stride()} and requires_grad "
                     f"{weight.requires_grad}"
                 )

@@ -30,7 +30,7 @@ class FrozenEntries(Protection):
             host where no step is to follow.
 
     Raises:
-        ValueError: see :class:`Protection`.
+        DowserError: see :class:`Protection`.
     """
 
     def __init__(

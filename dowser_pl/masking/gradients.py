@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import added, to_be_sent, world_size
 from dowser_pl.distributed.tensors import is_spread, local, place_of, put_place, when_averaged
+from dowser_pl.errors import DowserError
 
 __all__ = [
     "LocalParameters",
@@ -40,10 +41,10 @@ def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> N
         rows: ids of its rows, if the data module gives them.
 
     Raises:
-        ValueError: naming the step and the rows.
+        DowserError: naming the step and the rows.
     """
     if not bool(torch.isfinite(loss)):
-        raise ValueError(
+        raise DowserError(
             f"the loss is {loss.item()} at step {step} (batch {batch}, rows {rows}); nothing of this step was applied "
             "and the last checkpoint is intact. Lower --model.optimizer.lr, check those rows, or train in bfloat16 "
             "instead of float16"
@@ -59,13 +60,13 @@ def check_gradients(weights: Iterable[Tensor], step: int, together: bool = False
         together: whether processes hold different parts of them; then all must call it, and all stop.
 
     Raises:
-        ValueError: naming the step.
+        DowserError: naming the step.
     """
     gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
     total = torch.nn.utils.get_total_norm([each for each in gradients if each.numel()], math.inf)
     odd = not bool(torch.isfinite(total))
     if any(added([odd])) if together else odd:
-        raise ValueError(
+        raise DowserError(
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"
         )
@@ -79,12 +80,12 @@ def make_optimizer(make: Callable[[list[nn.Parameter]], Optimizer], parameters: 
         parameters: what is to be trained.
 
     Raises:
-        ValueError: if its class refuses its settings, or one of them is no finite number, or nothing would be learnt.
+        DowserError: if its class refuses its settings, or one of them is no finite number, or nothing would be learnt.
     """
     try:
         optimizer = make(parameters)
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise DowserError(
             f"the optimizer refuses its settings: {error}. Fix: correct them under --model.optimizer"
         ) from error
     for group in optimizer.param_groups:
@@ -92,7 +93,7 @@ def make_optimizer(make: Callable[[list[nn.Parameter]], Optimizer], parameters: 
         odd = {name: value for name, value in settings.items() if not math.isfinite(value)}
         odd |= {"lr": settings["lr"]} if settings.get("lr", 1.0) <= 0 else {}
         if odd:
-            raise ValueError(
+            raise DowserError(
                 f"got {odd} for {type(optimizer).__name__}, expected finite numbers and a learning rate above 0. Fix: "
                 "correct them under --model.optimizer"
             )
@@ -106,11 +107,11 @@ def check_images(here: bool) -> None:
         here: whether there is an image in this process' batch.
 
     Raises:
-        ValueError: where gradients of some processes would be averaged with nothing, or with something else.
+        DowserError: where gradients of some processes would be averaged with nothing, or with something else.
     """
     number = sum(added([here]))
     if number not in (0, world_size()):
-        raise ValueError(
+        raise DowserError(
             f"got images on {number} of {world_size()} processes and a projector or vision tower that is trained and "
             "spread over them, expected images on all or on none: give every row an image, leave these parts out of "
             "model.also_train, or use --trainer.strategy ddp"
@@ -121,10 +122,10 @@ def check_precision(weights: Iterable[Tensor]) -> None:
     """Refuse to train in float16 weights.
 
     Raises:
-        ValueError: saying what to set instead.
+        DowserError: saying what to set instead.
     """
     if any(weight.dtype == torch.float16 for weight in weights):
-        raise ValueError(
+        raise DowserError(
             "this would train float16 weights, in which small updates are lost and gradients overflow; set "
             "--trainer.precision bf16-true, or --model.dtype float32 with --trainer.precision 16-mixed"
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dowser_pl.distributed.checkpoint import Share, Stored, extents
 from dowser_pl.distributed.collectives import Ranks, added, collect
 from dowser_pl.distributed.tensors import covering, cut, digests_in_turns, flat_range, local, local_rows, shape_of
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import from_rows, pack, to_rows, unpack
 from dowser_pl.functional.selection import Shards
 from dowser_pl.masking.base import Changes, Protection
@@ -138,11 +139,11 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
         weight: the matrix, spread over the processes.
 
     Raises:
-        ValueError: if it is of another matrix.
+        DowserError: if it is of another matrix.
     """
     mask, shape = entry["mask"], shape_of(weight)
     if (len(mask), mask.columns) != tuple(shape):
-        raise ValueError(
+        raise DowserError(
             f"the checkpoint has a mask of shape {(len(mask), mask.columns)} for a matrix of {tuple(shape)}; resume "
             "with the model it was made from"
         )
@@ -152,7 +153,7 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
     count = int(torch.count_nonzero(here))
     first, total = Ranks().before(count)
     if total != len(entry["values"]):
-        raise ValueError(
+        raise DowserError(
             f"the checkpoint is damaged: got {len(entry['values'])} values for a mask of {total} entries, expected as "
             "many; give another checkpoint"
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.tensors import local
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks
 from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.masking.base import State
@@ -48,7 +49,7 @@ class SoftEntries(TrainableEntries):
         priors: name -> (O, I) float32 that the rule made of the base; may lack names.
 
     Raises:
-        ValueError: see :class:`TrainableEntries`.
+        DowserError: see :class:`TrainableEntries`.
     """
 
     shards: ClassVar[Shards] = ALONE
@@ -115,12 +116,12 @@ class SoftEntries(TrainableEntries):
         """Rebuild from :meth:`state_dict` and the tuned weights of the same checkpoint, already loaded.
 
         Raises:
-            ValueError: if the checkpoint is of other matrices, or its rule kept other things.
+            DowserError: if the checkpoint is of other matrices, or its rule kept other things.
         """
         cls.check_names(weights, state)
         entries = cls(weights, rule, {name: each["prior"] for name, each in state.items() if "prior" in each})
         if any(("sum" in state[name]) != (name in entries._sums) for name in weights):
-            raise ValueError(
+            raise DowserError(
                 "the checkpoint and this run's method do not keep the same things of every matrix (sums of gradients); "
                 "resume with the version that wrote the checkpoint"
             )

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import shrunk_move
 from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.methods.base import EachStep, Reference
@@ -28,7 +29,7 @@ class Anchor(EachStep):
 
     def __init__(self, keep: float = 0.995) -> None:
         if not 0.0 <= keep <= 1.0:
-            raise ValueError(f"keep is the share of the distance to the base that is left, in [0, 1]; got {keep}")
+            raise DowserError(f"keep is the share of the distance to the base that is left, in [0, 1]; got {keep}")
         self.keep = keep
 
     def step(

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import masked_move
 from dowser_pl.functional.selection import ALONE, Shards, lowest
@@ -90,11 +91,11 @@ class Layer:
         """The measurement ``what``, on the device of the weight.
 
         Raises:
-            ValueError: if it was not taken. A weight without a score is never left trainable.
+            DowserError: if it was not taken. A weight without a score is never left trainable.
         """
         value: Tensor | None = getattr(self, what)
         if value is None:
-            raise ValueError(
+            raise DowserError(
                 f"{self.name} has no {what.replace('_', ' ')}: it was not measured, so this weight cannot be "
                 "judged. Methods list what they need in `needs`; factors from a cache file must cover every "
                 "layer that is tuned"
@@ -105,11 +106,11 @@ class Layer:
         """(O, I) float32, how far training moved each entry: |tuned - base|.
 
         Raises:
-            ValueError: if it was not trained, or a distance is not a number.
+            DowserError: if it was not trained, or a distance is not a number.
         """
         distance = (self.measured("tuned").float() - self.weight.detach().float()).abs()
         if bool(distance.isnan().any()):
-            raise ValueError(
+            raise DowserError(
                 f"{self.name} moved by something that is not a number, expected finite weights before and after "
                 "training; look at the loss of that run"
             )
@@ -156,10 +157,10 @@ class Method(ABC):
             masks: what :meth:`mask` said of each.
 
         Raises:
-            ValueError: if the method cannot merge so many.
+            DowserError: if the method cannot merge so many.
         """
         if len(layers) != 1:
-            raise ValueError(
+            raise DowserError(
                 f"{type(self).__name__} merges one tuned model with its base, got {len(layers)} tuned models; give "
                 "one, or use a method that merges several"
             )
@@ -184,7 +185,7 @@ class Scored(Method):
     def __init__(self, update_ratio: float, scope: Scope) -> None:
         num_trainable(update_ratio, 0)
         if scope not in get_args(Scope):
-            raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}")
+            raise DowserError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}")
         self.update_ratio = update_ratio
         self.scope = scope
 

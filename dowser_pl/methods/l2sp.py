@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import penalty_gradient
 from dowser_pl.methods.base import EachStep, Reference
 
@@ -34,7 +35,7 @@ class L2SP(EachStep):
 
     def __init__(self, alpha: float = 0.01) -> None:
         if not 0.0 <= alpha < math.inf:
-            raise ValueError(f"alpha is the strength of a penalty, a number of at least 0; got {alpha}")
+            raise DowserError(f"alpha is the strength of a penalty, a number of at least 0; got {alpha}")
         self.alpha = alpha
 
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor:

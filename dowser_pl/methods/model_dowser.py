@@ -24,6 +24,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.scores import hutchinson_norm, importance, importance_of_statistic
 from dowser_pl.methods.base import Layer, Need, Reference, Scope, Scored
 
@@ -65,9 +66,9 @@ class ModelDowser(Scored):
     ) -> None:
         super().__init__(update_ratio, scope)
         if estimator not in get_args(Estimator):
-            raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
+            raise DowserError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
         if group_size < 1:
-            raise ValueError(f"group_size must be at least 1 prompt, got {group_size}")
+            raise DowserError(f"group_size must be at least 1 prompt, got {group_size}")
         self.estimator = estimator
         self.group_size = group_size
 

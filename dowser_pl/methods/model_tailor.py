@@ -25,6 +25,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.functional.optimal_brain_surgeon import fused_score, inverse_factor, reverted
@@ -78,11 +79,11 @@ class ModelTailor(Method):
             ("compensation_sign", compensation_sign, CompensationSign),
         ):
             if value not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+                raise DowserError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
         if not 0.0 <= fusion <= 1.0:
-            raise ValueError(f"fusion is the weight of the move in the score, in [0, 1], got {fusion}")
+            raise DowserError(f"fusion is the weight of the move in the score, in [0, 1], got {fusion}")
         if not damping > 0 or block_size < 1:
-            raise ValueError(f"damping must be above 0 and block_size at least 1, got {damping} and {block_size}")
+            raise DowserError(f"damping must be above 0 and block_size at least 1, got {damping} and {block_size}")
         self.update_ratio = update_ratio
         self.fusion = fusion
         self.selection = selection

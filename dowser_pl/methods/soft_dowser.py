@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.functional.soft_masks import within_matrix
 from dowser_pl.methods.base import Layer, Need, Reference
@@ -64,10 +65,10 @@ class SoftDowser(Spider):
         """What :meth:`prior` returned.
 
         Raises:
-            ValueError: without it.
+            DowserError: without it.
         """
         if prior is None:
-            raise ValueError("SoftDowser weighs importance, got none; pass on what prior() returned")
+            raise DowserError("SoftDowser weighs importance, got none; pass on what prior() returned")
         return prior
 
     def _scored(self) -> ModelDowser:

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import masked_move
 from dowser_pl.functional.selection import ALONE, Shards
 from dowser_pl.functional.soft_masks import rescaled, soft_mask, standardised
@@ -73,8 +74,8 @@ class Spider(EachStep):
         """``W0 (1 - M) + W M``.
 
         Raises:
-            ValueError: without gradients.
+            DowserError: without gradients.
         """
         if gradients is None:
-            raise ValueError(f"{type(self).__name__} weighs gradients, got none; sum them over the steps so far")
+            raise DowserError(f"{type(self).__name__} weighs gradients, got none; sum them over the steps so far")
         return masked_move(base, tuned, self.share(self.importance(base, prior, shards), gradients, shards))

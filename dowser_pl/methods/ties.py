@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import agreeing, mean_of_moves
 from dowser_pl.functional.selection import reversed_order
 from dowser_pl.methods.base import Layer, Moment, Need, Reference, Scope, Scored
@@ -57,7 +58,7 @@ class Ties(Scored):
     ) -> None:
         super().__init__(update_ratio, scope)
         if undecided not in get_args(Undecided):
-            raise ValueError(f"undecided must be one of {', '.join(get_args(Undecided))}, got {undecided!r}")
+            raise DowserError(f"undecided must be one of {', '.join(get_args(Undecided))}, got {undecided!r}")
         self.scale = scale
         self.undecided = undecided
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.scores import importance_of_statistic
 from dowser_pl.methods.base import Layer, Need, Reference, Scope, Scored
 
@@ -40,7 +41,7 @@ class WandaLike(Scored):
     def __init__(self, update_ratio: float = 0.1, norm: Norm = "mean", scope: Scope = "matrix") -> None:
         super().__init__(update_ratio, scope)
         if norm not in get_args(Norm):
-            raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
+            raise DowserError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
         self.norm = norm
 
     @property

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
 
@@ -36,7 +37,7 @@ class Wise(Method):
 
     def __init__(self, alpha: float = 0.5) -> None:
         if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"alpha is the share of the way to the tuned weights, in [0, 1], got {alpha}")
+            raise DowserError(f"alpha is the share of the way to the tuned weights, in [0, 1], got {alpha}")
         self.alpha = alpha
         self.update_ratio = 1.0
 

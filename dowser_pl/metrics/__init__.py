@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from torchmetrics import Metric
 
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
 from dowser_pl.metrics.multiple_choice import MultipleChoice
@@ -23,20 +24,20 @@ def metric_name(metric: str | Mapping[str, Mapping[str, bool] | None]) -> str:
     """The name of a metric that a task may also give with its options: `{"exact_match": {"strict": True}}`.
 
     Raises:
-        ValueError: it is not one metric, or has no such option.
+        DowserError: it is not one metric, or has no such option.
     """
     if isinstance(metric, str):
         return metric
     one = isinstance(metric, Mapping) and len(metric) == 1
     name, options = next(iter(metric.items())) if one else (None, None)
     if name != "exact_match" or not (options is None or (isinstance(options, Mapping) and set(options) <= {"strict"})):
-        raise ValueError(
+        raise DowserError(
             f"metric: got {metric}, expected the name of one metric, or one with its options: "
             "`exact_match: {strict: true}` (the only one that has any)."
         )
     strict = (options or {}).get("strict", False)
     if not isinstance(strict, bool):
-        raise ValueError(f"metric: exact_match is strict or not, true or false; got {strict!r}.")
+        raise DowserError(f"metric: exact_match is strict or not, true or false; got {strict!r}.")
     return "exact_match_strict" if strict else "exact_match"
 
 
@@ -44,12 +45,12 @@ def build_metric(name: str) -> Metric:
     """A fresh metric by its name in a task: `update(predictions, references)`, then `compute()`.
 
     Raises:
-        ValueError: no metric has this name.
+        DowserError: no metric has this name.
     """
     if name not in METRICS:
         near = get_close_matches(name, METRICS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown metric {name!r}, expected one of: {', '.join(METRICS)}.{hint}")
+        raise DowserError(f"Unknown metric {name!r}, expected one of: {', '.join(METRICS)}.{hint}")
     return METRICS[name]()
 
 
@@ -57,7 +58,7 @@ def check_references(name: str, references: Sequence[Sequence[str]]) -> None:
     """Refuse a whole set that a metric could not score, long before there are answers.
 
     Raises:
-        ValueError: nothing in it counts, or a row cannot be scored.
+        DowserError: nothing in it counts, or a row cannot be scored.
     """
     build_metric(name).update([""] * len(references), references)
     if name == "cider":

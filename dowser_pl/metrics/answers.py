@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from dowser_pl.errors import DowserError
+
 BILLION = 10**9
 
 
@@ -29,24 +31,24 @@ def check_rows(metric: str, predictions: Sequence[str], references: Sequence[Seq
     """Refuse rows that no metric could score.
 
     Raises:
-        ValueError: a bare string where a list belongs (it would be scored letter by letter), lengths that
+        DowserError: a bare string where a list belongs (it would be scored letter by letter), lengths that
             differ, or a row without any reference.
     """
     if isinstance(predictions, str) or isinstance(references, str):
-        raise ValueError(f"{metric}: got one string, expected lists: predictions and reference lists.")
+        raise DowserError(f"{metric}: got one string, expected lists: predictions and reference lists.")
     if len(predictions) != len(references):
-        raise ValueError(
+        raise DowserError(
             f"{metric}: got {len(predictions)} predictions and {len(references)} lists of references, "
             "expected one list of references per prediction, in the same order."
         )
     for row, accepted in enumerate(references):
         if isinstance(accepted, str):
-            raise ValueError(
+            raise DowserError(
                 f"{metric}: the references of row {row} are the string {accepted!r}, "
                 f"expected a list of strings. Write [{accepted!r}]."
             )
         if not accepted:
-            raise ValueError(
+            raise DowserError(
                 f"{metric}: row {row} has no reference, so no prediction can be right. "
                 "Give it at least one accepted answer, or leave the row out of the evaluation set."
             )
@@ -94,7 +96,7 @@ class AnswerMetric(Metric):
         """Add rows.
 
         Raises:
-            ValueError: lengths differ, or a row has no reference (nothing of the batch is counted then).
+            DowserError: lengths differ, or a row has no reference (nothing of the batch is counted then).
         """
         scores = self.row_scores(predictions, references)
         self.total += sum(round(score * BILLION) for score in scores)
@@ -105,11 +107,11 @@ class AnswerMetric(Metric):
         """Mean score over all rows of all ranks, a float32 scalar in [0, 1].
 
         Raises:
-            ValueError: no row was added on any rank.
+            DowserError: no row was added on any rank.
         """
         count = int(self.count)
         if count == 0:
-            raise ValueError(f"{type(self).__name__}: no row was scored, so there is no mean. Call update().")
+            raise DowserError(f"{type(self).__name__}: no row was scored, so there is no mean. Call update().")
         if int(self.answered) == int(self.total) == 0:
             warn_of_nothing(type(self).__name__, count)
         mean = int(self.total) / (count * BILLION)

@@ -30,6 +30,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics.answers import check_rows, plain_width, warn_of_nothing
 
 CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
@@ -72,16 +73,16 @@ def check_captions(captions: Sequence[Sequence[str]]) -> None:
         captions: per image its reference captions, as `tokenise` made them.
 
     Raises:
-        ValueError: fewer than two images, or the same n-grams in all.
+        DowserError: fewer than two images, or the same n-grams in all.
     """
     if len(captions) < 2:
-        raise ValueError(
+        raise DowserError(
             f"Cider: got {len(captions)} image(s), expected at least 2: with one image every n-gram weighs "
             "log(1/1) = 0. Evaluate more rows, or use the metric exact_match for this task."
         )
     first, *others = ({gram for caption in each for gram in precook(caption)} for each in captions)
     if all(each == first for each in others):
-        raise ValueError(
+        raise DowserError(
             f"Cider: the captions of all {len(captions)} images consist of the same words, so that every n-gram weighs "
             "log(1) = 0 and no answer could score. Give each image its own captions."
         )
@@ -108,14 +109,14 @@ class Cider(Metric):
         """Add rows; an empty prediction is kept and scores 0.
 
         Raises:
-            ValueError: lengths differ, or a row has no reference with a word in it.
+            DowserError: lengths differ, or a row has no reference with a word in it.
         """
         check_rows("Cider", predictions, references)
         rows = []
         for row, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):
             tokenised = [tokenise(caption) for caption in captions]
             if not any(tokenised):
-                raise ValueError(
+                raise DowserError(
                     f"Cider: row {row} has the references {list(captions)!r}, expected captions with words."
                 )
             rows.append(json.dumps([tokenise(prediction), tokenised]) + "\n")
@@ -127,7 +128,7 @@ class Cider(Metric):
         """CIDEr over all rows of all ranks, a float32 scalar.
 
         Raises:
-            ValueError: fewer than two rows, or rows with all the same words; see `check_captions`.
+            DowserError: fewer than two rows, or rows with all the same words; see `check_captions`.
         """
         text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         rows = sorted(text.splitlines())  # the same float sum on any number of ranks

@@ -24,6 +24,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics.answers import AnswerMetric
 from dowser_pl.metrics.exact_match import normalise
 
@@ -120,11 +121,11 @@ def reference_letter(reference: str) -> str:
     """The letter of a reference such as "B", "b", "(B)" or "B.".
 
     Raises:
-        ValueError: the reference is not one letter.
+        DowserError: the reference is not one letter.
     """
     letter = normalise(unicodedata.normalize("NFKC", reference))
     if not ONE_LETTER.fullmatch(letter):
-        raise ValueError(
+        raise DowserError(
             f"multiple_choice: the first reference is {reference!r}, expected the letter of the right "
             'option, such as ["B"] or ["B", "a dog"]. For answers without letters use the metric exact_match.'
         )

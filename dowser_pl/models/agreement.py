@@ -18,6 +18,8 @@ from transformers import (
     ProcessorMixin,
 )
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["check_agreement"]
 
 _SIZE = (64, 48)  # of the image that is tried, width and height
@@ -38,7 +40,7 @@ def check_agreement(path: str, source: str, processor: ProcessorMixin, config: P
         Sentences to show a person: what was set, or that the number of image tokens could not be checked.
 
     Raises:
-        ValueError: token ids without an embedding, another image token, or another number of image tokens.
+        DowserError: token ids without an embedding, another image token, or another number of image tokens.
     """
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = _hollow(config) if known else None
@@ -58,7 +60,7 @@ def check_agreement(path: str, source: str, processor: ProcessorMixin, config: P
         return [*said, f"Image tokens of {path} are not checked: {type(error).__name__}: {error}"]
     if problem is not None:
         settings = {name: getattr(processor, name) for name in _SETTINGS if hasattr(processor, name)}
-        raise ValueError(
+        raise DowserError(
             f"processor and model of {path} disagree about images: the processor writes {written} image tokens for one "
             f"of {_SIZE[0]}x{_SIZE[1]} pixels, which the model refuses ({problem}), expected one token for each of its "
             f"features. The processor has {settings or type(processor).__name__}, config.json has "
@@ -82,7 +84,7 @@ def _check_vocabulary(path: str, processor: Any, rows: int | None) -> None:
     outside = sorted((index, token) for token, index in vocabulary.items() if rows is not None and index >= rows)
     if outside:
         named = ", ".join(f"{token!r} ({index})" for index, token in outside[:5])
-        raise ValueError(
+        raise DowserError(
             f"the tokenizer of {path} has {len(outside)} tokens without an embedding: {named}; got ids up to "
             f"{outside[-1][0]}, expected ids below {rows}, the rows of the embedding. Fix: take the "
             f"tokenizer that belongs to these weights, or give the new tokens rows with "
@@ -98,7 +100,7 @@ def _check_image_token(path: str, processor: Any, config: Any) -> None:
     got = processor.tokenizer.convert_tokens_to_ids(str(token))
     if got != expected:
         named = processor.tokenizer.convert_ids_to_tokens(expected) if expected < len(processor.tokenizer) else None
-        raise ValueError(
+        raise DowserError(
             f"processor and model of {path} disagree about the image token: the processor writes {str(token)!r}, id "
             f"{got}, and config.json expects id {expected} ({named!r} of the tokenizer). Fix: take the files of the "
             f"tokenizer and config.json from one and the same model."
@@ -155,7 +157,7 @@ class _CountedScatter(TorchFunctionMode):
             marked = int(places.expand_as(values).sum())
             if marked != source.numel():
                 wide = values.shape[-1]
-                raise ValueError(f"it has {source.numel() // wide} image features for {marked // wide} image tokens")
+                raise DowserError(f"it has {source.numel() // wide} image features for {marked // wide} image tokens")
         return func(*args, **(kwargs or {}))
 
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from dowser_pl.distributed.models import generating, spread_model
+from dowser_pl.errors import DowserError
 
 __all__ = ["Ending", "greedy_answers", "own_ends", "write_tokens"]
 
@@ -203,7 +204,7 @@ def _ids(settings: Any) -> Iterable[int]:
     try:
         return [] if ids is None else [*map(int, ids)] if isinstance(ids, list | tuple) else [int(ids)]
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise DowserError(
             f"the model's config.json or generation_config.json has eos_token_id {ids!r}, expected the id of a token "
             "or a list of ids. Fix: correct it there"
         ) from error

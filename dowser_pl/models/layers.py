@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from dowser_pl.errors import DowserError
+
 __all__ = [
     "PARTS",
     "TARGETS",
@@ -31,7 +33,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The repeated blocks of the text decoder, first to last (T5 and the like: of the decoder half).
 
     Raises:
-        ValueError: the text decoder holds no list of blocks, or more than one.
+        DowserError: the text decoder holds no list of blocks, or more than one.
     """
     decoder: nn.Module = model
     while isinstance(decoder, PreTrainedModel) and (inner := decoder.get_decoder()) is not decoder:
@@ -39,7 +41,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     lists = list(_block_lists(decoder, skip=model.get_encoder(modality="image")))
     if len(lists) != 1:
         names = {module: name for name, module in model.named_modules()}
-        raise ValueError(
+        raise DowserError(
             f"cannot tell the decoder layers of {type(model).__name__}: got {len(lists)} lists of blocks "
             f"({', '.join(names[blocks] for blocks in lists) or 'none'}) in its text decoder "
             f"{type(decoder).__name__}, expected exactly one. Fix: use one of the supported model families."
@@ -87,11 +89,11 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     `is_encoder_decoder` (T5), forward also needs `decoder_input_ids` or `labels`.
 
     Raises:
-        ValueError: no language-model head, or no decoder layers.
+        DowserError: no language-model head, or no decoder layers.
     """
     head = model.get_output_embeddings()
     if head is None:
-        raise ValueError(f"got {type(model).__name__} without a head, expected a model that writes text.")
+        raise DowserError(f"got {type(model).__name__} without a head, expected a model that writes text.")
     needed = {head, decoder_layers(model)}
     complete = [m for m in model.modules() if isinstance(m, PreTrainedModel) and needed <= set(m.modules())]
     return complete[-1]  # modules() goes from the outside in
@@ -124,10 +126,10 @@ def named_part(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
             "norms" (of the text decoder, the last one included) or "lm_head".
 
     Raises:
-        ValueError: unknown part, a model without it, a tied lm_head, or a parameter that fits no part.
+        DowserError: unknown part, a model without it, a tied lm_head, or a parameter that fits no part.
     """
     if part not in PARTS:
-        raise ValueError(f"got the part {part!r}, expected one of {list(PARTS)}.")
+        raise DowserError(f"got the part {part!r}, expected one of {list(PARTS)}.")
     finders = {
         "projector": _projector,
         "lm_head": _lm_head,
@@ -137,14 +139,14 @@ def named_part(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
     }
     chosen = {id(weight) for weight in finders[part](model)}
     if not chosen:
-        raise ValueError(f"got {type(model).__name__}, which has no {part}. Fix: leave {part!r} out.")
+        raise DowserError(f"got {type(model).__name__}, which has no {part}. Fix: leave {part!r} out.")
     return {name: weight for name, weight in model.named_parameters() if id(weight) in chosen}
 
 
 def _vision_tower(model: PreTrainedModel) -> nn.Module:
     tower = model.get_encoder(modality="image")
     if tower is model or not isinstance(tower, nn.Module):
-        raise ValueError(f"cannot find the vision tower of {type(model).__name__}. Fix: leave it frozen.")
+        raise DowserError(f"cannot find the vision tower of {type(model).__name__}. Fix: leave it frozen.")
     return tower
 
 
@@ -160,7 +162,7 @@ def _projector(model: PreTrainedModel) -> list[nn.Parameter]:
     between = {name: weight for name, weight in model.named_parameters() if id(weight) not in others}
     for name in between:
         if not set(name.split(".")) & {*_PROJECTORS, *_MERGERS}:
-            raise ValueError(
+            raise DowserError(
                 f"cannot tell what {name} of {type(model).__name__} is: got a parameter outside vision tower "
                 f"and text model, expected one of {[*_PROJECTORS, *_MERGERS]} in its name. Fix: leave the "
                 f"projector frozen."
@@ -185,7 +187,7 @@ def _text_decoder(model: PreTrainedModel) -> nn.Module:
 def _lm_head(model: PreTrainedModel) -> list[nn.Parameter]:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is embeddings.weight:
-        raise ValueError(
+        raise DowserError(
             f"got {type(model).__name__}, whose lm_head is absent or tied to the embeddings, expected one "
             f"with its own weights. Fix: name 'embeddings' to train both, or leave 'lm_head' out."
         )
@@ -228,7 +230,7 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
         their shape from `out_features` and `in_features`, their weight is packed. Biases are the caller's.
 
     Raises:
-        ValueError: nothing found, an argument out of range, or a layer that is not understood (see above).
+        DowserError: nothing found, an argument out of range, or a layer that is not understood (see above).
     """
     _check_targets(targets)
     names = {module: name for name, module in model.named_modules()}
@@ -243,7 +245,7 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
                 if kind in targets and index >= first:
                     found[f"{names[layer]}.{name}"] = module
     if not found:
-        raise ValueError(
+        raise DowserError(
             f"got no matrix to tune in {type(model).__name__}: its decoder layers hold no nn.Linear of "
             f"{list(targets)}. Expected at least one. Fix: choose other targets from {list(TARGETS)}."
         )
@@ -273,7 +275,7 @@ def _kind(layer_name: str, layer: nn.Module, name: str) -> str:
     spoken = " ".join(steps + [type(module).__name__ for module in path]).lower().replace("_", "")
     kinds = [kind for kind, words in _WORDS.items() if any(word in spoken for word in words)]
     if len(kinds) != 1:
-        raise ValueError(
+        raise DowserError(
             f"cannot tell whether {layer_name}.{name} belongs to attention or to the MLP: got "
             f"{' and '.join(kinds) or 'neither'}, expected one of {list(TARGETS)}. Fix: use one of the "
             f"supported model families, or add the words of {type(layer).__name__} to dowser_pl/models/layers.py."
@@ -292,13 +294,13 @@ def _refuse_unmaskable(layer_name: str, layer: nn.Module) -> None:
     experts = [name for name, module in layer.named_modules(prefix=layer_name) if _is_expert_list(module)]
     experts += [name for name, _, weight in weights if weight.ndim >= 3]
     if experts:
-        raise ValueError(
+        raise DowserError(
             f"got a mixture of experts at {experts[0]}, expected dense decoder layers: an expert sees only "
             f"the tokens routed to it, so its importance is not defined here. Fix: use a model without experts."
         )
     for name, module, weight in weights:
         if weight.ndim == 2:
-            raise ValueError(
+            raise DowserError(
                 f"got the matrix {name} in a {type(module).__name__}, expected every matrix of a decoder layer "
                 f"in an nn.Linear (GPT-2's Conv1D and custom modules are not supported). Fix: use a model "
                 f"whose decoder is built from nn.Linear."
@@ -315,7 +317,7 @@ def _is_expert_list(module: nn.Module) -> bool:
 
 def _check_targets(targets: Sequence[str]) -> None:
     if isinstance(targets, str) or not targets or set(targets) - set(TARGETS):
-        raise ValueError(f"got targets={targets!r}, expected a list of one or more of {list(TARGETS)}.")
+        raise DowserError(f"got targets={targets!r}, expected a list of one or more of {list(TARGETS)}.")
 
 
 def _first_layer(last_n_layers: int | None, num_layers: int) -> int:
@@ -323,7 +325,7 @@ def _first_layer(last_n_layers: int | None, num_layers: int) -> int:
     if last_n_layers is None:
         return 0
     if not 1 <= last_n_layers <= num_layers:
-        raise ValueError(
+        raise DowserError(
             f"got last_n_layers={last_n_layers}, expected 1 to {num_layers}, the number of layers of the "
             f"text decoder. Fix: choose a number in this range, or null for all layers."
         )
@@ -338,7 +340,7 @@ def _refuse_tied(model: PreTrainedModel, found: dict[str, nn.Linear]) -> None:
     for name, module in found.items():
         shared = uses[id(module.weight)]
         if len(shared) > 1:
-            raise ValueError(
+            raise DowserError(
                 f"got tied weights: {' and '.join(shared)} are one tensor, expected {name} to own its "
                 f"weight. Fix: untie them, or choose other targets or fewer layers."
             )

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from dowser_pl.errors import DowserError, MissingFileError
+
 __all__ = ["check_folder", "check_pointers", "foreign", "foreign_config"]
 
 _CONVERTED = "take a converted model, such as one whose name ends in -hf (llava-hf/llava-1.5-7b-hf)"
@@ -76,7 +78,7 @@ def check_folder(path: str, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: no config.json and no sign of what it is.
-        ValueError: what it is, and the way out.
+        DowserError: what it is, and the way out.
     """
     names = sorted(entry.name for entry in folder.iterdir())
     check_pointers(path, folder)
@@ -89,7 +91,7 @@ def check_folder(path: str, folder: Path) -> None:
     else:
         found = foreign(names)
     if found is not None:
-        raise ValueError(
+        raise DowserError(
             f"got {path}, which holds {found[0]}, expected a whole model written by save_pretrained of transformers. "
             f"Fix: {found[1]}."
         )
@@ -97,7 +99,7 @@ def check_folder(path: str, folder: Path) -> None:
         inside = ", ".join(names[:8]) or "nothing"
         models = [name for name in names if (folder / name / "config.json").is_file()]
         meant = f" {' or '.join(str(Path(path) / name) for name in models[:3])}" if models else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"got the folder {path} without config.json (it holds {inside}), expected a folder written by "
             f"save_pretrained. Fix: name the folder that holds config.json{f',{meant}' if meant else ''}."
         )
@@ -107,12 +109,12 @@ def check_pointers(path: str, folder: Path) -> None:
     """Refuse a folder in which git left pointers in the place of large files.
 
     Raises:
-        ValueError: naming them.
+        DowserError: naming them.
     """
     small = (file for file in folder.iterdir() if file.is_file() and file.stat().st_size < 1024)
     pointers = sorted(file.name for file in small if _start(file, len(_POINTER)) == _POINTER)
     if pointers:
-        raise ValueError(
+        raise DowserError(
             f"got pointers of git-lfs in the place of {len(pointers)} files of {path} ({', '.join(pointers[:5])}), "
             f"expected the files themselves. Fix: run `git lfs pull` there, or fetch the model with `hf download`."
         )
@@ -123,12 +125,12 @@ def _read(path: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise DowserError(
             f"{file.name} of {path} is damaged ({error}), expected JSON as save_pretrained writes it. Fix: copy or "
             "download it again."
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise DowserError(
             f"{file.name} of {path} holds a {type(content).__name__}, expected a JSON object with names and values. "
             "Fix: copy or download it again."
         )

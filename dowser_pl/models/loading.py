@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.image_processing_backends import PilBackend
 
+from dowser_pl.errors import DowserError
 from dowser_pl.models.agreement import check_agreement
 from dowser_pl.models.layouts import foreign_config
 from dowser_pl.models.quantized import Quantization, quantization_options
@@ -54,11 +55,11 @@ def load_model(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: not an image-text-to-text model, or weights that are missing, left over or of another shape:
+        DowserError: not an image-text-to-text model, or weights that are missing, left over or of another shape:
             transformers would fill them at random, and scores of random weights mean nothing; or not finite.
     """
     if dtype not in get_args(Dtype):
-        raise ValueError(f"got dtype={dtype!r}, expected one of {list(get_args(Dtype))}.")
+        raise DowserError(f"got dtype={dtype!r}, expected one of {list(get_args(Dtype))}.")
     source = find_source(path)
     _check_class(path, read_config(path, source, trust_remote_code))
     if Path(source).is_dir():
@@ -92,14 +93,14 @@ def read_config(path: str, source: str, trust_remote_code: bool = False) -> PreT
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        ValueError: it is damaged, of an unknown model, or of other code than transformers.
+        DowserError: it is damaged, of an unknown model, or of other code than transformers.
     """
     with explained(path):
         found = foreign_config(PreTrainedConfig.get_config_dict(source)[0])
         if found is None:
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             return config
-    raise ValueError(f"got {path}, {found[0]}, expected a model class of transformers. Fix: {found[1]}.")
+    raise DowserError(f"got {path}, {found[0]}, expected a model class of transformers. Fix: {found[1]}.")
 
 
 def files_of(path: str) -> WeightFiles:
@@ -107,7 +108,7 @@ def files_of(path: str) -> WeightFiles:
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: some are missing.
+        DowserError: some are missing.
     """
     source = find_source(path)
     folder = source if Path(source).is_dir() else cached_snapshot(source)
@@ -131,7 +132,7 @@ def load_processor(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: no complete processor there, one of another model, or a tokenizer without padding and end token.
+        DowserError: no complete processor there, one of another model, or a tokenizer without padding and end token.
     """
     source = find_source(path)
     with explained(path):
@@ -145,7 +146,7 @@ def load_processor(
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(
+            raise DowserError(
                 f"the tokenizer of {path} has neither a padding nor an end token, expected at least an end token. "
                 f"Fix: set eos_token in its tokenizer_config.json."
             )
@@ -162,14 +163,14 @@ def check_finite(path: str, model: PreTrainedModel) -> None:
     Reads each tensor once. Buffers may be infinite (masks are).
 
     Raises:
-        ValueError: naming the first tensors, by their names in the model.
+        DowserError: naming the first tensors, by their names in the model.
     """
     buffers = {name for name, _ in model.named_buffers()}
     floats = [(n, t) for n, t in model.state_dict().items() if isinstance(t, Tensor) and t.is_floating_point()]
     odd = [(name, tensor) for name, tensor in floats if not _is_finite(tensor, name in buffers)]
     if odd:
         named = ", ".join(f"{name} ({_counted(tensor)})" for name, tensor in odd[:3])
-        raise ValueError(
+        raise DowserError(
             f"the weights of {path} hold values that are no finite numbers in {len(odd)} of {len(floats)} tensors: "
             f"{named}; expected finite numbers. Fix: copy or download the files again or go back to an earlier "
             f"checkpoint of that model; where they were converted to float16, take bfloat16 or float32."
@@ -193,7 +194,7 @@ def _check_class(path: str, config: PreTrainedConfig) -> None:
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in remote_classes:
         return
     got = (config.architectures or [type(config).__name__])[0]
-    raise ValueError(
+    raise DowserError(
         f"got {path}, a {got} (model type {config.model_type!r}), expected an image-text-to-text model such as "
         f"LlavaForConditionalGeneration. Fix: name a model that takes images and text and writes text."
     )
@@ -209,7 +210,7 @@ def _check_weights(path: str, report: dict[str, Any]) -> None:
     }
     found = [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in problems.items() if names]
     if found:
-        raise ValueError(
+        raise DowserError(
             f"the weights of {path} do not fit its config.json, expected every weight exactly once. Got "
             f"{'; '.join(found)}. Fix: use files and config of one and the same model."
         )
@@ -218,7 +219,7 @@ def _check_weights(path: str, report: dict[str, Any]) -> None:
 def _check_processor(path: str, processor: object) -> None:
     attributes = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
     if not {"image_processor", "tokenizer"} <= set(attributes):
-        raise ValueError(
+        raise DowserError(
             f"got a {type(processor).__name__} at {path}, expected a processor of images and text. Fix: copy "
             f"processor_config.json and preprocessor_config.json of the model next to its config.json."
         )
@@ -251,7 +252,7 @@ def skeleton(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: not an image-text-to-text model.
+        DowserError: not an image-text-to-text model.
     """
     config: Any = read_config(path, find_source(path), trust_remote_code)
     with explained(path):

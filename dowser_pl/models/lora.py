@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dowser_pl.distributed.collectives import added
 from dowser_pl.distributed.tensors import cut, is_spread, local, whole
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.models.quantized import is_quantized, keep_as_loaded
 
@@ -44,7 +45,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.alpha > 0:
-            raise ValueError(
+            raise DowserError(
                 f"model.lora needs a rank of at least 1, an alpha above 0 and a dropout in [0, 1); got r {self.r}, "
                 f"alpha {self.alpha}, dropout {self.dropout}"
             )
@@ -92,10 +93,10 @@ class Adapters:
         """``W + alpha / r * B A`` in place of each W; the adapters stay where they are, without effect.
 
         Raises:
-            ValueError: if a merged weight is not finite, or the matrices are quantized.
+            DowserError: if a merged weight is not finite, or the matrices are quantized.
         """
         if not self.mergeable:
-            raise ValueError("the matrices are quantized, expected plain ones; merge into the base in full precision")
+            raise DowserError("the matrices are quantized, expected plain ones; merge into the base in full precision")
         for name in self._names:
             adapted: Any = self._model.get_submodule(name)
             if is_spread(adapted.base_layer.weight):
@@ -146,6 +147,8 @@ def _merge_spread(adapted: Any, name: str) -> None:
     here = local(weight)
     merged = here + cut(moved, weight).to(here)  # weights may be kept in host memory and gathered on the GPU
     if any(added([not bool(merged.isfinite().all())])):
-        raise ValueError(f"merging the adapters into {name} gives numbers that are not finite; train with a lower rate")
+        raise DowserError(
+            f"merging the adapters into {name} gives numbers that are not finite; train with a lower rate"
+        )
     here.copy_(merged)
     adapted.merged_adapters.append(_ADAPTER)

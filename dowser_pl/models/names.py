@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["SavedNames", "as_saved", "saved_names"]
 
 
@@ -32,10 +34,10 @@ class SavedNames(dict[str, str]):
         """Say what becomes of a tensor without a saved name.
 
         Raises:
-            ValueError: always.
+            DowserError: always.
         """
         why = self._refused.get(name, "the model has no such parameter or buffer")
-        raise ValueError(
+        raise DowserError(
             f"{name} is not one tensor in the saved model: {why}. Fix: do not tune it, or tune another part"
         )
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["Quantization", "base_weight", "is_quantized", "keep_as_loaded", "quantization_options"]
 
 Quantization = Literal["none", "8bit", "4bit"]
@@ -19,10 +21,10 @@ def quantization_options(quantization: Quantization, dtype: str) -> dict[str, An
         dtype: in which 4-bit matrices multiply; "auto" stands for bfloat16.
 
     Raises:
-        ValueError: if there is no such quantization.
+        DowserError: if there is no such quantization.
     """
     if quantization not in get_args(Quantization):
-        raise ValueError(f"got quantization={quantization!r}, expected one of {list(get_args(Quantization))}.")
+        raise DowserError(f"got quantization={quantization!r}, expected one of {list(get_args(Quantization))}.")
     if quantization == "none":
         return {}
     compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)

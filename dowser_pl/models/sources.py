@@ -15,7 +15,7 @@ from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url,
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
-from dowser_pl.errors import nearest_path
+from dowser_pl.errors import DowserError, MissingFileError, nearest_path
 from dowser_pl.models.layouts import check_folder, foreign
 
 __all__ = ["EMBEDDED", "cached_snapshot", "explained", "find_source", "locate", "reachable", "stored_folder"]
@@ -43,7 +43,7 @@ def reachable(name: str) -> str:
 
     Raises:
         FileNotFoundError: the hub has no such model, or does not answer and the cache has none.
-        ValueError: the hub has it, without config.json.
+        DowserError: the hub has it, without config.json.
     """
     return _reachable(name, constants.HF_HUB_OFFLINE)
 
@@ -55,7 +55,7 @@ def _reachable(name: str, offline: bool) -> str:
         return name
     snapshot = cached_snapshot(name)
     if snapshot is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"got {name!r}: there is no such folder in {Path.cwd()}, and as a hub id it could not be fetched "
             f"({silent}). {_SAME}. Fix: correct the name, or go online once so that it is cached (hf download {name})."
         )
@@ -67,12 +67,12 @@ def _ask(name: str) -> str | None:
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_SECONDS / 2)
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"got {name!r}: there is no such folder in {Path.cwd()}, and the hub has no such model, or not for you. "
             f"{_SAME}. Fix: correct the name, or log in if it is private or gated (hf auth login)."
         ) from error
     except EntryNotFoundError as error:
-        raise ValueError(
+        raise DowserError(
             f"got {name!r}, which is on the hub without config.json: it may hold an adapter, GGUF or the layout of "
             f"other code. Expected a model written by save_pretrained. Fix: name the model that it was made from."
         ) from error
@@ -117,12 +117,12 @@ def locate(path: str) -> str:
 
     Raises:
         FileNotFoundError: a folder that does not exist or holds no model.
-        ValueError: an unknown embedded model, a file instead of a folder, or a folder with something else.
+        DowserError: an unknown embedded model, a file instead of a folder, or a folder with something else.
     """
     if path.startswith("embedded:") and path not in EMBEDDED:
-        raise ValueError(f"got {path!r}, expected one of the models shipped with the package: {list(EMBEDDED)}.")
+        raise DowserError(f"got {path!r}, expected one of the models shipped with the package: {list(EMBEDDED)}.")
     if not path.strip():
-        raise ValueError("got an empty model path, expected a hub id, a folder or 'embedded:world'.")
+        raise DowserError("got an empty model path, expected a hub id, a folder or 'embedded:world'.")
     folder = EMBEDDED.get(path, Path(path).expanduser())
     if folder.is_file():
         _refuse_file(path)
@@ -130,13 +130,13 @@ def locate(path: str) -> str:
         check_folder(path, folder)
         return str(folder)
     if path in EMBEDDED:
-        raise FileNotFoundError(f"{path} is missing from this installation ({folder}). Fix: install dowser_pl again.")
+        raise MissingFileError(f"{path} is missing from this installation ({folder}). Fix: install dowser_pl again.")
     is_id = _HUB_ID.fullmatch(path) is not None
     if not is_id or (folder.parent.is_dir() and cached_snapshot(path) is None):
         fetch = f", or fetch that model of the hub first (hf download {path})" if is_id else ""
         if "://" in path:
             fetch = f", or give the hub id alone ({'/'.join(path.split('/')[3:5])})"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"got the folder {path}, which does not exist (looked for {folder.absolute()}{nearest_path(folder)}), "
             f"expected a folder with config.json or a hub id such as 'owner/name'. Fix: correct the path{fetch}."
         )
@@ -151,7 +151,7 @@ def find_source(path: str) -> str:
 
     Raises:
         FileNotFoundError: nothing there, or the hub cannot be reached.
-        ValueError: something else is there.
+        DowserError: something else is there.
     """
     located = locate(path)
     if Path(located).is_dir():
@@ -167,7 +167,7 @@ def stored_folder(path: str) -> Path:
 
     Raises:
         FileNotFoundError: a folder that does not exist or holds no model, or a hub id that the cache does not have.
-        ValueError: as :func:`locate`.
+        DowserError: as :func:`locate`.
     """
     located = locate(path)
     if Path(located).is_dir():
@@ -175,7 +175,7 @@ def stored_folder(path: str) -> Path:
     snapshot = cached_snapshot(located)
     if snapshot is None:
         near = nearest_path(Path(path).expanduser())
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"got {path!r}: there is no such folder{near}, and the cache of the hub has no such model; correct the "
             f"name, or fetch the model once (hf download {path})"
         )
@@ -184,7 +184,7 @@ def stored_folder(path: str) -> Path:
 
 def _refuse_file(path: str) -> NoReturn:
     what, way = foreign([Path(path).name]) or ("no model by itself", "name its folder")
-    raise ValueError(f"got the file {path} ({what}), expected the folder that holds config.json. Fix: {way}.")
+    raise DowserError(f"got the file {path} ({what}), expected the folder that holds config.json. Fix: {way}.")
 
 
 @contextmanager
@@ -193,29 +193,29 @@ def explained(path: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: the hub does not have it or cannot be reached.
-        ValueError: damaged or missing files, code that is not trusted, or a package that is not installed.
+        DowserError: damaged or missing files, code that is not trusted, or a package that is not installed.
     """
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(
+        raise DowserError(
             f"the weights of {path} are damaged ({error}), expected whole safetensors files. Fix: copy or download "
             f"them again."
         ) from error
     except OSError as error:
         raise _unavailable(path, error) from error
     except (ValueError, ImportError, RecursionError, _Strict) as error:
-        raise ValueError(_advice(path, error)) from error
+        raise DowserError(_advice(path, error)) from error
 
 
 def _unavailable(path: str, error: OSError) -> Exception:
     said = _first_line(error)
     if path in EMBEDDED or Path(path).expanduser().is_dir():
-        return ValueError(
+        return DowserError(
             f"cannot load {path}: {said}. Expected a folder written by save_pretrained, with config.json, weights "
             f"and the files of the processor. Fix: copy the missing files, or save the model again."
         )
-    return FileNotFoundError(
+    return MissingFileError(
         f"got {path!r}: there is no such folder in {Path.cwd()}, and as a hub id it could not be fetched ({said}). "
         f"Expected a folder with config.json, or a hub id that exists and is reachable. Fix: correct the name, "
         f"log in if it is private (hf auth login), or go online once so that it is cached."

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dowser_pl.errors import DowserError
 from dowser_pl.models.layouts import foreign
 
 __all__ = ["WeightFiles", "weight_files"]
@@ -20,12 +21,12 @@ def weight_files(path: str, folder: Path) -> list[Path]:
         folder: that is there.
 
     Raises:
-        ValueError: there are none, two sets of them, or some that the index names are missing.
+        DowserError: there are none, two sets of them, or some that the index names are missing.
     """
     if all((folder / name).is_file() for name in _NAMES[:2]):
         named = _shards(folder / _NAMES[1])
         if _NAMES[0] not in named:
-            raise ValueError(
+            raise DowserError(
                 f"{path} holds two sets of weights, {_NAMES[0]} and the {len(named)} files that {_NAMES[1]} names, "
                 f"expected one: transformers reads the first. Fix: move the one away that is not meant."
             )
@@ -33,7 +34,7 @@ def weight_files(path: str, folder: Path) -> list[Path]:
     if first is None:
         names = sorted(entry.name for entry in folder.iterdir())
         what, way = foreign(names) or ("no weights", "copy the missing files, or fetch the model again")
-        raise ValueError(
+        raise DowserError(
             f"{path} has no file named {_NAMES[0]} or {_NAMES[1]} (it holds {', '.join(names[:8])}): got {what}, "
             f"expected the weights that belong to its config.json. Fix: {way}."
         )
@@ -42,7 +43,7 @@ def weight_files(path: str, folder: Path) -> list[Path]:
     shards = _shards(first)
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise DowserError(
             f"{len(missing)} of {len(shards)} files of weights of {path} are missing: {', '.join(missing[:5])}, "
             f"expected all that {first.name} names. Fix: copy or download them (`hf download` goes on where it ended)."
         )
@@ -53,7 +54,7 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise DowserError(
             f"{index} is damaged ({error}), expected the index of the weights. Fix: copy it again."
         ) from error
 
@@ -64,7 +65,7 @@ def _whole(files: list[Path]) -> list[Path]:
         with file.open("rb") as opened:
             start = opened.read(2)
         if file.suffix == ".bin" and not start.startswith((b"PK", b"\x80")):
-            raise ValueError(
+            raise DowserError(
                 f"{file} is damaged (it starts with {start!r}), expected weights that torch has saved. Fix: copy or "
                 "download it again."
             )

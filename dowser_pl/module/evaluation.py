@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from dowser_pl.data.encoders import turn_ends
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
 from dowser_pl.reporting import role_means
@@ -53,7 +54,7 @@ class EvaluatedModule(LightningModule):
         """The evaluation tasks of the data module, one per evaluation loader."""
         tasks = getattr(self.trainer.datamodule, "tasks", None)  # type: ignore[attr-defined]
         if tasks is None:
-            raise ValueError(
+            raise DowserError(
                 f"{type(self.trainer.datamodule).__name__} has no `tasks`: evaluation needs one "  # type: ignore[attr-defined]
                 "dowser_pl.data.Task per validation loader (name, role, metric, max_new_tokens), in their order"
             )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, get_scheduler
 from dowser_pl.distributed.collectives import check_same
 from dowser_pl.distributed.models import hand_over_gradients, spread_model
 from dowser_pl.distributed.tensors import is_spread
+from dowser_pl.errors import DowserError
 from dowser_pl.masking import (
     BaseModel,
     LocalParameters,
@@ -108,7 +109,7 @@ class ProtectedModule(EvaluatedModule):
         """Put the base back into a checkpoint that left it out, from the model that was loaded.
 
         Raises:
-            ValueError: if that is not the base of the checkpoint, or training would go on without the masks.
+            DowserError: if that is not the base of the checkpoint, or training would go on without the masks.
         """
         reload, self.holds_checkpoint = self.holds_checkpoint or self.protected is not None, True
         if "without_base" not in checkpoint:
@@ -121,13 +122,13 @@ class ProtectedModule(EvaluatedModule):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             callbacks = {callback.state_key for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
             if owner not in callbacks:
-                raise ValueError(
+                raise DowserError(
                     f"the checkpoint was trained under the masks of the callback {owner}, and this trainer has none of "
                     f"that name: got {', '.join(sorted(callbacks))}; without it, whole matrices would be trained"
                 )
         state = checkpoint["callbacks"].get(owner)
         if state is None:
-            raise ValueError(
+            raise DowserError(
                 "the checkpoint left its base model out and holds no masks to put it back with: it is damaged. Masks "
                 "are never computed on weights that were already tuned; start a fresh run from the base model instead"
             )
@@ -217,7 +218,7 @@ class MultimodalModule(ProtectedModule):
     ) -> None:
         super().__init__()
         if not 0.0 <= warmup_ratio <= 1.0:
-            raise ValueError(f"model.warmup_ratio is a share of all steps, in [0, 1]; got {warmup_ratio}")
+            raise DowserError(f"model.warmup_ratio is a share of all steps, in [0, 1]; got {warmup_ratio}")
         self.path = path
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
@@ -312,7 +313,7 @@ class MultimodalModule(ProtectedModule):
         mean over the batches since the last optimizer step.
 
         Raises:
-            ValueError: when the loss is not finite; the last checkpoint is kept.
+            DowserError: when the loss is not finite; the last checkpoint is kept.
         """
         rows = batch.pop("ids", None)
         if {"projector", "vision"} & set(self.also_train) and spread_model(self.network):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import unpack
 from dowser_pl.masking.base_model import Change
 from dowser_pl.patches.model_folder import PATCHES, resolve
@@ -129,7 +130,7 @@ def read_applied(folder: Path) -> list[Applied]:
     """The patches of a folder, first to last; none if it never had one.
 
     Raises:
-        ValueError: if the list is damaged.
+        DowserError: if the list is damaged.
     """
     path = folder / PATCHES / _LIST
     if not path.is_file():
@@ -137,10 +138,10 @@ def read_applied(folder: Path) -> list[Applied]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, expected {FORMAT}")
+            raise DowserError(f"format {content['format']}, expected {FORMAT}")
         return [_parse(entry) for entry in content["patches"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy the folder again, or patch its base again") from error
+        raise DowserError(f"{path} is damaged ({error}); copy the folder again, or patch its base again") from error
 
 
 def _parse(entry: dict[str, Any]) -> Applied:

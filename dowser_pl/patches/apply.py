@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.files.sealed import reseal
 from dowser_pl.patches.applied import Applied, Beneath, file_digest, read_applied, undo_file, write_applied
@@ -41,7 +42,7 @@ def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch:
         What was done, one entry for each of ``patches``.
 
     Raises:
-        ValueError: if a patch does not belong to the base, is there already, is damaged, or the folder is no model.
+        DowserError: if a patch does not belong to the base, is there already, is damaged, or the folder is no model.
         OSError: if the disk is full.
     """
     check_free(out, base)
@@ -72,19 +73,19 @@ def check_free(out: Path, source: Path) -> None:
     """Refuse to write to a folder that is there already, unless it is empty, or that is inside the one to copy.
 
     Raises:
-        ValueError: saying what to do.
+        DowserError: saying what to do.
     """
     if source.resolve() in out.resolve().parents:
-        raise ValueError(f"{out} is inside {source}, which is copied; name a folder elsewhere with --out")
+        raise DowserError(f"{out} is inside {source}, which is copied; name a folder elsewhere with --out")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} exists already and is not overwritten; name a new folder with --out")
+        raise DowserError(f"{out} exists already and is not overwritten; name a new folder with --out")
 
 
 def _digests(patches: Sequence[Path], applied: Sequence[Applied]) -> list[str]:
     """SHA-256 of each patch file.
 
     Raises:
-        ValueError: if one is there already, or given twice.
+        DowserError: if one is there already, or given twice.
     """
     known = {entry.sha256: f"applied to this folder already (as {entry.file})" for entry in applied}
     digests = []
@@ -92,7 +93,7 @@ def _digests(patches: Sequence[Path], applied: Sequence[Applied]) -> list[str]:
         with Patch.open(path):  # says what is wrong with a path that is no patch
             digest = file_digest(path)
         if digest in known:
-            raise ValueError(f"{path} is {known[digest]}, expected each patch once; leave it out")
+            raise DowserError(f"{path} is {known[digest]}, expected each patch once; leave it out")
         known[digest] = f"the same patch as {path}"
         digests.append(digest)
     return digests
@@ -120,18 +121,18 @@ def _verify(patch: Patch, folder: Path, slots: dict[str, Slot], beneath: Beneath
                 advice = f"take the patches of {folder} off first (`patch remove`), or "
             else:
                 advice = f"add --cast to convert the new folder to {expected}, or "
-            raise ValueError(
+            raise DowserError(
                 f"{target} is {got} in {folder} and {expected} in {patch.path}; {advice}name a base in {expected}"
             )
         if tuple(tensor.shape) != change.shape:
-            raise ValueError(
+            raise DowserError(
                 f"{target} has shape {tuple(tensor.shape)} in {folder} and {change.shape} in {patch.path}; name the "
                 "base that the patch was made from"
             )
         digest = tensor_digest(beneath.uncover(target, tensor))
         if digest != change.base_sha256:
             made_from = patch.head["base"]["model"]
-            raise ValueError(
+            raise DowserError(
                 f"{patch.path} was made from another base than {folder}: {target} has digest {digest[:12]}, expected "
                 f"{change.base_sha256[:12]}. Nothing was written; name the base it was made from"
                 + (f" ({made_from})" if made_from else "")
@@ -177,14 +178,14 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
         The patch that was taken off.
 
     Raises:
-        ValueError: if there is no patch, another one must come off first, or a tensor was changed since.
+        DowserError: if there is no patch, another one must come off first, or a tensor was changed since.
         OSError: if the disk is full.
     """
     if out is not None:
         check_free(out, folder)
     applied = read_applied(folder)
     if not applied:
-        raise ValueError(f"{folder} has no patch to remove; name a folder that `patch apply` wrote")
+        raise DowserError(f"{folder} has no patch to remove; name a folder that `patch apply` wrote")
     if patch is not None:
         _check_last(folder, applied, patch)
     last = applied[-1]
@@ -193,7 +194,7 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
         check_narrowable(folder, last.widened)
     settings = folder / GENERATION
     if last.ends is not None and not (settings.is_file() and file_digest(settings) == last.ends["after"]):
-        raise ValueError(
+        raise DowserError(
             f"{GENERATION} in {folder} was changed after the patch was applied. Nothing was written; undo that change, "
             "or apply the patch to its base again and go on from there"
         )
@@ -222,10 +223,10 @@ def _check_last(folder: Path, applied: Sequence[Applied], patch: Path) -> None:
     wanted = patch.name if digest is None else digest
     if wanted not in known:
         listed = ", ".join(entry.file for entry in applied)
-        raise ValueError(f"{patch} is not applied to {folder}, which has, first to last: {listed}; name the last one")
+        raise DowserError(f"{patch} is not applied to {folder}, which has, first to last: {listed}; name the last one")
     if wanted != known[-1]:
         later = [entry.file for entry in applied[known.index(wanted) + 1 :]]
-        raise ValueError(f"patches come off last to first: before {patch}, remove {', '.join(reversed(later))}")
+        raise DowserError(f"patches come off last to first: before {patch}, remove {', '.join(reversed(later))}")
 
 
 def _each_restored(folder: Path, number: int, last: Applied, write_back: bool) -> None:
@@ -244,7 +245,7 @@ def _each_restored(folder: Path, number: int, last: Applied, write_back: bool) -
 def _expect(folder: Path, name: str, tensor: Tensor, digest: str) -> None:
     got = tensor_digest(tensor)
     if got != digest:
-        raise ValueError(
+        raise DowserError(
             f"{name} in {folder} was changed after the patch was applied: it has digest {got[:12]}, expected "
             f"{digest[:12]}. Nothing was written; apply the patch to its base again and go on from there"
         )

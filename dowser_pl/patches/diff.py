@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable, pack
 from dowser_pl.functional.selection import highest
 from dowser_pl.masking.base_model import Change
@@ -42,7 +43,7 @@ def difference(base: Path, tuned: Path, update_ratio: float | None = None) -> Di
             None = all that differ.
 
     Raises:
-        ValueError: if the folders do not hold the same tensors, nothing differs, or a distance is not a number.
+        DowserError: if the folders do not hold the same tensors, nothing differs, or a distance is not a number.
     """
     found, expected = find_slots(tuned), find_slots(base)
     check_same_tensors(base, expected, tuned, found)
@@ -62,7 +63,7 @@ def difference(base: Path, tuned: Path, update_ratio: float | None = None) -> Di
             changes[name] = change_between(before, after, mask)
     if not changes:
         also = f" in matrices; {len(left_out)} smaller tensors differ" if left_out else ""
-        raise ValueError(f"no entry of {tuned} differs from {base}{also}, expected some; name the tuned model second")
+        raise DowserError(f"no entry of {tuned} differs from {base}{also}, expected some; name the tuned model second")
     return Difference(changes, tuple(left_out))
 
 
@@ -77,7 +78,7 @@ def _furthest(name: str, before: Tensor, after: Tensor, k: int) -> Tensor:
     """Mask of the k entries with the largest distance, ties going to the lower flat index."""
     distance = (after.float() - before.float()).abs()
     if bool(distance.isnan().any()):
-        raise ValueError(f"{name} holds a distance that is not a number, expected finite weights; leave the ratio out")
+        raise DowserError(f"{name} holds a distance that is not a number, expected finite weights; leave the ratio out")
     return highest(distance, k)
 
 
@@ -85,18 +86,18 @@ def check_same_tensors(base: Path, expected: Mapping[str, Slot], tuned: Path, fo
     """Refuse a tuned model whose tensors are not those of its base in names, shapes and dtypes.
 
     Raises:
-        ValueError: naming the first that differs.
+        DowserError: naming the first that differs.
     """
     missing, left_over = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or left_over:
         here, name = (base, missing[0]) if missing else (tuned, left_over[0])
-        raise ValueError(
+        raise DowserError(
             f"{base} and {tuned} hold different tensors ({len(missing)} are only in the first, {len(left_over)} only "
             f"in the second; {name} is only in {here}), expected the same model tuned; save both with save_pretrained"
         )
     for name, slot in expected.items():
         if (found[name].shape, found[name].code) != (slot.shape, slot.code):
             got, wanted = (f"{dtype_name(one.dtype)} of shape {one.shape}" for one in (found[name], slot))
-            raise ValueError(
+            raise DowserError(
                 f"{name} is {got} in {tuned} and {wanted} in {base}, expected the same; save both in one dtype"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dowser_pl.errors import DowserError
 from dowser_pl.patches.applied import Applied, Widening, file_digest
 from dowser_pl.patches.conversion import fits, write_under
 from dowser_pl.patches.model_folder import CONFIG, INDEX, find_shards, find_slots, resolve
@@ -53,7 +54,7 @@ def dtype_to_cast(
         None to leave the folder as it is, also where only a lossy conversion would help and nobody asked for one.
 
     Raises:
-        ValueError: if a conversion was asked for that the patches do not agree on, or that the folder cannot have.
+        DowserError: if a conversion was asked for that the patches do not agree on, or that the folder cannot have.
     """
     names = {entry["dtype"] for patch in patches for entry in patch.head["tensors"].values()}
     dtypes = [dtype for dtype in FLOATING if dtype_name(dtype) in names]
@@ -63,7 +64,7 @@ def dtype_to_cast(
         return wanted if fits else None
     if len(dtypes) != 1:
         got = ", ".join(sorted(dtype_name(dtype) for dtype in dtypes)) or "none"
-        raise ValueError(
+        raise DowserError(
             f"--cast needs patches of one floating dtype, got {got}; load the base with the dtypes that the run used, "
             "save it with save_pretrained and name that folder"
         )
@@ -71,7 +72,7 @@ def dtype_to_cast(
     if {slot.code for slot in slots.values()} & CASTABLE <= {CODES[dtype]}:
         return None
     if applied:
-        raise ValueError(f"{base} has patches, which --cast would make irremovable; cast its base, then apply all")
+        raise DowserError(f"{base} has patches, which --cast would make irremovable; cast its base, then apply all")
     return dtype
 
 
@@ -108,19 +109,19 @@ def check_narrowable(folder: Path, widening: Widening) -> None:
     """Refuse a folder whose files are not those that were converted.
 
     Raises:
-        ValueError: naming the first one.
+        DowserError: naming the first one.
     """
     described = {name for name in _DESCRIPTIONS if (folder / name).is_file()}
     odd = sorted(set(widening.contents) ^ {*_shards(folder), *described} or set(widening.written) ^ described)
     if odd:
-        raise ValueError(_changed(folder, odd[0]))
+        raise DowserError(_changed(folder, odd[0]))
     for name, content in widening.contents.items():
         if name in widening.written:
             same = file_digest(folder / name) == widening.written[name]
         else:
             same = fits(folder / name, content.encode())
         if not same:
-            raise ValueError(_changed(folder, name))
+            raise DowserError(_changed(folder, name))
 
 
 def narrow(folder: Path, widening: Widening, called: Path) -> None:
@@ -132,7 +133,7 @@ def narrow(folder: Path, widening: Widening, called: Path) -> None:
         called: the name under which a person knows it.
 
     Raises:
-        ValueError: if a file does not come out as it was, or was not what it was converted to (also where the base
+        DowserError: if a file does not come out as it was, or was not what it was converted to (also where the base
             itself held a NaN, whose bits a conversion need not keep); the folder is half converted then.
     """
     for name, content in widening.contents.items():
@@ -144,7 +145,7 @@ def narrow(folder: Path, widening: Widening, called: Path) -> None:
             exact = write_under(path, narrowed, content.encode())
             narrowed.replace(path)
         if not exact or file_digest(path) != widening.digests[name]:
-            raise ValueError(_changed(called, name))
+            raise DowserError(_changed(called, name))
 
 
 def _shards(folder: Path) -> list[str]:

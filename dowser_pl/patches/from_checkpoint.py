@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.distributed.checkpoint import is_folder, read_file, read_folder
-from dowser_pl.errors import nearest_path
+from dowser_pl.errors import DowserError, nearest_path
 from dowser_pl.masking.base_model import BaseModel, Change
 
 __all__ = ["CheckpointPatch", "read_checkpoint_patch"]
@@ -39,13 +39,13 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
         path: the folder of a run, whose ``checkpoints/last.ckpt`` is taken, or a checkpoint.
 
     Raises:
-        ValueError: if there is none, it cannot be read, no masks are in it, or a trained tensor is not one tensor in
+        DowserError: if there is none, it cannot be read, no masks are in it, or a trained tensor is not one tensor in
             the files of the model.
     """
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() and not is_folder(path) else path
     if not (file.is_file() or is_folder(file)):
         near = "" if path.exists() else nearest_path(path)
-        raise ValueError(
+        raise DowserError(
             f"there is no checkpoint {file}{near}; give the folder of a run that wrote one, or the .ckpt file or folder"
         )
     checkpoint = _load(file)
@@ -53,7 +53,7 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
     states = callbacks.values() if isinstance(callbacks, Mapping) else ()
     state = next((each for each in states if isinstance(each, Mapping) and {"base", "entries"} <= set(each)), None)
     if state is None:
-        raise ValueError(
+        raise DowserError(
             f"{file} holds no masks, expected a checkpoint of a run that protects a model with dowser_pl; for a "
             "tuned model folder use `patch diff`"
         )
@@ -63,7 +63,7 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
         head = {"base": base.head, "method": state["method"]}
         return CheckpointPatch(file, changes, head, checkpoint["global_step"], state["frozen_digest"]["before"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise DowserError(
             f"{file} is damaged or was written by another version of dowser_pl ({type(error).__name__}: {error}); "
             "export with the version that wrote it, or give another checkpoint"
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dowser_pl.errors import DowserError
 from dowser_pl.patches.safetensors_file import FLOATING, dtype_name
 
 __all__ = ["edit", "read_object", "with_dtype", "with_total_size", "with_value"]
@@ -20,14 +21,14 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        ValueError: if it holds none.
+        DowserError: if it holds none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy or download it again") from error
+        raise DowserError(f"{path} is no JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; copy or download it again")
+        raise DowserError(f"{path} holds no JSON object; copy or download it again")
     return content
 
 

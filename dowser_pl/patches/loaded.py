@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from dowser_pl.errors import nearest_names
+from dowser_pl.errors import DowserError, nearest_names
 from dowser_pl.masking.base_model import Change
 from dowser_pl.patches.patch import Patch, exchange, tensor_digest
 from dowser_pl.patches.safetensors_file import dtype_name
@@ -30,17 +30,17 @@ class Undo:
         """Put the base values back, in place and bit for bit.
 
         Raises:
-            ValueError: if that was done already, or the model was changed since; the patched entries hold their base
+            DowserError: if that was done already, or the model was changed since; the patched entries hold their base
                 values then, and the message names the first tensor in which others do not.
         """
         if not self._changes:
-            raise ValueError("this patch is off the model already; apply it again first")
+            raise DowserError("this patch is off the model already; apply it again first")
         changes, self._changes = self._changes, {}
         for name, change in changes.items():
             exchange(self._tensors[name], change)
         for name, change in changes.items():
             if tensor_digest(self._tensors[name]) != change.base_sha256:
-                raise ValueError(
+                raise DowserError(
                     f"{name} was changed after the patch was applied, also where the patch does not reach; load the "
                     "base model again"
                 )
@@ -57,7 +57,7 @@ def apply_to_model(model: nn.Module, patch: Patch) -> Undo:
         What takes it off again.
 
     Raises:
-        ValueError: if a tensor is not in the model, is shared with another one, or is not that of the base; nothing
+        DowserError: if a tensor is not in the model, is shared with another one, or is not that of the base; nothing
             is written then.
     """
     tensors = _tensors(model)
@@ -91,14 +91,14 @@ def _targets(model: nn.Module, patch: Patch, tensors: Mapping[str, Tensor]) -> d
             candidates = (runtime, by_saved_name.get(name), name)
             target = next((candidate for candidate in candidates if candidate in tensors), None)
             if target is None:
-                raise ValueError(
+                raise DowserError(
                     f"{patch.path} changes {name}, which is no single tensor of this {type(model).__name__}"
                     f"{nearest_names(name, by_saved_name)}. Apply the patch to the folder of its base (`patch apply`) "
                     "and load that"
                 )
             found[name] = target
     if len(set(found.values())) < len(found):
-        raise ValueError(
+        raise DowserError(
             f"two tensors of {patch.path} are the same one in the model; the patch is damaged, make it again"
         )
     return found
@@ -119,7 +119,7 @@ def _refuse_shared(tensors: Mapping[str, Tensor], targets: Mapping[str, str]) ->
     for target in targets.values():
         shared = names[id(tensors[target])]
         if len(shared) > 1:
-            raise ValueError(
+            raise DowserError(
                 f"{' and '.join(shared)} are one tied tensor, expected one that is used in one place only: a patch "
                 "of it would change both; tune the model without it"
             )
@@ -128,14 +128,14 @@ def _refuse_shared(tensors: Mapping[str, Tensor], targets: Mapping[str, str]) ->
 def _verify(patch: Patch, name: str, target: str, tensor: Tensor) -> None:
     change = patch.change(name)
     if tensor.dtype != change.values.dtype or tuple(tensor.shape) != change.shape:
-        raise ValueError(
+        raise DowserError(
             f"{target} is {dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)} in the model and "
             f"{dtype_name(change.values.dtype)} of shape {change.shape} in {patch.path}; load the base model with "
             f"dtype={dtype_name(change.values.dtype)}"
         )
     digest = tensor_digest(tensor)
     if digest != change.base_sha256:
-        raise ValueError(
+        raise DowserError(
             f"{target} has digest {digest[:12]} in the model, expected {change.base_sha256[:12]}: it is not the base "
             f"of {patch.path}, or is tuned or patched already. Nothing was written; load the base model "
             f"({patch.head['base']['model'] or 'not recorded'}), or stack patches in a folder with `patch apply`"

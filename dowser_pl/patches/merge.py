@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.masking.base_model import Change
@@ -45,12 +46,12 @@ class Versions:
             numbers; None = as it is.
 
     Raises:
-        ValueError: if a folder is no model, has other tensors than the base, or the base has patches.
+        DowserError: if a folder is no model, has other tensors than the base, or the base has patches.
     """
 
     def __init__(self, base: Path, tuned: Sequence[Path]) -> None:
         if read_applied(base):
-            raise ValueError(f"{base} has patches, expected a base; take them off first (`patch remove`)")
+            raise DowserError(f"{base} has patches, expected a base; take them off first (`patch remove`)")
         self.base, self.tuned = base, list(tuned)
         self._slots, self._tuned_slots = find_slots(base), [find_slots(folder) for folder in tuned]
         self.names = list(self._slots)
@@ -138,7 +139,7 @@ class Merge:
         generation: tokens that end an answer of the tuned models and not of the base, as for ``add_ends``.
 
     Raises:
-        ValueError: if nothing was tuned, or the method cannot do it.
+        DowserError: if nothing was tuned, or the method cannot do it.
     """
 
     def __init__(self, versions: Versions, method: Method, take_others: bool = True, only: Sequence[str] = ()) -> None:
@@ -153,13 +154,13 @@ class Merge:
         if not self._matrices:
             asked = f" that matches {' or '.join(only)}" if only else ""
             also = f"; {len(self.others)} other tensors were, first {self.others[0]}" if self.others else ""
-            raise ValueError(f"no matrix{asked} was tuned{also}. Expected a model tuned from {versions.base}")
+            raise DowserError(f"no matrix{asked} was tuned{also}. Expected a model tuned from {versions.base}")
 
     def write_folder(self, out: Path) -> None:
         """Write the merged model: a copy of the base with the changed tensors put in; whole or not at all.
 
         Raises:
-            ValueError: if the folder is there already, or a number became infinite.
+            DowserError: if the folder is there already, or a number became infinite.
             OSError: if the disk is full.
         """
         for source in (self.versions.base, *self.versions.tuned):
@@ -175,7 +176,7 @@ class Merge:
         """The merged model as a patch of the base, all of which is held.
 
         Raises:
-            ValueError: if nothing differs from the base in the end, or a number became infinite.
+            DowserError: if nothing differs from the base in the end, or a number became infinite.
         """
         found = {
             name: change_between(self.versions.before(name), after, differs)
@@ -183,7 +184,7 @@ class Merge:
             if bool(differs.any())
         }
         if not found:
-            raise ValueError("the merged model is the base, bit for bit: there is nothing to put into a patch")
+            raise DowserError("the merged model is the base, bit for bit: there is nothing to put into a patch")
         return found
 
     def _tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -217,7 +218,7 @@ class Merge:
         if all(torch.equal(as_bits(value), as_bits(values[0])) for value in values):
             return values[0]
         if before.dtype not in FLOATING:
-            raise ValueError(
+            raise DowserError(
                 f"{name} is {dtype_name(before.dtype)} and the tuned models changed it differently, which has no "
                 "mean; keep what the base has (--others base)"
             )
@@ -228,18 +229,18 @@ def _check_method(method: Method, num_tuned: int) -> None:
     """Refuse what cannot be done to finished models."""
     name = type(method).__name__
     if method.moment != "after_fit":
-        raise ValueError(
+        raise DowserError(
             f"{name} decides before or during training, expected a method that decides after it, by the tuned weights; "
             f"train with it: fit --dowser.method {name}"
         )
     missing = sorted(method.needs - {"tuned"})
     if missing:
-        raise ValueError(
+        raise DowserError(
             f"{name} needs the {' and '.join(missing).replace('_', ' ')} of calibration data, which model folders do "
             f"not hold; train with it: fit --dowser.method {name}"
         )
     if num_tuned > 1 and type(method).merge_all is Method.merge_all:
-        raise ValueError(f"{name} merges one tuned model with its base, got {num_tuned}; give one, or use Ties")
+        raise DowserError(f"{name} merges one tuned model with its base, got {num_tuned}; give one, or use Ties")
 
 
 def _matches(name: str, only: Sequence[str]) -> bool:
@@ -254,7 +255,7 @@ def _block(name: str) -> str:
 
 def _check_finite(name: str, merged: Tensor, *sources: Tensor) -> None:
     if not bool(merged.isfinite().all()) and all(bool(source.isfinite().all()) for source in sources):
-        raise ValueError(
+        raise DowserError(
             f"{name} got numbers that {dtype_name(merged.dtype)} does not hold; lower the scale, keep more moves, or "
             "merge models saved in float32"
         )

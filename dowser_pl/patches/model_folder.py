@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dowser_pl.errors import nearest_names
+from dowser_pl.errors import DowserError, nearest_names
 from dowser_pl.patches.conversion import rewrite
 from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
 from dowser_pl.patches.patch import Patch
@@ -46,13 +46,13 @@ def find_slots(folder: Path) -> dict[str, Slot]:
     """Name -> where it lies, over all shards of a model.
 
     Raises:
-        ValueError: if the folder has no whole safetensors weights.
+        DowserError: if the folder has no whole safetensors weights.
     """
     slots: dict[str, Slot] = {}
     for shard in find_shards(folder):
         for name, slot in read_slots(shard).items():
             if name in slots:
-                raise ValueError(f"{name} lies in {slots[name].file} and in {shard}, expected it once; save it again")
+                raise DowserError(f"{name} lies in {slots[name].file} and in {shard}, expected it once; save it again")
             slots[name] = slot
     return slots
 
@@ -66,7 +66,7 @@ def resolve(patch: Patch, names: Collection[str], place: object) -> dict[str, st
         place: what they are in, for the message.
 
     Raises:
-        ValueError: if a tensor is not there, or two are the same one.
+        DowserError: if a tensor is not there, or two are the same one.
     """
     found: dict[str, str] = {}
     for name in patch.names:
@@ -74,13 +74,13 @@ def resolve(patch: Patch, names: Collection[str], place: object) -> dict[str, st
         target = next((candidate for candidate in (name, runtime) if candidate in names), None)
         if target is None:
             also = f" (in the loaded model: {runtime})" if runtime else ""
-            raise ValueError(
+            raise DowserError(
                 f"{patch.path} changes {name}{also}, which {place} does not have{nearest_names(name, names)}. A patch "
                 "fits the model it was made from, saved under the same names; name that model"
             )
         found[name] = target
     if len(set(found.values())) < len(found):
-        raise ValueError(
+        raise DowserError(
             f"two tensors of {patch.path} are the same one in {place}; the patch is damaged, make it again"
         )
     return found
@@ -131,7 +131,7 @@ def find_shards(folder: Path) -> list[Path]:
     """The safetensors files of a model.
 
     Raises:
-        ValueError: if there are none, or one is missing.
+        DowserError: if there are none, or one is missing.
     """
     if (folder / SINGLE).is_file():  # transformers looks in this order
         return [folder / SINGLE]
@@ -139,11 +139,11 @@ def find_shards(folder: Path) -> list[Path]:
         return [_shard(folder, name) for name in sorted(set(_read_index(folder)["weight_map"].values()))]
     pickled = find_pickled(folder)
     if pickled:
-        raise ValueError(
+        raise DowserError(
             f"{folder} holds its weights as {pickled[0].name}, expected safetensors; convert it once with "
             "from_pretrained(...) and save_pretrained(...), and name the new folder"
         )
-    raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder that save_pretrained wrote")
+    raise DowserError(f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder that save_pretrained wrote")
 
 
 def find_pickled(folder: Path) -> list[Path]:
@@ -156,14 +156,14 @@ def find_pickled(folder: Path) -> list[Path]:
 
 def _shard(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise ValueError(f"{folder} lacks {name}, which {INDEX} names; copy or download it again")
+        raise DowserError(f"{folder} lacks {name}, which {INDEX} names; copy or download it again")
     return folder / name
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     index = read_object(folder / INDEX)
     if not isinstance(index.get("weight_map"), dict):
-        raise ValueError(f"{folder / INDEX} has no weight_map; copy or download it again")
+        raise DowserError(f"{folder / INDEX} has no weight_map; copy or download it again")
     return index
 
 

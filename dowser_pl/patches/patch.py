@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dowser_pl.errors import nearest_path
+from dowser_pl.errors import DowserError, nearest_path
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.files.digests import digest as tensor_digest
 from dowser_pl.files.sealed import Kind, Sealed, seal
@@ -73,12 +73,12 @@ def save_patch(path: str | Path, changes: Mapping[str, Change], head: Mapping[st
             ``scores``, ``versions`` and ``created_by``, JSON-able; what is missing is written as null.
 
     Raises:
-        ValueError: if a change does not fit itself, a value is not finite, or the head has a field that is none.
+        DowserError: if a change does not fit itself, a value is not finite, or the head has a field that is none.
         OSError: if the disk is full.
     """
     unknown = sorted(set(head) - set(_FIELDS))
     if unknown:
-        raise ValueError(f"a patch has no field {unknown[0]!r}, expected some of: {', '.join(_FIELDS)}")
+        raise DowserError(f"a patch has no field {unknown[0]!r}, expected some of: {', '.join(_FIELDS)}")
     tensors: dict[str, Tensor] = {}
     described: dict[str, dict[str, Any]] = {}
     for name, change in changes.items():
@@ -126,11 +126,11 @@ class Patch:
             finite: refuse values that are NaN or infinite; false for what stood in a base, which has what it has.
 
         Raises:
-            ValueError: if there is none, it is damaged, or it is something else.
+            DowserError: if there is none, it is damaged, or it is something else.
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"there is no patch file {path}{nearest_path(path)}; `patch diff` and `fit` write one")
+            raise DowserError(f"there is no patch file {path}{nearest_path(path)}; `patch diff` and `fit` write one")
         file = Sealed(path, KIND)
         file.tell()
         return cls(file, finite)
@@ -149,7 +149,7 @@ class Patch:
         """Read what the patch does to one tensor.
 
         Raises:
-            ValueError: if the file is damaged, or a value is not finite.
+            DowserError: if the file is damaged, or a value is not finite.
         """
         described, file = self.head["tensors"][name], self._file
         mask = file.read(f"{name}.mask") if f"{name}.mask" in file.names() else None
@@ -157,7 +157,7 @@ class Patch:
         change = Change(tuple(described["shape"]), mask, values, described["base_sha256"], described["runtime"])
         try:
             if dtype_name(values.dtype) != described["dtype"]:
-                raise ValueError(f"{name}: got {dtype_name(values.dtype)} values, expected {described['dtype']}")
+                raise DowserError(f"{name}: got {dtype_name(values.dtype)} values, expected {described['dtype']}")
             _check(name, change)
         except ValueError as error:
             raise file.damaged(str(error)) from error
@@ -172,7 +172,7 @@ class Patch:
         """Read all of it, one tensor after the other.
 
         Raises:
-            ValueError: as :meth:`change`.
+            DowserError: as :meth:`change`.
         """
         for name in self.names:
             self.change(name)
@@ -197,7 +197,7 @@ def _check_finite(what: str, values: Tensor) -> None:
     odd = ~torch.isfinite(values.float() if values.element_size() == 1 else values)
     if bool(odd.any()):
         first = values[odd].flatten()[0].item()
-        raise ValueError(
+        raise DowserError(
             f"{what} has {int(odd.sum())} values that are not finite (the first is {first}), expected numbers; make "
             "the patch from a run or a checkpoint before that"
         )
@@ -208,13 +208,13 @@ def _check(name: str, change: Change) -> None:
     mask, values, numel = change.mask, change.values, math.prod(change.shape)
     if mask is None:
         if tuple(values.shape) != tuple(change.shape):
-            raise ValueError(f"{name}: got values of shape {tuple(values.shape)}, expected the whole {change.shape}")
+            raise DowserError(f"{name}: got values of shape {tuple(values.shape)}, expected the whole {change.shape}")
         return
     if mask.dtype != torch.uint8 or tuple(mask.shape) != (-(-numel // 8),):
         got = f"{dtype_name(mask.dtype)} of shape {tuple(mask.shape)}"
-        raise ValueError(f"{name}: got a mask that is {got}, expected packed bits, ({-(-numel // 8)},) uint8")
+        raise DowserError(f"{name}: got a mask that is {got}, expected packed bits, ({-(-numel // 8)},) uint8")
     if numel % 8 and int(mask[-1]) >> numel % 8:
-        raise ValueError(f"{name}: got a mask with bits behind entry {numel}, expected none")
+        raise DowserError(f"{name}: got a mask with bits behind entry {numel}, expected none")
     entries = int(torch.bincount(mask, minlength=256) @ _SET_BITS)
     if tuple(values.shape) != (entries,):
-        raise ValueError(f"{name}: got values of shape {tuple(values.shape)}, expected ({entries},), one per set bit")
+        raise DowserError(f"{name}: got values of shape {tuple(values.shape)}, expected ({entries},), one per set bit")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
+
 __all__ = [
     "CASTABLE",
     "CODES",
@@ -79,10 +81,10 @@ class Slot:
         """Its dtype in PyTorch.
 
         Raises:
-            ValueError: if PyTorch has none.
+            DowserError: if PyTorch has none.
         """
         if self.code not in DTYPES:
-            raise ValueError(f"{self.name} in {self.file} is {self.code}, expected one of: {', '.join(DTYPES)}")
+            raise DowserError(f"{self.name} in {self.file} is {self.code}, expected one of: {', '.join(DTYPES)}")
         return DTYPES[self.code]
 
 
@@ -90,7 +92,7 @@ def read_slots(path: Path) -> dict[str, Slot]:
     """Name -> where it lies, in the order of the file.
 
     Raises:
-        ValueError: if it is no whole safetensors file.
+        DowserError: if it is no whole safetensors file.
     """
     header, start = read_header(path)
     size = path.stat().st_size
@@ -99,10 +101,10 @@ def read_slots(path: Path) -> dict[str, Slot]:
     end = start
     for slot in slots:
         if slot.start != end:
-            raise ValueError(_damaged(path, f"{slot.name} starts at byte {slot.start}, expected {end}"))
+            raise DowserError(_damaged(path, f"{slot.name} starts at byte {slot.start}, expected {end}"))
         end += slot.nbytes
     if end != size:
-        raise ValueError(_damaged(path, f"it has {size:,} bytes, expected {end:,}"))
+        raise DowserError(_damaged(path, f"it has {size:,} bytes, expected {end:,}"))
     return {slot.name: slot for slot in slots}
 
 
@@ -112,7 +114,7 @@ def read(slot: Slot) -> Tensor:
     with slot.file.open("rb") as file:
         file.seek(slot.start)
         if file.readinto(data) != slot.nbytes:
-            raise ValueError(_damaged(slot.file, f"{slot.name} ends early"))
+            raise DowserError(_damaged(slot.file, f"{slot.name} ends early"))
     flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     return flat.view(slot.dtype).view(slot.shape)
 
@@ -128,11 +130,11 @@ def write(slot: Slot, tensor: Tensor) -> None:
     """Put a tensor back where it lies; nothing else of the file changes.
 
     Raises:
-        ValueError: if it is of another shape or dtype.
+        DowserError: if it is of another shape or dtype.
     """
     if tuple(tensor.shape) != slot.shape or tensor.dtype != slot.dtype:
         got, expected = _kind(tuple(tensor.shape), tensor.dtype), _kind(slot.shape, slot.dtype)
-        raise ValueError(f"{slot.name} in {slot.file} cannot hold {got}, expected {expected}")
+        raise DowserError(f"{slot.name} in {slot.file} cannot hold {got}, expected {expected}")
     with slot.file.open("r+b") as file:
         file.seek(slot.start)
         file.write(as_bytes(tensor))
@@ -158,12 +160,12 @@ def read_header(path: Path) -> tuple[bytes, int]:
     """The header, a JSON object as the file has it, and the byte at which the tensors start.
 
     Raises:
-        ValueError: if the file is shorter than its header.
+        DowserError: if the file is shorter than its header.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size - 8:
-            raise ValueError(_damaged(path, "its header is longer than the file"))
+            raise DowserError(_damaged(path, "its header is longer than the file"))
         return file.read(length), 8 + length
 
 
@@ -171,9 +173,9 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
         header = json.loads(content)
     except ValueError as error:
-        raise ValueError(_damaged(path, f"its header is no JSON: {error}")) from error
+        raise DowserError(_damaged(path, f"its header is no JSON: {error}")) from error
     if not isinstance(header, dict):
-        raise ValueError(_damaged(path, "its header is no object"))
+        raise DowserError(_damaged(path, "its header is no object"))
     return header
 
 
@@ -182,9 +184,9 @@ def _slot(path: Path, name: str, entry: Any, start: int) -> Slot:
         code, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
         first, last = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(_damaged(path, f"its header does not say where {name} lies")) from error
+        raise DowserError(_damaged(path, f"its header does not say where {name} lies")) from error
     if code in DTYPES and last - first != math.prod(shape) * DTYPES[code].itemsize:
-        raise ValueError(_damaged(path, f"{name} has {last - first} bytes, which is not {code} of shape {shape}"))
+        raise DowserError(_damaged(path, f"{name} has {last - first} bytes, which is not {code} of shape {shape}"))
     return Slot(path, name, code, shape, start + first, last - first)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.patches.conversion import new_header
 from dowser_pl.patches.model_folder import PICKLED, SINGLE, find_pickled, find_shards
 from dowser_pl.patches.safetensors_file import (
@@ -79,7 +80,7 @@ def shards_of(folder: Path) -> list[Shard]:
     """The files of the weights of a model, those that transformers reads.
 
     Raises:
-        ValueError: if there are none, or one is missing or damaged.
+        DowserError: if there are none, or one is missing or damaged.
     """
     pickled = find_pickled(folder)
     return [_unpickled(path) for path in pickled] if pickled else [_shard(path) for path in find_shards(folder)]
@@ -98,7 +99,7 @@ def _unpickled(path: Path) -> Shard:
     tensors = {}
     for name, tensor in _load(path).items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in CODES:
-            raise ValueError(f"{name} in {path} is no plain tensor; save the model again with save_pretrained")
+            raise DowserError(f"{name} in {path} is no plain tensor; save the model again with save_pretrained")
         code, shape = CODES[tensor.dtype], tuple(tensor.shape)
         nbytes = tensor.numel() * tensor.element_size()
         tensors[name] = Stored(name, code, shape, nbytes, tensor.detach, partial(as_bytes, tensor))
@@ -116,7 +117,7 @@ def _load(path: Path) -> dict[str, Any]:
         except RuntimeError:  # not a zip file
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} holds no readable weights ({error}); copy or download it again") from error
+        raise DowserError(f"{path} holds no readable weights ({error}); copy or download it again") from error
     return dict(content)
 
 

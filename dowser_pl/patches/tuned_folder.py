@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.models.names import as_saved
 from dowser_pl.models.sources import stored_folder
 from dowser_pl.patches.dtypes import holds
@@ -93,7 +94,7 @@ class TunedFolder:
         dtype: of the tuned model.
 
     Raises:
-        ValueError: if the folder is no model, or not that of these tensors.
+        DowserError: if the folder is no model, or not that of these tensors.
     """
 
     def __init__(self, base: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -120,7 +121,7 @@ class TunedFolder:
 
         Raises:
             FileNotFoundError: if the base has no folder.
-            ValueError: if the folder does not hold the model.
+            DowserError: if the folder does not hold the model.
         """
         return cls(stored_folder(path), as_saved(model, state), model.dtype)
 
@@ -205,11 +206,11 @@ class TunedFolder:
         for name, tensor in self.tensors.items():
             places = self._names[id(tensor)]
             if not places:
-                raise ValueError(f"{self.base} has no tensor {name}, which the loaded model has")
+                raise DowserError(f"{self.base} has no tensor {name}, which the loaded model has")
             for place in places:
                 got, expected = tuple(tensor.shape), self._stored[place].shape
                 if got != expected:
-                    raise ValueError(f"{place} has shape {got} in the loaded model and {expected} in {self.base}")
+                    raise DowserError(f"{place} has shape {got} in the loaded model and {expected} in {self.base}")
 
     def _write_index(self, folder: Path) -> None:
         if self._shards[0].file == SINGLE:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dowser_pl.errors import DowserError
+
 __all__ = ["Form", "Held", "Kept", "Matrix", "OptimizerKind", "Placement", "Sizes", "bytes_held", "share_out"]
 
 
@@ -143,12 +145,14 @@ def share_out(entries: Iterable[tuple[int, int]], num_trainable: int) -> tuple[M
         num_trainable: of all.
 
     Raises:
-        ValueError: if there are not so many.
+        DowserError: if there are not so many.
     """
     pairs = list(entries)
     total = sum(count for count, _ in pairs)
     if not 0 <= num_trainable <= total:
-        raise ValueError(f"got {num_trainable:,} trainable entries, expected 0 to {total:,}, all of the tuned matrices")
+        raise DowserError(
+            f"got {num_trainable:,} trainable entries, expected 0 to {total:,}, all of the tuned matrices"
+        )
     matrices, seen, given = [], 0, 0
     for count, itemsize in pairs:
         seen += count

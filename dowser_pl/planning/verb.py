@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from dowser_pl.distributed.limits import no_optimizer, no_training
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.models.layers import decoder_layers, named_part
@@ -43,14 +44,14 @@ def plan_forms(
         after every step) ``dense``.
 
     Raises:
-        ValueError: if the model cannot be tuned, or not where it is placed, or the number of tokens is none.
+        DowserError: if the model cannot be tuned, or not where it is placed, or the number of tokens is none.
     """
     if module.quantization != "none":
-        raise ValueError(
+        raise DowserError(
             f"quantized weights cannot be tuned, got --model.quantization {module.quantization}; plan with none"
         )
     if tokens is not None and tokens < 1:
-        raise ValueError(f"--tokens is the length of a training row, at least 1; got {tokens}")
+        raise DowserError(f"--tokens is the length of a training row, at least 1; got {tokens}")
     dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
     method: Any = getattr(dowser, "method", None)
     if placement.spreads and method is not None:
@@ -147,7 +148,7 @@ def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) 
     refused = no_training(method, curve, checkpoint, module.quantization)
     refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
-        raise ValueError(refused)
+        raise DowserError(refused)
 
 
 def _callbacks(trainer: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES
 from dowser_pl.reporting.table import (
@@ -72,10 +73,10 @@ def comparison(reports: Sequence[Report], grid: Grid) -> str:
     """Both tables, laid out by `grid`, and the warnings.
 
     Raises:
-        ValueError: no report.
+        DowserError: no report.
     """
     if not reports:
-        raise ValueError("Got no report to compare, expected at least one.")
+        raise DowserError("Got no report to compare, expected at least one.")
     names = run_names(reports)
     base_row = ("0 base", "", "", "", "", *before_cells(reports[0]), "")
     parts = [grid(RUN_HEADER, [base_row, RULE, *map(run_row, names, reports)], RUN_ALIGNS)]

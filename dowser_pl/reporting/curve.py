@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting.fields import Fields
 from dowser_pl.reporting.scores import TaskScore, role_means
 
@@ -117,23 +118,23 @@ def check_curve(curve: Sequence[CurvePoint], tasks: Mapping[str, TaskScore]) -> 
     """Refuse a curve that does not belong to these tasks or is out of order.
 
     Raises:
-        ValueError: ratios do not rise from 0 to at most 1, other tasks, or an impossible score.
+        DowserError: ratios do not rise from 0 to at most 1, other tasks, or an impossible score.
     """
     ratios = [point.update_ratio for point in curve]
     if ratios and not (ratios[0] == 0 and all(low < high for low, high in pairwise(ratios)) and ratios[-1] <= 1):
-        raise ValueError(
+        raise DowserError(
             f"The curve has the update ratios {', '.join(map(str, ratios))}; expected each once, rising from 0 (the "
             "base model) to at most 1."
         )
     for point in curve:
         if set(point.scores) != set(tasks):
-            raise ValueError(
+            raise DowserError(
                 f"The curve has at update ratio {point.update_ratio} the tasks {', '.join(point.scores) or 'none'}; "
                 f"expected those of the report: {', '.join(tasks) or 'none'}."
             )
         for name, score in point.scores.items():
             if not (math.isfinite(score) and score >= 0):
-                raise ValueError(
+                raise DowserError(
                     f"The curve has for task {name!r} at update ratio {point.update_ratio} the score {score}, "
                     "expected a finite score of at least 0."
                 )

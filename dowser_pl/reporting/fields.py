@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dowser_pl.errors import DowserError
+
 T = TypeVar("T")
 
 KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
@@ -20,7 +22,7 @@ class Fields:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise ValueError(f"{where} is {kind(value)}, expected an object with named fields.")
+            raise DowserError(f"{where} is {kind(value)}, expected an object with named fields.")
         self.value, self.where = value, where
 
     @classmethod
@@ -29,19 +31,19 @@ class Fields:
         try:
             return cls(json.loads(text), source)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise DowserError(
                 f"{source} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
             ) from error
 
     def get(self, key: str) -> Any:
         """The value of a field that must be there."""
         if key not in self.value:
-            raise ValueError(f"{self.where} has no field {key!r}; it has: {', '.join(self.value) or 'none'}.")
+            raise DowserError(f"{self.where} has no field {key!r}; it has: {', '.join(self.value) or 'none'}.")
         return self.value[key]
 
-    def wrong(self, key: str, expected: str) -> ValueError:
+    def wrong(self, key: str, expected: str) -> DowserError:
         """The error for a field that is there but is not what it should be."""
-        return ValueError(f"{self.where}: the field {key!r} is {kind(self.get(key))}, expected {expected}.")
+        return DowserError(f"{self.where}: the field {key!r} is {kind(self.get(key))}, expected {expected}.")
 
     def section(self, key: str) -> "Fields":
         """A field that is itself an object."""

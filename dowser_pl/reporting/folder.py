@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting.plots.curve import has_picture, plot_curve
 from dowser_pl.reporting.plots.run import plot_report
@@ -35,16 +36,16 @@ def read_report(path: str | Path) -> Report:
 
     Raises:
         FileNotFoundError: nothing is there, or the folder has no report.json.
-        ValueError: the file is not a report; the field is named.
+        DowserError: the file is not a report; the field is named.
     """
     path = Path(path)
     file = path / JSON_NAME if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(missing(path))
+        raise MissingFileError(missing(path))
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file in UTF-8 (byte {error.start}).") from error
+        raise DowserError(f"{file} is not a text file in UTF-8 (byte {error.start}).") from error
     return Report.from_json(text, str(file))
 
 

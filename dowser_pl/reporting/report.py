@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting.curve import CurveMeans, CurvePoint, check_curve, curve_entries, curve_knee, curve_means
 from dowser_pl.reporting.fields import Fields
 from dowser_pl.reporting.scores import (
@@ -68,7 +69,7 @@ class Report:
         for name, task in self.tasks.items():
             for moment, score in (("before", task.before), ("after", task.after)):
                 if not (math.isfinite(score) and score >= 0):
-                    raise ValueError(
+                    raise DowserError(
                         f"The {task.metric} of task {name!r} {moment} training is {score}, "
                         "expected a finite score of at least 0."
                     )
@@ -147,14 +148,14 @@ class Report:
         """Read what `to_json` wrote. Means are computed again from the tasks; unknown fields are ignored.
 
         Raises:
-            ValueError: not JSON, or a field missing, of the wrong kind or impossible; `source` and the field are named.
+            DowserError: not JSON, or a field missing, of the wrong kind or impossible; it names `source` and the field.
         """
         try:
             return cls.read(Fields.parse(text, source))
         except ValueError as error:
             if str(error).startswith(source):
                 raise
-            raise ValueError(f"{source}: {error}") from error
+            raise DowserError(f"{source}: {error}") from error
 
     @classmethod
     def read(cls, fields: Fields) -> "Report":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting.fields import Fields
 
 
@@ -49,21 +50,21 @@ def check_budget(budget: BudgetChoice) -> None:
     """Refuse a choice that no budget can have led to.
 
     Raises:
-        ValueError: the budget is negative or not finite, a measured drop or its ratio is not possible, or the chosen
+        DowserError: the budget is negative or not finite, a measured drop or its ratio is not possible, or the chosen
             ratio was not measured.
     """
     if not (math.isfinite(budget.max_upstream_drop) and budget.max_upstream_drop >= 0):
-        raise ValueError(
+        raise DowserError(
             f"The budget's max_upstream_drop is {budget.max_upstream_drop}, expected a finite number of at least 0."
         )
     for ratio, drop in budget.drops.items():
         if not (0 <= ratio <= 1 and math.isfinite(drop)):
-            raise ValueError(
+            raise DowserError(
                 f"The budget has the drop {drop} at update ratio {ratio}, expected a finite drop and a ratio in [0, 1]."
             )
     if budget.update_ratio not in budget.drops:
         measured = ", ".join(map(str, budget.drops)) or "none"
-        raise ValueError(
+        raise DowserError(
             f"The budget chose update ratio {budget.update_ratio}, expected one that was measured: {measured}."
         )
 
@@ -75,11 +76,11 @@ def h_score(upstream: float, downstream: float) -> float:
     a task uses it, raw). High only if both are: a model that learnt nothing and one that forgot everything get 0.
 
     Raises:
-        ValueError: a score is negative, NaN or infinite.
+        DowserError: a score is negative, NaN or infinite.
     """
     for name, score in (("upstream", upstream), ("downstream", downstream)):
         if not (math.isfinite(score) and score >= 0):
-            raise ValueError(f"h_score: got {name} = {score}, expected a finite score of at least 0.")
+            raise DowserError(f"h_score: got {name} = {score}, expected a finite score of at least 0.")
     if upstream == 0 or downstream == 0:
         return 0.0
     return 2 / (1 / upstream + 1 / downstream)
@@ -121,7 +122,7 @@ class TaskScore:
         """One entry of `tasks` in report.json."""
         role = task.text("role")
         if role not in ROLES:
-            raise ValueError(f"{task.where}: the role is {role!r}, expected 'upstream' or 'downstream'.")
+            raise DowserError(f"{task.where}: the role is {role!r}, expected 'upstream' or 'downstream'.")
         return cls(role, task.text("metric"), task.number("before"), task.number("after"))
 
 

@@ -22,6 +22,7 @@ from dowser_pl.distributed.collectives import added, broadcast
 from dowser_pl.distributed.fsdp1_unit import Flat, Unit
 from dowser_pl.distributed.models import spread_model
 from dowser_pl.distributed.tensors import Place, put_place
+from dowser_pl.errors import DowserError
 from dowser_pl.models.layers import decoder_layers, text_model
 from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
 
@@ -42,7 +43,7 @@ def flat_shard_model(
         reduce_dtype: that gradients are averaged in; None = that of the weights.
 
     Raises:
-        ValueError: if weights of one unit are of several precisions.
+        DowserError: if weights of one unit are of several precisions.
     """
     text: nn.Module = text_model(model)
     empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
@@ -80,7 +81,7 @@ def _unit(module: nn.Module, done: set[nn.Parameter], empty_elsewhere: bool, opt
     mine = [weight for weight in module.parameters() if weight not in done]
     kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in mine})
     if len(kinds) != 1:
-        raise ValueError(
+        raise DowserError(
             f"got weights of {' and '.join(kinds)} in a {type(module).__name__}, expected one precision: FSDP1 puts "
             "them behind each other. Load the model in one (--model.dtype), or use -c strategy/fsdp2"
         )

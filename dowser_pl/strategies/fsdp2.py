@@ -18,6 +18,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import added, broadcast
 from dowser_pl.distributed.models import device_of
 from dowser_pl.distributed.tensors import cut, local
+from dowser_pl.errors import DowserError
 from dowser_pl.models.layers import decoder_layers, text_model
 from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
 
@@ -45,7 +46,7 @@ def fully_shard_model(
         cpu_offload: keep what a process holds in host memory.
 
     Raises:
-        ValueError: if embeddings are to be trained that the model uses outside of its text part.
+        DowserError: if embeddings are to be trained that the model uses outside of its text part.
     """
     scalars = {weight for weight in model.parameters() if weight.dim() == 0}
     options: dict[str, Any] = {
@@ -61,7 +62,7 @@ def fully_shard_model(
     whole = {name: weight.detach() for name, weight in model.named_parameters()} if empty_elsewhere else {}
     text = text_model(model)
     if text is not model and any(weight.requires_grad for weight in text.get_input_embeddings().parameters()):
-        raise ValueError(
+        raise DowserError(
             f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its "
             "text part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out "
             "of model.also_train, or use -c strategy/fsdp or -c strategy/ddp"

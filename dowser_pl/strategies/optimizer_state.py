@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from dowser_pl.distributed.checkpoint import Share, Stored, extents
 from dowser_pl.distributed.collectives import collect
 from dowser_pl.distributed.tensors import cut, place_of, shape_of
+from dowser_pl.errors import DowserError
 
 __all__ = ["cut_states", "gathered_states", "shared_states"]
 
@@ -24,7 +25,7 @@ def gathered_states(optimizer: Optimizer, put: Callable[[int, Tensor], Any] | No
         put: what to do with the part of a state that is here, and the number of its parameter; None = gather it.
 
     Raises:
-        ValueError: if a state is not one number per entry, nor one per parameter.
+        DowserError: if a state is not one number per entry, nor one per parameter.
     """
     state = optimizer.state_dict()
     parameters = _parameters(optimizer)
@@ -58,7 +59,7 @@ def _put(number: int, kind: str, value: Any, parameter: nn.Parameter, put: Calla
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     if value.shape != parameter.shape:
-        raise ValueError(
+        raise DowserError(
             f"the optimizer keeps {kind} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}, "
             "which cannot be put together from several processes; use one that keeps a number per entry, as "
             "torch.optim.AdamW does"
@@ -83,7 +84,7 @@ def shared_states(optimizer: Optimizer) -> dict[str, Any]:
     """``optimizer.state_dict()`` of parameters that are parts, as parts; all must call it.
 
     Raises:
-        ValueError: if a state is not one number per entry, nor one per parameter.
+        DowserError: if a state is not one number per entry, nor one per parameter.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     extent = extents([len(each) for each in parameters])

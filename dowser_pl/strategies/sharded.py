@@ -29,6 +29,7 @@ from dowser_pl.distributed.checkpoint import (
 )
 from dowser_pl.distributed.limits import no_optimizer
 from dowser_pl.distributed.tensors import cut, is_spread, local, shape_of, to_first
+from dowser_pl.errors import DowserError
 from dowser_pl.strategies.optimizer_state import cut_states, gathered_states, shared_states
 
 __all__ = [
@@ -66,19 +67,19 @@ class ShardedStrategy(ParallelStrategy):
         """Refuse those whose states cannot be put together in a checkpoint, and what has no rows to be spread by.
 
         Raises:
-            ValueError: if there is such a one.
+            DowserError: if there is such a one.
         """
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if any(each.dim() == 0 for group in optimizer.param_groups for each in group["params"]):
-                raise ValueError(
+                raise DowserError(
                     "got a parameter without dimensions among those that are trained, expected at least one: it is not "
                     "spread, so every process would train its own. Leave its part out of model.also_train, or use "
                     "--trainer.strategy ddp"
                 )
             refused = no_optimizer(optimizer)
             if refused:
-                raise ValueError(refused)
+                raise DowserError(refused)
 
     def move_buffers(self) -> None:
         """Buffers are whole on every process, where it computes; what is spread stays where it is kept."""
@@ -105,7 +106,7 @@ class ShardedStrategy(ParallelStrategy):
             write_folder(checkpoint, self.broadcast(filepath))
             return
         if is_folder(filepath) and type(self.checkpoint_io) is TorchCheckpointIO:  # which would write *into* it
-            raise ValueError(
+            raise DowserError(
                 f"{filepath} is a folder of an earlier save, expected a file to replace: give the Trainer "
                 "plugins=[AtomicCheckpointIO()] of dowser_pl.callbacks, as the command line does"
             )
@@ -116,7 +117,7 @@ class ShardedStrategy(ParallelStrategy):
         """The whole checkpoint, file or folder: of its tensors only what is used is read.
 
         Raises:
-            ValueError: if it is not one.
+            DowserError: if it is not one.
         """
         module: Any = self.lightning_module
         if is_folder(checkpoint_path):  # FSDP1 cuts nothing where it has one process
@@ -129,13 +130,13 @@ class ShardedStrategy(ParallelStrategy):
         """Take over what this process holds.
 
         Raises:
-            ValueError: if a tensor is missing, too many or of another shape.
+            DowserError: if a tensor is missing, too many or of another shape.
         """
         module: Any = self.lightning_module
         own, given = module.state_dict(), checkpoint["state_dict"]
         odd = sorted(set(own) ^ set(given)) or sorted(key for key in own if shape_of(own[key]) != shape_of(given[key]))
         if odd and strict:
-            raise ValueError(
+            raise DowserError(
                 f"the checkpoint and the model do not fit: the first tensor that differs is {odd[0]!r}; resume with "
                 "the model it was made from"
             )
@@ -153,10 +154,10 @@ def patience(minutes: float) -> timedelta:
     """How long a process waits for the others.
 
     Raises:
-        ValueError: unless it is above 0.
+        DowserError: unless it is above 0.
     """
     if not minutes > 0:
-        raise ValueError(f"timeout_minutes must be above 0, got {minutes}")
+        raise DowserError(f"timeout_minutes must be above 0, got {minutes}")
     return timedelta(minutes=minutes)
 
 

@@ -14,7 +14,8 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.cli.main import _our_message, main
+from dowser_pl.cli.main import main
+from dowser_pl.errors import DowserError, message_of
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable, unpack
 from dowser_pl.models.generation import greedy_answers
@@ -205,12 +206,22 @@ def test_validate_test_and_predict_on_the_tuned_model(user_folder, model_folder,
 
 
 def test_a_bug_of_ours_is_not_dressed_up_as_a_mistake(tmp_path):
-    with pytest.raises(ValueError) as mistake:
+    with pytest.raises(DowserError) as mistake:
         num_trainable(2.0, 1)
-    assert "update_ratio" in _our_message(mistake.value)
-    with pytest.raises(UnicodeEncodeError) as bug:  # a ValueError in a line of ours that raises nothing itself
+    assert "update_ratio" in message_of(mistake.value)
+    with pytest.raises(UnicodeEncodeError) as bug:  # a ValueError that Python raises in a line of ours
         write_atomically(tmp_path / "text", "\ud800")
-    assert _our_message(bug.value) is None
+    assert message_of(bug.value) is None
+
+
+def test_a_bug_of_ours_keeps_its_traceback(user_folder, model_folder, monkeypatch):
+    def bug(*_):
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    monkeypatch.setattr("dowser_pl.cli.main.check_numbers", bug)
+    with pytest.raises(ValueError, match="zip") as caught:
+        main(["fit", "-c", str(user_yaml(user_folder, model_folder))])
+    assert type(caught.value) is ValueError
 
 
 def test_a_custom_data_module_by_class_path(tmp_path, model_folder, monkeypatch):

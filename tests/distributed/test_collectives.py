@@ -16,6 +16,7 @@ import sys, torch
 from datetime import timedelta
 from torch import distributed
 from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError, FileError, MissingFileError
 
 distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
 me = collectives.rank()
@@ -24,6 +25,9 @@ assert collectives.world_size() == 2
 value = collectives.from_first(lambda: torch.tensor([0.1 + me, float("nan")]))
 assert value[0].item() == torch.tensor(0.1).item() and value[1].isnan()
 assert collectives.gather(lambda: {n: n * 10 for n in range(5) if n % 2 == me}) == [0, 10, 20, 30, 40]
+
+class OddError(DowserError):
+    pass
 
 class Unsendable(Exception):
     def __init__(self):
@@ -49,6 +53,19 @@ for act, on, error, message in (
         assert caught is error if me == on else message in f"{type(caught).__name__}: {caught}", caught
     else:
         raise AssertionError("process %d did not hear of it" % me)
+
+for error, kind in (
+    (DowserError("got 1"), DowserError),
+    (OddError("got 1"), DowserError),
+    (FileError(28, "the disk is full", "a.txt"), FileError),
+    (MissingFileError("no a.txt"), MissingFileError),
+    (PermissionError(13, "not yours", "a.txt"), PermissionError),
+    (UnicodeDecodeError("utf-8", b"x", 0, 1, "a bug"), ValueError),
+):
+    try:
+        collectives.gather(fails(1, error))
+    except Exception as caught:
+        assert caught is error if me == 1 else (type(caught), str(caught)) == (kind, str(error)), repr(caught)
 distributed.destroy_process_group()
 print("done")
 """

@@ -97,7 +97,7 @@ def test_a_failure_in_any_hook_reaches_the_other_rank(tmp_path, model_folder, ho
     ended = outcomes(failing, tmp_path / "run", model_folder, hook, rank)
     assert [outcome.status for outcome in ended] == [1, 1]
     kept = " All 3 steps are kept in " if hook == "on_train_end" else ""
-    own, told = f"ValueError: only rank {rank} knows", f"ValueError: process {rank} failed: only rank {rank} knows"
+    own, told = f"ValueError: only rank {rank} knows", f"DowserError: process {rank} failed: only rank {rank} knows"
     assert ended[rank].message.partition(".")[0] == own and kept in ended[rank].message
     assert ended[1 - rank].message.partition(".")[0] == told
 
@@ -149,7 +149,7 @@ def test_a_run_that_is_asked_to_end_does(tmp_path, model_folder):
     """Lightning's own handler would begin a broadcast here, and none would ever end."""
     first, second = outcomes(terminated, tmp_path / "run", model_folder, seconds=40)
     assert first.status == second.status == 1
-    assert second.message == "ValueError: process 0 failed: ended by SIGTERM"
+    assert second.message == "DowserError: process 0 failed: ended by SIGTERM"
 
 
 def test_a_run_after_one_that_failed_does_not_hear_of_it(tmp_path, model_folder):

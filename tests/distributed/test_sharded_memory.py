@@ -43,4 +43,4 @@ def test_a_full_device_ends_all_with_the_option_to_lower(model_folder, tmp_path,
     said = PLACES[place][2]
     for outcome in (first, second):
         assert re.search(said, outcome.message), outcome.message
-    assert second.message.startswith("ValueError: ") and "process 1 failed" in first.message
+    assert second.message.startswith("DowserError: ") and "process 1 failed" in first.message

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dowser_pl.errors import FileError
 from dowser_pl.files import atomic
 from dowser_pl.files.atomic import abandoned, atomic_path, check_writable, put_back, rename_over, write_atomically
 
@@ -75,13 +76,13 @@ def test_a_file_and_a_folder_replace_each_other(tmp_path: Path) -> None:
     path, new = tmp_path / "last", tmp_path / "new"
     path.write_text("file")
     write_folder(new, "folder")
-    with pytest.raises(FileExistsError, match="a file stands where a folder is to be written"):
+    with pytest.raises(FileError, match="a file stands where a folder is to be written"):
         rename_over(new, path)
     assert path.read_text() == "file"
     rename_over(new, path, any_kind=True)
     assert (path / "sub" / "weights").read_text() == "folder" and names(tmp_path) == ["last"]
     new.write_text("file again")
-    with pytest.raises(FileExistsError, match="a folder stands where a file is to be written"):
+    with pytest.raises(FileError, match="a folder stands where a file is to be written"):
         write_atomically(path, "file again")
     assert (path / "sub" / "weights").read_text() == "folder"
     rename_over(new, path, any_kind=True)

@@ -179,7 +179,7 @@ class Dowser(Callback):
 
         Raises:
             RuntimeError: if a frozen entry moved; nothing is exported then.
-            ValueError: if the files of the base were written into, and weights changed with them.
+            DowserError: if the files of the base were written into, and weights changed with them.
         """
         self._check_files(pl_module)
         self.entries.close()
@@ -219,7 +219,7 @@ class Dowser(Callback):
         """Take the masks of a checkpoint.
 
         Raises:
-            ValueError: if they were made by another method or other hyper-parameters, or trained in the other form.
+            DowserError: if they were made by another method or other hyper-parameters, or trained in the other form.
         """
         if not state_dict:
             return

@@ -13,6 +13,7 @@ from torch import Tensor
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.dowser.protection import Content, Form
 from dowser_pl.distributed.limits import no_model, no_training
+from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.methods import Method
@@ -38,16 +39,16 @@ def check_trainer(trainer: Trainer) -> None:
     """Nothing may write weights behind the optimizer, and checkpoints must come back before masks are built.
 
     Raises:
-        ValueError: if a callback averages weights, or for a sharded strategy of Lightning itself.
+        DowserError: if a callback averages weights, or for a sharded strategy of Lightning itself.
     """
     if trainer.strategy.restore_checkpoint_after_setup:
-        raise ValueError(
+        raise DowserError(
             f"{type(trainer.strategy).__name__} is not supported: it restores checkpoints after masks are built. Use "
             "--trainer.strategy auto or ddp, or -c strategy/fsdp2 to spread the model over devices"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
-            raise ValueError(
+            raise DowserError(
                 f"{type(callback).__name__} writes averaged weights into the model behind the optimizer, frozen "
                 "entries included, so nothing could be promised of them; remove it from trainer.callbacks"
             )
@@ -57,10 +58,10 @@ def refuse_quantized(weights: Iterable[Tensor]) -> None:
     """Packed integers take no gradient.
 
     Raises:
-        ValueError: if the weights are such.
+        DowserError: if the weights are such.
     """
     if not all(weight.is_floating_point() for weight in weights):
-        raise ValueError(
+        raise DowserError(
             "the matrices to tune are quantized: they can be scored and run, not tuned. Use --model.quantization "
             "none, tune adapters beside them (-c method/lora), or use the verbs probe, validate and predict"
         )
@@ -70,7 +71,7 @@ def check_optimizers(trainer: Trainer, entries: Protection) -> None:
     """The optimizers must train what the protection gives them, and no matrix past it.
 
     Raises:
-        ValueError: if a ``configure_optimizers`` of one's own asks for something else.
+        DowserError: if a ``configure_optimizers`` of one's own asks for something else.
     """
     trained = Counter(
         id(each) for optimizer in trainer.optimizers for group in optimizer.param_groups for each in group["params"]
@@ -79,7 +80,7 @@ def check_optimizers(trainer: Trainer, entries: Protection) -> None:
     left_out = sum(trained[each] != 1 for each in wanted)
     past = sum(id(weight) in trained and id(weight) not in wanted for weight in entries.weights.values())
     if left_out or past:
-        raise ValueError(
+        raise DowserError(
             f"the optimizers leave out (or train twice) {left_out} of the {len(wanted)} parameters that the method "
             f"lets them train, and train {past} matrices past it. In your configure_optimizers, build them over "
             "self.trained_parameters()"
@@ -97,22 +98,22 @@ def check_same_base(base: BaseModel, now: list[str], before: str, digest: str, e
         entries: of the checkpoint, in the present run.
 
     Raises:
-        ValueError: saying what must be set as it was.
+        DowserError: saying what must be set as it was.
     """
     if now != base.whole:
-        raise ValueError(
+        raise DowserError(
             f"the checkpoint trained {base.whole or 'nothing'} without a mask, this run would train "
             f"{now or 'nothing'}; resume with the same --model.also_train"
         )
     name, weight = next(iter(entries.weights.items()))
     was = base.tensors[base.keys[name]][0]
     if was != str(weight.dtype).removeprefix("torch."):
-        raise ValueError(
+        raise DowserError(
             f"the checkpoint was trained in {was} weights, this run has {weight.dtype}; resume with the same "
             "--trainer.precision and --model.dtype"
         )
     if digest != before:
-        raise ValueError(
+        raise DowserError(
             "the frozen entries are not those that the run began from; resume with the same --model.path, "
             "--model.dtype, --trainer.precision and --model.also_train"
         )
@@ -126,14 +127,14 @@ def check_files(files: Any, unchanged: Callable[[], bool]) -> None:
         unchanged: whether frozen weights in memory are what they were; asked only where a file was written into.
 
     Raises:
-        ValueError: if they are not, naming the file.
+        DowserError: if they are not, naming the file.
     """
     changed: dict[Path, bool] = files.changed()
     if not changed:
         return
     named = ", ".join(map(str, changed))
     if any(changed.values()) and not unchanged():
-        raise ValueError(
+        raise DowserError(
             f"{named} was written into while this run used it, and the weights in memory changed with it; expected the "
             "files of the base to stay as they are. Nothing more is saved. Fix: put the base back and go on from the "
             "last checkpoint (--ckpt_path last), or start again; write other models into folders of their own"
@@ -153,10 +154,10 @@ def check_ended(trainer: Trainer, counts: object) -> None:
         counts: that the end of training makes; None = it did not come.
 
     Raises:
-        ValueError: if a resumed run had no step left, which `lightning.Trainer` answers by returning at once.
+        DowserError: if a resumed run had no step left, which `lightning.Trainer` answers by returning at once.
     """
     if counts is None and trainer.limit_train_batches != 0 and trainer.ckpt_path is not None:
-        raise ValueError(
+        raise DowserError(
             f"{trainer.ckpt_path} holds a run that had no step left, and {type(trainer).__name__} returned before the "
             "end of training: nothing was merged, exported or reported. Use dowser_pl.trainer.DowserTrainer, as the "
             "command line does"
@@ -175,7 +176,7 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
         stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
-        ValueError: saying what to set instead.
+        DowserError: saying what to set instead.
     """
     if not hasattr(trainer.strategy, "shard"):
         return
@@ -186,7 +187,7 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     else:
         refused = no_model(quantization)
     if refused:
-        raise ValueError(refused)
+        raise DowserError(refused)
 
 
 def _other_form(trainer: Trainer, update: str) -> str | None:
@@ -207,14 +208,14 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
     """Refuse settings that do not exist, or that the method cannot have.
 
     Raises:
-        ValueError: saying which ones it can.
+        DowserError: saying which ones it can.
     """
     if update not in get_args(Form) or checkpoint not in get_args(Content):
-        raise ValueError(f"got update {update!r} and checkpoint {checkpoint!r}, expected compact or dense, or full")
+        raise DowserError(f"got update {update!r} and checkpoint {checkpoint!r}, expected compact or dense, or full")
     if calibration_batches < 1:
-        raise ValueError(f"got {calibration_batches} calibration_batches, expected at least 1")
+        raise DowserError(f"got {calibration_batches} calibration_batches, expected at least 1")
     if isinstance(method, EachStep) and update == "dense":
-        raise ValueError(
+        raise DowserError(
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
             "which trains in the precision of the weights; set --dowser.update compact"
         )
@@ -224,16 +225,16 @@ def check_adapters(method: Method, checkpoint: str, pl_module: Any) -> None:
     """Refuse adapters without the method `Lora`, and it without them.
 
     Raises:
-        ValueError: saying what to set.
+        DowserError: saying what to set.
     """
     name, adapters = type(method).__name__, pl_module.adapters is not None
     if adapters != isinstance(method, Lora):
-        raise ValueError(
+        raise DowserError(
             f"got dowser.method {name} and model.lora {pl_module.lora}: adapters touch every entry of their matrices, "
             "so no mask holds with them; set both (-c method/lora) or neither"
         )
     if adapters and checkpoint == "full":
-        raise ValueError(
+        raise DowserError(
             "a checkpoint of adapters leaves the base out, got checkpoint 'full'; set --dowser.checkpoint compact"
         )
 
@@ -242,15 +243,15 @@ def check_state(method: Method, update: Form, state: Mapping[str, Any]) -> None:
     """Refuse to go on with what a checkpoint holds where it was made in another way.
 
     Raises:
-        ValueError: if that was by another method or other hyper-parameters, or in the other form.
+        DowserError: if that was by another method or other hyper-parameters, or in the other form.
     """
     if state["method"] != method.settings():
-        raise ValueError(
+        raise DowserError(
             f"the checkpoint was trained with {state['method']}, this run asks for {method.settings()}; resume with "
             "the same --dowser.method"
         )
     if state["update"] != update:
-        raise ValueError(
+        raise DowserError(
             f"the checkpoint was trained with update {state['update']}, whose optimizer states have another form, this "
             f"run asks for {update}; resume with --dowser.update {state['update']}"
         )

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import spread_model
+from dowser_pl.errors import DowserError
 from dowser_pl.importance import (
     FACTORS,
     Cache,
@@ -194,12 +195,12 @@ class ImportancePass:
             factors_file: read exactly this file instead, measure nothing.
 
         Raises:
-            ValueError: if a file is damaged or belongs to something else.
+            DowserError: if a file is damaged or belongs to something else.
         """
         number = self.measuring.probe.num_prompts
         needed = self._request(self.method.needs, self.method.prompts_per_row)
         if number == "auto" and not needed.factorised:
-            raise ValueError(
+            raise DowserError(
                 "num_prompts auto compares two halves of the prompts, which this method and estimator do not keep "
                 "apart; set --dowser.probe.num_prompts to a number"
             )
@@ -268,7 +269,7 @@ class ImportancePass:
         wanted = self.measuring.probe.num_prompts
         enough = factors if wanted == "auto" else factors.first(wanted)
         if wanted not in ("auto", enough.num_prompts):
-            raise ValueError(
+            raise DowserError(
                 f"{path} holds {factors.num_prompts} prompts in rows of {factors.prompts_per_row}, expected {wanted}; "
                 f"set --dowser.probe.num_prompts {factors.num_prompts}, or probe again"
             )
@@ -285,7 +286,7 @@ class ImportancePass:
             factors, whole = self._first(whole, number, request)
             agreement = self._halves_agree(factors)
             if agreement is None:
-                raise ValueError(
+                raise DowserError(
                     f"num_prompts auto compares two halves of the prompts: got max_prompts {most} and groups of "
                     f"{rows}, expected at least {2 * rows} prompts; raise dowser.probe.max_prompts"
                 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, Measuring
 from dowser_pl.distributed.collectives import Ranks
 from dowser_pl.distributed.tensors import covering, cut, is_spread, local, shape_of, whole
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.functional.selection import ALONE
 from dowser_pl.importance import Factors, Probe
@@ -55,17 +56,17 @@ class Deciding:
         """Masks are never computed on weights that were already tuned.
 
         Raises:
-            ValueError: if these were.
+            DowserError: if these were.
         """
         if self.trainer.ckpt_path is not None:
-            raise ValueError(
+            raise DowserError(
                 f"{self.trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are "
                 "never computed on weights that were already tuned; start a fresh run from the base model instead"
             )
         protected: Protection | None = self.pl_module.protected
         tuned = "was tuned by an earlier fit" if protected is not None and protected.verify()[1].changed else None
         if tuned or self.pl_module.holds_checkpoint:
-            raise ValueError(
+            raise DowserError(
                 f"this model {tuned or 'holds the weights of a checkpoint'}, and masks are never computed on tuned "
                 "weights; go on from its checkpoint with ckpt_path, or start from a newly loaded model"
             )
@@ -121,7 +122,7 @@ class Deciding:
         if not self.method.needs or self.method.moment == "after_fit":
             return Importance(Factors({}, 0), None, {}, None)
         if self.probe.num_prompts == "auto" and not isinstance(self.method, Scored):
-            raise ValueError(
+            raise DowserError(
                 f"num_prompts auto compares the masks of two halves of the prompts, and {type(self.method).__name__} "
                 "has no mask; set --dowser.probe.num_prompts to a number"
             )

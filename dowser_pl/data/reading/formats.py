@@ -8,6 +8,7 @@ from pathlib import Path
 from dowser_pl.data.reading.json_rows import read_json
 from dowser_pl.data.reading.sources import Rows
 from dowser_pl.data.reading.tables import HUB, is_table, read_table
+from dowser_pl.errors import DowserError, MissingFileError
 
 
 def read_rows(path: str | Path, split: str | None = None, otherwise: str | None = None) -> Rows:
@@ -21,16 +22,16 @@ def read_rows(path: str | Path, split: str | None = None, otherwise: str | None 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read at all: what is wrong with one row is said when that row is asked for.
+        DowserError: it cannot be read at all: what is wrong with one row is said when that row is asked for.
     """
     if is_table(str(path)):
         return read_table(str(path), split, otherwise)
     place = Path(path).expanduser()
     if not place.is_file():
         hint = f" A data set of the hub is written {HUB}{path}." if re.fullmatch(r"[\w.-]+/[\w-]+", str(path)) else ""
-        raise FileNotFoundError(f"No data file at {place} (working directory {Path.cwd()}).{hint}")
+        raise MissingFileError(f"No data file at {place} (working directory {Path.cwd()}).{hint}")
     if split is not None:
-        raise ValueError(f"{place} is a file of one part: leave out split: {split}.")
+        raise DowserError(f"{place} is a file of one part: leave out split: {split}.")
     return read_json(place)
 
 

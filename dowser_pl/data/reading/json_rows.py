@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from dowser_pl.data.reading.sources import Rows
+from dowser_pl.errors import DowserError, FileError
 
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
@@ -32,7 +33,7 @@ def read_json(path: Path) -> Rows:
     """The rows of a JSON list or of a file of lines, told apart by content.
 
     Raises:
-        ValueError: a list is not UTF-8 or not JSON (file:line:column), or a compressed file is damaged.
+        DowserError: a list is not UTF-8 or not JSON (file:line:column), or a compressed file is damaged.
     """
     with path.open("rb") as file:
         compressed = file.read(2) == _GZIP
@@ -62,7 +63,7 @@ class JsonRows(Rows):
                 (_find_elements if is_list else _find_lines)(file, places)
             except (ValueError, RecursionError) as error:  # the whole at once, which says where in it
                 parse_json(plain.read_bytes(), str(path), 1)
-                raise ValueError(f"{path}: not a JSON list: {error}.") from error
+                raise DowserError(f"{path}: not a JSON list: {error}.") from error
         self._starts, self._numbers = torch.tensor(places.starts), torch.tensor(places.numbers)
         super().__init__(torch.tensor(places.sizes), f"{places.checksum:08x}-{len(places.sizes)}")
 
@@ -71,7 +72,7 @@ class JsonRows(Rows):
         place = int(self._numbers[number])
         with self._plain.open("rb") as file:  # anew, as workers share the place in a file that was open before them
             if _state(file) != self._state:
-                raise OSError(f"{self._path} was changed while it was being read. Start the run again.")
+                raise FileError(f"{self._path} was changed while it was being read. Start the run again.")
             file.seek(int(self._starts[number]))
             content = file.read(int(self.sizes[number]))
         return f"{self._path.name} {self._kind} {place}", parse_json(content, str(self._path), place)
@@ -116,7 +117,7 @@ def _find_elements(file: BinaryIO, places: _Places) -> None:
             text.step(",")
     text.step("]")
     if text.next():
-        raise ValueError("something follows the list")
+        raise DowserError("something follows the list")
 
 
 class _Window:
@@ -149,7 +150,7 @@ class _Window:
     def step(self, sign: str) -> None:
         """Go past a sign that must come next."""
         if self.next() != sign:
-            raise ValueError(f"{sign!r} is missing")
+            raise DowserError(f"{sign!r} is missing")
         self._advance(1)
 
     def value(self) -> None:
@@ -182,20 +183,20 @@ def parse_json(content: bytes, path: str, line: int) -> Any:
     """What a piece of a file says; `line` is where in the file it begins.
 
     Raises:
-        ValueError: it is not UTF-8 or not JSON, or nested too deeply.
+        DowserError: it is not UTF-8 or not JSON, or nested too deeply.
     """
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        raise ValueError(f"{path}:{line}: not UTF-8 text at byte {error.start}. Save the file as UTF-8.") from error
+        raise DowserError(f"{path}:{line}: not UTF-8 text at byte {error.start}. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise DowserError(
             f"{path}:{line + error.lineno - 1}:{error.colno}: not valid JSON: {error.msg}. Expected a JSON list of "
             "objects, or one object per line (JSONL)."
         ) from error
     except RecursionError as error:
-        raise ValueError(
+        raise DowserError(
             f"{path}:{line}: lists or objects are nested more deeply than the JSON parser goes (about a thousand "
             "levels); rows need fewer than ten. The file is damaged, or not a file of rows."
         ) from error
@@ -209,7 +210,7 @@ def _read(file: BinaryIO, path: Path, size: int) -> bytes:
     try:
         return file.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: the compressed file is damaged or incomplete: {error}. Copy it again.") from error
+        raise DowserError(f"{path}: the compressed file is damaged or incomplete: {error}. Copy it again.") from error
 
 
 def _unpacked(path: Path) -> Path:
@@ -226,7 +227,7 @@ def _unpacked(path: Path) -> Path:
     except BaseException as error:
         Path(name).unlink()
         if isinstance(error, OSError):
-            raise OSError(
+            raise FileError(
                 f"{path} cannot be unpacked into {Path(name).parent}: {error}. Make room there, or set TMPDIR to a "
                 "folder that has it."
             ) from error

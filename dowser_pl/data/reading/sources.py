@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from dowser_pl.errors import DowserError
+
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]
 Parsed = TypeVar("Parsed")
@@ -118,7 +120,7 @@ def keep_good(
         light: do without the pictures in a table.
 
     Raises:
-        ValueError: of the first bad row unless `skip_bad`; or because no row is good.
+        DowserError: of the first bad row unless `skip_bad`; or because no row is good.
     """
     good: list[int] = []
     bad: list[str] = []
@@ -141,7 +143,7 @@ def _parsed(parse: Callable[[str, Row], Parsed], name: str, row: Row) -> Parsed:
     except (ValueError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(
+        raise DowserError(
             f"{name}: cannot be read: {type(error).__name__}: {error}. Change or remove the row; `skip_bad_rows: true` "
             "leaves such rows out and counts them."
         ) from error
@@ -151,14 +153,14 @@ def report_left_out(bad: Sequence[str], num_good: int, what: str) -> None:
     """Say how many rows were left out, and which and why.
 
     Raises:
-        ValueError: no row is left.
+        DowserError: no row is left.
     """
     if not bad:
         return
     shown = "\n  ".join([*bad[:_SHOWN], *(["..."] if len(bad) > _SHOWN else [])])
     message = f"{what}: left out {len(bad)} of {len(bad) + num_good} rows (skip_bad_rows):\n  {shown}"
     if not num_good:
-        raise ValueError(f"No row is usable. {message}")
+        raise DowserError(f"No row is usable. {message}")
     rank_zero_warn(message, category=UserWarning)
 
 
@@ -166,9 +168,9 @@ def named(place: str, row: Any) -> NamedRow:
     """A row with its name: where it stands, and its own id if it has one.
 
     Raises:
-        ValueError: it is no object.
+        DowserError: it is no object.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected an object like {{...}}, got {str(row)[:60]!r}.")
+        raise DowserError(f"{place}: expected an object like {{...}}, got {str(row)[:60]!r}.")
     own = row.get("id", row.get("question_id"))
     return place if own is None else f"{place} (id {own})", row

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dowser_pl.data.reading.sources import NamedRow, Rows, named
+from dowser_pl.errors import DowserError
 
 HUB = "hub:"
 _HUB_NAME = re.compile(r"hub:(?P<path>[^:@]+)(:(?P<name>[^:@]+))?(@(?P<revision>[^:@]+))?")
@@ -26,7 +27,7 @@ _SAMPLE = 256  # rows that the digest is of
 _STAND_IN = b"\0"  # for the bytes of a picture that is not looked at
 
 
-class SplitError(ValueError):
+class SplitError(DowserError):
     """What is asked for is not there, or was not named."""
 
 
@@ -51,7 +52,7 @@ def read_table(path: str, split: str | None, otherwise: str | None) -> Table:
         otherwise: the part that is taken where there are several; None = that has to be said.
 
     Raises:
-        ValueError: `datasets` is not installed or cannot read this, or there is no such split.
+        DowserError: `datasets` is not installed or cannot read this, or there is no such split.
     """
     datasets = _library(path)
     find = _on_hub if path.startswith(HUB) else _on_disk
@@ -60,7 +61,7 @@ def read_table(path: str, split: str | None, otherwise: str | None) -> Table:
     except SplitError:
         raise
     except Exception as error:  # of any kind: it reads files, the net and other people's settings
-        raise ValueError(
+        raise DowserError(
             f"{path}: `datasets` cannot read this: {type(error).__name__}: {str(error).rstrip('.')}. Expected a "
             "Parquet file, a folder of Parquet files, a folder that save_to_disk wrote, or a data set of the hub as "
             "hub:owner/name."
@@ -72,7 +73,7 @@ def choose_split(path: str, names: list[str], split: str | None, otherwise: str 
     """The split that is meant.
 
     Raises:
-        ValueError: there is no such, or there are several and none was named.
+        DowserError: there is no such, or there are several and none was named.
     """
     if split is None and len(names) == 1:
         return names[0]
@@ -144,7 +145,7 @@ def _library(path: str) -> Any:
     try:
         import datasets  # noqa: PLC0415 - optional, and it takes seconds
     except ImportError as error:
-        raise ValueError(
+        raise DowserError(
             f"{path} is read by the library `datasets`, which is not installed ({error}). Install it with "
             'pip install "dowser_pl[datasets]", or give a JSON or JSONL file.'
         ) from error

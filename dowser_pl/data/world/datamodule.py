@@ -13,6 +13,7 @@ from typing import Literal
 from dowser_pl.data.base import Conversation, MultimodalData, Question, Task
 from dowser_pl.data.rows import Message
 from dowser_pl.data.world.tasks import UPSTREAM, Example, Split, downstream_examples, examples, num_distinct
+from dowser_pl.errors import DowserError
 
 
 class WorldData(MultimodalData):
@@ -53,7 +54,7 @@ class WorldData(MultimodalData):
         super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed, split_batches=split_batches)
         for name, value in {"num_eval": num_eval, "num_train": num_train}.items():
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+                raise DowserError(f"{name} must be at least 1, got {value}.")
         self.downstream = downstream
         self.split = split
         self.num_eval = num_eval

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dowser_pl.data.world.text import COLOURS, SHAPES, SIGNS
+from dowser_pl.errors import DowserError
 
 Bitmap = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -84,7 +85,7 @@ def bitmap(name: str) -> Bitmap:
         return handwriting()[0][int(index)]
     if name in SIGNS:
         return sign(name)
-    raise ValueError(f"unknown glyph: got {name!r}, expected a sign, icon:<index> or digit:<index>")
+    raise DowserError(f"unknown glyph: got {name!r}, expected a sign, icon:<index> or digit:<index>")
 
 
 SIDE = 36  # pixels

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import added
 from dowser_pl.distributed.tensors import is_spread, local, local_rows
+from dowser_pl.errors import DowserError
 
 __all__ = [
     "FORMAT",
@@ -79,7 +80,7 @@ class Reader(FileSystemReader):
         tensors: name -> shape, type and parts of each.
 
     Raises:
-        ValueError: if a file is missing or too short, or the description of the tensors is none.
+        DowserError: if a file is missing or too short, or the description of the tensors is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,7 +102,7 @@ class Reader(FileSystemReader):
             odd = "other things than tensors"
         except Exception as error:  # noqa: BLE001 - a pickle of changed bytes can end in any
             odd = f"{type(error).__name__}: {error}"
-        raise ValueError(
+        raise DowserError(
             f"{self.folder} is not a whole checkpoint: got no readable {TENSORS} in it ({odd}), expected the folder as "
             "`fit` wrote it. Copy it again with all its files, hidden ones too, or give another checkpoint"
         )
@@ -115,7 +116,7 @@ class Reader(FileSystemReader):
             file = self.folder / name
             found = file.stat().st_size if file.is_file() else None
             if found is None or found < size:
-                raise ValueError(
+                raise DowserError(
                     f"{self.folder} is not a whole checkpoint: got {'no file' if found is None else f'{found:,} bytes'}"
                     f" of {name}, expected {size:,} bytes. Copy the folder again with all its files, or give another "
                     "checkpoint"

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from dowser_pl.distributed.checkpoint.layout import FORMAT, PARTS, PLAIN, Reader, is_folder, noted
 from dowser_pl.distributed.checkpoint.sealing import of_the_disk, read_file
 from dowser_pl.distributed.tensors import covering, is_spread
+from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import digest
 from dowser_pl.functional.masks import from_rows
 
@@ -40,7 +41,7 @@ class Stored:
 
     def __init__(self, reader: Reader, parts: Parts | None, key: str, columns: int | None) -> None:
         if key not in reader.tensors:
-            raise ValueError(
+            raise DowserError(
                 f"{reader.folder} is damaged: got no tensor {key!r}, expected all that its {PLAIN} names. Copy the "
                 "folder again with all its files, or give another checkpoint"
             )
@@ -107,8 +108,8 @@ class Stored:
                 raise self._damaged(f"digest {got[:12]}, from row {first} on,", expected[:12])
         return part
 
-    def _damaged(self, got: str, expected: str) -> ValueError:
-        return ValueError(
+    def _damaged(self, got: str, expected: str) -> DowserError:
+        return DowserError(
             f"{self._reader.folder} is damaged: got {got} for the tensor {self._key!r}, expected {expected}. Copy the "
             "folder again with all its files, or give another checkpoint"
         )
@@ -134,20 +135,20 @@ def open_folder(path: str | Path, weights_only: bool | None = None) -> dict[str,
     """A checkpoint in which tensors of the folder are :class:`Stored`: read when they are asked for.
 
     Raises:
-        ValueError: if it is not one, or files are missing.
+        DowserError: if it is not one, or files are missing.
     """
     folder = Path(path)
     reader = Reader(folder)
     try:
         plain = read_file(folder / PLAIN, weights_only)
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise DowserError(
             f"{folder} is not a whole checkpoint: got no readable {PLAIN} in it ({type(error).__name__}: {error}), "
             "expected the folder as `fit` wrote it. Copy it again with all its files, or give another checkpoint"
         ) from error
     found = {key: plain.pop(key, None) for key in FORMAT} if isinstance(plain, dict) else {}
     if found != FORMAT:
-        raise ValueError(
+        raise DowserError(
             f"{folder} was written by another program or version: got {found}, expected {FORMAT}; resume with what "
             "wrote it, or give another checkpoint"
         )
@@ -164,7 +165,7 @@ def read_folder(path: str | Path, weights_only: bool | None = None, without: Col
         without: what of it is not needed, and left out.
 
     Raises:
-        ValueError: as :func:`open_folder`.
+        DowserError: as :func:`open_folder`.
     """
     opened = open_folder(path, weights_only)
     return _whole({key: value for key, value in opened.items() if key not in without}, {})

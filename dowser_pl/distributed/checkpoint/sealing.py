@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import digests
 
 __all__ = ["checked", "of_the_disk", "read_file", "sealed"]
@@ -39,7 +40,7 @@ def checked(checkpoint: Any, path: str | Path) -> Any:
         path: for messages.
 
     Raises:
-        ValueError: if it is not; the message names the first tensor that differs.
+        DowserError: if it is not; the message names the first tensor that differs.
     """
     if not isinstance(checkpoint, dict):
         return checkpoint
@@ -50,13 +51,13 @@ def checked(checkpoint: Any, path: str | Path) -> Any:
         return checkpoint
     plain, tensors = _told(checkpoint)
     if not isinstance(named, dict) or plain != rest or set(named) != set(tensors):
-        raise ValueError(
+        raise DowserError(
             f"{path} is damaged: got other names, numbers or text in it than were written. Copy it again, or give "
             "another checkpoint"
         )
     for name, got in digests(tensors).items():
         if got != named[name]:
-            raise ValueError(
+            raise DowserError(
                 f"{path} is damaged: got digest {got[:12]} for the tensor {name!r}, expected {str(named[name])[:12]}. "
                 "Copy it again, or give another checkpoint"
             )
@@ -72,7 +73,7 @@ def read_file(path: str | Path, weights_only: bool | None = None, mmap: bool = F
         mmap: leave tensors in the file until they are used; they are all read once here, to compare them.
 
     Raises:
-        ValueError: if it is not one, or not what was written.
+        DowserError: if it is not one, or not what was written.
         OSError: if there is none.
     """
     try:
@@ -80,7 +81,7 @@ def read_file(path: str | Path, weights_only: bool | None = None, mmap: bool = F
     except Exception as error:  # a pickle of changed bytes can end in any, and its words advise to trust it
         if of_the_disk(error):
             raise
-        raise ValueError(
+        raise DowserError(
             f"{path} is not a readable checkpoint ({type(error).__name__}), expected a .ckpt file that `fit` wrote; it "
             "is damaged or something else, copy it again or give another one"
         ) from error

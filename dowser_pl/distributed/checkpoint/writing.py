@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.checkpoint.layout import FORMAT, PARTS, PLAIN, Reader, Share, note
 from dowser_pl.distributed.checkpoint.sealing import sealed
+from dowser_pl.errors import FileError
 from dowser_pl.files.atomic import force_to_disk, full_disk_error, is_full_disk, open_to_others, remove, rename_over
 from dowser_pl.files.digests import digest
 
@@ -127,17 +128,17 @@ def _finish(plain: dict[str, Any], temporary: Path, final: Path) -> None:
     try:
         Reader(temporary)
     except ValueError as error:
-        raise OSError(f"not all that was written is here: {error}") from error
+        raise FileError(f"not all that was written is here: {error}") from error
     try:
         torch.save(plain, temporary / PLAIN)
     except RuntimeError as error:  # its word for a disk that is full
-        raise full_disk_error(final, None) if is_full_disk(error, final.parent) else OSError(str(error)) from error
+        raise full_disk_error(final, None) if is_full_disk(error, final.parent) else FileError(str(error)) from error
     open_to_others(temporary)
     force_to_disk(temporary)
     rename_over(temporary, final, any_kind=True)
 
 
-def _told(error: BaseException, final: Path) -> OSError:
+def _told(error: BaseException, final: Path) -> FileError:
     """The error of the process that failed first, to show a person."""
     failed = error.failures if isinstance(error, CheckpointException) else {0: (error, None)}
     number, (first, _) = next(iter(failed.items()))
@@ -145,7 +146,7 @@ def _told(error: BaseException, final: Path) -> OSError:
         raise first
     if any(is_full_disk(each, final.parent) for each, _ in failed.values()):
         return full_disk_error(final, None)
-    return OSError(
+    return FileError(
         f"the checkpoint {final} could not be written, expected a folder that all processes write to and see: process "
         f"{number} got {type(first).__name__}: {first}. The old one is unchanged; train again with --ckpt_path last"
     )

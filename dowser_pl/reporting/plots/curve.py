@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting.plots.plane import draw_path, tuned_place
 from dowser_pl.reporting.plots.style import (
     BODY,
@@ -158,7 +159,7 @@ def plot_curve(report: Report, path: str | Path) -> None:
     """Write the picture of a run's curve, atomically; the suffix decides the format.
 
     Raises:
-        ValueError: the run has no curve, or the suffix is not .png, .pdf or .svg.
+        DowserError: the run has no curve, or the suffix is not .png, .pdf or .svg.
     """
     save_page(draw_curve_page(report), path)
 
@@ -171,7 +172,7 @@ def has_picture(report: Report) -> bool:
 def draw_curve_page(report: Report) -> Figure:
     """The plane at the left if there are tasks of both roles, the means over the ratio at the right."""
     if not has_picture(report):
-        raise ValueError(
+        raise DowserError(
             "The run has no curve to draw: it was not measured at several update ratios, or on no task. Its report "
             "has no points under 'curve'."
         )

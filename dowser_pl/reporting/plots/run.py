@@ -138,7 +138,7 @@ def plot_report(report: Report, path: str | Path) -> None:
     """Write the picture of one run, atomically; the suffix decides the format.
 
     Raises:
-        ValueError: the suffix is not .png, .pdf or .svg.
+        DowserError: the suffix is not .png, .pdf or .svg.
     """
     save_page(draw_report(report), path)
 

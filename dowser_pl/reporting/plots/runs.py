@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting.plots.plane import Entry, draw_list, draw_move, draw_numbered, draw_plane
 from dowser_pl.reporting.plots.style import (
     HEIGHT,
@@ -34,7 +35,7 @@ def plot_comparison(reports: Sequence[Report], path: str | Path) -> None:
     """Write the picture of several runs, atomically; the suffix decides the format.
 
     Raises:
-        ValueError: no run has tasks of both roles, or the suffix is not .png, .pdf or .svg.
+        DowserError: no run has tasks of both roles, or the suffix is not .png, .pdf or .svg.
     """
     save_page(draw_comparison(reports), path)
 
@@ -43,7 +44,7 @@ def draw_comparison(reports: Sequence[Report]) -> Figure:
     """Numbered points on the plane at the left, what each number is at the right."""
     runs = [(number, report) for number, report in enumerate(reports, 1) if report.h_score.after is not None]
     if not runs:
-        raise ValueError(
+        raise DowserError(
             "No run has both upstream and downstream tasks, so there is no trade-off to plot. "
             "Give the data module evaluation tasks of both roles."
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ def save_page(figure: Figure, path: str | Path) -> None:
     """Write a figure at 200 dots per inch, atomically; the suffix decides the format.
 
     Raises:
-        ValueError: the suffix is not .png, .pdf or .svg.
+        DowserError: the suffix is not .png, .pdf or .svg.
     """
     if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"Cannot plot to {path}: expected a name that ends in {', '.join(FORMATS)}.")
+        raise DowserError(f"Cannot plot to {path}: expected a name that ends in {', '.join(FORMATS)}.")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, facecolor="white")

@@ -250,8 +250,8 @@ def failing(code: int):
 @pytest.mark.parametrize(
     "code, said",
     [
-        (errno.ENOSPC, "OSError: .*The disk is full"),
-        (errno.EIO, "OSError: .* process 1 got OSError: .*of the second. The old one is unchanged"),
+        (errno.ENOSPC, "FileError: .*The disk is full"),
+        (errno.EIO, "FileError: .* process 1 got OSError: .*of the second. The old one is unchanged"),
     ],
     ids=["a full disk", "another error"],
 )
@@ -280,7 +280,7 @@ def write_where_it_is_not_seen(path: Path) -> None:
 
 def test_a_disk_that_not_all_ranks_see_is_told_at_once(tmp_path):
     for outcome in outcomes(write_where_it_is_not_seen, tmp_path / "last.ckpt", ranks=RANKS):
-        assert outcome.message.startswith("OSError") and "got no file of __1_0.distcp" in outcome.message
+        assert outcome.message.startswith("FileError") and "got no file of __1_0.distcp" in outcome.message
         assert "expected a folder that all processes write to and see" in outcome.message
     assert list(tmp_path.iterdir()) == []
 
