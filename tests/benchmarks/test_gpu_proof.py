@@ -91,7 +91,7 @@ def test_a_worker_leaves_nothing_behind(stub):
 
 def test_the_docs_show_what_the_file_holds():
     """`python benchmarks/gpu_proof.py --json benchmarks/results/gpu_h200.json --table`, pasted."""
-    text = (ROOT / "docs" / "gpu.md").read_text()
+    text = (ROOT / "docs" / "results" / "gpu.md").read_text()
     for path in sorted((ROOT / "benchmarks" / "results").glob("gpu_*.json")):
         content = json.loads(path.read_text())
         assert not content["rehearsal"]

@@ -1,0 +1,65 @@
+"""Numbers that pages repeat are those of the files that measured them."""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+STEPS = json.loads((ROOT / "benchmarks" / "results" / "gpu_h200.json").read_text())["steps"]
+GB = 1e9
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def test_the_readme_shows_the_report_that_the_card_gave_too():
+    """The lines of the first output: the same scores and the same frozen content as on the machine of the file."""
+    report = STEPS["quickstart.32-true"]["report"]
+    shown = next(block for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL))
+    assert len(shown.splitlines()) == 12
+    for line in shown.splitlines()[1:8]:
+        name = line.split()[0]
+        if name in report["tasks"]:
+            task = report["tasks"][name]
+            expected = f"{task['before']:.3f}  {task['after']:.3f}"
+            assert expected in line, line
+    assert f"{report['h_score']['after']:.3f}" in shown
+    assert f"sha256 {report['frozen_digest']['after'][:16]}" in shown
+    assert f"{report['frozen']['entries']:,}, changed 0" in shown
+    assert f"{report['trainable']['entries']:,}" in shown
+
+
+def test_the_readme_names_the_cards_of_the_result_files_and_no_other():
+    files = sorted((ROOT / "benchmarks" / "results").glob("gpu_*.json"))
+    cards = {json.loads(path.read_text())["steps"]["environment.ceilings"]["device"] for path in files}
+    told = README[README.index("**What has run on which card.**") :].split("\n\n")[0]
+    assert set(re.findall(r"NVIDIA \w+", told)) == cards
+    compact, dense = STEPS["training.compact"], STEPS["training.dense"]
+    assert f"{compact['peak_bytes'] / GB:.1f} GB" in told
+    assert f"{dense['peak_bytes'] / GB:.1f} GB" in told
+    assert f"{STEPS['importance.pass']['seconds']['total']:.1f} s" in told
+
+
+def test_the_tutorial_of_a_large_model_repeats_what_was_measured():
+    rows = [line for line in page("tutorials/seven_billion.md").splitlines() if line.startswith("| ")]
+    names = {"compact (": "compact", "compact, b": "compact_8bit", "dense": "dense", "full": "full", "LoRA": "lora"}
+    for start, name in names.items():
+        (row,) = (row for row in rows if row.startswith(f"| {start}"))
+        step = STEPS[f"training.{name}"]
+        assert f"| {step['peak_bytes'] / GB:.1f} GB |" in row
+        assert f"| {step['tokens_per_second']:,.0f} |" in row
+
+
+def test_the_short_table_of_methods_is_the_long_one():
+    long = page("results/methods.md")
+    rows = re.findall(r"^\| (\w+) \| (.+) \| (.+) \| (.+) \| (.+ %) \|$", README, re.MULTILINE)
+    assert len(rows) == 8
+    for name, downstream, upstream, score, trainable in rows:
+        assert re.search(
+            rf"^\| {name} \| [^|]+ \| {downstream} \| {upstream} \| {score} \| [^|]+ \| {trainable} \|",
+            long,
+            re.MULTILINE,
+        ), name
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
