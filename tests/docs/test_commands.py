@@ -53,8 +53,8 @@ def check(words: list[str], parser) -> None:
     Raises:
         SystemExit: the program's own answer to a command that it does not take.
     """
-    if "dowser_pl" in words[1:]:  # python -m dowser_pl, torchrun … -m dowser_pl, srun … python -m dowser_pl
-        return check_verb(words[words.index("dowser_pl", 1) + 1 :], parser)
+    if "-m dowser_pl " in " ".join(words):  # of python, torchrun …, srun … python
+        return check_verb(words[words.index("dowser_pl") + 1 :], parser)
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     if words[0] == "pip":
