@@ -232,10 +232,8 @@ def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     then run through all frozen layers below the tuned ones. That hook is taken off again.
     """
     settings = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # its name in recent transformers
-        model.activation_checkpointing_enable(settings)
-    else:
-        model.gradient_checkpointing_enable(settings)
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)  # its name in recent transformers
+    (enable or model.gradient_checkpointing_enable)(settings)
     model.disable_input_require_grads()
 
 
