@@ -26,6 +26,7 @@ from dowser_pl.callbacks.dowser.merging import BeforeMerge
 from dowser_pl.callbacks.memory import peak_memory_bytes
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
+from dowser_pl.metrics import metric_label
 from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
 
 __all__ = ["Forgetting"]
@@ -133,7 +134,9 @@ class Forgetting(Callback, BeforeMerge):
             update_ratio=dowser.method.update_ratio,
             seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),  # where seed_everything records it
             tasks={
-                task.name: TaskScore(task.role, task.metric, self.before[task.name], self.after[task.name])
+                task.name: TaskScore(
+                    task.role, metric_label(task.metric), self.before[task.name], self.after[task.name]
+                )
                 for task in pl_module.tasks()
             },
             frozen=Counts(**vars(frozen)),

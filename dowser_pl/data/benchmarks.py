@@ -27,7 +27,7 @@ from dowser_pl.data.reading.sources import ParsedRows, Row, Selected, keep_good
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Role, Task, is_learnt
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics import build_metric, metric_name
+from dowser_pl.metrics import add_rows, build_metric, metric_name
 
 _MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
@@ -43,7 +43,8 @@ class TaskFile:
         name: in logs and in the report.
         file: JSON or JSONL (also .gz), Parquet, a folder of `datasets`, or `hub:owner/name`.
         role: "upstream" (what the model can do already) or "downstream" (what is being learnt).
-        metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count.
+        metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count; or the
+            path of a `torchmetrics.Metric`, also of your own (`my_package.Contains`), with options likewise.
         image_folder: where image paths start; None = that of the data module, and for what is not there, or if it has
             none, the folder of `file`.
         max_new_tokens: how long an answer may be; None = 128 for cider, 16 for all others.
@@ -56,7 +57,7 @@ class TaskFile:
     name: str
     file: str
     role: Role = "upstream"
-    metric: str | dict[str, dict[str, bool]] = "exact_match"
+    metric: str | dict[str, dict[str, Any]] = "exact_match"
     image_folder: str | None = None
     max_new_tokens: int | None = None
     limit: int | None = None
@@ -104,7 +105,8 @@ def read_task(
     def look(name: str, row: Row) -> None:
         question = _read_row(looking, task, labelled, name, row)
         try:  # what cannot be scored ends here and not after the probe
-            metric.update(*([[""], [question.references]] if question.references else [[], []]))
+            if question.references:
+                add_rows(metric, [""], [question.references])
         except ValueError as error:
             raise DowserError(f"{name}: {error}") from error
         unread.append(frozenset(_unread(row)))

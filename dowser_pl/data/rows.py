@@ -69,7 +69,7 @@ class Task:
     Attributes:
         name: used in the log keys `val/<name>/<metric>`.
         role: "downstream" (the task being learnt) or "upstream" (what the pretrained model already does).
-        metric: key of `dowser_pl.metrics.METRICS`.
+        metric: key of `dowser_pl.metrics.METRICS`, or the path of a `torchmetrics.Metric` of anybody's.
         questions: the rows.
         max_new_tokens: how many tokens the model may answer with.
         left_out: how many rows of the set are not among the questions, because they are unusable.

@@ -1,11 +1,15 @@
 """Strings in, one number out: torchmetrics over predictions and lists of references."""
 
+import inspect
+import json
+import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from typing import Any
 
 from torchmetrics import Metric
 
 from dowser_pl.errors import DowserError
+from dowser_pl.files.class_path import class_named
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
 from dowser_pl.metrics.multiple_choice import MultipleChoice
@@ -20,20 +24,25 @@ METRICS: dict[str, type[Metric]] = {
 }
 
 
-def metric_name(metric: str | Mapping[str, Mapping[str, bool] | None]) -> str:
-    """The name of a metric that a task may also give with its options: `{"exact_match": {"strict": True}}`.
+def metric_name(metric: str | Mapping[str, Mapping[str, Any] | None]) -> str:
+    """The name of a metric that a task may also give with its options.
+
+    `{"exact_match": {"strict": True}}`, or a class path with what the class takes:
+    `{"my_package.Contains": {"casefold": True}}`, which becomes `my_package.Contains{"casefold": true}`.
 
     Raises:
         DowserError: it is not one metric, or has no such option.
     """
     if isinstance(metric, str):
         return metric
-    one = isinstance(metric, Mapping) and len(metric) == 1
-    name, options = next(iter(metric.items())) if one else (None, None)
-    if name != "exact_match" or not (options is None or (isinstance(options, Mapping) and set(options) <= {"strict"})):
+    name, options = next(iter(metric.items())) if isinstance(metric, Mapping) and len(metric) == 1 else (None, None)
+    named = isinstance(name, str) and (options is None or isinstance(options, Mapping))
+    if named and "." in str(name):
+        return f"{name}{json.dumps(options, sort_keys=True)}" if options else str(name)
+    if not named or name != "exact_match" or not set(options or {}) <= {"strict"}:
         raise DowserError(
-            f"metric: got {metric}, expected the name of one metric, or one with its options: "
-            "`exact_match: {strict: true}` (the only one that has any)."
+            f"metric: got {metric}, expected the name of one metric, or one with its options: `exact_match: {{strict: "
+            "true}` (the only one of ours that has any), or `my_package.Contains: {casefold: true}`."
         )
     strict = (options or {}).get("strict", False)
     if not isinstance(strict, bool):
@@ -41,28 +50,98 @@ def metric_name(metric: str | Mapping[str, Mapping[str, bool] | None]) -> str:
     return "exact_match_strict" if strict else "exact_match"
 
 
+def metric_label(name: str) -> str:
+    """What logs and reports call the metric: of a class path the class alone."""
+    return name if name in METRICS else name.partition("{")[0].rpartition(".")[2]
+
+
 def build_metric(name: str) -> Metric:
     """A fresh metric by its name in a task: `update(predictions, references)`, then `compute()`.
 
+    Args:
+        name: one of `METRICS`, or the path of a `torchmetrics.Metric` of anybody's; see `metric_name` for its options.
+
     Raises:
-        DowserError: no metric has this name.
+        DowserError: no metric has this name, or the class does not keep to what is asked of a metric.
     """
-    if name not in METRICS:
-        near = get_close_matches(name, METRICS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DowserError(f"Unknown metric {name!r}, expected one of: {', '.join(METRICS)}.{hint}")
-    return METRICS[name]()
+    if name in METRICS:
+        return METRICS[name]()
+    path, brace, options = name.partition("{")
+    cls = class_named(path, Metric, "metric", METRICS)  # type: ignore[type-abstract]
+    try:
+        metric = cls(**json.loads(brace + options or "{}"))
+        inspect.signature(metric.update).bind([], [])
+    except (TypeError, ValueError) as error:
+        raise DowserError(
+            f"metric {path}: {error}. Expected a class that is built from its options alone, and whose "
+            "update(predictions, references) takes texts, and for each of them the list of what is right"
+        ) from error
+    if metric.higher_is_better is False:
+        raise DowserError(f"metric {path}: lower is better (higher_is_better), but a report takes higher for better")
+    if not any(part.metric_state for part in _parts(metric)):
+        raise DowserError(
+            f"metric {path} keeps nothing in states, so that several processes could not put together what each has "
+            "seen. Fix: self.add_state('total', default=torch.zeros(()), dist_reduce_fx='sum') in its __init__"
+        )
+    return metric
+
+
+def add_rows(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Update a metric, of whose class nothing is known.
+
+    Raises:
+        DowserError: it cannot score these rows; whatever else it raises becomes this.
+    """
+    try:
+        metric.update(predictions, references)
+    except DowserError:
+        raise
+    except Exception as error:
+        raise DowserError(
+            f"{type(metric).__name__} cannot score this: {type(error).__name__}: {error}. Expected that "
+            "update(predictions, references) takes any answer, an empty one too, and for each a list of what is right"
+        ) from error
 
 
 def check_references(name: str, references: Sequence[Sequence[str]]) -> None:
     """Refuse a whole set that a metric could not score, long before there are answers.
 
+    A metric by class path scores the first row's own reference as well, to see that it gives one number.
+
     Raises:
-        DowserError: nothing in it counts, or a row cannot be scored.
+        DowserError: nothing in it counts, a row cannot be scored, or what comes out is no score.
     """
-    build_metric(name).update([""] * len(references), references)
+    add_rows(build_metric(name), [""] * len(references), references)
     if name == "cider":
         check_captions([[tokenise(caption) for caption in captions] for captions in references])
+    if name not in METRICS:
+        _check_score(name, references[0])
+
+
+def _check_score(name: str, references: Sequence[str]) -> None:
+    label = metric_label(name)
+    try:
+        score = score_here(build_metric(name), references[:1], [references])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DowserError(f"metric {label}: {error}; expected that compute() gives one number") from error
+    if not (math.isfinite(score) and score >= 0):
+        raise DowserError(
+            f"metric {label}: compute() gives {score} for the right answer {references[0]!r}, expected a finite number "
+            "of at least 0"
+        )
+
+
+def score_here(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The score of these rows alone, without asking other processes."""
+    for part in _parts(metric):
+        part.sync_on_compute = False
+    add_rows(metric, predictions, references)
+    return float(metric.compute())
+
+
+def _parts(metric: Metric) -> list[Metric]:
+    """The metric and those that it is made of."""
+    return [part for part in metric.modules() if isinstance(part, Metric)]
 
 
 __all__ = [
@@ -72,7 +151,10 @@ __all__ = [
     "MultipleChoice",
     "StrictMatch",
     "VQAAccuracy",
+    "add_rows",
     "build_metric",
     "check_references",
+    "metric_label",
     "metric_name",
+    "score_here",
 ]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from dowser_pl.data.encoders import turn_ends
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics import build_metric
+from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
 from dowser_pl.reporting import role_means
 
@@ -138,19 +138,20 @@ class EvaluatedModule(LightningModule):
                 rank_zero_info(f"{task.name}: {len(mine)} answers, no reference to score them by")
                 continue
             metric: Any = build_metric(task.metric)
+            answers, references = [row["prediction"] for row in known], [row["references"] for row in known]
             try:
-                scores = metric.row_scores(
-                    *zip(*((row["prediction"], row["references"]) for row in known), strict=True)
-                )
+                if hasattr(metric, "row_scores"):
+                    scores = metric.row_scores(answers, references)
+                    mean = sum(scores) / len(scores)
+                else:  # one of anybody's, which says nothing of rows by themselves
+                    scores, mean = [], score_here(metric, answers, references)
             except ValueError as error:
                 rank_zero_info(f"{task.name}: no scores: {error}")
                 continue
-            for row, score in zip(known, scores, strict=True):
+            for row, score in zip(known, scores, strict=bool(scores)):
                 row["score"] = round(score, 6)
-            mean = sum(scores) / len(scores)
-            rank_zero_info(
-                f"{task.name}: {task.metric} {mean:.3f} over the {len(known)} of {len(mine)} with references"
-            )
+            label, over = metric_label(task.metric), f"the {len(known)} of {len(mine)} with references"
+            rank_zero_info(f"{task.name}: {label} {mean:.3f} over {over}")
 
     def _answer(self, batch: dict[str, Any], dataloader_idx: int) -> list[str]:
         return self._answers_of(batch, self.tasks()[dataloader_idx])
@@ -167,7 +168,7 @@ class EvaluatedModule(LightningModule):
             task.name: round(float(metric.compute()), 6) for task, metric in zip(tasks, self._metrics, strict=True)
         }
         for task in tasks:
-            self.log(f"{stage}/{task.name}/{task.metric}", self.scores[task.name])
+            self.log(f"{stage}/{task.name}/{metric_label(task.metric)}", self.scores[task.name])
         for name, value in role_means([(task.role, self.scores[task.name]) for task in tasks]).items():
             self.log(f"{stage}/{name}", value, prog_bar=True)
 

@@ -5,13 +5,15 @@ how checkpoints come back. :class:`MultimodalModule` is that around a Hugging Fa
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedModel, get_scheduler
 
 from dowser_pl.distributed.collectives import check_same
@@ -173,6 +175,8 @@ class ProtectedModule(EvaluatedModule):
         return [*self.protected.parameters(), *map(self._local.of, others)]
 
 
+_WARMUP = 0.03
+Schedule = Literal["constant", "constant_with_warmup", "cosine", "linear"]
 Part = Literal["projector", "lm_head", "norms", "embeddings", "vision"]
 
 
@@ -195,8 +199,9 @@ class MultimodalModule(ProtectedModule):
             null = none.
         also_train: further parts to train in full, *without* a mask; nothing protects them.
         optimizer: any torch-like optimizer, over the tuned parameters.
-        scheduler: learning-rate schedule, stepped after every optimizer step.
-        warmup_ratio: share of all steps over which the learning rate rises from 0.
+        scheduler: learning-rate schedule, stepped after every optimizer step: one of these names, or any
+            ``torch.optim.lr_scheduler`` with its arguments (``ReduceLROnPlateau`` looks at ``train/loss``).
+        warmup_ratio: share of all steps over which the learning rate rises from 0; of the named schedules alone.
     """
 
     def __init__(
@@ -213,12 +218,17 @@ class MultimodalModule(ProtectedModule):
         lora: LoraSettings | None = None,
         also_train: list[Part] = [],  # noqa: B006
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.0),
-        scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine",
-        warmup_ratio: float = 0.03,
+        scheduler: Schedule | Callable[[Optimizer], LRScheduler] = "cosine",
+        warmup_ratio: float = _WARMUP,
     ) -> None:
         super().__init__()
         if not 0.0 <= warmup_ratio <= 1.0:
             raise DowserError(f"model.warmup_ratio is a share of all steps, in [0, 1]; got {warmup_ratio}")
+        if not isinstance(scheduler, str) and warmup_ratio not in (0, _WARMUP):
+            raise DowserError(
+                f"model.warmup_ratio belongs to {', '.join(get_args(Schedule))}; got {warmup_ratio} beside another "
+                "schedule. Fix: set it to 0, and warm up in the schedule itself"
+            )
         self.path = path
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
@@ -346,11 +356,26 @@ class MultimodalModule(ProtectedModule):
         optimizer = make_optimizer(self.optimizer, tuned)
         if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_scheduler(
-            self.scheduler,
-            optimizer,
-            num_warmup_steps=round(self.warmup_ratio * steps),
-            num_training_steps=steps,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = self._schedule(optimizer)
+        found = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            found["monitor"] = getattr(schedule, "monitor", "train/loss")  # Lightning's own names one
+        return {"optimizer": optimizer, "lr_scheduler": found}
+
+    def _schedule(self, optimizer: Optimizer) -> LRScheduler:
+        if isinstance(self.scheduler, str):
+            steps = int(self.trainer.estimated_stepping_batches)
+            warming = round(self.warmup_ratio * steps)
+            return get_scheduler(self.scheduler, optimizer, num_warmup_steps=warming, num_training_steps=steps)
+        try:
+            schedule = self.scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise DowserError(
+                f"model.scheduler cannot be built: {error}. Give what it takes under model.scheduler.init_args"
+            ) from error
+        if not isinstance(schedule, LRScheduler):
+            raise DowserError(
+                f"model.scheduler: got {type(schedule).__name__}, expected one of {', '.join(get_args(Schedule))} or a "
+                "torch.optim.lr_scheduler.LRScheduler"
+            )
+        return schedule

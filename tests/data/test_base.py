@@ -82,7 +82,7 @@ TASK = Task("a", "upstream", "exact_match", [Question("q", [turn("user", "x")], 
         ({"rows": []}, "training set is empty: got 0 rows"),
         ({"tasks": [Task("a", "upstream", "exact_match", [])]}, "Task 'a' is empty"),
         ({"tasks": [TASK, TASK]}, "Two evaluation tasks are called 'a'"),
-        ({"tasks": [Task("a", "upstream", "bleu", TASK.questions)]}, "Unknown metric 'bleu'"),
+        ({"tasks": [Task("a", "upstream", "bleu", TASK.questions)]}, "metric: got 'bleu', expected one of"),
         ({"chat_template": "nowhere.jinja"}, "chat_template: expected Jinja text, the path"),
     ],
 )

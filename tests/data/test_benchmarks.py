@@ -123,7 +123,7 @@ def test_bad_rows_can_be_left_out(tmp_path):
 
 
 def test_task_file_is_checked_when_it_is_made():
-    with pytest.raises(ValueError, match=r"Unknown metric 'exact-match', expected one of.*exact_match"):
+    with pytest.raises(ValueError, match=r"metric: got 'exact-match', expected one of.*exact_match"):
         TaskFile("t", "t.json", metric="exact-match")
     with pytest.raises(ValueError, match="Task 't': limit must be at least 1, got 0"):
         TaskFile("t", "t.json", limit=0)
