@@ -18,6 +18,7 @@ from dowser_pl.data import Question as Question
 from dowser_pl.data import Task as Task
 from dowser_pl.data import TaskFile as TaskFile
 from dowser_pl.data import WorldData as WorldData
+from dowser_pl.errors import DowserError as DowserError
 from dowser_pl.importance import Factors as Factors
 from dowser_pl.importance import Probe as Probe
 from dowser_pl.importance import measure as measure

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,6 +223,24 @@ def test_a_bug_of_ours_keeps_its_traceback(user_folder, model_folder, monkeypatc
     with pytest.raises(ValueError, match="zip") as caught:
         main(["fit", "-c", str(user_yaml(user_folder, model_folder))])
     assert type(caught.value) is ValueError
+
+
+def test_a_method_of_ones_own_by_its_class_path(tmp_path, model_folder, monkeypatch):
+    """As docs/how-to/extend.md has it: a file beside, no edit of the package."""
+    (example,) = re.findall(
+        r"```python\n(# my_methods.py\n.*?)```", (ROOT / "docs/how-to/extend.md").read_text(), flags=re.DOTALL
+    )
+    (tmp_path / "my_methods.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    main([
+        "fit", f"--model.path={model_folder}", "--data=tests.data.custom_data_example.ColourData",
+        "--dowser.method=my_methods.RowRelative", "--dowser.method.update_ratio=0.05", "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+    ])  # fmt: skip
+    report = read_report(tmp_path / "runs/default")
+    assert (report.method, report.update_ratio) == ("RowRelative", 0.05)
+    assert report.frozen.entries > 18 * report.trainable.entries > 0 and report.frozen.changed == 0
 
 
 def test_a_custom_data_module_by_class_path(tmp_path, model_folder, monkeypatch):

@@ -124,7 +124,7 @@ def test_commands_parse(page, parser, folder, monkeypatch):
         "python -m dowser_pl fit -c qickstart",
         "python -m dowser_pl patch apply base patch.safetensors",
         "python -m dowser_pl merge --base A --tuned B --method Dare --method.ratio 0.1 --out C",
-        "python tools/scaling.py --rank 64",
+        "python benchmarks/scaling.py --rank 64",
         "pip install -e .[tests]",
         "make all",
     ],
