@@ -6,6 +6,7 @@ validation at the end of the last epoch, or one more if training stopped in betw
 model with its base after training, that is measured before, and "after" once more on what it made.
 """
 
+import json
 import math
 import os
 import platform
@@ -17,9 +18,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl import __version__
+from dowser_pl.callbacks.answers import add_pictures, latest_answers
 from dowser_pl.callbacks.curve import Curve, find_curve
 from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.dowser.merging import BeforeMerge
@@ -28,6 +31,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import metric_label
 from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
+from dowser_pl.reporting.answers import Moment, Row, counted
 
 __all__ = ["Forgetting"]
 
@@ -42,6 +46,7 @@ class Forgetting(Callback, BeforeMerge):
         """Scores after training and before a merge, once there was one."""
         self.written: Report | None = None
         """Once training has ended, on the first process."""
+        self._answers: list[Row] = []  # of all processes, before and, since there is an evaluation, after
         self._evaluated_at = self._tuned_at = -1
         self._seconds = {"fit": 0.0, "evaluate": 0.0}  # of earlier parts of a resumed run, and so far
         self._fit_start: float | None = None
@@ -87,6 +92,9 @@ class Forgetting(Callback, BeforeMerge):
         """The latest scores, and the time they took."""
         seconds = time.monotonic() - self._evaluate_start
         self._seconds["evaluate"] += seconds
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            moment: Moment = "before" if trainer.sanity_checking else "after"
+            self._answers = latest_answers(pl_module, self._answers, moment)
         if trainer.sanity_checking:
             self.before = dict(pl_module.scores)
         else:
@@ -114,8 +122,9 @@ class Forgetting(Callback, BeforeMerge):
             report = self.written = self.report(trainer, pl_module)
             report.diagnostics.update(left_out)
             folder = Path(trainer.default_root_dir)
+            add_pictures(self._answers, pl_module)
             rank_zero_info(f"\n{text_table(report)}\n")
-            write_report(report, folder)
+            write_report(report, folder, self._answers)
             rank_zero_info(f"Report written to {folder}/report.json, .md and .png")
 
     def report(self, trainer: Trainer, pl_module: Any) -> Report:
@@ -153,6 +162,7 @@ class Forgetting(Callback, BeforeMerge):
             frozen_digest=dowser.frozen_digest,
             curve=self._curve_points(find_curve(trainer), dowser.method.update_ratio),
             budget=find_curve(trainer).choice,
+            questions=counted(self._answers, self.before, self.after),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,6 +173,7 @@ class Forgetting(Callback, BeforeMerge):
             "after": self.tuned if merged else self.after,
             "evaluated_at": self._tuned_at if merged else self._evaluated_at,
             "seconds": self._total_seconds(),
+            "answers": json.dumps(self._answers),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -170,6 +181,7 @@ class Forgetting(Callback, BeforeMerge):
         self.before, self.after = state_dict["before"], state_dict["after"]
         self._evaluated_at = state_dict["evaluated_at"]
         self._seconds = dict(state_dict["seconds"])
+        self._answers = json.loads(state_dict.get("answers", "[]"))
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Make sure that ``after`` is of the model as it is."""

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from dowser_pl.data.encoders import turn_ends
+from dowser_pl.data.images import open_image
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
@@ -27,6 +28,7 @@ class EvaluatedModule(LightningModule):
 
     Attributes:
         scores: task name -> score of the latest evaluation.
+        answers: task name -> the rows of :meth:`predict_step`, of the latest evaluation, of this process.
         own_settings: whether answers are written with the settings of the model's generation config, not greedily.
         chat_template: as that of the data module, where there is none.
     """
@@ -37,6 +39,7 @@ class EvaluatedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.scores: dict[str, float] = {}
+        self.answers: dict[str, list[dict[str, Any]]] = {}
         self._endings: dict[str | None, Ending] = {}
         self._metrics: list[Metric] = []
 
@@ -100,13 +103,15 @@ class EvaluatedModule(LightningModule):
         return scores
 
     def on_validation_epoch_start(self) -> None:
-        """Fresh metrics, one per task."""
+        """Fresh metrics and answers, of each task."""
         self._metrics = [build_metric(task.metric).to(self.device) for task in self.tasks()]
+        self.answers = {task.name: [] for task in self.tasks()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer one batch of one task and score it."""
-        answers = self._answer(batch, dataloader_idx)
-        self._metrics[dataloader_idx].update(answers, batch["references"])
+        rows = self.predict_step(batch, batch_idx, dataloader_idx)
+        self._metrics[dataloader_idx].update([row["prediction"] for row in rows], batch["references"])
+        self.answers[self.tasks()[dataloader_idx].name] += rows
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/<task>/<metric>`` and the aggregates."""
@@ -122,7 +127,7 @@ class EvaluatedModule(LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Answers of one batch as rows ``task, id, question, images, prediction, references``."""
         task = self.tasks()[dataloader_idx]
-        answers = self._answer(batch, dataloader_idx)
+        answers = self._answers_of(batch, task)
         told = batch.get("told") or [{"id": row} for row in batch["ids"]]
         return [
             {"task": task.name, **row, "prediction": answer, "references": references}
@@ -137,24 +142,48 @@ class EvaluatedModule(LightningModule):
             if not known:
                 rank_zero_info(f"{task.name}: {len(mine)} answers, no reference to score them by")
                 continue
-            metric: Any = build_metric(task.metric)
-            answers, references = [row["prediction"] for row in known], [row["references"] for row in known]
             try:
-                if hasattr(metric, "row_scores"):
-                    scores = metric.row_scores(answers, references)
-                    mean = sum(scores) / len(scores)
-                else:  # one of anybody's, which says nothing of rows by themselves
-                    scores, mean = [], score_here(metric, answers, references)
+                scores = self.row_scores(task, known)
+                mean = sum(scores) / len(scores) if scores else self._score_of(task, known)
             except ValueError as error:
                 rank_zero_info(f"{task.name}: no scores: {error}")
                 continue
-            for row, score in zip(known, scores, strict=bool(scores)):
-                row["score"] = round(score, 6)
             label, over = metric_label(task.metric), f"the {len(known)} of {len(mine)} with references"
             rank_zero_info(f"{task.name}: {label} {mean:.3f} over {over}")
 
-    def _answer(self, batch: dict[str, Any], dataloader_idx: int) -> list[str]:
-        return self._answers_of(batch, self.tasks()[dataloader_idx])
+    def row_scores(self, task: Any, rows: Sequence[dict[str, Any]]) -> list[float]:
+        """Of the rows of a task, which must have references; each is written into its row as ``score``.
+
+        Returns:
+            Nothing for a metric of anybody's, which says nothing of rows by themselves.
+
+        Raises:
+            ValueError: as the metric of the task.
+        """
+        metric: Any = build_metric(task.metric)
+        if not hasattr(metric, "row_scores"):
+            return []
+        scores = metric.row_scores([row["prediction"] for row in rows], [row["references"] for row in rows])
+        for row, score in zip(rows, scores, strict=True):
+            row["score"] = round(score, 6)
+        return list(scores)
+
+    def _score_of(self, task: Any, rows: Sequence[dict[str, Any]]) -> float:
+        answers, references = [row["prediction"] for row in rows], [row["references"] for row in rows]
+        return score_here(build_metric(task.metric), answers, references)
+
+    def pictures(self, task: Any, row: dict[str, Any], place: int) -> list[Any]:
+        """The images of a question, as Pillow has them; none where the data module does not keep its questions.
+
+        Args:
+            task: that the row belongs to.
+            row: with the ``id`` of the question.
+            place: of the question in the task.
+        """
+        questions = getattr(task, "questions", ())
+        if place >= len(questions) or questions[place].told()["id"] != row["id"]:
+            return []
+        return [open_image(source, questions[place].id) for source in questions[place].images]
 
     def _answers_of(self, batch: dict[str, Any], task: Any) -> list[str]:
         tokenizer, inputs = self.processor.tokenizer, batch["inputs"]

@@ -7,7 +7,16 @@ from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.scores import BeforeAfter, BudgetChoice, Counts, Seconds, TaskScore, h_score, role_means
+from dowser_pl.reporting.scores import (
+    BeforeAfter,
+    BudgetChoice,
+    Counts,
+    Questions,
+    Seconds,
+    TaskScore,
+    h_score,
+    role_means,
+)
 from dowser_pl.reporting.table import markdown_page, markdown_table, text_table
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "BudgetChoice",
     "Counts",
     "CurvePoint",
+    "Questions",
     "Report",
     "Seconds",
     "TaskScore",

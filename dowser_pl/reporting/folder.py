@@ -1,9 +1,11 @@
-"""A report on disk: report.json, report.md and report.png in the folder of a run, and curve.png of its curve."""
+"""A report on disk: report.json, .md and .png in the folder of a run, curve.png of its curve, and its answers.jsonl."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically
+from dowser_pl.reporting.answers import ANSWERS_NAME, Row, write_answers
 from dowser_pl.reporting.plots.curve import has_picture, plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.report import Report
@@ -12,16 +14,26 @@ from dowser_pl.reporting.table import markdown_page
 JSON_NAME, PAGE_NAME, PICTURE_NAME, CURVE_NAME = "report.json", "report.md", "report.png", "curve.png"
 
 
-def write_report(report: Report, folder: str | Path) -> None:
+def write_report(report: Report, folder: str | Path, answers: Sequence[Row] = ()) -> None:
     """Write the files, each atomically, the numbers first; call it on one rank.
 
-    Without a curve no picture of one is left there: an earlier run's would be taken for this one's.
+    Without a curve no picture of one is left there, and without answers no answers: an earlier run's would be taken for
+    this one's.
+
+    Args:
+        report: the run.
+        folder: its folder.
+        answers: to every question, before and after.
 
     Raises:
         OSError: a file cannot be written; what was written before it stays.
     """
     folder = Path(folder)
     write_atomically(folder / JSON_NAME, report.to_json())
+    if answers:
+        write_answers(answers, folder)
+    else:
+        (folder / ANSWERS_NAME).unlink(missing_ok=True)
     curve = CURVE_NAME if has_picture(report) else None
     write_atomically(folder / PAGE_NAME, markdown_page(report, PICTURE_NAME, curve))
     plot_report(report, folder / PICTURE_NAME)

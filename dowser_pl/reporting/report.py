@@ -8,10 +8,12 @@ from typing import Any
 from dowser_pl.errors import DowserError
 from dowser_pl.reporting.curve import CurveMeans, CurvePoint, check_curve, curve_entries, curve_knee, curve_means
 from dowser_pl.reporting.fields import Fields
+from dowser_pl.reporting.intervals import Interval, change_interval, mean_interval, score_interval
 from dowser_pl.reporting.scores import (
     BeforeAfter,
     BudgetChoice,
     Counts,
+    Questions,
     Role,
     Seconds,
     TaskScore,
@@ -44,6 +46,7 @@ class Report:
         frozen_digest: content hash of all frozen entries "before" and "after" training; equal after a correct run.
         curve: rising in ratio, from 0 (the base model) to the trained ratio; empty where it was not measured.
         budget: what a budget chose; the scores "after" are then those at the chosen ratio.
+        questions: task name to how many questions were asked, gained and forgotten; empty where that is not known.
     """
 
     method: str
@@ -64,6 +67,7 @@ class Report:
     frozen_digest: dict[str, str] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
     budget: BudgetChoice | None = None
+    questions: dict[str, Questions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.items():
@@ -76,6 +80,8 @@ class Report:
         check_curve(self.curve, self.tasks)
         if self.budget is not None:
             check_budget(self.budget)
+        if odd := sorted(set(self.questions) - set(self.tasks)):
+            raise DowserError(f"The report has questions of {odd[0]!r}, expected a task of: {', '.join(self.tasks)}.")
 
     def of_role(self, role: Role) -> dict[str, TaskScore]:
         """The tasks of one role, in order."""
@@ -90,6 +96,24 @@ class Report:
     def downstream(self) -> BeforeAfter:
         """Mean over downstream tasks: what was to be learnt."""
         return mean_score(self.of_role("downstream").values())
+
+    def interval(self, name: str, moment: str) -> Interval | None:
+        """95 % interval of a task's score "before" or "after", or of its "change"; None where it cannot be told."""
+        asked, task = self.questions.get(name), self.tasks[name]
+        if asked is None:
+            return None
+        if moment != "change":
+            wide = max(task.before, task.after) > 1
+            return None if wide else score_interval(getattr(task, moment), asked.count)
+        if asked.mean_square_change is None:
+            return None
+        return change_interval(task.change, asked.mean_square_change, asked.count, max(task.before, task.after) > 1)
+
+    def role_interval(self, role: Role, moment: str) -> Interval | None:
+        """The same of the mean over the tasks of a role; None where it cannot be told of one of them."""
+        tasks = self.of_role(role)
+        estimates = [getattr(task, moment) for task in tasks.values()]
+        return mean_interval(estimates, [self.interval(name, moment) for name in tasks])
 
     @property
     def h_score(self) -> BeforeAfter:
@@ -137,7 +161,14 @@ class Report:
             "curve": curve_entries(self.curve, self.curve_means),
             "knee": self.knee,
             "budget": None if self.budget is None else self.budget.to_dict(),
+            "questions": {name: self._questions_entry(name) for name in self.questions},
         }
+
+    def _questions_entry(self, name: str) -> dict[str, Any]:
+        """Counts, and 95 % intervals as lists for readers of the file; these are computed again when it is read."""
+        intervals = {moment: self.interval(name, moment) for moment in ("before", "after", "change")}
+        ends = {f"{moment}_interval": None if each is None else list(each) for moment, each in intervals.items()}
+        return {**vars(self.questions[name]), **ends}
 
     def to_json(self) -> str:
         """The text of report.json."""
@@ -162,6 +193,7 @@ class Report:
         """All fields of report.json; those that older versions did not write may be missing."""
         tasks, versions = fields.section("tasks"), fields.section("versions")
         diagnostics, digest = (fields.section_or_empty(name) for name in ("diagnostics", "frozen_digest"))
+        questions = fields.section_or_empty("questions")
         return cls(
             method=fields.text("method"),
             update_ratio=fields.nullable("update_ratio", fields.number),
@@ -181,4 +213,5 @@ class Report:
             frozen_digest={moment: digest.text(moment) for moment in digest.value},
             curve=[CurvePoint.read(point) for point in fields.optional("curve", fields.sections) or []],
             budget=fields.optional("budget", lambda key: BudgetChoice.read(fields.section(key))),
+            questions={name: Questions.read(questions.section(name)) for name in questions.value},
         )

@@ -127,6 +127,30 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """How many questions of a task were asked, and what became of the answers.
+
+    Attributes:
+        count: that were asked.
+        gained: with a higher score after training; None where answers of the base model are not known one by one.
+        forgotten: with a lower score, likewise.
+        mean_square_change: mean over questions of the squared change of the score, likewise.
+    """
+
+    count: int
+    gained: int | None = None
+    forgotten: int | None = None
+    mean_square_change: float | None = None
+
+    @classmethod
+    def read(cls, questions: Fields) -> "Questions":
+        """One entry of `questions` in report.json."""
+        gained, forgotten = (questions.optional(name, questions.count) for name in ("gained", "forgotten"))
+        mean_square = questions.optional("mean_square_change", questions.number)
+        return cls(questions.count("count"), gained, forgotten, mean_square)
+
+
+@dataclass(frozen=True)
 class Counts:
     """Entries of the masked matrices of one kind, and how many of them differ bitwise from the base model."""
 

@@ -22,7 +22,7 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
-REPORT = {"report.json", "report.md"}
+REPORT = {"report.json", "report.md", "answers.jsonl"}
 NEVER = 1_000_000  # steps between checkpoints
 CURVE = {"callbacks": (Curve([0.1]),)}
 FAILURES = {

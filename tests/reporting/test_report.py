@@ -30,6 +30,7 @@ LAYOUT = [
     "curve",
     "knee",
     "budget",
+    "questions",
 ]
 
 

@@ -1,0 +1,41 @@
+"""The answers to every question of the report, before and after training.
+
+They are what samples are chosen from, and what tells how uncertain a change is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dowser_pl.callbacks.predictions import in_turns
+from dowser_pl.distributed import collectives
+from dowser_pl.reporting.answers import Moment, Row, data_uri, of_tasks, samples, with_answers
+
+__all__ = ["add_pictures", "latest_answers"]
+
+
+def latest_answers(pl_module: Any, earlier: Sequence[Row], moment: Moment) -> list[Row]:
+    """The answers of the evaluation that has just ended, of all processes, on every process; all of them must call it.
+
+    Args:
+        pl_module: with ``answers`` and ``row_scores``, as :class:`~dowser_pl.module.MultimodalModule`.
+        earlier: what it gave for the other moment.
+        moment: "before" is the base model, "after" the model as it is now.
+    """
+    shares = collectives.gather(lambda: {collectives.rank(): pl_module.answers})
+    rows: list[Row] = []
+    for task in pl_module.tasks():
+        mine = in_turns([share[task.name] for share in shares])
+        pl_module.row_scores(task, mine)
+        rows += mine
+    return with_answers(earlier, rows, moment)
+
+
+def add_pictures(rows: Sequence[Row], pl_module: Any) -> None:
+    """Write the images of the questions that are worth a look into their rows."""
+    tasks = {task.name: task for task in pl_module.tasks()}
+    start = 0
+    for name, mine in of_tasks(rows).items():
+        for place in (sample.place for sample in samples(rows, name)):
+            images = pl_module.pictures(tasks[name], rows[place], place - start)
+            rows[place]["pictures"] = list(map(data_uri, images))
+        start += len(mine)
