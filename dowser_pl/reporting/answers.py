@@ -66,7 +66,7 @@ def with_answers(earlier: Sequence[Row], said: Sequence[Row], moment: Moment) ->
 
     Args:
         earlier: as `read_answers` reads them.
-        said: rows with `prediction` and, unless the metric says nothing of single rows, `score`, beside `task`, `id` and
+        said: rows with `task`, `id`, `prediction` and, unless the metric says nothing of single rows, `score`, beside
             what else is told of the question.
         moment: of the latest evaluation.
     """
