@@ -30,6 +30,7 @@ def test_the_citation_is_of_this_version():
     assert {"cff-version", "message", "title", "authors"} <= CITATION.keys()  # without which it is not one
     assert CITATION["title"] == dowser_pl.__name__ and CITATION["version"] == dowser_pl.__version__
     assert f'version = "{dowser_pl.__version__}"' in PYPROJECT
+    assert f"\n## [{dowser_pl.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("method", [ModelDowser, Spider])
