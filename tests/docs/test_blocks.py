@@ -58,3 +58,10 @@ def test_json_is_json(block):
 @of("python")
 def test_python_is_python(block):
     assert ast.parse(block.text).body
+
+
+def test_the_script_without_the_command_line_runs(tmp_path, monkeypatch):
+    (script,) = (each for each in BLOCKS if each.language == "python" and each.page.name == "lightning_trainer.md")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.text, str(script.page), "exec"), {})
+    assert {"model", "patch.safetensors", "report.json"} <= {path.name for path in (tmp_path / "runs/plain").iterdir()}
