@@ -27,8 +27,8 @@ from torch.optim import AdamW
 from dowser_pl.callbacks.dowser.masks import rows_of
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.checkpoint import shares_of, write_folder
-from dowser_pl.distributed.collectives import Ranks
-from dowser_pl.distributed.tensors import to_first
+from dowser_pl.distributed.collectives import DistributedReducer
+from dowser_pl.distributed.tensors import to_rank_zero
 from dowser_pl.files.atomic import atomic_path, write_atomically
 from dowser_pl.masking import ShardedEntries
 from dowser_pl.masking.sharded import shared_entries
@@ -46,7 +46,7 @@ ROUNDS = 5
 
 
 class Trained:
-    """A model that is spread over all processes, with entries and moments, and how it is saved."""
+    """A model that is sharded over all processes, with entries and moments, and how it is saved."""
 
     def __init__(self, preset: str) -> None:
         subject = Subject(PRESETS[preset])
@@ -54,7 +54,7 @@ class Trained:
         layers = {name: Layer(name, layer.weight.detach()) for name, layer in subject.layers.items()}
         here = {name: rows_of(layer) for name, layer in layers.items()}
         method, blocks = Random(subject.preset.update_ratio), find_blocks(subject.model, layers)
-        masks = dict(build_masks(method, blocks, here.__getitem__, Ranks()))
+        masks = dict(build_masks(method, blocks, here.__getitem__, DistributedReducer()))
         self.model, self.entries = subject.model, ShardedEntries(subject.weights, masks)
         self.optimizer = AdamW(self.entries.parameters(), lr=1e-5)
         for values in self.entries.parameters():
@@ -69,11 +69,11 @@ class Trained:
     def file(self, path: Path, full: bool) -> None:
         """One file, gathered on the first process and written by it."""
         state = {"entries": self.entries.state_dict(), "optimizer_states": [gathered_states(self.optimizer)]}
-        state["state_dict"] = to_first(self.weights(full))
+        state["state_dict"] = to_rank_zero(self.weights(full))
         if collectives.rank() == 0:
             with atomic_path(path) as temporary:
                 torch.save(state, temporary)
-        collectives.gather(dict)
+        collectives.all_gather_numbered(dict)
 
     def folder(self, path: Path, full: bool) -> None:
         """A folder, written by all."""
@@ -136,12 +136,12 @@ def _rank(preset: str, rank: int, ranks: int, folder: str) -> dict[str, dict[str
     try:
         return measured_here(preset, Path(folder))
     finally:
-        collectives.gather(dict)  # none leaves while another still needs it
+        collectives.all_gather_numbered(dict)  # none leaves while another still needs it
         distributed.destroy_process_group()
 
 
 def _measured(save: Callable[[Path, bool], None], path: Path, full: bool) -> tuple[float, int]:
-    collectives.gather(dict)
+    collectives.all_gather_numbered(dict)
     with PeakMemory(torch.device("cpu")) as peak:
         start = time.perf_counter()
         save(path, full)

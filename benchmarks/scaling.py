@@ -150,7 +150,7 @@ def masks(sizes: Sizes) -> Traffic:
 
 
 def selection(sizes: Sizes, device: str = "gpu") -> Traffic:
-    """Where scores are spread: some histograms of 8-byte counts for each matrix."""
+    """Where scores are sharded: some histograms of 8-byte counts for each matrix."""
     bins, matrices = HISTOGRAMS[device], len(sizes.matrices)
     return {"all_reduce": (len(bins) * matrices, 8 * sum(bins) * matrices)}
 

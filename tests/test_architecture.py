@@ -26,7 +26,7 @@ ALLOWED = {
     "patches": {"distributed", "errors", "files", "functional", "masking", "methods", "models"},
     "strategies": {"distributed", "errors", "models"},
     "module": {"data", "distributed", "errors", "masking", "metrics", "models", "reporting"},
-    "planning": {"distributed", "errors", "files", "functional", "models", "reporting"},
+    "planning": {"distributed", "errors", "files", "functional", "methods", "models", "reporting"},
     "trainer": {"files", "planning"},
     "callbacks": {
         "__init__",
@@ -55,7 +55,18 @@ ALLOWED = {
         "trainer",
     },
     "bench": {"__main__", "callbacks", "cli", "errors", "files", "patches", "reporting"},
-    "commands": {"__init__", "bench", "cli", "errors", "files", "masking", "methods", "models", "patches", "reporting"},
+    "commands": {
+        "__init__",
+        "bench",
+        "cli",
+        "errors",
+        "files",
+        "masking",
+        "methods",
+        "models",
+        "patches",
+        "reporting",
+    },
     "__main__": {"__init__", "cli"},
     "__init__": set(),
 }

@@ -13,7 +13,7 @@ from torch import nn
 from dowser_pl.callbacks import Dowser
 from dowser_pl.functional.selection import lowest
 from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
-from dowser_pl.masking import FrozenEntries, TrainableEntries
+from dowser_pl.masking import CompactEntries, DenseEntries
 from dowser_pl.masking.base import bits_of
 from dowser_pl.methods import (
     L2SP,
@@ -56,7 +56,7 @@ def family_step(family: str, device: torch.device) -> float:
     weights = {name: layer.weight.requires_grad_(True) for name, layer in layers.items()}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     masks = {name: lowest(weight.detach().abs().float(), weight.numel() // 10) for name, weight in weights.items()}
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     optimizer = torch.optim.AdamW(entries.parameters(), lr=0.5)
     inputs = {name: value.to(device) for name, value in inputs_of(family).items()}
     inputs |= {name: value.bfloat16() for name, value in inputs.items() if value.is_floating_point()}
@@ -148,15 +148,15 @@ def test_families_step_and_answer(family):
 @needs_gpu
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_compact_equals_dense_bit_by_bit(name):
-    dense, _ = train(FrozenEntries, "cuda", OPTIMIZERS[name])
-    compact, entries = train(TrainableEntries, "cuda", OPTIMIZERS[name])
+    dense, _ = train(DenseEntries, "cuda", OPTIMIZERS[name])
+    compact, entries = train(CompactEntries, "cuda", OPTIMIZERS[name])
     assert all(torch.equal(bits_of(dense[key].detach()), bits_of(compact[key].detach())) for key in dense)
     assert entries.verify()[1].changed == entries.num_trainable
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("form", [FrozenEntries, TrainableEntries])
+@pytest.mark.parametrize("form", [DenseEntries, CompactEntries])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_frozen_bits(form, dtype):
     train(form, "cuda", OPTIMIZERS["fused"], dtype)
@@ -168,7 +168,7 @@ def test_half_precision_keeps_frozen_bits(form, dtype):
 def test_eight_bit_optimizers(name):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     kind = getattr(bitsandbytes.optim, name)
-    _, entries = train(TrainableEntries, "cuda", lambda p: kind(p, lr=0.01, min_8bit_size=64))
+    _, entries = train(CompactEntries, "cuda", lambda p: kind(p, lr=0.01, min_8bit_size=64))
     assert entries.verify()[1].changed > 0.5 * entries.num_trainable
 
 

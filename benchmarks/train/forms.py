@@ -21,9 +21,9 @@ from torch.optim import AdamW, Optimizer
 
 from dowser_pl.masking import (
     BaseModel,
-    FrozenEntries,
+    CompactEntries,
+    DenseEntries,
     Protection,
-    TrainableEntries,
     check_gradients,
     check_loss,
 )
@@ -156,7 +156,7 @@ class ProtectedTraining(Training):
 class DenseTraining(ProtectedTraining):
     """Whole matrices, frozen entries put back."""
 
-    protection = FrozenEntries
+    protection = DenseEntries
 
     def held(self) -> dict[str, int]:
         """Masks, once more as bits in host memory, and a copy of the matrices."""
@@ -168,7 +168,7 @@ class DenseTraining(ProtectedTraining):
 class CompactTraining(ProtectedTraining):
     """Trainable entries as a parameter of their own."""
 
-    protection = TrainableEntries
+    protection = CompactEntries
 
     def held(self) -> dict[str, int]:
         """Values, indices, and in host memory the base values and packed masks."""

@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dowser_pl.callbacks.dowser.masks import rows_of
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import Ranks
-from dowser_pl.distributed.tensors import local
-from dowser_pl.functional.selection import ALONE
-from dowser_pl.masking import ShardedEntries, TrainableEntries
+from dowser_pl.distributed.collectives import DistributedReducer
+from dowser_pl.distributed.tensors import to_local
+from dowser_pl.functional.selection import LOCAL
+from dowser_pl.masking import CompactEntries, ShardedEntries
 from dowser_pl.methods import Layer, Random, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.strategies.fsdp2 import fully_shard_model
@@ -97,7 +97,7 @@ def measured_here(preset: str) -> dict[str, Any]:
     held = entries.num_bytes()
     return {
         "bytes": {
-            "weights": sum(local(each.detach()).nbytes for each in subject.model.parameters()),
+            "weights": sum(to_local(each.detach()).nbytes for each in subject.model.parameters()),
             "entries": held["values"],
             "indices": held["indices"],
             "moments": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
@@ -126,14 +126,14 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _entries(subject: Subject, spread: bool) -> TrainableEntries:
+def _entries(subject: Subject, spread: bool) -> CompactEntries:
     """Random masks, by the rows that are here."""
     layers = {name: Layer(name, layer.weight.detach()) for name, layer in subject.layers.items()}
     here = {name: rows_of(layer) for name, layer in layers.items()} if spread else layers
     blocks = find_blocks(subject.model, layers)
     method = Random(subject.preset.update_ratio)
-    masks = dict(build_masks(method, blocks, here.__getitem__, Ranks() if spread else ALONE))
-    return (ShardedEntries if spread else TrainableEntries)(subject.weights, masks)
+    masks = dict(build_masks(method, blocks, here.__getitem__, DistributedReducer() if spread else LOCAL))
+    return (ShardedEntries if spread else CompactEntries)(subject.weights, masks)
 
 
 @contextlib.contextmanager
@@ -144,6 +144,6 @@ def _group(rank: int, ranks: int, store: str) -> Iterator[None]:
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
     try:
         yield
-        collectives.gather(dict)  # none leaves while another still needs it
+        collectives.all_gather_numbered(dict)  # none leaves while another still needs it
     finally:
         distributed.destroy_process_group()

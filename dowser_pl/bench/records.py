@@ -15,7 +15,7 @@ from typing import Any
 
 from dowser_pl.bench.cells import Cell
 from dowser_pl.bench.command_lines import digest
-from dowser_pl.bench.running import Ended
+from dowser_pl.bench.processes import Ended
 from dowser_pl.bench.settings import Settings
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically

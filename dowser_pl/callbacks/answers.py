@@ -21,7 +21,7 @@ def latest_answers(pl_module: Any, earlier: Sequence[Row], moment: Moment) -> li
         earlier: what it gave for the other moment.
         moment: "before" is the base model, "after" the model as it is now.
     """
-    shares = collectives.gather(lambda: {collectives.rank(): pl_module.answers})
+    shares = collectives.all_gather_numbered(lambda: {collectives.rank(): pl_module.answers})
     rows: list[Row] = []
     for task in pl_module.tasks():
         mine = in_turns([share[task.name] for share in shares])

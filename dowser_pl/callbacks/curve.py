@@ -16,17 +16,17 @@ from torch import Tensor
 
 from dowser_pl.callbacks.dowser.merging import announce_merge
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import Ranks, collect
+from dowser_pl.distributed.collectives import DistributedReducer, gather_to_rank_zero
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import left_out
-from dowser_pl.masking import FrozenEntries, NestedUpdates, Protection
-from dowser_pl.methods import Method, Scored
+from dowser_pl.masking import DenseEntries, NestedUpdates, Protection
+from dowser_pl.methods import BeforeFit, Method, Scored
 from dowser_pl.reporting import BudgetChoice, CurvePoint
 
 __all__ = ["Curve", "MasksOf", "UpdateOrder", "find_curve"]
 
 
-MasksOf = Callable[[Method], Iterator[tuple[str, Tensor]]]
+MasksOf = Callable[[BeforeFit], Iterator[tuple[str, Tensor]]]
 """Name and mask of every matrix, by what was measured of the base, of a method at some update ratio."""
 
 
@@ -41,11 +41,11 @@ class UpdateOrder:
     def __init__(self) -> None:
         self.levels: dict[str, Tensor] | None = None
         self.steps: list[float] = []
-        self._together = False  # whether processes hold different entries
+        self._is_sharded = False  # whether processes hold different entries
 
-    def tell(self, method: Method, entries: Protection, masks_of: MasksOf) -> None:
+    def tell(self, method: Scored, entries: Protection, masks_of: MasksOf) -> None:
         """Put the trainable entries of a fresh run into groups, while their scores can be told."""
-        self._together = entries.together
+        self._is_sharded = entries.is_sharded
         self.levels = {name: torch.zeros(int(mask.sum()), dtype=torch.uint8) for name, mask in entries.masks.items()}
         for ratio in self.steps[:-1]:
             for name, mask in masks_of(_at(method, ratio)):
@@ -53,29 +53,31 @@ class UpdateOrder:
 
     def cut(self, entries: Protection) -> None:
         """Of the groups that a checkpoint told keep those of the entries that are here."""
-        if self.levels is None or self._together or not entries.together:
+        if self.levels is None or self._is_sharded or not entries.is_sharded:
             return
-        self._together = True
+        self._is_sharded = True
         for name, mask in entries.masks.items():
             count = int(mask.sum())
-            first, _ = Ranks().before(count)
+            first, _ = DistributedReducer().exclusive_sum(count)
             self.levels[name] = self.levels[name][first : first + count].clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Groups of all entries, on the first process, whose state alone is saved."""
-        if self.levels is None or (collectives.rank() > 0 and not self._together):
+        if self.levels is None or (collectives.rank() > 0 and not self._is_sharded):
             return {}
-        levels = {name: collect(each) for name, each in self.levels.items()} if self._together else self.levels
+        levels = (
+            {name: gather_to_rank_zero(each) for name, each in self.levels.items()} if self._is_sharded else self.levels
+        )
         return {"ratios": self.steps, "levels": levels} if collectives.rank() == 0 else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Groups of the run that is resumed: its scores cannot be told any more."""
         if state_dict:
             self.steps, self.levels = list(state_dict["ratios"]), dict(state_dict["levels"])
-            self._together = False
+            self._is_sharded = False
 
 
-def _at(method: Method, ratio: float) -> Method:
+def _at(method: Scored, ratio: float) -> Scored:
     """The method at another update ratio."""
     other = copy.copy(method)
     other.update_ratio = ratio
@@ -127,7 +129,7 @@ class Curve(Callback):
         self.points, self.choice, self.seconds = [], None, 0.0
         if not self.active:
             return
-        if not isinstance(method, Scored) or method.moment != "before_fit":
+        if not isinstance(method, Scored):
             raise DowserError(
                 "curve and budget take updates back in the order of a score that was known before training, got "
                 f"dowser.method {type(method).__name__}, which has none; use one that masks by a score, such as "
@@ -164,13 +166,14 @@ class Curve(Callback):
         """
         if not self.active:
             return
+        assert isinstance(method, Scored)  # by `check`
         self._order.tell(method, entries, masks_of)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Where weights are spread over processes a checkpoint has told of all entries."""
+        """Where weights are sharded over processes a checkpoint has told of all entries."""
         self._order.cut(pl_module.protected)
 
-    def finish(self, trainer: Trainer, pl_module: Any, trained: Protection) -> FrozenEntries | None:
+    def finish(self, trainer: Trainer, pl_module: Any, trained: Protection) -> DenseEntries | None:
         """Measure the curve, then keep the budget.
 
         Args:

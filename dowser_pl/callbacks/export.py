@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from dowser_pl.distributed.models import spread_model
-from dowser_pl.distributed.tensors import shape_of, to_first
+from dowser_pl.distributed.models import is_sharded_model
+from dowser_pl.distributed.tensors import shape_of, to_rank_zero
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, write_image_settings
@@ -59,8 +59,8 @@ class Export(Callback):
         if not self._writes(trainer):
             return
         state = pl_module.network.state_dict(keep_vars=True)
-        if spread_model(pl_module.network):
-            state = to_first(state)
+        if is_sharded_model(pl_module.network):
+            state = to_rank_zero(state)
         if not trainer.is_global_zero:
             return
         run, adapters = Path(trainer.default_root_dir), pl_module.adapters
@@ -108,6 +108,6 @@ def _plain(pl_module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stand-ins without memory, whole ones where weights are spread; tensors of two names that are one stay one."""
+    """Stand-ins without memory, whole ones where weights are sharded; tensors of two names that are one stay one."""
     found = {id(each): torch.empty(shape_of(each), dtype=each.dtype, device="meta") for each in state.values()}
     return {name: found[id(each)] for name, each in state.items()}

@@ -221,7 +221,7 @@ def _unmasked(dowser: Dowser) -> dict[str, float]:
 def _left_out(trainer: Trainer) -> dict[str, float]:
     """How many rows of the data could not be used, where there are any; all processes must call it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    shares = collectives.gather(lambda: {collectives.rank(): getattr(data, "left_out", [])})
+    shares = collectives.all_gather_numbered(lambda: {collectives.rank(): getattr(data, "left_out", [])})
     training = getattr(data, "num_unreadable", 0) + len(set(chain(*shares)))
     asked = sum(getattr(task, "left_out", 0) for task in getattr(data, "tasks", []))
     counts = {"training_rows_left_out": training, "evaluation_rows_left_out": asked}

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from dowser_pl import __version__
 from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
-from dowser_pl.distributed.tensors import shape_of, to_first
+from dowser_pl.distributed.tensors import shape_of, to_rank_zero
 from dowser_pl.errors import DowserError
 from dowser_pl.patches import save_patch
 
@@ -36,7 +36,7 @@ class PatchFile(Callback):
         if dowser is None:
             raise DowserError("the patch needs the Dowser callback, placed before it in trainer.callbacks")
         entries, base = dowser.entries, dowser.base
-        if not trainer.is_global_zero and not entries.together:
+        if not trainer.is_global_zero and not entries.is_sharded:
             return
         total = sum(shape_of(weight).numel() for weight in entries.weights.values())
         if entries.num_trainable > _MOST * total:
@@ -45,7 +45,7 @@ class PatchFile(Callback):
             )
             return
         state, tensors = entries.state_dict(base=False), pl_module.state_dict()
-        tensors = to_first({key: tensors[key] for key in base.whole})
+        tensors = to_rank_zero({key: tensors[key] for key in base.whole})
         if not trainer.is_global_zero:
             return
         try:

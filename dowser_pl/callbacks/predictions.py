@@ -51,7 +51,7 @@ class Predictions(Callback):
             OSError: on every process, if the first cannot write the file.
         """
         path = Path(trainer.default_root_dir) / "predictions.jsonl"
-        shares = collectives.gather(lambda: {collectives.rank(): dict(self._rows)})
+        shares = collectives.all_gather_numbered(lambda: {collectives.rank(): dict(self._rows)})
         tasks = sorted(set(chain(*shares)))
         rows = [row for task in tasks for row in in_turns([share.get(task, []) for share in shares])]
 
@@ -59,7 +59,7 @@ class Predictions(Callback):
             pl_module.score_rows(rows)
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-        collectives.from_first(write)
+        collectives.from_rank_zero(write)
         rank_zero_info(f"{len(rows)} answers written to {path}")
 
 

@@ -36,6 +36,7 @@ from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_confi
 from dowser_pl.distributed.checkpoint import is_folder
 from dowser_pl.errors import DowserError, message_of
 from dowser_pl.files.atomic import check_writable, write_atomically
+from dowser_pl.methods import AfterFit
 from dowser_pl.module import MultimodalModule
 from dowser_pl.planning.verb import placement_of
 from dowser_pl.trainer import DowserTrainer
@@ -137,7 +138,7 @@ class DowserCLI(LightningCLI):
     def before_probe(self) -> None:
         """Refuse a pass that would leave nothing behind."""
         dowser = self._dowser()
-        measures = dowser.method.needs and dowser.method.moment != "after_fit"
+        measures = dowser.method.needs and not isinstance(dowser.method, AfterFit)
         if not measures or dowser.cache_dir is None or dowser.factors_file is not None:
             raise DowserError(
                 "probe fills the cache of a method that measures the model: got "

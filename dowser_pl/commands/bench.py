@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dowser_pl.bench import Bench, read_settings, write_outputs
 from dowser_pl.bench.grid import Plan
-from dowser_pl.bench.running import Processes
+from dowser_pl.bench.processes import Processes
 from dowser_pl.cli.arguments import resolve_configs
 from dowser_pl.commands.merge import METHODS
 from dowser_pl.commands.output import answer

@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) ->
 def _method(options: Namespace, settings: Mapping[str, Any]) -> Method:
     """The method; refused with its reason if it exists and cannot be applied offline."""
     found = getattr(methods, options.method, None)
-    if not (isinstance(found, type) and issubclass(found, Method)) or found in (Method, methods.Scored):
+    if not (isinstance(found, type) and issubclass(found, Method)) or isabstract(found) or found is Method:
         known = ", ".join(options.methods)
         raise DowserError(f"got --method {options.method}, expected one of: {known}; see {options.program} --help")
     method: Method = found(**settings)

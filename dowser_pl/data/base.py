@@ -37,10 +37,10 @@ from dowser_pl.data.loaders import (
     LEFT_OUT,
     EvaluationBatches,
     EvaluationLoader,
-    EvaluationOrder,
+    EvaluationSampler,
+    ResumableSampler,
     TrainingBatches,
     TrainingLoader,
-    TrainingOrder,
     build_loader,
     per_process,
     refusals,
@@ -160,7 +160,7 @@ class EvaluatedData(LightningDataModule):
             raise DowserError('The tasks are not read yet: call setup("validate") first.')
         loaders = []
         for task in tasks:
-            order = EvaluationOrder(len(task.questions), self.eval_batch_size, **self._share())
+            order = EvaluationSampler(len(task.questions), self.eval_batch_size, **self._share())
             batches = EvaluationBatches(task.questions, self._encoder, self.evaluation_cache_mb)
             loaders.append(build_loader(EvaluationLoader, batches, order, self.num_workers))
         return loaders
@@ -253,7 +253,7 @@ class MultimodalData(EvaluatedData):
         self.num_unreadable = 0
         """How many rows of the training file were left out before there were training rows."""
         self._marks = torch.zeros(0, dtype=torch.uint8)
-        self._order: TrainingOrder | None = None
+        self._order: ResumableSampler | None = None
         self._position: dict[str, int] = {}
 
     def train_conversations(self) -> Sequence[Conversation]:
@@ -377,7 +377,7 @@ class MultimodalData(EvaluatedData):
         refused = refusals(batches, numbers, self.num_workers if self.check == "all" else 0)
         report_left_out(refused, len(numbers) - len(refused), "training rows that were checked")
 
-    def _training_order(self, num_rows: int, clock: Callable[[], int] | None) -> TrainingOrder:
+    def _training_order(self, num_rows: int, clock: Callable[[], int] | None) -> ResumableSampler:
         share = self._share()
         rows = per_process(self.batch_size, share.get("num_replicas", 1)) if self.split_batches else self.batch_size
-        return TrainingOrder(num_rows, rows, self.seed, **share, clock=clock)
+        return ResumableSampler(num_rows, rows, self.seed, **share, clock=clock)

@@ -235,7 +235,7 @@ def _num_bytes(value: Any) -> int:
     return 0
 
 
-class TrainingOrder(DistributedSampler[Any]):
+class ResumableSampler(DistributedSampler[Any]):
     """A fresh shuffle of all rows in every epoch, cut into batches.
 
     Every row comes once per epoch. With `num_replicas` processes each takes every `num_replicas`-th row of the
@@ -321,7 +321,7 @@ class TrainingOrder(DistributedSampler[Any]):
         return _ceil(_ceil(self.num_rows, self.num_replicas), self.batch_size)
 
 
-class EvaluationOrder(DistributedSampler[Any]):
+class EvaluationSampler(DistributedSampler[Any]):
     """Every row exactly once over all processes, in file order, with equally many batches on each process.
 
     Equal batch counts matter because sharded models talk to each other inside `generate`; no row is repeated, so a

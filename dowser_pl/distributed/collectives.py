@@ -1,8 +1,8 @@
 """Work split over the processes of a run, and its results put together again in order.
 
 What fails on one process fails on all, with that process' message, so that none waits for ever. Functions only call
-what they are given when there is one process. :class:`Ranks` is what a selection or a statistic asks of a matrix whose
-parts lie on several processes.
+what they are given when there is one process. :class:`DistributedReducer` is what a selection or a statistic asks of a
+matrix whose parts lie on several processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +14,14 @@ from torch import Tensor, distributed
 from dowser_pl.errors import DowserError, FileError, MissingFileError
 
 __all__ = [
-    "Ranks",
-    "add_up",
-    "added",
+    "DistributedReducer",
+    "all_gather_numbered",
+    "all_reduce",
+    "all_reduce_counts",
     "broadcast",
     "check_same",
-    "collect",
-    "from_first",
-    "gather",
+    "from_rank_zero",
+    "gather_to_rank_zero",
     "rank",
     "to_be_sent",
     "world_size",
@@ -41,7 +41,7 @@ def world_size() -> int:
     return distributed.get_world_size() if _several() else 1
 
 
-def add_up(value: Tensor) -> Tensor:
+def all_reduce(value: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if _several():
         distributed.all_reduce(value)
@@ -56,7 +56,7 @@ def check_same(value: str, what: str) -> None:
     """
     if not _several():
         return
-    values = gather(lambda: {rank(): value})
+    values = all_gather_numbered(lambda: {rank(): value})
     odd = next((number for number, other in enumerate(values) if other != values[0]), None)
     if odd is not None:
         raise DowserError(
@@ -65,7 +65,7 @@ def check_same(value: str, what: str) -> None:
         )
 
 
-def from_first(compute: Callable[[], T]) -> T:
+def from_rank_zero(compute: Callable[[], T]) -> T:
     """What the first process computes, on every process; CPU tensors arrive bit for bit.
 
     Raises:
@@ -82,7 +82,7 @@ def from_first(compute: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def gather(compute: Callable[[], Mapping[int, T]]) -> list[T]:
+def all_gather_numbered(compute: Callable[[], Mapping[int, T]]) -> list[T]:
     """The numbered parts that the processes compute, in the order of their numbers, on every process.
 
     Args:
@@ -116,7 +116,7 @@ def _sendable(error: Exception | None) -> Exception | None:
     if error is None or type(error) in (DowserError, FileError, MissingFileError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
-        return FileError(error.errno, error.strerror, error.filename)
+        return OSError(error.errno, error.strerror, error.filename)  # of the kind that belongs to the number
     kind = next((kind for kind in (DowserError, ValueError, OSError) if isinstance(error, kind)), None)
     return RuntimeError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
 
@@ -125,9 +125,9 @@ def _several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def added(counts: Iterable[int]) -> list[int]:
+def all_reduce_counts(counts: Iterable[int]) -> list[int]:
     """Each count summed over the processes; all must call it."""
-    return [int(total) for total in add_up(to_be_sent(torch.tensor(list(counts), dtype=torch.int64)))]
+    return [int(total) for total in all_reduce(to_be_sent(torch.tensor(list(counts), dtype=torch.int64)))]
 
 
 def broadcast(tensor: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def broadcast(tensor: Tensor) -> Tensor:
     return sent
 
 
-def collect(part: Tensor) -> Tensor:
+def gather_to_rank_zero(part: Tensor) -> Tensor:
     """The 1-D parts of all processes one after the other, on the first, in host memory; the others get nothing (0,).
 
     All processes must call it.
@@ -160,23 +160,23 @@ def to_be_sent(tensor: Tensor) -> Tensor:
     return tensor.cuda() if on_gpu else tensor.cpu()
 
 
-class Ranks:
+class DistributedReducer:
     """Counts and sums over the processes, for what concerns a matrix of which each holds a part."""
 
-    def add_up(self, counts: Tensor) -> Tensor:
+    def all_reduce(self, counts: Tensor) -> Tensor:
         """The sum over all processes."""
         device = counts.device
-        return add_up(to_be_sent(counts)).to(device)
+        return all_reduce(to_be_sent(counts)).to(device)
 
-    def before(self, count: int) -> tuple[int, int]:
+    def exclusive_sum(self, count: int) -> tuple[int, int]:
         """What the processes before this one counted together, and what all did."""
         counts = [0] * world_size()
         counts[rank()] = count
-        totals = added(counts)
+        totals = all_reduce_counts(counts)
         return sum(totals[: rank()]), sum(totals)
 
-    def beside(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         """(P, n) what all P processes have of these (n,), each in a row."""
         rows = values.new_zeros(world_size(), len(values))
         rows[rank()] = values
-        return self.add_up(rows)
+        return self.all_reduce(rows)

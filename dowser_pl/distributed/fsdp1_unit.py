@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils._pytree import tree_map_only
 
-from dowser_pl.distributed.tensors import Taker
+from dowser_pl.distributed.tensors import GradientHook
 from dowser_pl.errors import DowserError
 
 __all__ = [
-    "Flat",
+    "FSDP1Model",
     "Unit",
-    "apart",
-    "flat_of",
+    "fsdp1_model_of",
+    "gather_per_unit",
 ]
 
 
@@ -35,12 +35,12 @@ class Unit(FullyShardedDataParallel):
     """A module that is gathered while it runs; modules and weights inside keep the names they had before.
 
     Attributes:
-        takers: of the gradients of single weights.
+        gradient_hooks: of the gradients of single weights.
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
-        self.takers: OrderedDict[int, Taker] = OrderedDict()
+        self.gradient_hooks: OrderedDict[int, GradientHook] = OrderedDict()
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -58,10 +58,10 @@ class Unit(FullyShardedDataParallel):
         """The pieces that are here, under these names; nothing is gathered."""
         return self.module.state_dict(*args, **kwargs)
 
-    def waiting(self) -> list[Taker]:
+    def waiting(self) -> list[GradientHook]:
         """Who is to be told after this backward pass, the same on every process."""
         flat: Any = self._handle.flat_param  # type: ignore[union-attr]
-        return [each for each in self.takers.values() if each.weight.requires_grad and flat.grad is not None]
+        return [each for each in self.gradient_hooks.values() if each.weight.requires_grad and flat.grad is not None]
 
     def drop_gradients(self) -> None:
         """Once they are taken."""
@@ -71,7 +71,7 @@ class Unit(FullyShardedDataParallel):
         flat.grad = None
 
 
-class Flat:
+class FSDP1Model:
     """A model that is cut into units.
 
     Args:
@@ -91,7 +91,7 @@ class Flat:
             if self._inside:
                 return forward(*args, **kwargs)
             if not torch.is_grad_enabled():  # FSDP1 would keep the outermost unit until a backward pass
-                with self.apart():
+                with self.gather_per_unit():
                     return forward(*args, **kwargs)
             with self._within():
                 return self.root(*args, **kwargs)
@@ -107,44 +107,44 @@ class Flat:
             self._inside = before
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """See :func:`apart`."""
-        visits = [_Visit(unit) for unit in self.units]
-        for visit in visits:
-            visit.unit.forward = visit.forward  # type: ignore[method-assign]
+    def gather_per_unit(self) -> Iterator[None]:
+        """See :func:`gather_per_unit`."""
+        unshards = [_Unshard(unit) for unit in self.units]
+        for unshard in unshards:
+            unshard.unit.forward = unshard.forward  # type: ignore[method-assign]
         try:
             with _gathered(self.root), self._within():
                 yield
         finally:
-            for visit in visits:
-                del visit.unit.forward
-                visit.leave()
+            for unshard in unshards:
+                del unshard.unit.forward
+                unshard.leave()
 
 
-def flat_of(model: nn.Module) -> Flat | None:
+def fsdp1_model_of(model: nn.Module) -> FSDP1Model | None:
     """Of a model, or of the part that runs on text alone; None where FSDP1 has not cut it."""
-    return vars(model).get("_flat")
+    return vars(model).get("_fsdp1_model")
 
 
-def apart(model: nn.Module) -> AbstractContextManager[None]:
+def gather_per_unit(model: nn.Module) -> AbstractContextManager[None]:
     """Within it parts of the model can be run by themselves, and several backward passes over one graph be made.
 
     FSDP1 itself gathers for the whole model alone, and for one backward pass. Here the outermost unit stays gathered,
     any other one as long as it runs, forward or backward. All processes must enter, run the same and leave together.
     """
-    flat = flat_of(model)
-    if flat is None:
+    found = fsdp1_model_of(model)
+    if found is None:
         raise DowserError(
             f"got a {type(model).__name__} that is not cut into units, expected the model or its text part"
         )
-    return flat.apart()
+    return found.gather_per_unit()
 
 
 def _gathered(unit: Unit) -> AbstractContextManager[None]:
     return FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False)
 
 
-class _Visit:
+class _Unshard:
     """A unit that is gathered when it runs, and again when a gradient comes back to it."""
 
     def __init__(self, unit: Unit) -> None:
@@ -183,11 +183,11 @@ class _Visit:
 
 class _Leave(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, visit: _Visit, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.visit = visit
+    def forward(ctx: Any, unshard: _Unshard, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.unshard = unshard
         return inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.visit.leave()
+        ctx.unshard.leave()
         return None, *gradients

@@ -1,4 +1,4 @@
-"""What cannot be done with weights that are spread over processes: the same words before a run and in its plan."""
+"""What cannot be done with weights that are sharded over processes: the same words before a run and in its plan."""
 
 from typing import Any
 
@@ -11,21 +11,22 @@ _PER_WEIGHT = ("token_product", "weight_square")  # statistics that are as large
 
 
 def no_model(quantization: str) -> str | None:
-    """Why a model cannot be spread, to be trained or only to be run; None = it can.
+    """Why a model cannot be sharded, to be trained or only to be run; None = it can.
 
     Args:
         quantization: of its matrices.
     """
     if quantization == "none":
         return None
-    return f"got model.quantization {quantization}, expected none: packed weights are not spread; {_INSTEAD}"
+    return f"got model.quantization {quantization}, expected none: packed weights are not sharded; {_INSTEAD}"
 
 
-def no_training(method: Any, curve: bool, checkpoint: str, quantization: str) -> str | None:
-    """Why a method cannot train a model that is spread, in any form; None = it can.
+def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str, quantization: str) -> str | None:
+    """Why a method cannot train a model that is sharded, in any form; None = it can.
 
     Args:
         method: a `dowser_pl.methods.Method`.
+        after_fit: whether it decides once training has ended.
         curve: whether a curve or a budget is asked for.
         checkpoint: ``compact`` or ``full``.
         quantization: of the matrices.
@@ -34,10 +35,10 @@ def no_training(method: Any, curve: bool, checkpoint: str, quantization: str) ->
     if large:
         return (
             f"{', '.join(large)} is a float32 number per weight of the model on every process, and the weights are "
-            "spread over processes because they do not fit one. Use an estimator with factors "
+            "sharded over processes because they do not fit one. Use an estimator with factors "
             f"(--dowser.method.estimator authors or paper), or {_INSTEAD}"
         )
-    if checkpoint == "full" and (curve or method.moment == "after_fit"):
+    if checkpoint == "full" and (curve or after_fit):
         asked = "curve and budget change" if curve else f"dowser.method {type(method).__name__} changes"
         return (
             f"got dowser.checkpoint full, and {asked} the model once training has ended, where its trained weights are "
@@ -47,7 +48,7 @@ def no_training(method: Any, curve: bool, checkpoint: str, quantization: str) ->
 
 
 def no_optimizer(optimizer: Optimizer) -> str | None:
-    """Why an optimizer cannot train what is spread; None = it can."""
+    """Why an optimizer cannot train what is sharded; None = it can."""
     if not any(each.__module__.startswith("bitsandbytes") for each in type(optimizer).__mro__):
         return None
     return (

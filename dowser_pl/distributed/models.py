@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes, which all must run together: whether, where, and parts of them."""
+"""Models whose weights are sharded over processes, which all must run together: whether, where, and parts of them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from dowser_pl.distributed.collectives import added
-from dowser_pl.distributed.fsdp1_unit import Unit, apart, flat_of
-from dowser_pl.distributed.tensors import Taker
+from dowser_pl.distributed.collectives import all_reduce_counts
+from dowser_pl.distributed.fsdp1_unit import Unit, fsdp1_model_of, gather_per_unit
+from dowser_pl.distributed.tensors import GradientHook
 
-__all__ = ["device_of", "generating", "hand_over_gradients", "measuring", "spread_model"]
+__all__ = ["device_of", "generating", "is_sharded_model", "measuring", "run_reduced_grad_hooks"]
 
 
-def spread_model(model: nn.Module) -> bool:
-    """Whether weights of the model are spread over processes, so that all must run it together."""
+def is_sharded_model(model: nn.Module) -> bool:
+    """Whether weights of the model are sharded over processes, so that all must run it together."""
     return any(isinstance(module, FSDPModule | Unit) for module in model.modules())
 
 
@@ -51,32 +51,38 @@ def generating(model: nn.Module) -> Iterator[None]:
 
 def measuring(model: nn.Module) -> AbstractContextManager[None]:
     """Within it the model or its text part may be run by itself, with several backward passes; on all processes."""
-    return nullcontext() if flat_of(model) is None else apart(model)
+    return nullcontext() if fsdp1_model_of(model) is None else gather_per_unit(model)
 
 
-def hand_over_gradients(model: nn.Module) -> None:
+def run_reduced_grad_hooks(model: nn.Module) -> None:
     """After a backward pass: where no hook of a weight is called (FSDP1), call what waits for its gradient.
 
     FSDP1 gives zeros to a weight that took no part, which an optimizer would decay; one process has no gradient then.
     """
-    flat = flat_of(model)
-    if flat is None:
+    found = fsdp1_model_of(model)
+    if found is None:
         return
-    units = [*flat.units, flat.root]
-    waiting = [taker for unit in units for taker in unit.waiting()]
-    doubtful = [taker for taker in waiting if not taker.always]
-    used = dict(zip(map(id, doubtful), added(_anything(taker) for taker in doubtful) if doubtful else [], strict=True))
-    for taker in waiting:
-        if used.get(id(taker), 1):
-            if taker.weight.grad is None:  # no piece of it is here; others have some
-                taker.weight.grad = torch.empty_like(taker.weight)
-            taker.take(taker.weight)
+    units = [*found.units, found.root]
+    waiting = [hook for unit in units for hook in unit.waiting()]
+    doubtful = [hook for hook in waiting if not hook.always]
+    used = dict(
+        zip(
+            map(id, doubtful),
+            all_reduce_counts(_any_gradient(hook) for hook in doubtful) if doubtful else [],
+            strict=True,
+        )
+    )
+    for hook in waiting:
+        if used.get(id(hook), 1):
+            if hook.weight.grad is None:  # no piece of it is here; others have some
+                hook.weight.grad = torch.empty_like(hook.weight)
+            hook.take(hook.weight)
     for unit in units:
         unit.drop_gradients()
 
 
-def _anything(taker: Taker) -> bool:
-    return taker.weight.grad is not None and bool(taker.weight.grad.any())
+def _any_gradient(hook: GradientHook) -> bool:
+    return hook.weight.grad is not None and bool(hook.weight.grad.any())
 
 
 def _device(module: FSDPModule | Unit) -> torch.device:

@@ -1,4 +1,4 @@
-"""Tensors that are spread over the processes, by rows (FSDP2) or by flat positions (FSDP1, :class:`Place`).
+"""Tensors that are sharded over the processes, by rows (FSDP2) or by flat positions (FSDP1, :class:`FlatShard`).
 
 Flat positions lie on the processes in order: what the processes hold of a matrix, put together in the order of their
 numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
@@ -16,34 +16,34 @@ from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import collect, to_be_sent
+from dowser_pl.distributed.collectives import gather_to_rank_zero, to_be_sent
 from dowser_pl.files.digests import digest
 from dowser_pl.files.digests import digests as digests_alone
 
 __all__ = [
-    "Place",
-    "Taker",
+    "FlatShard",
+    "GradientHook",
+    "all_gather_like",
     "covering",
-    "cut",
     "digests",
     "digests_in_turns",
     "flat_range",
-    "is_spread",
-    "joined",
-    "local",
+    "flat_shard_of",
+    "full_tensor",
+    "is_sharded",
     "local_rows",
-    "place_of",
-    "put_place",
+    "put_flat_shard",
+    "register_reduced_grad_hook",
     "shape_of",
-    "to_first",
-    "when_averaged",
-    "whole",
+    "shard_like",
+    "to_local",
+    "to_rank_zero",
     "whole_shapes",
 ]
 
 
 @dataclass(frozen=True)
-class Place:
+class FlatShard:
     """Where the pieces of a tensor lie.
 
     Attributes:
@@ -69,19 +69,19 @@ class Place:
         return slice((0, *self.ends)[self.rank], self.ends[self.rank])
 
 
-def place_of(tensor: Tensor) -> Place | None:
-    """None for a tensor that FSDP1 does not spread, and for what is computed from one that it does."""
-    return getattr(tensor, "_place", None)
+def flat_shard_of(tensor: Tensor) -> FlatShard | None:
+    """None for a tensor that FSDP1 does not sharded, and for what is computed from one that it does."""
+    return getattr(tensor, "_flat_shard", None)
 
 
-def put_place(tensor: Any, place: Place | None) -> None:
+def put_flat_shard(tensor: Any, shard: FlatShard | None) -> None:
     """Say what the tensor is a piece of."""
-    if place is not None:
-        tensor._place = place
+    if shard is not None:
+        tensor._flat_shard = shard
 
 
 @dataclass(frozen=True)
-class Taker:
+class GradientHook:
     """What is to be told of averaged gradients.
 
     Attributes:
@@ -101,8 +101,8 @@ def whole_shapes(model: nn.Module) -> Iterator[None]:
     own = [(module, name, weight) for module in model.modules() for name, weight in module._parameters.items()]
     stand_ins: dict[int, nn.Parameter] = {}
     for _, _, weight in own:
-        if weight is not None and (place := place_of(weight)) is not None:
-            empty = torch.empty(place.shape, dtype=weight.dtype, device="meta")
+        if weight is not None and (shard := flat_shard_of(weight)) is not None:
+            empty = torch.empty(shard.shape, dtype=weight.dtype, device="meta")
             stand_ins[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
     try:
         for module, name, weight in own:
@@ -113,36 +113,36 @@ def whole_shapes(model: nn.Module) -> Iterator[None]:
             module._parameters[name] = weight
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of it only."""
-    return isinstance(tensor, DTensor) or place_of(tensor) is not None
+    return isinstance(tensor, DTensor) or flat_shard_of(tensor) is not None
 
 
 def shape_of(tensor: Tensor) -> torch.Size:
     """Of the whole."""
-    place = place_of(tensor)
-    return tensor.shape if place is None else place.shape
+    shard = flat_shard_of(tensor)
+    return tensor.shape if shard is None else shard.shape
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds, in the memory of the tensor: rows, or a 1-D piece; all of it where it is not spread."""
+def to_local(tensor: Tensor) -> Tensor:
+    """What this process holds, in the memory of the tensor: rows, or a 1-D piece; all of it where it is not sharded."""
     value = tensor.detach()
     if isinstance(value, DTensor):
         return value.to_local()
-    return value if place_of(tensor) is None else value.view(-1)
+    return value if flat_shard_of(tensor) is None else value.view(-1)
 
 
 def flat_range(tensor: Tensor) -> slice:
     """Which flat positions these are."""
-    place = place_of(tensor)
-    if place is not None:
-        return place.here
+    shard = flat_shard_of(tensor)
+    if shard is not None:
+        return shard.here
     rows, columns = local_rows(tensor), tensor.shape[1:].numel()
     return slice(rows.start * columns, rows.stop * columns)
 
 
 def local_rows(tensor: Tensor) -> slice:
-    """Which rows a process holds of a tensor that is spread by rows."""
+    """Which rows a process holds of a tensor that is sharded by rows."""
     if not isinstance(tensor, DTensor):
         return slice(0, len(tensor))
     each = -(-len(tensor) // collectives.world_size())  # as torch.chunk divides
@@ -152,7 +152,7 @@ def local_rows(tensor: Tensor) -> slice:
 
 def covering(tensor: Tensor) -> tuple[slice, slice | None]:
     """The rows that cover what this process holds, and which flat positions of these rows it is; None = all of them."""
-    if place_of(tensor) is None:
+    if flat_shard_of(tensor) is None:
         return local_rows(tensor), None
     here, columns = flat_range(tensor), shape_of(tensor)[1:].numel()
     rows = slice(here.start // columns, -(-here.stop // columns)) if here.stop > here.start else slice(0, 0)
@@ -160,37 +160,39 @@ def covering(tensor: Tensor) -> tuple[slice, slice | None]:
     return rows, slice(first, first + here.stop - here.start)
 
 
-def cut(everything: Tensor, like: Tensor) -> Tensor:
+def shard_like(everything: Tensor, like: Tensor) -> Tensor:
     """Of a tensor that is here as a whole what this process holds of ``like``."""
-    if place_of(like) is not None:
+    if flat_shard_of(like) is not None:
         return everything.reshape(-1)[flat_range(like)]
     return everything[local_rows(like)] if isinstance(like, DTensor) else everything
 
 
-def when_averaged(weight: nn.Parameter, take: Callable[[Tensor], None], always: bool = True) -> RemovableHandle:
+def register_reduced_grad_hook(
+    weight: nn.Parameter, take: Callable[[Tensor], None], always: bool = True
+) -> RemovableHandle:
     """Have ``take(weight)`` called after each backward pass, with the averaged gradient of what is here in its grad.
 
     Args:
-        weight: plain, or spread over the processes.
+        weight: plain, or sharded over the processes.
         take: is to take the gradient away.
         always: whether the weight takes part in each backward pass; after one in which it does not, nothing is called.
     """
-    place = place_of(weight)
-    if place is None:
+    shard = flat_shard_of(weight)
+    if shard is None:
         return weight.register_post_accumulate_grad_hook(take)
-    handle = RemovableHandle(place.unit.takers)
-    place.unit.takers[handle.id] = Taker(weight, take, always)
+    handle = RemovableHandle(shard.unit.gradient_hooks)
+    shard.unit.gradient_hooks[handle.id] = GradientHook(weight, take, always)
     return handle
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of it on every process; all must call it."""
-    if not is_spread(tensor):
+    if not is_sharded(tensor):
         return tensor.detach()
-    return joined(local(tensor), tensor)
+    return all_gather_like(to_local(tensor), tensor)
 
 
-def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_rank_zero(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors in the host memory of the first process, one at a time; elsewhere nothing. All must call it.
 
     Tensors of two names that are one stay one.
@@ -198,22 +200,28 @@ def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[int, Tensor] = {}
     for tensor in tensors.values():
         if id(tensor) not in found:
-            part = collect(local(tensor).flatten()).view(-1) if is_spread(tensor) else tensor.detach().cpu()
+            part = (
+                gather_to_rank_zero(to_local(tensor).flatten()).view(-1)
+                if is_sharded(tensor)
+                else tensor.detach().cpu()
+            )
             found[id(tensor)] = part.view(shape_of(tensor)) if collectives.rank() == 0 else part
     return {name: found[id(tensor)] for name, tensor in tensors.items()} if collectives.rank() == 0 else {}
 
 
 def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, str]:
-    """Content hash of each whole tensor, the same however it is spread, converted to ``dtypes`` first where given.
+    """Content hash of each whole tensor, the same however it is sharded, converted to ``dtypes`` first where given.
 
     All processes must call it.
 
     One tensor at a time is put together; the processes take turns in hashing, beside each other.
     """
-    if not any(map(is_spread, tensors.values())):
+    if not any(map(is_sharded, tensors.values())):
         return digests_alone(tensors, dtypes)
     kinds = dtypes or {}
-    return digests_in_turns((name, each, local(each).to(kinds.get(name, each.dtype))) for name, each in tensors.items())
+    return digests_in_turns(
+        (name, each, to_local(each).to(kinds.get(name, each.dtype))) for name, each in tensors.items()
+    )
 
 
 def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
@@ -225,33 +233,37 @@ def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict
     hashed: list[Future[str]] = []
     with ThreadPoolExecutor(1) as pool:
         for number, (name, tensor, replaced) in enumerate(parts):
-            value = whole(tensor) if replaced is None else joined(replaced, tensor)
+            value = full_tensor(tensor) if replaced is None else all_gather_like(replaced, tensor)
             if number % collectives.world_size() == collectives.rank():
                 wait(hashed)
                 hashed = [pool.submit(digest, value)]
                 mine[number] = name, hashed[0]
-    return dict(collectives.gather(lambda: {number: (name, found.result()) for number, (name, found) in mine.items()}))
+    return dict(
+        collectives.all_gather_numbered(
+            lambda: {number: (name, found.result()) for number, (name, found) in mine.items()}
+        )
+    )
 
 
-def joined(part: Tensor, like: Any) -> Tensor:
-    """The parts of all processes as one tensor, on every process, where ``like`` is spread; all must call it.
+def all_gather_like(part: Tensor, like: Any) -> Tensor:
+    """The parts of all processes as one tensor, on every process, where ``like`` is sharded; all must call it.
 
     Args:
         part: of what this process holds of ``like``, in its shape.
         like: a weight.
     """
-    sent, place = to_be_sent(part), place_of(like)  # what lies in host memory cannot be sent by NCCL
-    if place is not None:
-        return _joined(sent, place)
+    sent, shard = to_be_sent(part), flat_shard_of(like)  # what lies in host memory cannot be sent by NCCL
+    if shard is not None:
+        return _joined(sent, shard)
     if not isinstance(like, DTensor):
         return part
     options: Any = {"run_check": False, "shape": like.shape, "stride": like.stride()}
     return DTensor.from_local(sent, like.device_mesh, like.placements, **options).full_tensor()
 
 
-def _joined(part: Tensor, place: Place) -> Tensor:
-    padded = part.new_zeros(max(place.sizes))
+def _joined(part: Tensor, shard: FlatShard) -> Tensor:
+    padded = part.new_zeros(max(shard.sizes))
     padded[: len(part)] = part
-    parts = [torch.empty_like(padded) for _ in place.sizes]
+    parts = [torch.empty_like(padded) for _ in shard.sizes]
     distributed.all_gather(parts, padded)
-    return torch.cat([each[:size] for each, size in zip(parts, place.sizes, strict=True)]).view(place.shape)
+    return torch.cat([each[:size] for each, size in zip(parts, shard.sizes, strict=True)]).view(shard.shape)

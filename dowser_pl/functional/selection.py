@@ -2,8 +2,8 @@
 
 The bits of non-negative floats order like the floats, so a histogram of the first few, another of the next few below
 the bin that holds the k-th, and so on, give the exact k-th value without sorting. Histograms add up: scores may come in
-pieces, be they matrices that share one budget or shards of one matrix on several ranks, and no more than one piece is
-ever held. Ties are broken by position, pieces in order, so the count is exact on coarse scores too, where
+pieces, be they matrices that compete for one count or shards of one matrix on several ranks, and no more than one piece
+is ever held. Ties are broken by position, pieces in order, so the count is exact on coarse scores too, where
 ``score <= kthvalue`` would keep every tie.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from dowser_pl.errors import DowserError
 
 __all__ = [
-    "ALONE",
+    "LOCAL",
     "Prefix",
-    "Shards",
+    "Reducer",
     "Threshold",
     "count_ties",
     "find_threshold",
@@ -33,36 +33,36 @@ __all__ = [
 ]
 
 
-class Shards(Protocol):
+class Reducer(Protocol):
     """How the parts of a piece that lie on other processes are counted too."""
 
-    def add_up(self, counts: Tensor) -> Tensor:
+    def all_reduce(self, counts: Tensor) -> Tensor:
         """Counts summed over the processes."""
 
-    def before(self, count: int) -> tuple[int, int]:
+    def exclusive_sum(self, count: int) -> tuple[int, int]:
         """The sum of a count over the processes that hold earlier parts, and over all."""
 
-    def beside(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         """(P, n) what all P processes have of these (n,), each in a row."""
 
 
-class Alone:
+class LocalReducer:
     """Every piece is here as a whole."""
 
-    def add_up(self, counts: Tensor) -> Tensor:
+    def all_reduce(self, counts: Tensor) -> Tensor:
         """The counts."""
         return counts
 
-    def before(self, count: int) -> tuple[int, int]:
+    def exclusive_sum(self, count: int) -> tuple[int, int]:
         """Nothing lies before."""
         return 0, count
 
-    def beside(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         """These."""
         return values[None]
 
 
-ALONE = Alone()
+LOCAL = LocalReducer()
 
 
 _CHUNK = 1 << 22  # entries per histogram pass: bounds the temporaries to tens of megabytes
@@ -131,14 +131,14 @@ def highest(scores: Tensor, k: int) -> Tensor:
 def lowest_of_pieces(
     pieces: Sequence[Callable[[], Tensor]],
     k: int,
-    shards: Shards = ALONE,
+    reducer: Reducer = LOCAL,
 ) -> Iterator[Tensor]:
     """Masks of exactly the ``k`` lowest scores of all pieces together, ties going to the earlier piece and index.
 
     Args:
         pieces: each computes its scores anew whenever it is called (three times), so that only one is held.
         k: entries wanted over all pieces.
-        shards: where each process holds a part of every piece, of consecutive flat positions; the masks are those of
+        reducer: where each process holds a part of every piece, of consecutive flat positions; the masks are those of
             these parts. All processes must ask for every mask.
 
     Yields:
@@ -150,7 +150,7 @@ def lowest_of_pieces(
 
     def sum_over_pieces(prefix: Prefix) -> Tensor:
         mine = [histogram(ordered_bits(piece()), prefix).cpu() for piece in pieces]
-        return shards.add_up(torch.stack(mine).sum(0))
+        return reducer.all_reduce(torch.stack(mine).sum(0))
 
     top = sum_over_pieces(Prefix())
     _check(k, int(top.sum()))
@@ -161,7 +161,7 @@ def lowest_of_pieces(
         bits = ordered_bits(scores)
         earlier, all_of_piece = 0, 0
         if threshold.ties < threshold.equal:
-            earlier, all_of_piece = shards.before(count_ties(bits, threshold))
+            earlier, all_of_piece = reducer.exclusive_sum(count_ties(bits, threshold))
         yield take(bits, threshold, before + earlier).view(scores.shape)
         before += all_of_piece
 

@@ -13,24 +13,24 @@ hold parts of it, (O, I) stands for the shape of a part.
 import torch
 from torch import Tensor
 
-from dowser_pl.functional.selection import ALONE, Shards
+from dowser_pl.functional.selection import LOCAL, Reducer
 
 __all__ = ["rescaled", "soft_mask", "standardised", "within_matrix"]
 
 
-def standardised(values: Tensor, shards: Shards = ALONE) -> Tensor:
+def standardised(values: Tensor, reducer: Reducer = LOCAL) -> Tensor:
     """``sigmoid(z(|values|))``, how large an entry is among those of its matrix.
 
     Args:
         values: (O, I), any float dtype.
-        shards: where each process holds a part of the matrix; all must call it. 40 bytes of each are exchanged.
+        reducer: where each process holds a part of the matrix; all must call it. 40 bytes of each are exchanged.
 
     Returns:
         (O, I) float32 in (0, 1). A matrix of zeros gives zeros, as in the released code; one whose entries are all of
         another single size gives 1/2, where that code divides by zero.
     """
     size = values.abs().float()
-    lowest, highest, mean, deviation = _spread(size, shards)
+    lowest, highest, mean, deviation = _spread(size, reducer)
     return torch.where(lowest == highest, 0.0, (size - mean) / deviation).sigmoid_().mul_(highest > 0)
 
 
@@ -62,30 +62,30 @@ def soft_mask(importance: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(importance < gradient, gradient / (importance + gradient), 0.0)
 
 
-def rescaled(mask: Tensor, shards: Shards = ALONE) -> Tensor:
+def rescaled(mask: Tensor, reducer: Reducer = LOCAL) -> Tensor:
     """The mask divided by the mean of its non-zero entries, at most 1; a mask of zeros stays as it is.
 
     Args:
         mask: (O, I) float32, >= 0.
-        shards: as for :func:`standardised`; 16 bytes of each are exchanged.
+        reducer: as for :func:`standardised`; 16 bytes of each are exchanged.
     """
     chosen, total = torch.count_nonzero(mask), mask.sum()
-    if shards is not ALONE:
-        chosen, total = shards.beside(torch.stack([chosen.double(), mask.sum(dtype=torch.float64)])).sum(dim=0)
+    if reducer is not LOCAL:
+        chosen, total = reducer.all_gather(torch.stack([chosen.double(), mask.sum(dtype=torch.float64)])).sum(dim=0)
     mean = torch.where(chosen > 0, total / chosen, 1.0).float()
     return (mask / mean).clamp_(max=1.0)
 
 
-def _spread(size: Tensor, shards: Shards) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _spread(size: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lowest, highest, mean and deviation of the entries of one matrix."""
-    if shards is ALONE:
+    if reducer is LOCAL:
         return *size.aminmax(), size.mean(), size.std()
     nothing = size.new_tensor([torch.inf, -torch.inf])
     ends = torch.stack(size.aminmax()) if size.numel() else nothing  # a process may hold no entry
     sums = torch.stack([size.new_tensor(size.numel(), dtype=torch.float64), size.sum(dtype=torch.float64)])
-    ranks = shards.beside(torch.cat([ends.double(), sums]))
+    ranks = reducer.all_gather(torch.cat([ends.double(), sums]))
     count, total = ranks[:, 2:].sum(dim=0)
     mean = total / count
-    squares = shards.beside((size.double() - mean).square().sum().view(1)).sum()
+    squares = reducer.all_gather((size.double() - mean).square().sum().view(1)).sum()
     deviation = (squares / (count - 1)).sqrt()
     return ranks[:, 0].min().float(), ranks[:, 1].max().float(), mean.float(), deviation.float()

@@ -79,4 +79,4 @@ def in_step(run: Callable[[range], T], batches: Sequence[range], option: str) ->
         (result,) = halving(run, batches[min(number, len(batches) - 1)], option, can_repeat=False)
         if number < len(batches):
             mine[number] = result
-    return collectives.gather(lambda: mine)
+    return collectives.all_gather_numbered(lambda: mine)

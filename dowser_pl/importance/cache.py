@@ -330,7 +330,7 @@ def digest(value: Any) -> str:
 def fingerprint(model: nn.Module) -> str:
     """Content hash of every parameter and persistent buffer: names, shapes, dtypes and bytes.
 
-    Where weights are spread over processes, all must call it.
+    Where weights are sharded over processes, all must call it.
 
     Returns:
         64 hexadecimal digits (SHA-256).

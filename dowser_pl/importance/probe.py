@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.models import device_of, measuring, spread_model
+from dowser_pl.distributed.models import device_of, is_sharded_model, measuring
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
@@ -43,7 +43,7 @@ def measure(
     """Measure every layer on the prompts ``first``, ``first + 1`` ...
 
     With several processes each takes every n-th batch and all get all factors, the same as one process would; where
-    the weights are spread over them, in step.
+    the weights are sharded over them, in step.
 
     Args:
         model: runs the prompts; in :func:`probing_mode`.
@@ -59,21 +59,21 @@ def measure(
         One row per prompt, on the CPU in float32.
 
     Raises:
-        DowserError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
-            where the weights are spread over processes), or statistics are asked for that are as large as those.
+        ValueError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
+            where the weights are sharded over processes), or statistics are asked for that are as large as those.
     """
-    together = spread_model(model)
-    if together and set(statistics) - set(FACTORS):
+    sharded = is_sharded_model(model)
+    if sharded and set(statistics) - set(FACTORS):
         raise DowserError(
             f"{', '.join(sorted(set(statistics) - set(FACTORS)))} is a float32 number per weight of the model on every "
-            "process, and the weights are spread over processes because they do not fit one. Use an estimator with "
+            "process, and the weights are sharded over processes because they do not fit one. Use an estimator with "
             "factors (--dowser.method.estimator authors or paper), or --trainer.strategy ddp"
         )
     recorder = Recorder(layers, statistics)
     batch_size = 1 if prompts[0].source is not None else settings.batch_size
     batches = list(enumerate(aligned(range(first, first + len(prompts)), batch_size)))
     if (
-        not recorder.products and not together
+        not recorder.products and not sharded
     ):  # sums over prompts are not split: their rounding would depend on the split
         batches = batches[collectives.rank() :: collectives.world_size()]
 
@@ -95,7 +95,7 @@ def measure(
         return rows
 
     ranges = [indices for _, indices in batches]
-    shares = in_step(run_in_step, ranges, _OPTION) if together else collectives.gather(run_share)
+    shares = in_step(run_in_step, ranges, _OPTION) if sharded else collectives.all_gather_numbered(run_share)
     layers_measured = joined(shares)
     count = len(prompts) * settings.num_probes
     for statistic, sums in recorder.products.items():

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.models import device_of, spread_model
+from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
@@ -130,7 +130,7 @@ def write_prompts(
     Text is written 64 prompts at a time whatever ``settings.batch_size`` is: generating one token costs about the
     same for one prompt and for many. Prompts with images take more memory and keep to the batch size, and those of
     encoder-decoders are written one at a time. Several processes share the batches, which are those of one process, so
-    all must call it and all get all prompts; where the weights are spread over them, they write in step.
+    all must call it and all get all prompts; where the weights are sharded over them, they write in step.
 
     Args:
         model: Hugging Face model with ``generate``, in eval mode.
@@ -156,14 +156,14 @@ def write_prompts(
     option = "--dowser.probe.batch_size" if images else "--dowser.probe.num_tokens"
     run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
     batches = list(aligned(indices, size))
-    if spread_model(model):
+    if is_sharded_model(model):
         return [prompt for part in in_step(run, batches, option) for prompt in part]
 
     def write_share() -> dict[int, list[Prompt]]:
         mine = range(collectives.rank(), len(batches), collectives.world_size())
         return {number: [each for part in halving(run, batches[number], option) for each in part] for number in mine}
 
-    return [prompt for part in collectives.gather(write_share) for prompt in part]
+    return [prompt for part in collectives.all_gather_numbered(write_share) for prompt in part]
 
 
 @dataclass(frozen=True)

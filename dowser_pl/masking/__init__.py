@@ -2,8 +2,8 @@
 
 from dowser_pl.masking.base import Changes, Protection
 from dowser_pl.masking.base_model import BaseModel
-from dowser_pl.masking.compact import TrainableEntries
-from dowser_pl.masking.dense import FrozenEntries
+from dowser_pl.masking.compact import CompactEntries
+from dowser_pl.masking.dense import DenseEntries
 from dowser_pl.masking.gradients import (
     LocalParameters,
     check_gradients,
@@ -15,21 +15,21 @@ from dowser_pl.masking.gradients import (
     make_optimizer,
 )
 from dowser_pl.masking.nested import NestedUpdates
-from dowser_pl.masking.sharded import ShardedEntries, ShardedFrozen, ShardedSoftEntries, frozen_of, local_state
+from dowser_pl.masking.sharded import ShardedDenseEntries, ShardedEntries, ShardedSoftEntries, frozen_of, local_state
 from dowser_pl.masking.soft import SoftEntries
 
 __all__ = [
     "BaseModel",
     "Changes",
-    "FrozenEntries",
+    "CompactEntries",
+    "DenseEntries",
     "LocalParameters",
     "NestedUpdates",
     "Protection",
+    "ShardedDenseEntries",
     "ShardedEntries",
-    "ShardedFrozen",
     "ShardedSoftEntries",
     "SoftEntries",
-    "TrainableEntries",
     "check_gradients",
     "check_images",
     "check_loss",

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dowser_pl.distributed.tensors import local, shape_of
+from dowser_pl.distributed.tensors import shape_of, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import digest
 from dowser_pl.functional.masks import PackedMasks
@@ -40,12 +40,12 @@ class Protection(ABC):
 
     Args:
         weights: run-time name -> (O, I) parameter, holding the base or, when resuming, the tuned values. Where it is
-            spread over processes, O and everything below are of the rows that this process holds; where it is spread
+            sharded over processes, O and everything below are of the rows that this process holds; where it is sharded
             by flat positions, (O, I) is (entries,).
         masks: name -> (O, I) bool, True = trainable; one for every weight.
 
     Attributes:
-        together: whether processes hold different entries, and must call what looks at all of them together.
+        is_sharded: whether processes hold different entries, and must call what looks at all of them together.
         weights: as given.
         packed: the masks as bits, in host memory.
 
@@ -54,13 +54,13 @@ class Protection(ABC):
             unprotected.
     """
 
-    together: ClassVar[bool] = False
+    is_sharded: ClassVar[bool] = False
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         owners: dict[int, str] = {}
         for name, weight in weights.items():
             shape = masks[name].shape if name in masks else None
-            here = local(weight)
+            here = to_local(weight)
             if shape != here.shape:
                 found = "none" if shape is None else tuple(shape)
                 raise DowserError(f"{name} needs a mask of shape {tuple(here.shape)}, got {found}")
@@ -130,7 +130,7 @@ class Protection(ABC):
         entries = sum(shape_of(weight).numel() for weight in self.weights.values())
         changed = 0
         for name, weight in self.weights.items():
-            tuned = local(weight)[self.masks[name]].cpu()
+            tuned = to_local(weight)[self.masks[name]].cpu()
             changed += int((bits_of(tuned) != bits_of(self.base_values(name))).sum())
         return Changes(entries - self.num_trainable, 0), Changes(self.num_trainable, changed)
 
@@ -158,7 +158,7 @@ class Protection(ABC):
         cls.check_names(weights, state)
         masks = PackedMasks()
         for name, weight in weights.items():
-            here = local(weight)
+            here = to_local(weight)
             masks.put(name, state[name]["mask"], here.shape, here.device)
         return cls._resumed(weights, masks, state)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dowser_pl.distributed.tensors import digests, is_spread, local, shape_of
+from dowser_pl.distributed.tensors import digests, is_sharded, shape_of, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import combined
 from dowser_pl.functional.masks import unpack
@@ -134,7 +134,7 @@ class BaseModel:
 
         Returns:
             All tensors of the tuned model, and the entries with the ``base`` values they replaced; of tensors that are
-            spread over processes, those of what is here.
+            sharded over processes, those of what is here.
 
         Raises:
             DowserError: if the model that was loaded is not the base; the message names the first tensor that differs.
@@ -149,11 +149,11 @@ class BaseModel:
         complete, state = dict(stored), {}
         names = {key: name for name, key in self.keys.items()}
         for key, (dtype, _, _) in self.tensors.items():
-            here = local(own[key])
+            here = to_local(own[key])
             base = here.to(getattr(torch, dtype))  # a run in half precision began from rounded weights
             if key in names:
                 entry = entries[names[key]]
-                entry = local_state(entry, own[key]) if is_spread(own[key]) else entry
+                entry = local_state(entry, own[key]) if is_sharded(own[key]) else entry
                 mask = unpack(entry["mask"], base.shape).to(base.device)
                 state[names[key]] = {**entry, "base": base[mask].cpu()}
                 base = base.masked_scatter(mask, entry["values"].to(base))

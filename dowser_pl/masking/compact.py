@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dowser_pl.distributed.tensors import local, when_averaged
+from dowser_pl.distributed.tensors import register_reduced_grad_hook, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.masking.base import Changes, Protection, State, bits_of
 
-__all__ = ["TrainableEntries"]
+__all__ = ["CompactEntries"]
 
 
-class TrainableEntries(Protection):
+class CompactEntries(Protection):
     """Masks of the tuned matrices in the form of indices and values.
 
     A matrix whose entries are all trainable needs no indices; in float32 its values share its memory.
@@ -41,7 +41,7 @@ class TrainableEntries(Protection):
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         super().__init__(weights, masks)
         for name, weight in weights.items():
-            here = local(weight)
+            here = to_local(weight)
             if not (here.is_contiguous() and weight.requires_grad):
                 raise DowserError(
                     f"{name} must be contiguous and take a gradient: got strides {here.stride()} and requires_grad "
@@ -56,7 +56,7 @@ class TrainableEntries(Protection):
         for weight in self._idle:
             weight.requires_grad_(False)
         self._hooks: list[Any] = [
-            when_averaged(weight, self._gather_gradient(name))
+            register_reduced_grad_hook(weight, self._gather_gradient(name))
             for name, weight in weights.items()
             if weight.requires_grad
         ]
@@ -85,7 +85,7 @@ class TrainableEntries(Protection):
     @torch.no_grad()
     def _write_back(self) -> None:
         for name, weight in self.weights.items():
-            indices, values, here = self._indices[name], self._values[name], local(weight)
+            indices, values, here = self._indices[name], self._values[name], to_local(weight)
             if indices is not None:
                 here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
             elif values.data_ptr() != here.data_ptr():
@@ -132,7 +132,7 @@ class TrainableEntries(Protection):
     @classmethod
     def _resumed(
         cls, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], state: State
-    ) -> "TrainableEntries":
+    ) -> "CompactEntries":
         entries = cls(weights, masks)
         entries._restore(state)
         return entries
@@ -149,7 +149,7 @@ class TrainableEntries(Protection):
         return self._gathered(name).cpu().clone()
 
     def _shares(self, name: str, weight: Tensor) -> bool:
-        return self._values[name].data_ptr() == local(weight).data_ptr()
+        return self._values[name].data_ptr() == to_local(weight).data_ptr()
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
         """Trainable entries of each matrix as a whole, of those that are here."""
@@ -157,7 +157,7 @@ class TrainableEntries(Protection):
 
     def _gathered(self, name: str) -> Tensor:
         """(k,) what the matrix holds at the trainable entries; a view of it where that is all of them."""
-        return _take(local(self.weights[name]), self._indices[name])
+        return _take(to_local(self.weights[name]), self._indices[name])
 
     def _gather_gradient(self, name: str) -> Callable[[Tensor], None]:
         values, indices = self._values[name], self._indices[name]
@@ -167,7 +167,7 @@ class TrainableEntries(Protection):
                 raise RuntimeError(
                     f"the gradient of {name} was taken by another hook; close() the entries of an earlier run first"
                 )
-            gradient = _take(local(weight.grad), indices).float()
+            gradient = _take(to_local(weight.grad), indices).float()
             weight.grad = None
             if values.grad is None:
                 values.grad = gradient

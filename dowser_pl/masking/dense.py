@@ -13,14 +13,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dowser_pl.distributed.tensors import local
+from dowser_pl.distributed.tensors import to_local
 from dowser_pl.files.digests import digest
 from dowser_pl.masking.base import Changes, Protection, State, bits_of
 
-__all__ = ["FrozenEntries"]
+__all__ = ["DenseEntries"]
 
 
-class FrozenEntries(Protection):
+class DenseEntries(Protection):
     """Masks of the tuned matrices, the base they protect, and the enforcement.
 
     Args:
@@ -84,7 +84,7 @@ class FrozenEntries(Protection):
         moved = 0
         for name, weight in self.weights.items():
             base = self.base[name].to(weight.device)
-            moved += int(((bits_of(local(weight)) != bits_of(base)) & ~self.masks[name]).sum())
+            moved += int(((bits_of(to_local(weight)) != bits_of(base)) & ~self.masks[name]).sum())
         return Changes(frozen.entries, moved), trainable
 
     def base_values(self, name: str) -> Tensor:
@@ -93,15 +93,13 @@ class FrozenEntries(Protection):
 
     def values(self, name: str) -> Tensor:
         """(k,) in the precision of the weight."""
-        return local(self.weights[name])[self.masks[name]]
+        return to_local(self.weights[name])[self.masks[name]]
 
     def close(self) -> None:
         """Nothing to let go of."""
 
     @classmethod
-    def _resumed(
-        cls, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], state: State
-    ) -> "FrozenEntries":
+    def _resumed(cls, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], state: State) -> "DenseEntries":
         base = {}
         for name, weight in weights.items():
             values = weight.detach().clone()

@@ -15,8 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import added, to_be_sent, world_size
-from dowser_pl.distributed.tensors import is_spread, local, place_of, put_place, when_averaged
+from dowser_pl.distributed.collectives import all_reduce_counts, to_be_sent, world_size
+from dowser_pl.distributed.tensors import (
+    flat_shard_of,
+    is_sharded,
+    put_flat_shard,
+    register_reduced_grad_hook,
+    to_local,
+)
 from dowser_pl.errors import DowserError
 
 __all__ = [
@@ -51,21 +57,21 @@ def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> N
         )
 
 
-def check_gradients(weights: Iterable[Tensor], step: int, together: bool = False) -> None:
+def check_gradients(weights: Iterable[Tensor], step: int, is_sharded: bool = False) -> None:
     """Stop on a gradient that is infinite or no number, which a finite loss can have; one pass over them.
 
     Args:
         weights: that may have a gradient.
         step: optimizer steps so far.
-        together: whether processes hold different parts of them; then all must call it, and all stop.
+        is_sharded: whether processes hold different parts of them; then all must call it, and all stop.
 
     Raises:
         DowserError: naming the step.
     """
-    gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
+    gradients = [to_local(weight.grad) for weight in weights if weight.grad is not None]
     total = torch.nn.utils.get_total_norm([each for each in gradients if each.numel()], math.inf)
     odd = not bool(torch.isfinite(total))
-    if any(added([odd])) if together else odd:
+    if any(all_reduce_counts([odd])) if is_sharded else odd:
         raise DowserError(
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"
@@ -109,11 +115,11 @@ def check_images(here: bool) -> None:
     Raises:
         DowserError: where gradients of some processes would be averaged with nothing, or with something else.
     """
-    number = sum(added([here]))
+    number = sum(all_reduce_counts([here]))
     if number not in (0, world_size()):
         raise DowserError(
             f"got images on {number} of {world_size()} processes and a projector or vision tower that is trained and "
-            "spread over them, expected images on all or on none: give every row an image, leave these parts out of "
+            "sharded over them, expected images on all or on none: give every row an image, leave these parts out of "
             "model.also_train, or use --trainer.strategy ddp"
         )
 
@@ -142,11 +148,11 @@ def clip_by_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         parameters: in the same order on every process.
         max_norm: over all parts of all parameters.
     """
-    gradients = {number: local(each.grad) for number, each in enumerate(parameters) if each.grad is not None}
+    gradients = {number: to_local(each.grad) for number, each in enumerate(parameters) if each.grad is not None}
     mine = [torch.linalg.vector_norm(each.float()) for each in gradients.values()]
     norms = torch.zeros(len(parameters), collectives.world_size())
     norms[list(gradients), collectives.rank()] = torch.stack(mine).cpu() if mine else torch.zeros(0)
-    total = torch.linalg.vector_norm(collectives.add_up(to_be_sent(norms))).cpu()
+    total = torch.linalg.vector_norm(collectives.all_reduce(to_be_sent(norms))).cpu()
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients.values():
         gradient.mul_(factor.to(gradient.device))
@@ -169,17 +175,17 @@ class LocalParameters:
         self._known: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def of(self, parameter: nn.Parameter) -> nn.Parameter:
-        """What an optimizer is to train: itself, where it is not spread."""
-        if not is_spread(parameter):
+        """What an optimizer is to train: itself, where it is not sharded."""
+        if not is_sharded(parameter):
             return parameter
         if id(parameter) not in self._known:
-            here = nn.Parameter(local(parameter))
+            here = nn.Parameter(to_local(parameter))
 
             def take(whole: Any) -> None:
-                gradient, whole.grad = local(whole.grad).view_as(here), None
+                gradient, whole.grad = to_local(whole.grad).view_as(here), None
                 here.grad = gradient if here.grad is None else here.grad + gradient
 
-            put_place(here, place_of(parameter))
-            when_averaged(parameter, take, always=False)
+            put_flat_shard(here, flat_shard_of(parameter))
+            register_reduced_grad_hook(parameter, take, always=False)
             self._known[id(parameter)] = parameter, here
         return self._known[id(parameter)][1]

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dowser_pl.distributed.tensors import local
+from dowser_pl.distributed.tensors import to_local
 from dowser_pl.functional.masks import chosen, up_to
 from dowser_pl.masking.base import Protection
-from dowser_pl.masking.dense import FrozenEntries
+from dowser_pl.masking.dense import DenseEntries
 from dowser_pl.masking.sharded import frozen_of
 
 __all__ = ["NestedUpdates"]
@@ -31,7 +31,7 @@ class NestedUpdates:
 
     def __init__(self, entries: Protection, levels: Mapping[str, Tensor]) -> None:
         self._entries, self._levels = entries, levels
-        self._tuned = {name: local(weight)[entries.masks[name]].cpu() for name, weight in entries.weights.items()}
+        self._tuned = {name: to_local(weight)[entries.masks[name]].cpu() for name, weight in entries.weights.items()}
 
     @torch.no_grad()
     def keep(self, level: int) -> None:
@@ -39,10 +39,10 @@ class NestedUpdates:
         for name, weight in self._entries.weights.items():
             kept = chosen(self._levels[name], level)
             values = torch.where(kept, self._tuned[name], self._entries.base_values(name))
-            local(weight).masked_scatter_(self._entries.masks[name], values.to(weight.device))
+            to_local(weight).masked_scatter_(self._entries.masks[name], values.to(weight.device))
 
     @torch.no_grad()
-    def narrowed(self, level: int) -> FrozenEntries:
+    def narrowed(self, level: int) -> DenseEntries:
         """Write that model for good.
 
         Returns:
@@ -51,7 +51,7 @@ class NestedUpdates:
         entries, masks, base = self._entries, {}, {}
         for name, weight in entries.weights.items():
             outer = entries.masks[name]
-            base[name] = local(weight).cpu().masked_scatter(outer.cpu(), entries.base_values(name))
+            base[name] = to_local(weight).cpu().masked_scatter(outer.cpu(), entries.base_values(name))
             masks[name] = up_to(outer, self._levels[name], level)
         self.keep(level)
         return frozen_of(entries, masks, base)

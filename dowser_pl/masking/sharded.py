@@ -3,7 +3,7 @@
 Entries lie on the processes in the order of their flat positions, so values, moments and masks put together in the
 order of the processes are those of one process; checkpoints hold them so, and any number of processes can go on from
 there. No process holds more than its share, but for one matrix at a time. What a rule asks of a whole matrix, as the
-deviation of its entries, it asks through ``shards``: nothing but such numbers is exchanged beside the gradients.
+deviation of its entries, it asks through ``reducer``: nothing but such numbers is exchanged beside the gradients.
 
 Legend: O outputs, I inputs of a matrix, k trainable entries of it, on this process or, in checkpoints, of the whole.
 """
@@ -15,21 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.checkpoint import Share, Stored, extents
-from dowser_pl.distributed.collectives import Ranks, added, collect
-from dowser_pl.distributed.tensors import covering, cut, digests_in_turns, flat_range, local, local_rows, shape_of
+from dowser_pl.distributed.collectives import DistributedReducer, all_reduce_counts, gather_to_rank_zero
+from dowser_pl.distributed.tensors import (
+    covering,
+    digests_in_turns,
+    flat_range,
+    local_rows,
+    shape_of,
+    shard_like,
+    to_local,
+)
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import from_rows, pack, to_rows, unpack
-from dowser_pl.functional.selection import Shards
+from dowser_pl.functional.selection import Reducer
 from dowser_pl.masking.base import Changes, Protection
-from dowser_pl.masking.compact import TrainableEntries
-from dowser_pl.masking.dense import FrozenEntries
+from dowser_pl.masking.compact import CompactEntries
+from dowser_pl.masking.dense import DenseEntries
 from dowser_pl.masking.soft import SoftEntries
 
 __all__ = [
+    "ShardedDenseEntries",
     "ShardedEntries",
-    "ShardedFrozen",
+    "ShardedProtection",
     "ShardedSoftEntries",
-    "SpreadProtection",
     "frozen_of",
     "local_state",
     "shared_entries",
@@ -37,21 +45,21 @@ __all__ = [
 ]
 
 
-class SpreadProtection(Protection):
-    """Comes before a form of protection whose weights are spread over processes, which must call all of it together."""
+class ShardedProtection(Protection):
+    """Comes before a form of protection whose weights are sharded: all processes must call all of it together."""
 
-    together: ClassVar[bool] = True
+    is_sharded: ClassVar[bool] = True
 
     def verify(self) -> tuple[Changes, Changes]:
         """See :meth:`Protection.verify`; entries of all processes are counted."""
         frozen, trainable = super().verify()
-        moved, changed = added([frozen.changed, trainable.changed])
+        moved, changed = all_reduce_counts([frozen.changed, trainable.changed])
         return Changes(frozen.entries, moved), Changes(trainable.entries, changed)
 
     def frozen_digests(self) -> dict[str, str]:
         """Name -> content hash of the frozen entries of the whole matrix."""
         parts = (
-            (name, weight, local(weight).masked_fill(self.masks[name], 0)) for name, weight in self.weights.items()
+            (name, weight, to_local(weight).masked_fill(self.masks[name], 0)) for name, weight in self.weights.items()
         )
         return digests_in_turns(parts)
 
@@ -59,21 +67,21 @@ class SpreadProtection(Protection):
         """As of one process, whole, on the first process; elsewhere empty tensors."""
         state = {}
         for name in self.weights:
-            mask = collect(self.masks[name].flatten())
+            mask = gather_to_rank_zero(self.masks[name].flatten())
             state[name] = {
                 "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],
-                "values": collect(self.values(name)),
+                "values": gather_to_rank_zero(self.values(name)),
             }
             if base:
-                state[name]["base"] = collect(self.base_values(name))
+                state[name]["base"] = gather_to_rank_zero(self.base_values(name))
         return state
 
 
-class ShardedFrozen(SpreadProtection, FrozenEntries):
-    """As :class:`FrozenEntries`, of what this process holds; all processes must make it together.
+class ShardedDenseEntries(ShardedProtection, DenseEntries):
+    """As :class:`DenseEntries`, of what this process holds; all processes must make it together.
 
     Args:
-        weights: run-time name -> parameter that is spread over the processes.
+        weights: run-time name -> parameter that is sharded over the processes.
         masks: name -> bool of what is here, in its shape.
         base: name -> pretrained values of what is here, in its shape.
     """
@@ -82,7 +90,7 @@ class ShardedFrozen(SpreadProtection, FrozenEntries):
         self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], base: Mapping[str, Tensor]
     ) -> None:
         super().__init__(weights, masks, base)
-        self._total = added([super().num_trainable])[0]
+        self._total = all_reduce_counts([super().num_trainable])[0]
 
     @property
     def num_trainable(self) -> int:
@@ -97,19 +105,19 @@ class ShardedFrozen(SpreadProtection, FrozenEntries):
         )
 
 
-def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> FrozenEntries:
+def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> DenseEntries:
     """What stays frozen of matrices that were trained, by masks that are known only now.
 
     Args:
-        trained: closed; whole or spread over processes.
+        trained: closed; whole or sharded over processes.
         masks: name -> (O, I) bool, of what is here.
         base: name -> (O, I) pretrained values of what is here, on the host.
     """
-    return (ShardedFrozen if trained.together else FrozenEntries)(trained.weights, masks, base)
+    return (ShardedDenseEntries if trained.is_sharded else DenseEntries)(trained.weights, masks, base)
 
 
 def shared_entries(entries: Protection, base: bool = True) -> dict[str, dict[str, Share]]:
-    """:meth:`Protection.state_dict` of entries that are spread over processes, spread; all must call it.
+    """:meth:`Protection.state_dict` of entries that are sharded over processes, as shards; all must call it.
 
     Masks are (O, ceil(I / 8)) bytes, a row of bits after the other, so that rows of a matrix are rows of its mask.
     """
@@ -136,7 +144,7 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
 
     Args:
         entry: ``mask`` and the (k,) tensors of the whole matrix.
-        weight: the matrix, spread over the processes.
+        weight: the matrix, sharded over the processes.
 
     Raises:
         DowserError: if it is of another matrix.
@@ -151,7 +159,7 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
     here = unpack(from_rows(mask[rows], shape[1]), (rows.stop - rows.start, shape[1]))
     here = here if part is None else here.view(-1)[part]
     count = int(torch.count_nonzero(here))
-    first, total = Ranks().before(count)
+    first, total = DistributedReducer().exclusive_sum(count)
     if total != len(entry["values"]):
         raise DowserError(
             f"the checkpoint is damaged: got {len(entry['values'])} values for a mask of {total} entries, expected as "
@@ -164,18 +172,18 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
     }
 
 
-class ShardedEntries(SpreadProtection, TrainableEntries):
-    """As :class:`TrainableEntries`, of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
+class ShardedEntries(ShardedProtection, CompactEntries):
+    """As :class:`CompactEntries`, of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
 
     All processes must make it, and call :meth:`verify`, :meth:`frozen_digests` and :meth:`state_dict`, together.
 
     Args:
-        weights: run-time name -> parameter that is spread over the processes.
+        weights: run-time name -> parameter that is sharded over the processes.
         masks: name -> bool of what is here, in its shape.
     """
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
-        return dict(zip(counts, added(counts.values()), strict=True))
+        return dict(zip(counts, all_reduce_counts(counts.values()), strict=True))
 
 
 def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
@@ -183,16 +191,18 @@ def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
 
     Args:
         entry: packed ``mask`` and the (k,) tensors of the whole matrix.
-        weight: the matrix, spread over the processes.
+        weight: the matrix, sharded over the processes.
     """
     if isinstance(entry["mask"], Stored):
         return stored_state(entry, weight)
     mask = unpack(entry["mask"], shape_of(weight))
-    here = cut(mask, weight)
+    here = shard_like(mask, weight)
     first = int(torch.count_nonzero(mask.view(-1)[: flat_range(weight).start]))
     part = slice(first, first + int(torch.count_nonzero(here)))
     return {"mask": pack(here)} | {
-        kind: (values[part] if values.dim() == 1 else cut(values, weight)).clone()  # a number per entry of the matrix
+        kind: (
+            values[part] if values.dim() == 1 else shard_like(values, weight)
+        ).clone()  # a number per entry of the matrix
         for kind, values in entry.items()
         if kind != "mask"
     }
@@ -202,18 +212,18 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
     """As :class:`SoftEntries`, of what this process holds; see :class:`ShardedEntries` for what all must call.
 
     Args:
-        weights: run-time name -> parameter that is spread over the processes.
+        weights: run-time name -> parameter that is sharded over the processes.
         rule: applied to what is here of each matrix, by all processes together.
         priors: name -> float32 of what is here, in its shape; may lack names.
     """
 
-    shards: ClassVar[Shards] = Ranks()
+    reducer: ClassVar[Reducer] = DistributedReducer()
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """As of one process, whole, on the first process; elsewhere empty tensors."""
-        state = SpreadProtection.state_dict(self, base)
+        state = ShardedProtection.state_dict(self, base)
         for name, weight in self.weights.items():
             for kind, kept in self.beside(name).items():
-                every = collect(kept.flatten())
+                every = gather_to_rank_zero(kept.flatten())
                 state[name][kind] = every.view(shape_of(weight)) if len(every) else every
         return state

@@ -14,12 +14,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from dowser_pl.distributed.tensors import local
+from dowser_pl.distributed.tensors import to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks
-from dowser_pl.functional.selection import ALONE, Shards
+from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.masking.base import State
-from dowser_pl.masking.compact import TrainableEntries
+from dowser_pl.masking.compact import CompactEntries
 
 __all__ = ["Rule", "SoftEntries"]
 
@@ -35,12 +35,12 @@ class Rule(Protocol):
         """(O, I) float32 to add to the gradient before a step."""
 
     def step(
-        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer
     ) -> Tensor:
         """(O, I) float32 weights to go on with after a step."""
 
 
-class SoftEntries(TrainableEntries):
+class SoftEntries(CompactEntries):
     """All entries of the tuned matrices, and a rule that is applied around every step.
 
     Args:
@@ -49,13 +49,13 @@ class SoftEntries(TrainableEntries):
         priors: name -> (O, I) float32 that the rule made of the base; may lack names.
 
     Raises:
-        DowserError: see :class:`TrainableEntries`.
+        ValueError: see :class:`CompactEntries`.
     """
 
-    shards: ClassVar[Shards] = ALONE
+    reducer: ClassVar[Reducer] = LOCAL
 
     def __init__(self, weights: Mapping[str, nn.Parameter], rule: Rule, priors: Mapping[str, Tensor]) -> None:
-        here = {name: local(weight) for name, weight in weights.items()}
+        here = {name: to_local(weight) for name, weight in weights.items()}
         super().__init__(weights, PackedMasks.of((n, torch.ones_like(e, dtype=torch.bool)) for n, e in here.items()))
         self._rule = rule
         self._priors = {name: prior.to(weights[name].device) for name, prior in priors.items()}
@@ -85,7 +85,7 @@ class SoftEntries(TrainableEntries):
             if name in self._sums and values.grad is not None:
                 self._sums[name] += values.grad.view_as(base)
             tuned = values.detach().view_as(base)
-            moved = self._rule.step(base, tuned, self._sums.get(name), self._priors.get(name), self.shards)
+            moved = self._rule.step(base, tuned, self._sums.get(name), self._priors.get(name), self.reducer)
             if moved is not tuned:
                 tuned.copy_(moved)
         self._write_back()
@@ -100,7 +100,7 @@ class SoftEntries(TrainableEntries):
         return super().num_bytes() | {kind: sum(each.nbytes for each in held.values()) for kind, held in kinds.items()}
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """As of :class:`TrainableEntries`, with ``sum`` and ``prior``, (O, I) float32 each, where there are any."""
+        """As of :class:`CompactEntries`, with ``sum`` and ``prior``, (O, I) float32 each, where there are any."""
         state = super().state_dict(base)
         for name, each in state.items():
             each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
@@ -134,4 +134,4 @@ class SoftEntries(TrainableEntries):
         return self._gathered(name).clone()
 
     def _base_of(self, name: str) -> Tensor:
-        return self._base[name].view_as(local(self.weights[name])).float()
+        return self._base[name].view_as(to_local(self.weights[name])).float()

@@ -2,7 +2,7 @@
 
 from dowser_pl.methods.agreement import Agreement, magnitude_overlap, rank_correlation, sample_rows, split_half
 from dowser_pl.methods.anchor import Anchor
-from dowser_pl.methods.base import EachStep, Layer, Method, Reference, Scored
+from dowser_pl.methods.base import AfterFit, BeforeFit, EachStep, Layer, Method, Ranking, Reference, Scored
 from dowser_pl.methods.build_masks import build_masks
 from dowser_pl.methods.dare import Dare
 from dowser_pl.methods.full import Full
@@ -22,8 +22,10 @@ from dowser_pl.methods.wise import Wise
 
 __all__ = [
     "L2SP",
+    "AfterFit",
     "Agreement",
     "Anchor",
+    "BeforeFit",
     "Dare",
     "EachStep",
     "Full",
@@ -36,6 +38,7 @@ __all__ = [
     "ModelDowser",
     "ModelTailor",
     "Random",
+    "Ranking",
     "Reference",
     "Scored",
     "SoftDowser",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dowser_pl.functional.masks import jaccard, num_trainable
 from dowser_pl.functional.selection import lowest
-from dowser_pl.methods.base import Layer, Method, Scored
+from dowser_pl.methods.base import Layer, Method, Ranking, Scored
 from dowser_pl.methods.magnitude import Magnitude
 
 __all__ = ["Agreement", "magnitude_overlap", "rank_correlation", "sample_rows", "split_half"]
@@ -72,7 +72,7 @@ def magnitude_overlap(method: Method, layers: Iterable[Layer]) -> dict[str, floa
     Computed matrix by matrix whatever the scope; large matrices are represented as in :func:`split_half`. Empty for
     methods without scores and for Magnitude itself.
     """
-    if not isinstance(method, Scored) or isinstance(method, Magnitude):
+    if not isinstance(method, Ranking) or isinstance(method, Magnitude):
         return {}
     smallest = Magnitude(method.update_ratio)
     overlaps = [jaccard(method.mask(part), smallest.mask(part)) for part in map(sample_rows, layers)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import shrunk_move
-from dowser_pl.functional.selection import ALONE, Shards
+from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.methods.base import EachStep, Reference
 
 __all__ = ["Anchor"]
@@ -33,7 +33,7 @@ class Anchor(EachStep):
         self.keep = keep
 
     def step(
-        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards = ALONE
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL
     ) -> Tensor:
         """``W0 + keep * (W - W0)``."""
         return shrunk_move(base, tuned, self.keep)

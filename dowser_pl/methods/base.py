@@ -12,15 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import masked_move
-from dowser_pl.functional.selection import ALONE, Shards, lowest
+from dowser_pl.functional.selection import LOCAL, Reducer, lowest
 
-__all__ = ["EachStep", "Layer", "Method", "Moment", "Need", "Reference", "Scope", "Scored"]
+__all__ = [
+    "AfterFit",
+    "BeforeFit",
+    "EachStep",
+    "Layer",
+    "Method",
+    "Need",
+    "Ranking",
+    "Reference",
+    "Scope",
+    "Scored",
+    "Stage",
+]
 
 
 Need = Literal[
@@ -33,7 +44,7 @@ Need = Literal[
     "tuned",
     "input_gram",
 ]
-Moment = Literal["before_fit", "each_step", "after_fit"]
+Stage = Literal["before_fit", "each_step", "after_fit"]
 Scope = Literal["matrix", "layer", "model"]
 
 
@@ -118,14 +129,14 @@ class Layer:
 
 
 class Method(ABC):
-    """A rule that decides, matrix by matrix, what may move.
+    """A rule for what may move, of one of three kinds: :class:`BeforeFit`, :class:`EachStep`, :class:`AfterFit`.
 
     Attributes:
-        moment: when the mask is decided.
+        stage: when it decides.
         reference: the publication.
     """
 
-    moment: ClassVar[Moment] = "before_fit"
+    stage: ClassVar[Stage]
     reference: ClassVar[Reference]
 
     update_ratio: float | None
@@ -133,7 +144,7 @@ class Method(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the callback has to measure before :meth:`mask` is called: fields of :class:`Layer`."""
+        """What the callback has to measure before the method decides: fields of :class:`Layer`."""
         return frozenset()
 
     @property
@@ -141,9 +152,29 @@ class Method(ABC):
         """How many prompts are averaged into one row of the factors."""
         return 1
 
+    def settings(self) -> dict[str, str | int | float]:
+        """Name and hyper-parameters, as they stand in reports and checkpoints."""
+        return {"method": type(self).__name__, **vars(self)}
+
+
+class BeforeFit(Method):
+    """A method that decides before training which entries may be trained; all others are frozen."""
+
+    stage: ClassVar[Stage] = "before_fit"
+
     @abstractmethod
     def mask(self, layer: Layer) -> Tensor:
         """(O, I) bool, True = trainable, exactly ``round(update_ratio * O * I)`` of them; all, without a ratio."""
+
+
+class AfterFit(Method):
+    """A method that lets every entry train and decides afterwards what of each move is kept."""
+
+    stage: ClassVar[Stage] = "after_fit"
+
+    @abstractmethod
+    def mask(self, layer: Layer) -> Tensor:
+        """(O, I) bool, True = keeps its move, exactly ``round(update_ratio * O * I)`` of them; all, without a ratio."""
 
     def merge(self, layer: Layer, mask: Tensor) -> Tensor:
         """(O, I) final weights: ``base + mask * (tuned - base)``."""
@@ -166,13 +197,9 @@ class Method(ABC):
             )
         return self.merge(layers[0], masks[0])
 
-    def settings(self) -> dict[str, str | int | float]:
-        """Name and hyper-parameters, as they stand in reports and checkpoints."""
-        return {"method": type(self).__name__, **vars(self)}
 
-
-class Scored(Method):
-    """A method that gives every entry a score and lets the lowest-scoring share move.
+class Ranking(Method):
+    """A rule that lets the lowest-scoring share of entries move; decided before training it is :class:`Scored`.
 
     Args:
         update_ratio: trainable share, in [0, 1].
@@ -198,6 +225,10 @@ class Scored(Method):
         return lowest(self.score(layer), num_trainable(self.update_ratio, layer.weight.numel()))
 
 
+class Scored(Ranking, BeforeFit):
+    """A method that gives every pretrained entry a score and trains the lowest-scoring share; see :class:`Ranking`."""
+
+
 class EachStep(Method):
     """A method whose mask, if it has one, changes with every step; no entry is frozen.
 
@@ -208,7 +239,7 @@ class EachStep(Method):
         sums_gradients: whether :meth:`step` wants the sum of all gradients so far.
     """
 
-    moment: ClassVar[Moment] = "each_step"
+    stage: ClassVar[Stage] = "each_step"
     sums_gradients: ClassVar[bool] = False
     update_ratio: None = None
 
@@ -216,10 +247,6 @@ class EachStep(Method):
     def num_kept(self) -> int:
         """How many float32 tensors of a matrix' shape are kept beside its base."""
         return self.sums_gradients + bool(self.needs)
-
-    def mask(self, layer: Layer) -> Tensor:
-        """(O, I) all True: every entry may move, how far is decided as training goes."""
-        return torch.ones_like(layer.weight, dtype=torch.bool)
 
     def prior(self, layer: Layer) -> Tensor | None:
         """(O, I) float32, made of the base before training and kept through it; None = nothing.
@@ -239,7 +266,7 @@ class EachStep(Method):
         return None
 
     def step(
-        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards = ALONE
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL
     ) -> Tensor:
         """(O, I) float32 weights to go on with; may be ``tuned`` itself.
 
@@ -249,7 +276,7 @@ class EachStep(Method):
             gradients: (O, I) float32, the sum over t steps of what the optimizer took: of the mean over all tokens of
                 accumulated batches and processes, penalised and clipped; None unless ``sums_gradients``.
             prior: what :meth:`prior` returned.
-            shards: where the model is spread over processes, all tensors are of the part of a matrix that is here
+            reducer: where the model is sharded over processes, all tensors are of the part of a matrix that is here
                 (1-D under FSDP1), and what is asked of the whole matrix is asked through this; all processes call
                 this for every matrix in the same order.
         """

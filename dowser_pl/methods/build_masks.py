@@ -6,34 +6,34 @@ from functools import partial
 from torch import Tensor
 
 from dowser_pl.functional.masks import num_trainable
-from dowser_pl.functional.selection import ALONE, Shards, lowest_of_pieces
-from dowser_pl.methods.base import Layer, Method, Scored
+from dowser_pl.functional.selection import LOCAL, Reducer, lowest_of_pieces
+from dowser_pl.methods.base import AfterFit, BeforeFit, Layer, Ranking
 
 __all__ = ["build_masks"]
 
 
 def build_masks(
-    method: Method,
+    method: BeforeFit | AfterFit,
     blocks: Mapping[str, str],
     layer_of: Callable[[str], Layer],
-    shards: Shards = ALONE,
+    reducer: Reducer = LOCAL,
 ) -> Iterator[tuple[str, Tensor]]:
     """The mask of every matrix, one at a time.
 
-    With a shared budget every score is computed three times (twice for the threshold, once for the mask) and never
-    more than one matrix of scores is held.
+    Where several matrices compete every score is computed three times (twice for the threshold, once for the mask), and
+    never more than one matrix of scores is held.
 
     Args:
         method: decides.
         blocks: name of each matrix -> name of the decoder layer it sits in, in model order.
         layer_of: hands over a matrix and its measurements by name.
-        shards: where each process holds a part of every matrix: the masks are those of these parts, together the same
+        reducer: where each process holds a part of every matrix: the masks are those of these parts, together the same
             as one process would find. All processes must ask for every mask.
 
     Yields:
         (name, (O, I) bool mask), every name once.
     """
-    if not isinstance(method, Scored) or (method.scope == "matrix" and shards is ALONE):
+    if not isinstance(method, Ranking) or (method.scope == "matrix" and reducer is LOCAL):
         for name in blocks:
             layer = layer_of(name)
             yield name, layer.meant(method.mask(layer))
@@ -43,7 +43,7 @@ def build_masks(
             layer = layer_of(name)
             scores = [_scores(method, layer)]
             k = num_trainable(method.update_ratio, layer.num_entries)
-            yield name, next(lowest_of_pieces([partial(scores.__getitem__, 0)], k, shards))
+            yield name, next(lowest_of_pieces([partial(scores.__getitem__, 0)], k, reducer))
         return
     groups: dict[str, list[str]] = {}
     for name, block in blocks.items():
@@ -51,9 +51,9 @@ def build_masks(
     for names in groups.values():
         total = sum(layer_of(name).num_entries for name in names)
         pieces = [lambda name=name: _scores(method, layer_of(name)) for name in names]
-        masks = lowest_of_pieces(pieces, num_trainable(method.update_ratio, total), shards)
+        masks = lowest_of_pieces(pieces, num_trainable(method.update_ratio, total), reducer)
         yield from zip(names, masks, strict=True)
 
 
-def _scores(method: Scored, layer: Layer) -> Tensor:
+def _scores(method: Ranking, layer: Layer) -> Tensor:
     return layer.meant(method.score(layer))

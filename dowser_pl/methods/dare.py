@@ -22,12 +22,12 @@ from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import sum_of_moves
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.functional.selection import lowest
-from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
+from dowser_pl.methods.base import AfterFit, Layer, Need, Reference
 
 __all__ = ["Dare"]
 
 
-class Dare(Method):
+class Dare(AfterFit):
     """Train everything, then keep a random share of the moves, enlarged.
 
     Args:
@@ -37,7 +37,6 @@ class Dare(Method):
         seed: picks the moves; the same seed and matrix name keep the same ones.
     """
 
-    moment: ClassVar[Moment] = "after_fit"
     reference: ClassVar[Reference] = Reference(
         title="Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
         authors="Yu, Yu, Yu, Huang, Li",

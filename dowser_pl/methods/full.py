@@ -5,12 +5,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dowser_pl.methods.base import Layer, Method, Reference
+from dowser_pl.methods.base import BeforeFit, Layer, Reference
 
 __all__ = ["Full"]
 
 
-class Full(Method):
+class Full(BeforeFit):
     """Train every entry of the tuned matrices; nothing is measured and nothing is protected."""
 
     reference: ClassVar[Reference] = Reference(title="full fine-tuning", authors="", year=0)

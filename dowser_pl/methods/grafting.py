@@ -12,12 +12,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from dowser_pl.functional.selection import reversed_order
-from dowser_pl.methods.base import Layer, Moment, Need, Reference, Scope, Scored
+from dowser_pl.methods.base import AfterFit, Layer, Need, Ranking, Reference, Scope
 
 __all__ = ["Grafting"]
 
 
-class Grafting(Scored):
+class Grafting(Ranking, AfterFit):
     """Train everything, then keep the largest moves and put the rest back.
 
     Args:
@@ -25,7 +25,6 @@ class Grafting(Scored):
         scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model`` (as published, the default).
     """
 
-    moment: ClassVar[Moment] = "after_fit"
     reference: ClassVar[Reference] = Reference(
         title="Task-Specific Skill Localization in Fine-tuned Language Models",
         authors="Panigrahi, Saunshi, Zhao, Arora",

@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dowser_pl.methods.base import Layer, Method, Reference
+from dowser_pl.methods.base import BeforeFit, Layer, Reference
 
 __all__ = ["Lora"]
 
 
-class Lora(Method):
+class Lora(BeforeFit):
     """Train every entry of the adapters that ``model.lora`` describes; the matrices they belong to stay as they are."""
 
     reference: ClassVar[Reference] = Reference(

@@ -30,7 +30,7 @@ from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.functional.optimal_brain_surgeon import fused_score, inverse_factor, reverted
 from dowser_pl.functional.selection import highest
-from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
+from dowser_pl.methods.base import AfterFit, Layer, Need, Reference
 
 __all__ = ["CompensationSign", "ModelTailor", "Selection", "Sensitivity"]
 
@@ -39,7 +39,7 @@ Selection = Literal["matrix", "block"]
 Sensitivity = Literal["move", "weight"]
 
 
-class ModelTailor(Method):
+class ModelTailor(AfterFit):
     """Train everything, then keep a patch and decorate it.
 
     Args:
@@ -52,7 +52,6 @@ class ModelTailor(Method):
         block_size: columns of a block.
     """
 
-    moment: ClassVar[Moment] = "after_fit"
     reference: ClassVar[Reference] = Reference(
         title="Model Tailor: Mitigating Catastrophic Forgetting in Multi-modal Large Language Models",
         authors="Zhu, Sun, Li, Shen, Yan, Ding, Kuang, Wu",

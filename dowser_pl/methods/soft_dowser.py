@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
-from dowser_pl.functional.selection import ALONE, Shards
+from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.functional.soft_masks import within_matrix
 from dowser_pl.methods.base import Layer, Need, Reference
 from dowser_pl.methods.model_dowser import Estimator, ModelDowser
@@ -61,7 +61,7 @@ class SoftDowser(Spider):
         """(O, I) float32 in (0, 1): percentile of the score within the matrix."""
         return within_matrix(self._scored().score(layer))
 
-    def importance(self, base: Tensor, prior: Tensor | None, shards: Shards = ALONE) -> Tensor:
+    def importance(self, base: Tensor, prior: Tensor | None, reducer: Reducer = LOCAL) -> Tensor:
         """What :meth:`prior` returned.
 
         Raises:

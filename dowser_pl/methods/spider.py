@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import masked_move
-from dowser_pl.functional.selection import ALONE, Shards
+from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.functional.soft_masks import rescaled, soft_mask, standardised
 from dowser_pl.methods.base import EachStep, Reference
 
@@ -50,26 +50,26 @@ class Spider(EachStep):
         self.soft = soft
         self.rescale = rescale
 
-    def importance(self, base: Tensor, prior: Tensor | None, shards: Shards = ALONE) -> Tensor:
+    def importance(self, base: Tensor, prior: Tensor | None, reducer: Reducer = LOCAL) -> Tensor:
         """(O, I) float32 in [0, 1]: I = sigmoid(z(|W0|))."""
-        return standardised(base, shards)
+        return standardised(base, reducer)
 
-    def share(self, importance: Tensor, gradients: Tensor, shards: Shards = ALONE) -> Tensor:
+    def share(self, importance: Tensor, gradients: Tensor, reducer: Reducer = LOCAL) -> Tensor:
         """(O, I) float32 in [0, 1], how much of each move is kept.
 
         Args:
             importance: (O, I) float32 in [0, 1].
             gradients: (O, I) float32, summed over the steps so far.
-            shards: see :meth:`step`.
+            reducer: see :meth:`step`.
         """
-        sensitivity = standardised(gradients, shards)
+        sensitivity = standardised(gradients, reducer)
         if not self.soft:
             return (importance < sensitivity).float()
         mask = soft_mask(importance, sensitivity)
-        return rescaled(mask, shards) if self.rescale else mask
+        return rescaled(mask, reducer) if self.rescale else mask
 
     def step(
-        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, shards: Shards = ALONE
+        self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL
     ) -> Tensor:
         """``W0 (1 - M) + W M``.
 
@@ -78,4 +78,4 @@ class Spider(EachStep):
         """
         if gradients is None:
             raise DowserError(f"{type(self).__name__} weighs gradients, got none; sum them over the steps so far")
-        return masked_move(base, tuned, self.share(self.importance(base, prior, shards), gradients, shards))
+        return masked_move(base, tuned, self.share(self.importance(base, prior, reducer), gradients, reducer))

@@ -22,14 +22,14 @@ from torch import Tensor
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import agreeing, mean_of_moves
 from dowser_pl.functional.selection import reversed_order
-from dowser_pl.methods.base import Layer, Moment, Need, Reference, Scope, Scored
+from dowser_pl.methods.base import AfterFit, Layer, Need, Ranking, Reference, Scope
 
 __all__ = ["Ties", "Undecided"]
 
 Undecided = Literal["base", "majority"]
 
 
-class Ties(Scored):
+class Ties(Ranking, AfterFit):
     """Train everything, then trim the moves; several tuned models become one.
 
     Args:
@@ -41,7 +41,6 @@ class Ties(Scored):
             the default).
     """
 
-    moment: ClassVar[Moment] = "after_fit"
     reference: ClassVar[Reference] = Reference(
         title="TIES-Merging: Resolving Interference When Merging Models",
         authors="Yadav, Tam, Choshen, Raffel, Bansal",

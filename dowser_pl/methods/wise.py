@@ -16,19 +16,18 @@ from torch import Tensor
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.merges import mean_of_moves
-from dowser_pl.methods.base import Layer, Method, Moment, Need, Reference
+from dowser_pl.methods.base import AfterFit, Layer, Need, Reference
 
 __all__ = ["Wise"]
 
 
-class Wise(Method):
+class Wise(AfterFit):
     """Train everything, then go back part of the way.
 
     Args:
         alpha: share of the way that is kept, in [0, 1]; 0.5 is what the paper recommends where nothing is known.
     """
 
-    moment: ClassVar[Moment] = "after_fit"
     reference: ClassVar[Reference] = Reference(
         title="Robust fine-tuning of zero-shot models", authors="Wortsman et al.", year=2021, arxiv="2109.01903"
     )

@@ -22,7 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from dowser_pl.distributed.models import generating, spread_model
+from dowser_pl.distributed.models import generating, is_sharded_model
 from dowser_pl.errors import DowserError
 
 __all__ = ["Ending", "greedy_answers", "own_ends", "write_tokens"]
@@ -88,7 +88,7 @@ def write_tokens(
 ) -> Tensor:
     """What ``generate`` gives, in rows of (T,): greedy, with a KV cache, one continuation of each prompt.
 
-    Where the weights are spread over processes, all must call it together; it goes on until the last one is done.
+    Where the weights are sharded over processes, all must call it together; it goes on until the last one is done.
 
     Args:
         model: Hugging Face model in eval mode.
@@ -115,7 +115,7 @@ def write_tokens(
             generation_config=settings,
             logits_processor=LogitsProcessorList([choose] if choose else []),
             stopping_criteria=StoppingCriteriaList([_Says(text, tokenizer) for text in stops if text]),
-            synced_gpus=spread_model(model),
+            synced_gpus=is_sharded_model(model),
         )
     return tokens
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dowser_pl.distributed.collectives import added
-from dowser_pl.distributed.tensors import cut, is_spread, local, whole
+from dowser_pl.distributed.collectives import all_reduce_counts
+from dowser_pl.distributed.tensors import full_tensor, is_sharded, shard_like, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.models.quantized import is_quantized, keep_as_loaded
@@ -99,7 +99,7 @@ class Adapters:
             raise DowserError("the matrices are quantized, expected plain ones; merge into the base in full precision")
         for name in self._names:
             adapted: Any = self._model.get_submodule(name)
-            if is_spread(adapted.base_layer.weight):
+            if is_sharded(adapted.base_layer.weight):
                 _merge_spread(adapted, name)
             else:
                 adapted.merge(safe_merge=True)
@@ -108,7 +108,7 @@ class Adapters:
         """The state dict that the model would have if it had never had adapters; views, no copies.
 
         Args:
-            state: that of the model, where it is spread over processes and had to be gathered.
+            state: that of the model, where it is sharded over processes and had to be gathered.
         """
         state = dict(self._model.state_dict() if state is None else state)
         for name in self._names:
@@ -142,11 +142,11 @@ class Adapters:
 @torch.no_grad()
 def _merge_spread(adapted: Any, name: str) -> None:
     """As peft merges, where processes hold parts of a matrix and of its adapters; all must call it."""
-    first, second = (whole(part[_ADAPTER].weight) for part in (adapted.lora_A, adapted.lora_B))
+    first, second = (full_tensor(part[_ADAPTER].weight) for part in (adapted.lora_A, adapted.lora_B))
     weight, moved = adapted.base_layer.weight, second @ first * adapted.scaling[_ADAPTER]
-    here = local(weight)
-    merged = here + cut(moved, weight).to(here)  # weights may be kept in host memory and gathered on the GPU
-    if any(added([not bool(merged.isfinite().all())])):
+    here = to_local(weight)
+    merged = here + shard_like(moved, weight).to(here)  # weights may be kept in host memory and gathered on the GPU
+    if any(all_reduce_counts([not bool(merged.isfinite().all())])):
         raise DowserError(
             f"merging the adapters into {name} gives numbers that are not finite; train with a lower rate"
         )

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedModel, get_scheduler
 
 from dowser_pl.distributed.collectives import check_same
-from dowser_pl.distributed.models import hand_over_gradients, spread_model
-from dowser_pl.distributed.tensors import is_spread
+from dowser_pl.distributed.models import is_sharded_model, run_reduced_grad_hooks
+from dowser_pl.distributed.tensors import is_sharded
 from dowser_pl.errors import DowserError
 from dowser_pl.masking import (
     BaseModel,
@@ -142,16 +142,16 @@ class ProtectedModule(EvaluatedModule):
 
     def _cut_entries(self, checkpoint: dict[str, Any]) -> None:
         """Keep of the entries what concerns those that this process holds."""
-        spread = {name: layer.weight for name, layer in self.tuned_layers().items() if is_spread(layer.weight)}
-        for state in checkpoint.get("callbacks", {}).values() if spread else ():
+        sharded = {name: layer.weight for name, layer in self.tuned_layers().items() if is_sharded(layer.weight)}
+        for state in checkpoint.get("callbacks", {}).values() if sharded else ():
             entries = state.get("entries", {}) if isinstance(state, dict) else {}
-            if set(entries) == set(spread):
-                state["entries"] = {name: local_state(entry, spread[name]) for name, entry in entries.items()}
+            if set(entries) == set(sharded):
+                state["entries"] = {name: local_state(entry, sharded[name]) for name, entry in entries.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning does; then gradients go to whoever takes them, and are complete before any callback looks."""
         super().backward(loss, *args, **kwargs)
-        hand_over_gradients(self.network)
+        run_reduced_grad_hooks(self.network)
         if not self.trainer.fit_loop._should_accumulate():
             groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
             trained = [each for group in groups for each in group["params"]]
@@ -161,7 +161,7 @@ class ProtectedModule(EvaluatedModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the norm over all processes where they hold different entries; else as Lightning does."""
-        if self.protected is None or not self.protected.together or gradient_clip_algorithm == "value":
+        if self.protected is None or not self.protected.is_sharded or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             clip_by_norm([each for group in optimizer.param_groups for each in group["params"]], gradient_clip_val)
@@ -326,7 +326,7 @@ class MultimodalModule(ProtectedModule):
             DowserError: when the loss is not finite; the last checkpoint is kept.
         """
         rows = batch.pop("ids", None)
-        if {"projector", "vision"} & set(self.also_train) and spread_model(self.network):
+        if {"projector", "vision"} & set(self.also_train) and is_sharded_model(self.network):
             check_images("pixel_values" in batch)
         loss: Tensor = self.network(**batch, use_cache=False).loss
         check_loss(loss, self.global_step, batch_idx, rows)
@@ -339,8 +339,8 @@ class MultimodalModule(ProtectedModule):
         """Refuse gradients that are not finite, unless a gradient scaler (16-mixed) skips such steps by itself."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             trained = [each for group in optimizer.param_groups for each in group["params"]]
-            together = self.protected is not None and self.protected.together
-            check_gradients(trained, self.global_step, together)
+            is_sharded = self.protected is not None and self.protected.is_sharded
+            check_gradients(trained, self.global_step, is_sharded)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what the callback lets it train and over all other parameters that take a gradient.

@@ -46,7 +46,7 @@ class Window:
         summed = float(loss.detach()) * here
         if collectives.world_size() > 1:
             both = torch.tensor([here, summed], dtype=torch.float64, device=loss.device)
-            total, summed = collectives.add_up(both).tolist()
+            total, summed = collectives.all_reduce(both).tolist()
         if begins:
             self._first = self._tokens = self._loss = 0.0
         self._first = self._first or total

@@ -18,7 +18,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.masking.base_model import Change
-from dowser_pl.methods import Layer, Method, build_masks
+from dowser_pl.methods import AfterFit, Layer, Method, build_masks
 from dowser_pl.patches.applied import read_applied
 from dowser_pl.patches.apply import check_free
 from dowser_pl.patches.conversion import cast, converted_size
@@ -143,8 +143,9 @@ class Merge:
     """
 
     def __init__(self, versions: Versions, method: Method, take_others: bool = True, only: Sequence[str] = ()) -> None:
-        _check_method(method, len(versions.tuned))
-        self.versions, self.method, self.take_others = versions, method, take_others
+
+        self.versions, self.take_others = versions, take_others
+        self.method = _offline(method, len(versions.tuned))
         changed = versions.changed()
         self._matrices = [name for name in changed if versions.is_matrix(name) and _matches(name, only)]
         merged = set(self._matrices)
@@ -225,10 +226,10 @@ class Merge:
         return mean_of_moves(before, values, [torch.ones_like(before, dtype=torch.bool)] * len(values))
 
 
-def _check_method(method: Method, num_tuned: int) -> None:
-    """Refuse what cannot be done to finished models."""
+def _offline(method: Method, num_tuned: int) -> AfterFit:
+    """The method, if it can be applied to finished models."""
     name = type(method).__name__
-    if method.moment != "after_fit":
+    if not isinstance(method, AfterFit):
         raise DowserError(
             f"{name} decides before or during training, expected a method that decides after it, by the tuned weights; "
             f"train with it: fit --dowser.method {name}"
@@ -239,8 +240,9 @@ def _check_method(method: Method, num_tuned: int) -> None:
             f"{name} needs the {' and '.join(missing).replace('_', ' ')} of calibration data, which model folders do "
             f"not hold; train with it: fit --dowser.method {name}"
         )
-    if num_tuned > 1 and type(method).merge_all is Method.merge_all:
+    if num_tuned > 1 and type(method).merge_all is AfterFit.merge_all:
         raise DowserError(f"{name} merges one tuned model with its base, got {num_tuned}; give one, or use Ties")
+    return method
 
 
 def _matches(name: str, only: Sequence[str]) -> bool:

@@ -117,7 +117,7 @@ class TunedFolder:
         Args:
             path: of its base: a folder, or a hub id that is in the cache.
             model: tuned, without adapters beside its matrices.
-            state: its state dict, put together where it is spread over processes.
+            state: its state dict, put together where it is sharded over processes.
 
         Raises:
             FileNotFoundError: if the base has no folder.

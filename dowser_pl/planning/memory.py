@@ -116,19 +116,19 @@ class Placement:
     devices: int = 1
 
     @property
-    def spreads(self) -> bool:
-        """Whether the strategy is one that spreads weights, on however many devices."""
+    def shards(self) -> bool:
+        """Whether the strategy is one that shards weights, on however many devices."""
         name = self.strategy.lower().replace("_", "")
         return any(word in name for word in _SHARDED)
 
     @property
     def sharded(self) -> bool:
         """Whether each device would hold a part of the weights."""
-        return self.devices > 1 and self.spreads
+        return self.devices > 1 and self.shards
 
     @property
     def ours(self) -> bool:
-        """Whether it is a strategy that `fit` spreads weights with."""
+        """Whether it is a strategy that `fit` shards weights with."""
         return self.strategy.lower() in _OURS
 
     @property

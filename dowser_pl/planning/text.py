@@ -112,9 +112,9 @@ def table(rows: Mapping[str, MemoryPlan]) -> list[str]:
     text.append("")
     notes = [note for plan in rows.values() for note in _notes(plan)]
     text += dict.fromkeys(notes)
-    if any(plan.placement.spreads for plan in rows.values()):
+    if any(plan.placement.shards for plan in rows.values()):
         text.append(
-            "not listed, as `fit` refuses them where weights are spread over devices: dense updates, 8-bit optimizers "
+            "not listed, as `fit` refuses them where weights are sharded over devices: dense updates, 8-bit optimizers "
             "(bitsandbytes)"
         )
     if any(each.activations or each.workspace for each in held.values()):

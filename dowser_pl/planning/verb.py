@@ -15,6 +15,7 @@ from dowser_pl.distributed.limits import no_optimizer, no_training
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
+from dowser_pl.methods import AfterFit, BeforeFit, EachStep
 from dowser_pl.models.layers import decoder_layers, named_part
 from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
@@ -40,7 +41,7 @@ def plan_forms(
         tokens: of a row; None = assumed, see :func:`batch_of`.
 
     Returns:
-        ``compact``; and where weights are not spread over devices, ``compact + 8-bit`` and (unless the method decides
+        ``compact``; and where weights are not sharded over devices, ``compact + 8-bit`` and (unless the method decides
         after every step) ``dense``.
 
     Raises:
@@ -54,13 +55,13 @@ def plan_forms(
         raise DowserError(f"--tokens is the length of a training row, at least 1; got {tokens}")
     dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
     method: Any = getattr(dowser, "method", None)
-    if placement.spreads and method is not None:
+    if placement.shards and method is not None:
         _refuse_spread(trainer, module, method, dowser.checkpoint)
     tuned = _without_weights(trainer, module)
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
-    moment, ratio = getattr(method, "moment", None), 1.0
-    if moment == "before_fit" and method.update_ratio is not None:
+    each_step, ratio = isinstance(method, EachStep), 1.0
+    if isinstance(method, BeforeFit) and method.update_ratio is not None:
         ratio = method.update_ratio
     entries = sum(num_trainable(ratio, weight.numel()) for weight in tuned)
     dense = MemoryPlan(
@@ -71,11 +72,11 @@ def plan_forms(
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, tokens, placement.devices),
     )
-    compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if moment == "each_step" else Kept())
-    if placement.spreads:
+    compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if each_step else Kept())
+    if placement.shards:
         return {"compact": compact}
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}
-    return rows if moment == "each_step" else {"dense": dense, **rows}
+    return rows if each_step else {"dense": dense, **rows}
 
 
 def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:
@@ -145,7 +146,7 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
 def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
     """What `fit` refuses there, in its words."""
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
-    refused = no_training(method, curve, checkpoint, module.quantization)
+    refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint, module.quantization)
     refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
         raise DowserError(refused)

@@ -1,4 +1,4 @@
-"""Lightning strategies that spread one model over processes; importing this registers their names."""
+"""Lightning strategies that shard one model over processes; importing this registers their names."""
 
 import sys
 

@@ -18,10 +18,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from transformers import PreTrainedModel
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import added, broadcast
-from dowser_pl.distributed.fsdp1_unit import Flat, Unit
-from dowser_pl.distributed.models import spread_model
-from dowser_pl.distributed.tensors import Place, put_place
+from dowser_pl.distributed.collectives import all_reduce_counts, broadcast
+from dowser_pl.distributed.fsdp1_unit import FSDP1Model, Unit
+from dowser_pl.distributed.models import is_sharded_model
+from dowser_pl.distributed.tensors import FlatShard, put_flat_shard
 from dowser_pl.errors import DowserError
 from dowser_pl.models.layers import decoder_layers, text_model
 from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
@@ -34,7 +34,7 @@ def flat_shard_model(
     device: torch.device,
     reduce_dtype: torch.dtype | None = None,
 ) -> None:
-    """Spread the weights over all processes, in place; tied weights stay tied.
+    """Shard the weights over all processes, in place; tied weights stay tied.
 
     Args:
         model: whole, the same on every process; or whole on the first and on the meta device of the others, which
@@ -46,11 +46,11 @@ def flat_shard_model(
         DowserError: if weights of one unit are of several precisions.
     """
     text: nn.Module = text_model(model)
-    empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
+    empty_elsewhere = any(all_reduce_counts([any(weight.is_meta for weight in model.parameters())]))
     if empty_elsewhere:
         _fill_buffers(model, device)
         _fill(model, [weight for weight in model.parameters() if weight.dim() == 0], device)
-    done = {weight for weight in model.parameters() if weight.dim() == 0}  # not spread
+    done = {weight for weight in model.parameters() if weight.dim() == 0}  # not sharded
     options: dict[str, Any] = {
         "device_id": device,
         "use_orig_params": True,  # some of a unit's weights are trained and some are not
@@ -68,7 +68,7 @@ def flat_shard_model(
     for scalar in options["ignored_states"]:
         scalar.data = scalar.data.to(device)
     _put_places([*units, root])
-    model._flat = text._flat = Flat(model, root, units)  # type: ignore[assignment]
+    model._fsdp1_model = text._fsdp1_model = FSDP1Model(model, root, units)  # type: ignore[assignment]
     model.register_state_dict_post_hook(_with_places)
     with FullyShardedDataParallel.summon_full_params(root, recurse=False, writeback=False):
         pass  # makes it the root: prompts are written by a part of the model, which is not to be the root
@@ -122,15 +122,15 @@ def _put_places(units: list[Unit]) -> None:
         counts += [info.numel_in_shard or 0 for info in flat._shard_param_infos]
     held = torch.zeros(collectives.world_size(), len(counts), dtype=torch.int64)
     held[collectives.rank()] = torch.tensor(counts)
-    held = torch.tensor(added(held.flatten().tolist())).view_as(held)
+    held = torch.tensor(all_reduce_counts(held.flatten().tolist())).view_as(held)
     for (unit, weight, shape), ends in zip(weights, held.cumsum(0).T.tolist(), strict=True):
-        put_place(weight, Place(shape, tuple(ends), collectives.rank(), unit))
+        put_flat_shard(weight, FlatShard(shape, tuple(ends), collectives.rank(), unit))
 
 
 def _with_places(model: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
     """Pieces in a state dict are known as such."""
     for name, weight in model.named_parameters(remove_duplicate=False):
-        put_place(state[prefix + name], getattr(weight, "_place", None))
+        put_flat_shard(state[prefix + name], getattr(weight, "_flat_shard", None))
 
 
 class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
@@ -156,13 +156,13 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
         FSDPStrategy.precision_plugin.fset(self, own)  # type: ignore[attr-defined]
 
     def shard(self, network: Any) -> None:
-        """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
+        """Shard a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
         if self.world_size == 1:  # FSDP1 would not cut it either, and hide its weights between steps
             return
         flat_shard_model(network, self.root_device, self.reduce_dtype and getattr(torch, self.reduce_dtype))
 
     def setup(self, trainer: Trainer) -> None:
-        """The model was spread as soon as it was loaded, in the precision it has."""
+        """The model was sharded as soon as it was loaded, in the precision it has."""
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         self.model_to_device()
@@ -174,7 +174,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
     def model_to_device(self) -> None:
         """Sharding has moved the weights already; buffers and metrics follow."""
         module: Any = self.lightning_module
-        if not spread_model(module):
+        if not is_sharded_model(module):
             module.to(self.root_device)
             return
         self.move_buffers()

@@ -15,9 +15,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from transformers import PreTrainedModel
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import added, broadcast
+from dowser_pl.distributed.collectives import all_reduce_counts, broadcast
 from dowser_pl.distributed.models import device_of
-from dowser_pl.distributed.tensors import cut, local
+from dowser_pl.distributed.tensors import shard_like, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.models.layers import decoder_layers, text_model
 from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
@@ -35,7 +35,7 @@ def fully_shard_model(
     reduce_dtype: torch.dtype | None = None,
     cpu_offload: bool = False,
 ) -> None:
-    """Spread the weights over a 1-D mesh, in place; tied weights stay tied.
+    """Shard the weights over a 1-D mesh, in place; tied weights stay tied.
 
     Args:
         model: whole, the same on every process; or whole on the first and on the meta device of the others, which
@@ -58,14 +58,14 @@ def fully_shard_model(
         "reshard_after_forward": True,  # the outermost group too: between steps every process holds its share alone
         "ignored_params": scalars,
     }
-    empty_elsewhere = any(added([any(weight.is_meta for weight in model.parameters())]))
+    empty_elsewhere = any(all_reduce_counts([any(weight.is_meta for weight in model.parameters())]))
     whole = {name: weight.detach() for name, weight in model.named_parameters()} if empty_elsewhere else {}
     text = text_model(model)
     if text is not model and any(weight.requires_grad for weight in text.get_input_embeddings().parameters()):
         raise DowserError(
             f"got trained embeddings in a {type(model).__name__}, expected frozen ones: it uses them outside of its "
             "text part, where FSDP2 would miss their gradient. Leave embeddings (and a head that is tied to them) out "
-            "of model.also_train, or use -c strategy/fsdp or -c strategy/ddp"
+            "of model.also_train, or use -c strategy/fsdp1 or -c strategy/ddp"
         )
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
@@ -87,7 +87,7 @@ def _fill(model: PreTrainedModel, whole: dict[str, Tensor], device: torch.device
         model.tie_weights()
     for name, weight in model.named_parameters():
         sent = whole.pop(name) if collectives.rank() == 0 else torch.empty(weight.shape, dtype=weight.dtype)
-        local(weight).copy_(cut(broadcast(sent), weight))
+        to_local(weight).copy_(shard_like(broadcast(sent), weight))
     for buffer in model.buffers():
         buffer.copy_(broadcast(buffer))
 
@@ -122,7 +122,7 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
         self.cpu_offload = cpu_offload
 
     @property
-    def keeps_apart(self) -> bool:
+    def saves_sharded(self) -> bool:
         """As ``save_distributed_checkpoint`` says."""
         return self._save_distributed_checkpoint
 
@@ -132,7 +132,7 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, network: Any) -> None:
-        """Spread a model that is here as a whole."""
+        """Shard a model that is here as a whole."""
         param, reduce = (name and getattr(torch, name) for name in (self.param_dtype, self.reduce_dtype))
         fully_shard_model(network, self.device_mesh["data_parallel"], param, reduce, self.cpu_offload)
 
@@ -146,4 +146,4 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
             module.to(self.root_device)
 
 
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments spread over all devices")
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, entries and moments sharded over all devices")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl.distributed.checkpoint import Share, Stored, extents
-from dowser_pl.distributed.collectives import collect
-from dowser_pl.distributed.tensors import cut, place_of, shape_of
+from dowser_pl.distributed.collectives import gather_to_rank_zero
+from dowser_pl.distributed.tensors import flat_shard_of, shape_of, shard_like
 from dowser_pl.errors import DowserError
 
 __all__ = ["cut_states", "gathered_states", "shared_states"]
@@ -31,8 +31,8 @@ def gathered_states(optimizer: Optimizer, put: Callable[[int, Tensor], Any] | No
     parameters = _parameters(optimizer)
 
     def gather(number: int, part: Tensor) -> Tensor:
-        every, parameter = collect(part.flatten()), parameters[number]
-        flat = place_of(parameter) is not None and len(every)
+        every, parameter = gather_to_rank_zero(part.flatten()), parameters[number]
+        flat = flat_shard_of(parameter) is not None and len(every)
         return every.view(shape_of(parameter) if flat else (-1, *part.shape[1:]))
 
     return state | {
@@ -70,8 +70,8 @@ def _put(number: int, kind: str, value: Any, parameter: nn.Parameter, put: Calla
 def _cut(value: Any, parameter: nn.Parameter, first: int) -> Any:
     if not isinstance(value, Tensor | Stored) or value.dim() == 0:
         return value
-    if place_of(parameter) is not None:
-        return value.part_of(parameter) if isinstance(value, Stored) else cut(value, parameter).clone()
+    if flat_shard_of(parameter) is not None:
+        return value.part_of(parameter) if isinstance(value, Stored) else shard_like(value, parameter).clone()
     return value[first : first + len(parameter)].clone()
 
 

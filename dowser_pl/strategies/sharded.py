@@ -28,7 +28,7 @@ from dowser_pl.distributed.checkpoint import (
     write_folder,
 )
 from dowser_pl.distributed.limits import no_optimizer
-from dowser_pl.distributed.tensors import cut, is_spread, local, shape_of, to_first
+from dowser_pl.distributed.tensors import is_sharded, shape_of, shard_like, to_local, to_rank_zero
 from dowser_pl.errors import DowserError
 from dowser_pl.strategies.optimizer_state import cut_states, gathered_states, shared_states
 
@@ -42,7 +42,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class ShardedStrategy(ParallelStrategy):
-    """What strategies that spread a model have in common: checkpoints of one format, and optimizers that fit it."""
+    """What strategies that shard a model have in common: checkpoints of one format, and optimizers that fit it."""
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -50,8 +50,8 @@ class ShardedStrategy(ParallelStrategy):
         return False
 
     @property
-    def keeps_apart(self) -> bool:
-        """Whether checkpoints take what is spread as it is, of every process."""
+    def saves_sharded(self) -> bool:
+        """Whether checkpoints take what is sharded as it is, of every process."""
         return False
 
     @property
@@ -61,10 +61,10 @@ class ShardedStrategy(ParallelStrategy):
 
     @abstractmethod
     def shard(self, network: Any) -> None:
-        """Spread a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
+        """Shard a model that is here as a whole; or on the first process, and elsewhere on the meta device."""
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Refuse those whose states cannot be put together in a checkpoint, and what has no rows to be spread by.
+        """Refuse those whose states cannot be put together in a checkpoint, and what has no rows to be sharded by.
 
         Raises:
             DowserError: if there is such a one.
@@ -74,7 +74,7 @@ class ShardedStrategy(ParallelStrategy):
             if any(each.dim() == 0 for group in optimizer.param_groups for each in group["params"]):
                 raise DowserError(
                     "got a parameter without dimensions among those that are trained, expected at least one: it is not "
-                    "spread, so every process would train its own. Leave its part out of model.also_train, or use "
+                    "sharded, so every process would train its own. Leave its part out of model.also_train, or use "
                     "--trainer.strategy ddp"
                 )
             refused = no_optimizer(optimizer)
@@ -82,7 +82,7 @@ class ShardedStrategy(ParallelStrategy):
                 raise DowserError(refused)
 
     def move_buffers(self) -> None:
-        """Buffers are whole on every process, where it computes; what is spread stays where it is kept."""
+        """Buffers are whole on every process, where it computes; what is sharded stays where it is kept."""
         module: Any = self.lightning_module
         for part in module.modules():
             for name, buffer in part._buffers.items():
@@ -90,18 +90,18 @@ class ShardedStrategy(ParallelStrategy):
                     part._buffers[name] = buffer.to(self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Spread as it is; :meth:`save_checkpoint` gathers what is left of it by then."""
+        """As they are sharded; :meth:`save_checkpoint` gathers what is left of it by then."""
         module: LightningModule | None = self.lightning_module
         assert module is not None
         return module.state_dict(keep_vars=True)  # so that tied weights are seen to be one
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As of one process, on the first, elsewhere nothing; or what is here, for a folder."""
-        return (shared_states if self.keeps_apart else gathered_states)(getattr(optimizer, "_optimizer", optimizer))
+        return (shared_states if self.saves_sharded else gathered_states)(getattr(optimizer, "_optimizer", optimizer))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Gather the weights that are left in the checkpoint and write it once, or write what is here."""
-        if self.keeps_apart:
+        if self.saves_sharded:
             checkpoint["state_dict"] = shares_of(checkpoint["state_dict"])
             write_folder(checkpoint, self.broadcast(filepath))
             return
@@ -110,7 +110,7 @@ class ShardedStrategy(ParallelStrategy):
                 f"{filepath} is a folder of an earlier save, expected a file to replace: give the Trainer "
                 "plugins=[AtomicCheckpointIO()] of dowser_pl.callbacks, as the command line does"
             )
-        checkpoint["state_dict"] = to_first(checkpoint["state_dict"])
+        checkpoint["state_dict"] = to_rank_zero(checkpoint["state_dict"])
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -121,8 +121,8 @@ class ShardedStrategy(ParallelStrategy):
         """
         module: Any = self.lightning_module
         if is_folder(checkpoint_path):  # FSDP1 cuts nothing where it has one process
-            spread = any(map(is_spread, module.parameters()))
-            return (open_folder if spread else read_folder)(checkpoint_path, weights_only)
+            sharded = any(map(is_sharded, module.parameters()))
+            return (open_folder if sharded else read_folder)(checkpoint_path, weights_only)
         found: dict[str, Any] = read_file(checkpoint_path, weights_only, mmap=True)
         return found
 
@@ -165,6 +165,6 @@ def _copy(own: Tensor, given: Tensor | Stored) -> None:
     if given is own:
         return
     if isinstance(given, Stored):
-        local(own).copy_(given.part_of(own))
+        to_local(own).copy_(given.part_of(own))
     else:
-        local(own).copy_(local(given) if is_spread(given) else cut(given, own))
+        to_local(own).copy_(to_local(given) if is_sharded(given) else shard_like(given, own))

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from dowser_pl.bench import Settings, read_settings
-from dowser_pl.bench.running import Ended
+from dowser_pl.bench.processes import Ended
 
 MERGES = ("Dare", "Wise")
 TEXT = """\

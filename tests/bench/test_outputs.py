@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from dowser_pl.bench import Bench, write_outputs
 from dowser_pl.bench.grid import Plan
+from dowser_pl.bench.processes import Ended
 from dowser_pl.bench.records import of_fit
-from dowser_pl.bench.running import Ended
 from tests.bench.fakes import FakeRunner, settings_of, write_report
 
 

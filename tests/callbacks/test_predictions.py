@@ -1,7 +1,7 @@
 import pytest
 
 from dowser_pl.callbacks.predictions import in_turns
-from dowser_pl.data.loaders import EvaluationOrder
+from dowser_pl.data.loaders import EvaluationSampler
 
 
 @pytest.mark.parametrize(
@@ -9,7 +9,7 @@ from dowser_pl.data.loaders import EvaluationOrder
 )
 def test_shares_come_together_in_the_order_of_the_questions(rows, processes, batch_size):
     shares = [
-        [{"id": row} for batch in EvaluationOrder(rows, batch_size, rank, processes) for row in batch]
+        [{"id": row} for batch in EvaluationSampler(rows, batch_size, rank, processes) for row in batch]
         for rank in range(processes)
     ]
     assert in_turns(shares) == [{"id": row} for row in range(rows)]

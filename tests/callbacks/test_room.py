@@ -29,7 +29,7 @@ def disk_with(monkeypatch, free):
 @pytest.mark.parametrize("method", [ModelDowser(0.1), Magnitude(0.1), Full(), Lora()], ids=lambda m: type(m).__name__)
 def test_too_little_room_is_refused_before_anything_is_measured(model, tmp_path, monkeypatch, method):
     disk_with(monkeypatch, 50_000)
-    monkeypatch.setattr(masks.Deciding, "measure", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr(masks.MaskBuilder, "measure", lambda _: pytest.fail("measured"))
     module = build_module(model, lora=LoraSettings(r=2) if isinstance(method, Lora) else None)
     with pytest.raises(
         OSError, match=r"5e-05 GB free, expected room .*: the exported model .* GB, checkpoints .*Fix: free"

@@ -3,13 +3,13 @@
 import pytest
 from torch.utils.data import DistributedSampler
 
-from dowser_pl.data.loaders import EvaluationOrder, TrainingOrder, per_process
+from dowser_pl.data.loaders import EvaluationSampler, ResumableSampler, per_process
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 3])
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(11, 2), (12, 4), (1, 8), (2, 1), (7, 7)])
 def test_training_order_shows_every_row(num_rows, batch_size, num_replicas):
-    orders = [TrainingOrder(num_rows, batch_size, 0, rank, num_replicas) for rank in range(num_replicas)]
+    orders = [ResumableSampler(num_rows, batch_size, 0, rank, num_replicas) for rank in range(num_replicas)]
     epochs = [list(order) for order in orders]
     rows = sorted(row for batches in epochs for batch in batches for row in batch)
     assert set(rows) == set(range(num_rows))
@@ -21,18 +21,18 @@ def test_training_order_shows_every_row(num_rows, batch_size, num_replicas):
 
 
 def test_training_order_is_a_function_of_seed_and_epoch():
-    one, other = TrainingOrder(50, 4, seed=1), TrainingOrder(50, 4, seed=1)
+    one, other = ResumableSampler(50, 4, seed=1), ResumableSampler(50, 4, seed=1)
     other.set_epoch(3)
     list(other)
     other.set_epoch(0)
     assert list(one) == list(other)
-    assert list(one) != list(TrainingOrder(50, 4, seed=2))
+    assert list(one) != list(ResumableSampler(50, 4, seed=2))
     other.set_epoch(1)
     assert list(one) != list(other)
 
 
 def test_resumed_epoch_goes_on_and_reports_its_full_length():
-    whole, order = TrainingOrder(11, 2, seed=1), TrainingOrder(11, 2, seed=1)
+    whole, order = ResumableSampler(11, 2, seed=1), ResumableSampler(11, 2, seed=1)
     order.resume(3, 4, **order.layout())
     whole.set_epoch(3)
     order.set_epoch(3)
@@ -44,7 +44,7 @@ def test_resumed_epoch_goes_on_and_reports_its_full_length():
 
 
 def test_resume_refuses_another_layout():
-    order = TrainingOrder(11, 2, seed=1)
+    order = ResumableSampler(11, 2, seed=1)
     with pytest.raises(ValueError, match=r"middle of an epoch with .*'batch_size': 3.*this run has .*'batch_size': 2"):
         order.resume(0, 4, num_rows=11, batch_size=3, seed=1, num_replicas=1)
     order.resume(1, 0, num_rows=11, batch_size=3, seed=1, num_replicas=1)  # at an epoch's start anything may change
@@ -53,8 +53,8 @@ def test_resume_refuses_another_layout():
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
 def test_another_number_of_processes_goes_on_with_the_rows_that_are_left(before, after):
     """8 rows a step; 27 rows, of which 8 are done."""
-    old = [TrainingOrder(27, 8 // before, 1, rank, before) for rank in range(before)]
-    new = [TrainingOrder(27, 8 // after, 1, rank, after) for rank in range(after)]
+    old = [ResumableSampler(27, 8 // before, 1, rank, before) for rank in range(before)]
+    new = [ResumableSampler(27, 8 // after, 1, rank, after) for rank in range(after)]
     done = {row for order in old for row in order.batches(3)[0]}
     for order in new:
         order.resume(3, 1, **old[0].layout())
@@ -66,11 +66,11 @@ def test_another_number_of_processes_goes_on_with_the_rows_that_are_left(before,
 
 
 def test_resume_says_how_many_rows_each_process_is_to_take():
-    order = TrainingOrder(27, 8, 1, 0, 2)
+    order = ResumableSampler(27, 8, 1, 0, 2)
     with pytest.raises(ValueError, match="each of the 2 processes has 4 rows a step"):
-        order.resume(3, 1, **TrainingOrder(27, 8, 1).layout())
+        order.resume(3, 1, **ResumableSampler(27, 8, 1).layout())
     with pytest.raises(ValueError, match="Use the same data and settings"):
-        order.resume(3, 1, **TrainingOrder(26, 8, 1).layout())
+        order.resume(3, 1, **ResumableSampler(26, 8, 1).layout())
 
 
 def test_rows_of_a_step_are_shared_evenly_or_not_at_all():
@@ -82,7 +82,7 @@ def test_rows_of_a_step_are_shared_evenly_or_not_at_all():
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(11, 2), (12, 4), (5, 1), (9, 100)])
 def test_evaluation_order_shows_every_row_once_in_equally_many_batches(num_rows, batch_size, num_replicas):
-    orders = [EvaluationOrder(num_rows, batch_size, rank, num_replicas) for rank in range(num_replicas)]
+    orders = [EvaluationSampler(num_rows, batch_size, rank, num_replicas) for rank in range(num_replicas)]
     batches = [list(order) for order in orders]
     assert sorted(row for some in batches for batch in some for row in batch) == list(range(num_rows))
     assert {len(some) for some in batches} == {len(orders[0])}
@@ -91,4 +91,4 @@ def test_evaluation_order_shows_every_row_once_in_equally_many_batches(num_rows,
 
 def test_evaluation_order_needs_a_row_per_process():
     with pytest.raises(ValueError, match="1 rows, fewer than the 2 processes"):
-        EvaluationOrder(1, 4, 0, 2)
+        EvaluationSampler(1, 4, 0, 2)

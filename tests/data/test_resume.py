@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from dowser_pl.callbacks import EpochProgress
 from dowser_pl.data import Conversation, MultimodalData, Question, Task
-from dowser_pl.data.loaders import TrainingOrder
+from dowser_pl.data.loaders import ResumableSampler
 from tests.data.builders import build_llava, chat_template, turn
 
 NUM_ROWS, BATCH_SIZE = 11, 2  # six batches, the last one smaller
@@ -166,7 +166,7 @@ def test_lightning_leaves_the_order_alone():
     """Otherwise its DistributedSampler would see batches as rows."""
     data = Numbers()
     data.setup("fit")
-    assert isinstance(data.train_dataloader().sampler, TrainingOrder)
+    assert isinstance(data.train_dataloader().sampler, ResumableSampler)
     assert data.train_dataloader().batch_sampler is None
 
 

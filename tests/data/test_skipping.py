@@ -98,13 +98,13 @@ def test_text_that_looks_like_python_is_text(build):
 def test_rows_that_fail_only_together_are_all_named_and_never_skipped():
     processor = build_llava(chat_template())
 
-    class Alone(type(processor)):
+    class LocalReducer(type(processor)):
         def __call__(self, *, text, **options):
             if len(text) > 1:
                 raise IndexError("two")
             return super().__call__(text=text, **options)
 
-    processor.__class__ = Alone
+    processor.__class__ = LocalReducer
     rows = [text_only(), one_image()]
     batches = TrainingBatches(rows, build_encoder(processor), torch.zeros(2, dtype=torch.uint8), skip_bad=True)
     with pytest.raises(ValueError, match=r"text, one \(together, while each alone is fine\): .*IndexError: two"):

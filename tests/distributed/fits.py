@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 import dowser_pl.strategies  # noqa: F401
 from dowser_pl.callbacks import Dowser, FailTogether
-from dowser_pl.distributed.tensors import shape_of, whole
+from dowser_pl.distributed.tensors import full_tensor, shape_of
 from dowser_pl.importance import Probe
 from dowser_pl.methods import ModelDowser
 from dowser_pl.reporting import read_report
@@ -141,7 +141,7 @@ def fit(
     also = {key: state[key] for key in dowser.base.whole}
     return Ended(
         masks={name: whole_mask(entries, name) for name in entries.masks},
-        weights={name: whole(weight).clone() for name, weight in (entries.weights | also).items()},
+        weights={name: full_tensor(weight).clone() for name, weight in (entries.weights | also).items()},
         way=max(longest_way(entries, name) for name in entries.weights),
         frozen_digest=dowser.frozen_digest,
         scores=built.scores,
@@ -172,7 +172,7 @@ def longest_way(entries: Any, name: str) -> float:
 def whole_mask(entries: Any, name: str) -> Tensor:
     """Of the whole matrix, on every rank."""
     mask = entries.masks[name]
-    if not entries.together:
+    if not entries.is_sharded:
         return mask.clone()
     parts = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, mask.flatten())

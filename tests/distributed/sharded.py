@@ -1,4 +1,4 @@
-"""Runs whose weights are spread over the ranks, by either strategy that does so."""
+"""Runs whose weights are sharded over the ranks, by either strategy that does so."""
 
 from typing import Any
 

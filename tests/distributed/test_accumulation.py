@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dowser_pl.distributed.tensors import whole
+from dowser_pl.distributed.tensors import full_tensor
 from dowser_pl.methods import Full, Lora, Spider
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.strategies.fsdp1 import FSDP1Strategy
@@ -28,7 +28,7 @@ class Steps(Callback):
     def on_train_start(self, trainer, pl_module):
         state = pl_module.state_dict()
         trained = dict(pl_module.protected.weights) | {key: state[key] for key in pl_module.trained_whole()}
-        self.base = {name: whole(weight).clone() for name, weight in trained.items()}
+        self.base = {name: full_tensor(weight).clone() for name, weight in trained.items()}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if not trainer.fit_loop._should_accumulate():

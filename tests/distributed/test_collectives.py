@@ -22,9 +22,9 @@ distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
 me = collectives.rank()
 assert collectives.world_size() == 2
 
-value = collectives.from_first(lambda: torch.tensor([0.1 + me, float("nan")]))
+value = collectives.from_rank_zero(lambda: torch.tensor([0.1 + me, float("nan")]))
 assert value[0].item() == torch.tensor(0.1).item() and value[1].isnan()
-assert collectives.gather(lambda: {n: n * 10 for n in range(5) if n % 2 == me}) == [0, 10, 20, 30, 40]
+assert collectives.all_gather_numbered(lambda: {n: n * 10 for n in range(5) if n % 2 == me}) == [0, 10, 20, 30, 40]
 
 class OddError(DowserError):
     pass
@@ -42,9 +42,9 @@ def fails(on, error):
     return compute
 
 for act, on, error, message in (
-    (collectives.from_first, 0, ValueError("first is ill"), "first is ill"),
-    (collectives.gather, 1, ValueError("second is ill"), "second is ill"),
-    (collectives.gather, 1, Unsendable(), "Unsendable: held by a lambda"),
+    (collectives.from_rank_zero, 0, ValueError("first is ill"), "first is ill"),
+    (collectives.all_gather_numbered, 1, ValueError("second is ill"), "second is ill"),
+    (collectives.all_gather_numbered, 1, Unsendable(), "Unsendable: held by a lambda"),
 ):
     try:
         act(fails(on, error))
@@ -63,7 +63,7 @@ for error, kind in (
     (UnicodeDecodeError("utf-8", b"x", 0, 1, "a bug"), ValueError),
 ):
     try:
-        collectives.gather(fails(1, error))
+        collectives.all_gather_numbered(fails(1, error))
     except Exception as caught:
         assert caught is error if me == 1 else (type(caught), str(caught)) == (kind, str(error)), repr(caught)
 distributed.destroy_process_group()
@@ -73,10 +73,10 @@ print("done")
 
 def test_alone_everything_is_just_called():
     assert (collectives.rank(), collectives.world_size()) == (0, 1)
-    assert collectives.from_first(lambda: 3) == 3
-    assert collectives.gather(lambda: {1: "b", 0: "a"}) == ["a", "b"]
+    assert collectives.from_rank_zero(lambda: 3) == 3
+    assert collectives.all_gather_numbered(lambda: {1: "b", 0: "a"}) == ["a", "b"]
     with pytest.raises(ValueError, match="mine"):
-        collectives.gather(lambda: int("mine"))
+        collectives.all_gather_numbered(lambda: int("mine"))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")

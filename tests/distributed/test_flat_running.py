@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dowser_pl.distributed.fsdp1_unit import flat_of
-from dowser_pl.distributed.models import hand_over_gradients
+from dowser_pl.distributed.fsdp1_unit import fsdp1_model_of
+from dowser_pl.distributed.models import run_reduced_grad_hooks
 from dowser_pl.models.layers import decoder_layers
 from dowser_pl.strategies.fsdp1 import flat_shard_model
 from tests.distributed.harness import RankError, run
@@ -14,7 +14,7 @@ from tests.tiny_models import tiny_llava
 
 def gathered(model):
     """Which units hold the whole of their weights: decoder layers by number, then all else."""
-    flat = flat_of(model)
+    flat = fsdp1_model_of(model)
     storages = [unit._handle.flat_param._full_param_padded.untyped_storage() for unit in (*flat.units, flat.root)]
     return [number for number, storage in enumerate(storages) if storage.nbytes()]
 
@@ -34,7 +34,7 @@ def looked_at():
     alone, seen[:] = [*seen, gathered(model)], []
     model(input_ids=tokens, labels=tokens).loss.backward()
     kept = sum(weight.grad is not None for weight in model.parameters())
-    hand_over_gradients(model)
+    run_reduced_grad_hooks(model)
     return probed, alone, [*seen, gathered(model)], kept, sum(weight.grad is not None for weight in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""What `plan` says of weights that are spread over devices is what `fit` does there."""
+"""What `plan` says of weights that are sharded over devices is what `fit` does there."""
 
 import json
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dowser_pl.callbacks import AtomicCheckpointIO
-from dowser_pl.distributed.tensors import local
+from dowser_pl.distributed.tensors import to_local
 from dowser_pl.methods import ModelDowser
 from dowser_pl.strategies.fsdp1 import FSDP1Strategy
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
@@ -26,7 +26,7 @@ def fit_and_look(folder, model):
         last = Path(folder) / "checkpoints" / "last.ckpt"
         assert not found or last.is_dir()
         getattr(trainer, verb)(module, datamodule=TinyData(4, 4), ckpt_path=str(last) if found else None)
-        found.append({name: local(weight).clone() for name, weight in module.state_dict().items()})
+        found.append({name: to_local(weight).clone() for name, weight in module.state_dict().items()})
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from dowser_pl.callbacks.dowser import importance
-from dowser_pl.callbacks.dowser.masks import Deciding
+from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.importance import Probe
 from dowser_pl.models.layers import find_layers
 from tests.distributed.counting import Counting, CountSteps, Traffic
@@ -57,9 +57,9 @@ def each_kind():
 def counted(folder, model, **options):
     """Traffic of every training batch, and of parts of the importance pass."""
     parts = {
-        "prompts": (importance.Measuring, "_prompts"),
+        "prompts": (importance.ImportanceRunner, "_prompts"),
         "factors": (importance, "measure"),
-        "all": (Deciding, "masks"),
+        "all": (MaskBuilder, "masks"),
     }
     with Counting() as counting, ExitStack() as stack:
         steps = CountSteps(counting)

@@ -1,4 +1,4 @@
-"""Methods that decide after training where weights are spread over two ranks, against one process."""
+"""Methods that decide after training where weights are sharded over two ranks, against one process."""
 
 import pytest
 import torch

@@ -29,7 +29,11 @@ from tests.tiny_run import TinyData, build_module, build_trainer
 ROOT = Path(__file__).parents[2]
 LAST = "checkpoints/last.ckpt"
 SETTINGS = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "adamw"}
-GATHERING = ["masking.sharded.collect", "strategies.optimizer_state.collect", "strategies.sharded.to_first"]
+GATHERING = [
+    "masking.sharded.gather_to_rank_zero",
+    "strategies.optimizer_state.gather_to_rank_zero",
+    "strategies.sharded.to_rank_zero",
+]
 
 OF_THE_MOMENT = {"seconds", "probe_seconds", "dirpath", "best_model_path", "last_model_path", "kth_best_model_path"}
 

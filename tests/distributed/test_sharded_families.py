@@ -5,7 +5,7 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from dowser_pl.distributed.tensors import is_spread, to_first
+from dowser_pl.distributed.tensors import is_sharded, to_rank_zero
 from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
 from dowser_pl.strategies.fsdp1 import flat_shard_model
@@ -50,8 +50,8 @@ def compare_families(kind):
             odd += [
                 f"{family}: {name} {s}" for s, v in statistics.items() if not torch.equal(v, sharded.layers[name][s])
             ]
-        odd += [f"{family}: {name} is whole" for name, each in model.named_parameters() if not is_spread(each)]
-        after = to_first(model.state_dict(keep_vars=True))
+        odd += [f"{family}: {name} is whole" for name, each in model.named_parameters() if not is_sharded(each)]
+        after = to_rank_zero(model.state_dict(keep_vars=True))
         odd += [f"{family}: {name}" for name, tensor in after.items() if not torch.equal(tensor, before[name])]
     return odd
 
@@ -68,7 +68,7 @@ def tied(kind, empty):
         model = tiny_llava(tie_word_embeddings=True).eval()
     expected = tiny_llava(tie_word_embeddings=True)
     spread(model, kind)
-    state = to_first(model.state_dict(keep_vars=True))
+    state = to_rank_zero(model.state_dict(keep_vars=True))
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     same = all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())
     buffers = all(torch.equal(*pair) for pair in zip(model.buffers(), expected.buffers(), strict=True))

@@ -1,4 +1,4 @@
-"""Adapters beside weights that are spread over two ranks, against one process."""
+"""Adapters beside weights that are sharded over two ranks, against one process."""
 
 import pytest
 import torch

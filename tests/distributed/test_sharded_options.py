@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 
-from dowser_pl.distributed.tensors import local
+from dowser_pl.distributed.tensors import to_local
 from dowser_pl.importance import measure, probing_mode, write_prompts
 from dowser_pl.methods import Layer, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
@@ -123,7 +123,7 @@ class Looks(Callback):
         self.offloaded: set[bool] = set()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.kept |= {local(weight.detach()).dtype for weight in pl_module.network.parameters()}
+        self.kept |= {to_local(weight.detach()).dtype for weight in pl_module.network.parameters()}
         for layer in pl_module.network.modules():
             if isinstance(layer, torch.nn.Linear) and not batch_idx:
                 layer.register_forward_pre_hook(lambda layer, _: self.used.add(layer.weight.dtype))

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Dowser
-from dowser_pl.distributed.tensors import is_spread, local, whole, whole_shapes
+from dowser_pl.distributed.tensors import full_tensor, is_sharded, to_local, whole_shapes
 from dowser_pl.methods import Full, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
 from tests.distributed.fits import difference
 from tests.distributed.harness import alone, run
@@ -163,7 +163,7 @@ def on_one_device(folder, model, kind):
     module = build_module(Path(model))
     trainer.fit(module, datamodule=TinyData())
     dowser = next(callback for callback in trainer.callbacks if isinstance(callback, Dowser))
-    weights = {name: whole(weight).clone() for name, weight in dowser.entries.weights.items()}
+    weights = {name: full_tensor(weight).clone() for name, weight in dowser.entries.weights.items()}
     trainer.validate(module, datamodule=TinyData(), verbose=False)
     resumed = build_trainer(Path(folder), **options, max_epochs=2)
     resumed.fit(build_module(Path(model)), datamodule=TinyData(), ckpt_path=str(Path(folder) / LAST))
@@ -186,8 +186,8 @@ def share(folder, model, kind):
 
     def look(*_):
         for name, weight in module.named_parameters():
-            assert is_spread(weight), name
-            here = local(weight).untyped_storage()
+            assert is_sharded(weight), name
+            here = to_local(weight).untyped_storage()
             memory[here.data_ptr()] = here.nbytes()
         with whole_shapes(module):
             everywhere.append(sum(weight.nbytes for weight in module.parameters()))

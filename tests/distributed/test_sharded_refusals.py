@@ -1,4 +1,4 @@
-"""What must not be done with weights that are spread over ranks is refused, on all of them and before it is done."""
+"""What must not be done with weights that are sharded over ranks is refused, on all of them and before it is done."""
 
 from unittest.mock import patch
 

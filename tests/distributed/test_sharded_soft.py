@@ -1,10 +1,10 @@
-"""Methods that decide after every step where weights are spread over two ranks, against one process."""
+"""Methods that decide after every step where weights are sharded over two ranks, against one process."""
 
 import pytest
 import torch
 
 from dowser_pl.callbacks import AtomicCheckpointIO
-from dowser_pl.distributed.collectives import Ranks
+from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.functional.soft_masks import rescaled, standardised
 from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
@@ -35,8 +35,8 @@ def parts(matrices):
     for matrix in matrices:
         first = -(-matrix.shape[0] // 2)
         part = (matrix[:first], matrix[first:])[torch.distributed.get_rank()]
-        size = standardised(part, Ranks())
-        found.append((size, rescaled(size * (size > 0.4), Ranks())))
+        size = standardised(part, DistributedReducer())
+        found.append((size, rescaled(size * (size > 0.4), DistributedReducer())))
     return found
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dowser_pl.distributed.collectives import collect
-from dowser_pl.distributed.models import hand_over_gradients
-from dowser_pl.distributed.tensors import local, when_averaged
+from dowser_pl.distributed.collectives import gather_to_rank_zero
+from dowser_pl.distributed.models import run_reduced_grad_hooks
+from dowser_pl.distributed.tensors import register_reduced_grad_hook, to_local
 from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
 from tests.distributed.harness import RankError, run
@@ -41,21 +41,21 @@ def stepped(family, kind):
     for name, layer in layers.items():
 
         def take(weight, name=name):
-            taken.setdefault(name, []).append(local(weight.grad).flatten())
+            taken.setdefault(name, []).append(to_local(weight.grad).flatten())
             weight.grad = None
 
-        when_averaged(layer.weight, take)
+        register_reduced_grad_hook(layer.weight, take)
     for _ in range(2):
         loss = model(**inputs_of(family), use_cache=False).loss
         losses.append(float(loss.detach()))
         loss.backward()
-        hand_over_gradients(model)
+        run_reduced_grad_hooks(model)
     assert taken.keys() == layers.keys()
     asked = {
         name: value for name, value in inputs_of(family).items() if name not in ("labels", "decoder_attention_mask")
     }
     losses += greedy_answers(model, tiny_tokenizer(), asked, 4)
-    return losses, {name: [collect(each) for each in taken[name]] for name in sorted(taken)}
+    return losses, {name: [gather_to_rank_zero(each) for each in taken[name]] for name in sorted(taken)}
 
 
 def compare_families(kind):

@@ -22,10 +22,10 @@ class Threads:
         self.barrier.wait(10)
         return values
 
-    def add_up(self, counts):
+    def all_reduce(self, counts):
         return sum(self._all(counts.clone()))
 
-    def before(self, count):
+    def exclusive_sum(self, count):
         counts = self._all(count)
         return sum(counts[: self.rank]), sum(counts)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.masking import FrozenEntries, TrainableEntries
+from dowser_pl.masking import CompactEntries, DenseEntries
 
 SHAPES = {"first": (24, 20), "second": (12, 24)}
 
@@ -59,8 +59,8 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bit_equal_to_dense_masking_with_restore(name, accumulate):
-    dense, masks, _ = train(FrozenEntries, OPTIMIZERS[name], accumulate=accumulate)
-    compact, _, entries = train(TrainableEntries, OPTIMIZERS[name], accumulate=accumulate)
+    dense, masks, _ = train(DenseEntries, OPTIMIZERS[name], accumulate=accumulate)
+    compact, _, entries = train(CompactEntries, OPTIMIZERS[name], accumulate=accumulate)
     base, _ = make()
     for key, mask in masks.items():
         assert torch.equal(bits(compact[key]), bits(dense[key])), name
@@ -73,9 +73,9 @@ def test_bit_equal_when_clipped_by_value():
     def clip(parameters):
         nn.utils.clip_grad_value_(parameters, 0.01)
 
-    dense, _, _ = train(FrozenEntries, OPTIMIZERS["adamw"], clip=clip)
-    compact, _, _ = train(TrainableEntries, OPTIMIZERS["adamw"], clip=clip)
-    free, _, _ = train(TrainableEntries, OPTIMIZERS["adamw"])
+    dense, _, _ = train(DenseEntries, OPTIMIZERS["adamw"], clip=clip)
+    compact, _, _ = train(CompactEntries, OPTIMIZERS["adamw"], clip=clip)
+    free, _, _ = train(CompactEntries, OPTIMIZERS["adamw"])
     assert all(torch.equal(bits(compact[name]), bits(dense[name])) for name in SHAPES)
     assert not torch.equal(compact["first"], free["first"]), "nothing was clipped"
 
@@ -87,8 +87,8 @@ def test_the_norm_of_the_entries_is_that_of_the_masked_gradient():
     def clip(parameters):
         norms.append(float(nn.utils.clip_grad_norm_(parameters, 0.05)))
 
-    dense, _, _ = train(FrozenEntries, OPTIMIZERS["adamw"], clip=clip)
-    compact, _, _ = train(TrainableEntries, OPTIMIZERS["adamw"], clip=clip)
+    dense, _, _ = train(DenseEntries, OPTIMIZERS["adamw"], clip=clip)
+    compact, _, _ = train(CompactEntries, OPTIMIZERS["adamw"], clip=clip)
     dense_norms, compact_norms = norms[:6], norms[6:]
     assert min(norms) > 0.05, "nothing was clipped"
     assert compact_norms == pytest.approx(dense_norms, rel=1e-5)
@@ -106,7 +106,7 @@ EIGHT_BIT = {
 @pytest.mark.parametrize("name", EIGHT_BIT)
 def test_eight_bit_optimizers_train_the_entries_like_any_vector(name):
     """The oracle steps plain vectors with gradients that a naive loop reads from the dense ones."""
-    compact, masks, entries = train(TrainableEntries, EIGHT_BIT[name], share=0.5)
+    compact, masks, entries = train(CompactEntries, EIGHT_BIT[name], share=0.5)
     weights, _ = make()
     vectors = {key: nn.Parameter(weights[key].detach()[mask].clone()) for key, mask in masks.items()}
     optimizer = EIGHT_BIT[name](list(vectors.values()))
@@ -135,7 +135,7 @@ def test_updates_that_bfloat16_would_lose_add_up():
         return torch.optim.SGD(parameters, lr=1.0)
 
     moved = {}
-    for form in (FrozenEntries, TrainableEntries):
+    for form in (DenseEntries, CompactEntries):
         weights = {"a": nn.Parameter(torch.full((4, 8), 1.0, dtype=torch.bfloat16))}
         mask = torch.zeros(4, 8, dtype=torch.bool)
         mask[1] = True
@@ -148,13 +148,13 @@ def test_updates_that_bfloat16_would_lose_add_up():
             optimizer.step()
             entries.after_step()
         moved[form] = float(1.0 - weights["a"].detach()[1, 0])
-    assert moved[FrozenEntries] == 0.0
-    assert moved[TrainableEntries] == pytest.approx(32 * 2**-10)
+    assert moved[DenseEntries] == 0.0
+    assert moved[CompactEntries] == pytest.approx(32 * 2**-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_hold_the_rounded_values(dtype):
-    weights, masks, entries = train(TrainableEntries, OPTIMIZERS["adamw"], dtype=dtype)
+    weights, masks, entries = train(CompactEntries, OPTIMIZERS["adamw"], dtype=dtype)
     base, _ = make(dtype)
     for name, mask in masks.items():
         values = entries.values(name)
@@ -165,7 +165,7 @@ def test_half_precision_weights_hold_the_rounded_values(dtype):
 
 def test_a_scaler_skips_a_step_whose_gradient_overflows():
     weights, masks = make()
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     optimizer = torch.optim.AdamW(entries.parameters(), lr=0.1)
     optimizer.register_step_post_hook(lambda *_: entries.after_step())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
@@ -185,7 +185,7 @@ def test_a_scaler_skips_a_step_whose_gradient_overflows():
 def test_one_dense_gradient_at_a_time():
     """When the gradient of one matrix is made, that of the matrix behind it is gone."""
     weights, masks = make()
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     alive = []
 
     def count(_):
@@ -203,7 +203,7 @@ def test_one_dense_gradient_at_a_time():
 
 def test_gradients_of_frozen_entries_may_be_anything():
     weights, masks = make()
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     poison = {name: torch.where(mask, 1.0, float("nan")) for name, mask in masks.items()}
     sum((weight * poison[name]).nansum() for name, weight in weights.items()).backward()
     assert all(bool(torch.isfinite(values.grad).all()) for values in entries.parameters())
@@ -212,24 +212,24 @@ def test_gradients_of_frozen_entries_may_be_anything():
 def test_a_matrix_that_trains_whole_needs_no_second_copy():
     weights, _ = make()
     masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     assert entries.num_bytes() == {"indices": 0, "values": 0, "base": 4 * (24 * 20 + 12 * 24)}
-    compact, _, _ = train(TrainableEntries, OPTIMIZERS["adamw"], share=2.0)
-    dense, _, _ = train(FrozenEntries, OPTIMIZERS["adamw"], share=2.0)
+    compact, _, _ = train(CompactEntries, OPTIMIZERS["adamw"], share=2.0)
+    dense, _, _ = train(DenseEntries, OPTIMIZERS["adamw"], share=2.0)
     assert all(torch.equal(bits(compact[name]), bits(dense[name])) for name in SHAPES)
-    half, _, _ = train(TrainableEntries, OPTIMIZERS["adamw"], share=2.0, dtype=torch.bfloat16)
+    half, _, _ = train(CompactEntries, OPTIMIZERS["adamw"], share=2.0, dtype=torch.bfloat16)
     assert not torch.equal(half["first"], make(torch.bfloat16)[0]["first"])
 
 
 def test_memory_is_that_of_the_entries():
     weights, masks = make(torch.bfloat16)
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     count = sum(int(mask.sum()) for mask in masks.values())
     assert entries.num_trainable == count
     assert entries.num_bytes() == {"indices": 4 * count, "values": 4 * count, "base": 2 * count}
 
 
-@pytest.mark.parametrize("form", [TrainableEntries, FrozenEntries])
+@pytest.mark.parametrize("form", [CompactEntries, DenseEntries])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_gives_masks_values_and_base_back(form, dtype, tmp_path):
     weights, masks, entries = train(form, OPTIMIZERS["adamw"], dtype=dtype)
@@ -246,7 +246,7 @@ def test_a_checkpoint_gives_masks_values_and_base_back(form, dtype, tmp_path):
 
 def test_the_digest_of_frozen_entries_sees_one_bit_of_them_and_no_trainable_one():
     weights, masks = make()
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     before = entries.frozen_digests()
     for name, mask in masks.items():
         weights[name].data[mask] += 1
@@ -260,7 +260,7 @@ def test_the_digest_of_frozen_entries_sees_one_bit_of_them_and_no_trainable_one(
 @pytest.mark.parametrize("backend", ["aot_eager", "eager"])
 def test_a_compiled_model_trains_the_same(backend):
     weights, masks = make()
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     optimizer = OPTIMIZERS["adamw"](entries.parameters())
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.2, 1.0, 6)
 
@@ -275,7 +275,7 @@ def test_a_compiled_model_trains_the_same(backend):
         optimizer.step()
         entries.after_step()
         schedule.step()
-    plain, _, _ = train(TrainableEntries, OPTIMIZERS["adamw"])
+    plain, _, _ = train(CompactEntries, OPTIMIZERS["adamw"])
     for name in SHAPES:
         torch.testing.assert_close(weights[name], plain[name], rtol=1e-5, atol=1e-6)
     assert entries.verify()[1].changed == entries.num_trainable
@@ -283,7 +283,7 @@ def test_a_compiled_model_trains_the_same(backend):
 
 def test_after_closing_gradients_reach_the_matrices_again():
     weights, masks = make()
-    entries = TrainableEntries(weights, masks)
+    entries = CompactEntries(weights, masks)
     entries.close()
     loss_of(weights, 0).backward()
     assert all(weight.grad is not None for weight in weights.values())
@@ -292,8 +292,8 @@ def test_after_closing_gradients_reach_the_matrices_again():
 
 def test_two_owners_of_one_gradient_are_found_out():
     weights, masks = make()
-    first = TrainableEntries(weights, masks)
-    TrainableEntries(weights, masks)
+    first = CompactEntries(weights, masks)
+    CompactEntries(weights, masks)
     with pytest.raises(RuntimeError, match="the gradient of .* was taken by another hook"):
         loss_of(weights, 0).backward()
     first.close()
@@ -302,7 +302,7 @@ def test_two_owners_of_one_gradient_are_found_out():
     loss_of(weights, 0).backward()
 
 
-@pytest.mark.parametrize("form", [TrainableEntries, FrozenEntries])
+@pytest.mark.parametrize("form", [CompactEntries, DenseEntries])
 def test_tied_weights_are_refused(form):
     weight = nn.Parameter(torch.ones(4, 4))
     mask = torch.ones(4, 4, dtype=torch.bool)
@@ -314,6 +314,6 @@ def test_what_cannot_be_written_in_place_is_refused():
     mask = torch.eye(4, 6, dtype=torch.bool)
     transposed = nn.Parameter(torch.ones(6, 4).T)
     with pytest.raises(ValueError, match=r"a must be contiguous.*strides \(1, 4\)"):
-        TrainableEntries({"a": transposed}, {"a": mask})
+        CompactEntries({"a": transposed}, {"a": mask})
     with pytest.raises(ValueError, match="requires_grad False"):
-        TrainableEntries({"a": nn.Parameter(torch.ones(4, 6), requires_grad=False)}, {"a": mask})
+        CompactEntries({"a": nn.Parameter(torch.ones(4, 6), requires_grad=False)}, {"a": mask})

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dowser_pl.masking import Changes, FrozenEntries
+from dowser_pl.masking import Changes, DenseEntries
 
 OPTIMIZERS = {
     "adamw with decay": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5),
@@ -32,7 +32,7 @@ def make(dtype=torch.float32):
 def test_frozen_entries_keep_their_bits_whatever_the_optimizer_does(name, dtype):
     weights, masks = make(dtype)
     before = {key: bits(weight) for key, weight in weights.items()}
-    entries = FrozenEntries(weights, masks)
+    entries = DenseEntries(weights, masks)
     optimizer = OPTIMIZERS[name](list(weights.values()))
     for step in range(4):
         if step == 2:  # momentum built up while an entry was trainable must not move it later
@@ -58,7 +58,7 @@ def test_frozen_entries_keep_their_bits_whatever_the_optimizer_does(name, dtype)
 def test_trainable_entries_move_as_in_unmasked_training():
     weights, masks = make()
     free = {name: torch.nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
-    entries = FrozenEntries(weights, masks)
+    entries = DenseEntries(weights, masks)
     one, other = (torch.optim.AdamW(list(w.values()), lr=0.01) for w in (weights, free))
     for parameters, optimizer in ((weights, one), (free, other)):
         sum((w**2).sum() for w in parameters.values()).backward()
@@ -72,14 +72,14 @@ def test_trainable_entries_move_as_in_unmasked_training():
 
 def test_verify_counts_single_bits():
     weights, masks = make()
-    entries = FrozenEntries(weights, {name: torch.zeros_like(mask) for name, mask in masks.items()})
+    entries = DenseEntries(weights, {name: torch.zeros_like(mask) for name, mask in masks.items()})
     weights["a"].data[0, 0] = -0.0  # was +0.0
     assert entries.verify() == (Changes(88, 1), Changes(0, 0))
 
 
 def test_gradients_that_are_not_numbers_are_masked_too():
     weights, masks = make()
-    entries = FrozenEntries(weights, masks)
+    entries = DenseEntries(weights, masks)
     for weight in weights.values():
         weight.grad = torch.full_like(weight, float("nan"))
     entries.before_step()
@@ -89,11 +89,11 @@ def test_gradients_that_are_not_numbers_are_masked_too():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_gives_masks_and_base_back(dtype, tmp_path):
     weights, masks = make(dtype)
-    entries = FrozenEntries(weights, masks)
+    entries = DenseEntries(weights, masks)
     for name, weight in weights.items():
         weight.data[masks[name]] += 1
     torch.save(entries.state_dict(), tmp_path / "state.pt")
-    loaded = FrozenEntries.from_state(weights, torch.load(tmp_path / "state.pt", weights_only=True))
+    loaded = DenseEntries.from_state(weights, torch.load(tmp_path / "state.pt", weights_only=True))
     for name in weights:
         assert torch.equal(loaded.masks[name], masks[name])
         assert torch.equal(bits(loaded.base[name]), bits(entries.base[name]))
@@ -104,20 +104,20 @@ def test_a_weight_without_a_mask_is_refused():
     weights, masks = make()
     del masks["b"]
     with pytest.raises(ValueError, match=r"b needs a mask of shape \(3, 16\), got none"):
-        FrozenEntries(weights, masks)
+        DenseEntries(weights, masks)
     masks["b"] = torch.ones(16, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"got \(16, 3\)"):
-        FrozenEntries(weights, masks)
+        DenseEntries(weights, masks)
 
 
 def test_a_checkpoint_of_other_matrices_is_refused():
     weights, masks = make()
-    state = FrozenEntries(weights, masks).state_dict()
+    state = DenseEntries(weights, masks).state_dict()
     with pytest.raises(ValueError, match="masks of 2 matrices and this run tunes 1.*'b'"):
-        FrozenEntries.from_state({"a": weights["a"]}, state)
+        DenseEntries.from_state({"a": weights["a"]}, state)
 
 
 def test_resuming_copies_the_base_once():
     weight = torch.nn.Parameter(torch.ones(2, 3))
     base = {"a": torch.ones(2, 3)}
-    assert FrozenEntries({"a": weight}, {"a": torch.ones(2, 3, dtype=torch.bool)}, base).base["a"] is base["a"]
+    assert DenseEntries({"a": weight}, {"a": torch.ones(2, 3, dtype=torch.bool)}, base).base["a"] is base["a"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.masking import SoftEntries, TrainableEntries
+from dowser_pl.masking import CompactEntries, SoftEntries
 from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
 
 SHAPES = {"first": (6, 5), "second": (4, 6)}
@@ -105,7 +105,7 @@ def test_a_pull_of_nothing_is_plain_training_bit_by_bit(method, dtype):
     pulled, free = make(dtype), make(dtype)
     entries = SoftEntries(pulled, method, {})
     train(entries, adamw(entries.parameters()), pulled, range(4))
-    plain = TrainableEntries(free, {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()})
+    plain = CompactEntries(free, {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()})
     train(plain, adamw(plain.parameters()), free, range(4))
     assert all(torch.equal(pulled[name], free[name]) for name in SHAPES)
     assert entries.verify() == plain.verify() and entries.verify()[1].changed > 0

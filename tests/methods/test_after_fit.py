@@ -108,7 +108,7 @@ def test_entries_outside_every_mask_keep_the_bits_of_the_base(count, dtype):
 def test_what_was_not_trained_cannot_be_merged():
     layer = Layer("m", BASE, input_gram=torch.eye(3))
     for method in (Dare(), Grafting(), Ties(), Wise(), ModelTailor()):
-        assert method.moment == "after_fit" and "tuned" in method.needs
+        assert method.stage == "after_fit" and "tuned" in method.needs
         with pytest.raises(ValueError, match="has no tuned"):
             method.merge(layer, torch.ones_like(BASE, dtype=torch.bool))
     with pytest.raises(ValueError, match="has no input gram"):

@@ -74,8 +74,8 @@ def test_the_prior_of_soft_dowser_is_the_rank_of_the_score():
 @pytest.mark.parametrize("cls", ALL)
 def test_contract(cls):
     method = cls()
-    assert method.moment == "each_step" and method.update_ratio is None and method.reference.title
-    assert bool(method.mask(Layer("m", BASE)).all())
+    assert method.stage == "each_step" and method.update_ratio is None and method.reference.title
+    assert not hasattr(method, "mask") and not hasattr(method, "merge")
     assert all(isinstance(value, (str, int, float)) for value in method.settings().values())
     kept = [each.clone() for each in (BASE, TUNED, GRADIENTS, PERCENTILES)]
     gradients = GRADIENTS if method.sums_gradients else None

@@ -9,14 +9,14 @@ from bitsandbytes.optim import AdamW8bit, Lion8bit, SGD8bit
 from torch import nn
 from torch.optim import SGD, AdamW, RMSprop
 
-from dowser_pl.masking import FrozenEntries, TrainableEntries
+from dowser_pl.masking import CompactEntries, DenseEntries
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.model import MemoryPlan
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.text import CARDS, fits, lines, savings, smallest_card, table
 
-FORMS = {"dense": FrozenEntries, "compact": TrainableEntries}
+FORMS = {"dense": DenseEntries, "compact": CompactEntries}
 OPTIMIZERS = {"adamw": AdamW, "adamw 8-bit": AdamW8bit}
 WIDTHS = [256, 256, 256, 640] * 3 + [256]  # of a chain of matrices
 

@@ -28,7 +28,7 @@ from dowser_pl.callbacks.dowser.checks import (
     refuse_quantized,
 )
 from dowser_pl.callbacks.dowser.finish import finish
-from dowser_pl.callbacks.dowser.masks import Deciding
+from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
 from dowser_pl.callbacks.dowser.protection import (
     Content,
@@ -112,7 +112,7 @@ class Dowser(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
-            self._apart = getattr(trainer.strategy, "keeps_apart", False)
+            self._apart = getattr(trainer.strategy, "saves_sharded", False)
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
         check_trainer(trainer)
         check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
@@ -122,7 +122,7 @@ class Dowser(Callback):
         check_adapters(self.method, self.checkpoint, pl_module)
         layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
-        deciding = Deciding(trainer, pl_module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
+        deciding = MaskBuilder(trainer, pl_module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
             deciding.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
@@ -148,7 +148,7 @@ class Dowser(Callback):
             self.probe_seconds, self.diagnostics = deciding.seconds, deciding.diagnostics
             self.base = pl_module.base_model()  # type: ignore[operator]
             self.frozen_digest = {"before": self._digest_frozen(pl_module)}
-        check_files(pl_module.files, lambda: self.entries.together)  # too late to know what was there before
+        check_files(pl_module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
         pl_module.protected = self._entries  # type: ignore[assignment]
         trainer.strategy.setup_optimizers(trainer)  # over the entries; the first was over the matrices
         check_optimizers(trainer, self._entries)
@@ -205,7 +205,7 @@ class Dowser(Callback):
 
         Empty on all processes but the first, whose state alone is saved, or all save what they hold of it.
         """
-        if self._entries is None or (collectives.rank() > 0 and not self._entries.together):
+        if self._entries is None or (collectives.rank() > 0 and not self._entries.is_sharded):
             return self._loaded or {}
         state: dict[str, Any] = {"method": self.method.settings(), "update": self.update, "base": self.base.to_dict()}
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
@@ -242,10 +242,10 @@ class Dowser(Callback):
         self.entries.after_step()
 
     def _check_files(self, pl_module: Any) -> None:
-        """See `check_files`; weights that are spread over processes were copied from their files."""
+        """See `check_files`; weights that are sharded over processes were copied from their files."""
         self._next_look = time.monotonic() + _SECONDS
         before = self.frozen_digest["before"]
-        check_files(pl_module.files, lambda: self.entries.together or self._digest_frozen(pl_module) == before)
+        check_files(pl_module.files, lambda: self.entries.is_sharded or self._digest_frozen(pl_module) == before)
 
     def _digest_frozen(self, pl_module: Any) -> str:
         return self.base.frozen_digest(pl_module.state_dict(), self.entries.frozen_digests())

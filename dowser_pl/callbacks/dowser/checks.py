@@ -16,9 +16,7 @@ from dowser_pl.distributed.limits import no_model, no_training
 from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
-from dowser_pl.methods import Method
-from dowser_pl.methods.base import EachStep
-from dowser_pl.methods.lora import Lora
+from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method
 
 __all__ = [
     "check_adapters",
@@ -44,7 +42,7 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.strategy.restore_checkpoint_after_setup:
         raise DowserError(
             f"{type(trainer.strategy).__name__} is not supported: it restores checkpoints after masks are built. Use "
-            "--trainer.strategy auto or ddp, or -c strategy/fsdp2 to spread the model over devices"
+            "--trainer.strategy auto or ddp, or -c strategy/fsdp2 to shard the model over devices"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
@@ -168,7 +166,7 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     """Refuse what would train or run the wrong thing, or wait for ever.
 
     Args:
-        trainer: its strategy says whether weights are spread, its precision how gradients are scaled.
+        trainer: its strategy says whether weights are sharded, its precision how gradients are scaled.
         method: that trains, in stage ``fit``.
         update: how it does.
         checkpoint: what it keeps.
@@ -183,7 +181,9 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     quantization = pl_module.quantization
     if stage == "fit":
         curve = find_curve(trainer).active
-        refused = no_training(method, curve, checkpoint, quantization) or _other_form(trainer, update)
+        refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint, quantization) or _other_form(
+            trainer, update
+        )
     else:
         refused = no_model(quantization)
     if refused:
@@ -193,8 +193,8 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
 def _other_form(trainer: Trainer, update: str) -> str | None:
     if update != "compact":
         return (
-            f"got update {update!r} with weights that are spread over processes, expected compact: entries are trained "
-            "where they lie. Set --dowser.update compact, or use --trainer.strategy ddp, or one device"
+            f"got update {update!r} with weights that are sharded over processes, expected compact: entries are "
+            "trained where they lie. Set --dowser.update compact, or use --trainer.strategy ddp, or one device"
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return (
@@ -214,6 +214,11 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
         raise DowserError(f"got update {update!r} and checkpoint {checkpoint!r}, expected compact or dense, or full")
     if calibration_batches < 1:
         raise DowserError(f"got {calibration_batches} calibration_batches, expected at least 1")
+    if not isinstance(method, BeforeFit | EachStep | AfterFit):
+        raise DowserError(
+            f"{type(method).__name__} is a Method that does not say when it decides, expected a subclass of BeforeFit "
+            "(or Scored, which ranks entries), EachStep or AfterFit of dowser_pl.methods"
+        )
     if isinstance(method, EachStep) and update == "dense":
         raise DowserError(
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "

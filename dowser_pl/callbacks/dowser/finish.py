@@ -6,16 +6,16 @@ from lightning.pytorch import Trainer
 
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.dowser.merging import Merging, snapshot
-from dowser_pl.masking import FrozenEntries, Protection
+from dowser_pl.masking import DenseEntries, Protection
 from dowser_pl.masking.base import State
-from dowser_pl.methods import Method
+from dowser_pl.methods import AfterFit, Method
 
 __all__ = ["finish"]
 
 
 def finish(
     trainer: Trainer, pl_module: Any, method: Method, num_batches: int, entries: Protection
-) -> tuple[State, FrozenEntries] | None:
+) -> tuple[State, DenseEntries] | None:
     """Decide which updates stay, where that is not decided yet.
 
     Args:
@@ -32,11 +32,11 @@ def finish(
         RuntimeError: if a matrix does not hold what was trained.
     """
     curve = find_curve(trainer)
-    if method.moment != "after_fit" and not curve.active:
+    if not (isinstance(method, AfterFit) or curve.active):
         return None
     entries.verify()
     trained = snapshot(entries)
-    if method.moment == "after_fit":
+    if isinstance(method, AfterFit):
         return trained, Merging(trainer, pl_module, method, num_batches).merge(entries)
     smaller = curve.finish(trainer, pl_module, entries)
     return None if smaller is None else (trained, smaller)

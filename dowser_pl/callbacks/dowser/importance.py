@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.models import spread_model
+from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import (
     FACTORS,
@@ -38,7 +38,7 @@ from dowser_pl.importance.batches import aligned
 from dowser_pl.importance.prompts import noise_images
 from dowser_pl.methods import Agreement, Method
 
-__all__ = ["Importance", "ImportancePass", "Measuring", "identity"]
+__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "identity"]
 
 
 def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ _CHUNK = 64  # prompts per process whose factors are held one by one before grou
 
 
 @dataclass
-class Measuring:
+class ImportanceRunner:
     """Asks prompts of a model, on every process.
 
     Args:
@@ -99,7 +99,7 @@ class Measuring:
         def compute() -> dict[str, Any]:
             return identity(self.pl_module, self.probe, self._precision())
 
-        return compute() if spread_model(self.pl_module.network) else collectives.from_first(compute)
+        return compute() if is_sharded_model(self.pl_module.network) else collectives.from_rank_zero(compute)
 
     def _precision(self) -> str:
         """That the model computes in: the trainer's, but for weights that a strategy gathers in another dtype."""
@@ -183,7 +183,7 @@ class ImportancePass:
         agree: agreement of two halves of the given factors.
     """
 
-    measuring: Measuring
+    measuring: ImportanceRunner
     method: Method
     agree: Callable[[Factors], Agreement | None]
 
@@ -206,7 +206,7 @@ class ImportancePass:
             )
         if factors_file is not None:
             cache = self._cache(factors_file.parent)
-            factors = self._enough(collectives.from_first(lambda: cache.load(factors_file, needed)), factors_file)
+            factors = self._enough(collectives.from_rank_zero(lambda: cache.load(factors_file, needed)), factors_file)
             return Importance(factors, self._halves_agree(factors), {}, factors_file)
         if cache_dir is None:
             factors, _, agreement = self._converge(Factors({}, 0, needed.prompts_per_row), needed)
@@ -215,22 +215,22 @@ class ImportancePass:
 
     def _cached(self, cache: Cache, needed: Request) -> Importance:
         """What the cache holds is used; what is measured goes on from there and is written."""
-        found = collectives.from_first(lambda: cache.find(needed))
+        found = collectives.from_rank_zero(lambda: cache.find(needed))
         request, stored = needed, found
         if found is None or not self._suffices(found[1]):
             written = self._request(FACTORS, 1) if needed.factorised and self._keep_all() else needed
-            more = found if written == needed else collectives.from_first(lambda: cache.find(written))
+            more = found if written == needed else collectives.from_rank_zero(lambda: cache.find(written))
             if more is not None or found is None:
                 request, stored = written, more
         if stored is None:
-            for line in collectives.from_first(cache.near_misses):
+            for line in collectives.from_rank_zero(cache.near_misses):
                 rank_zero_info(f"Not this importance, though of the same weights: {line}")
         path, whole = stored if stored is not None else (None, Factors({}, 0, request.prompts_per_row))
         known = whole.num_prompts
         factors, whole, agreement = self._converge(whole, request)
         if path is None or whole.num_prompts > known:
             notes = {"agreement": agreement.as_dict() if agreement else None, "method": self.method.settings()}
-            path = collectives.from_first(lambda: cache.save(whole, request, notes))
+            path = collectives.from_rank_zero(lambda: cache.save(whole, request, notes))
             seconds = ", ".join(f"{phase} {duration:.1f} s" for phase, duration in self.measuring.seconds.items())
             rank_zero_info(f"Importance written to {path} ({seconds})")
         else:

@@ -10,21 +10,32 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, Measuring
-from dowser_pl.distributed.collectives import Ranks
-from dowser_pl.distributed.tensors import covering, cut, is_spread, local, shape_of, whole
+from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner
+from dowser_pl.distributed.collectives import DistributedReducer
+from dowser_pl.distributed.tensors import covering, full_tensor, is_sharded, shape_of, shard_like, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
-from dowser_pl.functional.selection import ALONE
+from dowser_pl.functional.selection import LOCAL
 from dowser_pl.importance import Factors, Probe
 from dowser_pl.masking import Protection
-from dowser_pl.methods import Agreement, EachStep, Layer, Method, Scored, build_masks, magnitude_overlap, split_half
+from dowser_pl.methods import (
+    AfterFit,
+    Agreement,
+    BeforeFit,
+    EachStep,
+    Layer,
+    Method,
+    Scored,
+    build_masks,
+    magnitude_overlap,
+    split_half,
+)
 
-__all__ = ["Deciding"]
+__all__ = ["MaskBuilder"]
 
 
 @dataclass
-class Deciding:
+class MaskBuilder:
     """Masks of one model.
 
     Args:
@@ -76,8 +87,8 @@ class Deciding:
 
         Packed as they are decided, so that no two are held.
         """
-        if self.method.moment != "before_fit":
-            here = ((name, local(layer.weight)) for name, layer in self.layers.items())
+        if not isinstance(self.method, BeforeFit):
+            here = ((name, to_local(layer.weight)) for name, layer in self.layers.items())
             return PackedMasks.of((name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in here)
         start = time.monotonic()
         factors = self._factors = self.measure().factors
@@ -86,18 +97,18 @@ class Deciding:
         self.diagnostics |= magnitude_overlap(self.method, (self._layer(factors, name) for name in self.layers))
         return masks
 
-    def masks_of(self, method: Method) -> Iterator[tuple[str, Tensor]]:
+    def masks_of(self, method: BeforeFit) -> Iterator[tuple[str, Tensor]]:
         """Name and (O, I) bool mask of every matrix, by what was measured for :meth:`masks`.
 
         Args:
             method: that one, or it with other hyper-parameters.
         """
-        spread = self._spread()
-        pieces = Ranks() if spread else ALONE
+        sharded = self._is_sharded()
+        pieces = DistributedReducer() if sharded else LOCAL
         for name, mask in build_masks(
             method, self.pl_module.tuned_blocks(), lambda name: self._here(self._factors, name), pieces
         ):
-            if self.trainer.world_size > 1 and not spread:  # kernels may round differently: all take the first's mask
+            if self.trainer.world_size > 1 and not sharded:  # kernels may round differently: all take the first's mask
                 yield name, unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
             else:
                 yield name, mask
@@ -113,20 +124,20 @@ class Deciding:
             prior = method.prior(self._layer(factors, name))
             if prior is not None:
                 first = prior if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(prior.cpu())
-                priors[name] = cut(first, self.layers[name].weight).clone()
+                priors[name] = shard_like(first, self.layers[name].weight).clone()
         self.seconds = time.monotonic() - start
         return priors
 
     def measure(self) -> Importance:
         """What the method needs to know of the base model; nothing, for some."""
-        if not self.method.needs or self.method.moment == "after_fit":
+        if not self.method.needs or isinstance(self.method, AfterFit):
             return Importance(Factors({}, 0), None, {}, None)
         if self.probe.num_prompts == "auto" and not isinstance(self.method, Scored):
             raise DowserError(
                 f"num_prompts auto compares the masks of two halves of the prompts, and {type(self.method).__name__} "
                 "has no mask; set --dowser.probe.num_prompts to a number"
             )
-        measuring = Measuring(self.trainer, self.pl_module, self.layers, self.probe)
+        measuring = ImportanceRunner(self.trainer, self.pl_module, self.layers, self.probe)
         importance = ImportancePass(measuring, self.method, self._agreement).run(self.cache_dir, self.factors_file)
         self.diagnostics = {"prompts": importance.factors.num_prompts}
         if importance.agreement is not None:
@@ -139,35 +150,35 @@ class Deciding:
         return split_half(self.method, (self._layer(factors, name) for name in self.layers))
 
     def _layer(self, factors: Factors, name: str) -> Layer:
-        """The whole matrix; where it is spread over processes, all must call it."""
+        """The whole matrix; where it is sharded over processes, all must call it."""
         measured: dict[str, Any] = factors.layers.get(name, {})
-        return Layer(name, whole(self._weight(name)), **measured)
+        return Layer(name, full_tensor(self._weight(name)), **measured)
 
     def _here(self, factors: Factors, name: str) -> Layer:
         """Of the matrix what this process holds."""
         weight = self._weight(name)
-        if not is_spread(weight):
+        if not is_sharded(weight):
             return self._layer(factors, name)
         measured: dict[str, Any] = factors.layers.get(name, {})
         return rows_of(Layer(name, weight, **measured))
 
     def _weight(self, name: str) -> Tensor:
         layer = self.layers[name]
-        return layer.weight if is_spread(layer.weight) else self.pl_module.base_weight(layer)
+        return layer.weight if is_sharded(layer.weight) else self.pl_module.base_weight(layer)
 
-    def _spread(self) -> bool:
-        return any(is_spread(layer.weight) for layer in self.layers.values())
+    def _is_sharded(self) -> bool:
+        return any(is_sharded(layer.weight) for layer in self.layers.values())
 
 
 def rows_of(layer: Layer) -> Layer:
-    """Of a matrix that is spread over processes, with what was measured of it, the rows that cover what is here.
+    """Of a matrix that is sharded over processes, with what was measured of it, the rows that cover what is here.
 
     Where a process holds a range of flat positions, its first and last row may be here in part: zeros stand for the
     rest, and ``part`` says so.
     """
     rows, part = covering(layer.weight)
     total, columns = shape_of(layer.weight)
-    weight = local(layer.weight)
+    weight = to_local(layer.weight)
     if part is not None:
         held, weight = weight, weight.new_zeros(rows.stop - rows.start, columns)
         weight.view(-1)[part] = held

@@ -11,11 +11,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.tensors import cut, joined, local, whole
+from dowser_pl.distributed.tensors import all_gather_like, full_tensor, shard_like, to_local
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.importance import InputGrams
-from dowser_pl.masking import FrozenEntries, Protection, frozen_of
-from dowser_pl.methods import Layer, Method, build_masks
+from dowser_pl.masking import DenseEntries, Protection, frozen_of
+from dowser_pl.methods import AfterFit, Layer, build_masks
 
 __all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
 
@@ -79,10 +79,10 @@ class Merging:
 
     trainer: Trainer
     pl_module: Any
-    method: Method
+    method: AfterFit
     num_batches: int
 
-    def merge(self, trained: Protection) -> FrozenEntries:
+    def merge(self, trained: Protection) -> DenseEntries:
         """Write the merged weights into the model; costs host memory for a copy of the tuned matrices.
 
         Args:
@@ -95,15 +95,15 @@ class Merging:
         return self._merged(trained)
 
     @torch.no_grad()
-    def _merged(self, trained: Protection) -> FrozenEntries:
+    def _merged(self, trained: Protection) -> DenseEntries:
         weights = trained.weights
-        base = {name: trained.base_values(name).view_as(local(weight)) for name, weight in weights.items()}
+        base = {name: trained.base_values(name).view_as(to_local(weight)) for name, weight in weights.items()}
 
         def layer_of(name: str, gram: Tensor | None = None) -> Layer:
-            """The whole matrix, also where it is spread over processes."""
+            """The whole matrix, also where it is sharded over processes."""
             weight = weights[name]
-            before = joined(base[name].to(weight.device), weight)
-            return Layer(name, before, tuned=whole(weight), input_gram=gram)
+            before = all_gather_like(base[name].to(weight.device), weight)
+            return Layer(name, before, tuned=full_tensor(weight), input_gram=gram)
 
         masks = PackedMasks()
         if "input_gram" not in self.method.needs:  # who shares a budget must see all matrices before any is written
@@ -111,7 +111,7 @@ class Merging:
                 self._keep(masks, weights[name], name, mask)
             for name in weights:
                 layer = layer_of(name)
-                self._write(weights[name], self.method.merge(layer, joined(masks[name], weights[name])))
+                self._write(weights[name], self.method.merge(layer, all_gather_like(masks[name], weights[name])))
             return frozen_of(trained, masks, base)
         # from the last decoder layer to the first, so that no matrix is measured on inputs that a merge has changed
         for group in reversed(self._groups()):
@@ -126,14 +126,14 @@ class Merging:
         """Keep of a mask what is here of the matrix; returns all of it."""
         if self.trainer.world_size > 1:  # kernels may round differently: all take the first process' mask
             mask = unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
-        here = cut(mask, weight)
+        here = shard_like(mask, weight)
         masks.put(name, pack(here), here.shape, mask.device)
         return mask
 
     def _write(self, weight: Tensor, merged: Tensor) -> None:
         if self.trainer.world_size > 1:
             merged = self.trainer.strategy.broadcast(merged.cpu())
-        local(weight).copy_(cut(merged, weight))
+        to_local(weight).copy_(shard_like(merged, weight))
 
     def _groups(self) -> list[dict[str, nn.Linear]]:
         """The matrices of consecutive decoder layers, as many as may be measured at once, in model order."""
@@ -161,8 +161,8 @@ class Merging:
                 network(**batch, use_cache=False)
         network.train()
         for name, total in grams.sums.items():
-            collectives.add_up(total)
-            grams.counts[name] = int(collectives.add_up(torch.tensor(grams.counts[name], device=total.device)))
+            collectives.all_reduce(total)
+            grams.counts[name] = int(collectives.all_reduce(torch.tensor(grams.counts[name], device=total.device)))
         return grams
 
     def _batches(self) -> Iterator[dict[str, Any]]:

@@ -14,22 +14,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from dowser_pl.callbacks.dowser.masks import Deciding
+from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.tensors import is_spread, shape_of, whole_shapes
+from dowser_pl.distributed.tensors import is_sharded, shape_of, whole_shapes
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.masking import (
     BaseModel,
-    FrozenEntries,
+    CompactEntries,
+    DenseEntries,
     Protection,
     ShardedEntries,
     ShardedSoftEntries,
     SoftEntries,
-    TrainableEntries,
 )
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import shared_entries
-from dowser_pl.methods import EachStep, Method
+from dowser_pl.methods import BeforeFit, EachStep, Method
 from dowser_pl.planning import Kept, lines, plan_of
 
 __all__ = [
@@ -48,10 +48,10 @@ __all__ = [
 
 Form = Literal["compact", "dense"]
 Content = Literal["compact", "full"]
-_FORMS: dict[str, type[Protection]] = {"compact": TrainableEntries, "dense": FrozenEntries}
+_FORMS: dict[str, type[Protection]] = {"compact": CompactEntries, "dense": DenseEntries}
 
 
-def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], deciding: Deciding) -> Protection:
+def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], deciding: MaskBuilder) -> Protection:
     """A model that is about to be trained, its weights being the base.
 
     Args:
@@ -73,11 +73,11 @@ def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Paramet
 
 
 def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]:
-    return ShardedEntries if any(map(is_spread, weights.values())) else _FORMS[update]
+    return ShardedEntries if any(map(is_sharded, weights.values())) else _FORMS[update]
 
 
 def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
-    return ShardedSoftEntries if any(map(is_spread, weights.values())) else SoftEntries
+    return ShardedSoftEntries if any(map(is_sharded, weights.values())) else SoftEntries
 
 
 def saved_entries(entries: Protection, apart: bool, checkpoint: Content) -> Mapping[str, Any]:
@@ -104,7 +104,7 @@ def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> N
 
 def num_trained(pl_module: Any, method: Method) -> int:
     """How many entries of the tuned matrices training will move: all, where the method decides later than before it."""
-    ratio = method.update_ratio if method.moment == "before_fit" and method.update_ratio is not None else 1.0
+    ratio = method.update_ratio if isinstance(method, BeforeFit) and method.update_ratio is not None else 1.0
     return sum(num_trainable(ratio, shape_of(layer.weight).numel()) for layer in pl_module.tuned_layers().values())
 
 
@@ -135,7 +135,7 @@ def stop_reducing(trainer: Trainer) -> None:
 def reduce_gradients(trainer: Trainer) -> None:
     """Average the gradients of all processes, once those of an optimizer step are complete.
 
-    Strategies that spread weights over the processes have done so already.
+    Strategies that shard weights over the processes have done so already.
     """
     if trainer.world_size == 1 or hasattr(trainer.strategy, "shard") or trainer.fit_loop._should_accumulate():
         return

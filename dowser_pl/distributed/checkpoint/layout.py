@@ -12,8 +12,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from dowser_pl.distributed import collectives
-from dowser_pl.distributed.collectives import added
-from dowser_pl.distributed.tensors import is_spread, local, local_rows
+from dowser_pl.distributed.collectives import all_reduce_counts
+from dowser_pl.distributed.tensors import is_sharded, local_rows, to_local
 from dowser_pl.errors import DowserError
 
 __all__ = [
@@ -145,7 +145,7 @@ class Share:
     """Rows of a tensor that follow each other; entries, where it has one dimension.
 
     Attributes:
-        here: (n, ...) what this process holds; all of it where the tensor is not spread.
+        here: (n, ...) what this process holds; all of it where the tensor is not sharded.
         first: number of the first row that is here.
         shape: of the whole.
         columns: how many bits a row has, where rows are bits of a mask, padded to bytes; None = the tensor is no mask.
@@ -169,8 +169,8 @@ class Share:
 
 def share_of(tensor: Tensor) -> Share:
     """What this process holds of a weight or a buffer."""
-    first = local_rows(tensor).start if is_spread(tensor) else 0
-    return Share(local(tensor.detach()), first, tuple(tensor.shape))
+    first = local_rows(tensor).start if is_sharded(tensor) else 0
+    return Share(to_local(tensor.detach()), first, tuple(tensor.shape))
 
 
 def shares_of(tensors: Mapping[str, Tensor]) -> dict[str, Share]:
@@ -187,6 +187,6 @@ def extents(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """
     counts = torch.zeros(collectives.world_size(), len(lengths), dtype=torch.int64)
     counts[collectives.rank()] = torch.tensor(lengths, dtype=torch.int64)
-    counts = torch.tensor(added(counts.flatten().tolist()), dtype=torch.int64).view_as(counts)
+    counts = torch.tensor(all_reduce_counts(counts.flatten().tolist()), dtype=torch.int64).view_as(counts)
     firsts, totals = counts[: collectives.rank()].sum(dim=0), counts.sum(dim=0)
     return list(zip(firsts.tolist(), totals.tolist(), strict=True))

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from dowser_pl.distributed.checkpoint.layout import FORMAT, PARTS, PLAIN, Reader, is_folder, noted
 from dowser_pl.distributed.checkpoint.sealing import of_the_disk, read_file
-from dowser_pl.distributed.tensors import covering, is_spread
+from dowser_pl.distributed.tensors import covering, is_sharded
 from dowser_pl.errors import DowserError
 from dowser_pl.files.digests import digest
 from dowser_pl.functional.masks import from_rows
@@ -72,7 +72,7 @@ class Stored:
 
     def part_of(self, like: Tensor) -> Tensor:
         """Read what this process holds of a tensor of the same shape, in the form in which it holds it."""
-        if not is_spread(like):
+        if not is_sharded(like):
             return self.whole()
         rows, part = covering(like)
         return self[rows] if part is None else self[rows].view(-1)[part]

@@ -47,13 +47,13 @@ def write_folder(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     shares: dict[str, Share] = {}
     plain = _parted(checkpoint, (), shares, {})
     planner = _SharePlanner()
-    collectives.from_first(lambda: _begin(temporary))
+    collectives.from_rank_zero(lambda: _begin(temporary))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without a process group, that there is one process
             dcp.save(dict(shares), storage_writer=FileSystemWriter(temporary), planner=planner)
-        parts = _together(shares, collectives.gather(lambda: {collectives.rank(): planner.written}))
-        collectives.from_first(lambda: _finish(sealed({**plain, **FORMAT, PARTS: parts}), temporary, final))
+        parts = _together(shares, collectives.all_gather_numbered(lambda: {collectives.rank(): planner.written}))
+        collectives.from_rank_zero(lambda: _finish(sealed({**plain, **FORMAT, PARTS: parts}), temporary, final))
     except (CheckpointException, OSError) as error:
         if collectives.rank() == 0:
             remove(temporary)

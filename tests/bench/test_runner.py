@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dowser_pl.bench import Bench
-from dowser_pl.bench.running import Ended
+from dowser_pl.bench.processes import Ended
 from tests.bench.fakes import FakeRunner, settings_of
 
 

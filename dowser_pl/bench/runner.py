@@ -6,8 +6,8 @@ from statistics import fmean
 from dowser_pl.bench.cells import Cell, setting_text
 from dowser_pl.bench.command_lines import commands, digest, required
 from dowser_pl.bench.grid import Plan, groups
+from dowser_pl.bench.processes import Runner
 from dowser_pl.bench.records import Record, Store, discard, last_lines, of_fit, of_merge
-from dowser_pl.bench.running import Runner
 from dowser_pl.bench.settings import Settings
 from dowser_pl.files.locking import alone
 

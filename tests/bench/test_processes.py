@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dowser_pl.__main__ import main
-from dowser_pl.bench.running import Processes
+from dowser_pl.bench.processes import Processes
 from tests.tiny_models import save_tiny_llava
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_a_command_that_fails_leaves_its_last_words(tmp_path):
 
 ORPHAN = """
 import multiprocessing, os, sys, time
-from dowser_pl.bench.running import _end_with_parent
+from dowser_pl.bench.processes import _end_with_parent
 
 def work(path):
     _end_with_parent()
