@@ -25,7 +25,9 @@ from dowser_pl.importance import measure as measure
 from dowser_pl.importance import probing_mode as probing_mode
 from dowser_pl.importance import write_prompts as write_prompts
 from dowser_pl.methods import L2SP as L2SP
+from dowser_pl.methods import AfterFit as AfterFit
 from dowser_pl.methods import Anchor as Anchor
+from dowser_pl.methods import BeforeFit as BeforeFit
 from dowser_pl.methods import Dare as Dare
 from dowser_pl.methods import EachStep as EachStep
 from dowser_pl.methods import Full as Full
@@ -38,6 +40,7 @@ from dowser_pl.methods import Method as Method
 from dowser_pl.methods import ModelDowser as ModelDowser
 from dowser_pl.methods import ModelTailor as ModelTailor
 from dowser_pl.methods import Random as Random
+from dowser_pl.methods import Ranking as Ranking
 from dowser_pl.methods import Reference as Reference
 from dowser_pl.methods import Scored as Scored
 from dowser_pl.methods import SoftDowser as SoftDowser
