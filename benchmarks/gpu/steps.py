@@ -56,7 +56,7 @@ STEPS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "sharded.single": single,
     "sharded.fsdp2": sharded("fsdp2", "fsdp2"),
     "sharded.fsdp2_folder_and_back": folder_and_back,
-    "sharded.fsdp1": sharded("fsdp1", "fsdp"),
+    "sharded.fsdp1": sharded("fsdp1", "fsdp1"),
     "sharded.ddp": sharded("ddp", "ddp"),
     "families.step_and_answer": families,
     "profile.compact_step": profile_step,
