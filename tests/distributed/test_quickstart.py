@@ -33,7 +33,7 @@ def single(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2"])
 def test_the_quickstart_on_two_ranks_ends_as_on_one(tmp_path, monkeypatch, single, strategy):
     monkeypatch.chdir(tmp_path)
     path = ROOT / "configs" / "strategy" / f"{strategy}.yaml"
