@@ -178,12 +178,7 @@ def methods() -> list[type[Method]]:
     found = [each for each in vars(dowser_pl.methods).values() if inspect.isclass(each) and issubclass(each, Method)]
     real = {each for each in found if not inspect.isabstract(each) and hasattr(each, "reference")}
     order = list(STAGES)
-    return sorted(real, key=lambda each: (order.index(stage(each)), each.__name__ != "ModelDowser", each.__name__))
-
-
-def stage(method: type[Method]) -> str:
-    """When a method decides."""
-    return str(getattr(method, "stage", None) or method.moment)
+    return sorted(real, key=lambda each: (order.index(each.stage), each.__name__ != "ModelDowser", each.__name__))
 
 
 def every_method() -> str:
@@ -191,7 +186,7 @@ def every_method() -> str:
     lines = [METHODS_HEAD]
     for method in methods():
         name = method.__name__
-        lines.append(f"| [{name}](#{name.lower()}) | {STAGES[stage(method)]} | {published(method)} |")
+        lines.append(f"| [{name}](#{name.lower()}) | {STAGES[method.stage]} | {published(method)} |")
     for method in methods():
         lines += ["", f"## {method.__name__}", "", summary(method), ""]
         reference = method.reference
