@@ -25,7 +25,7 @@ ALLOWED = {
     "masking": {"distributed", "errors", "files", "functional"},
     "patches": {"distributed", "errors", "files", "functional", "masking", "methods", "models"},
     "strategies": {"distributed", "errors", "models"},
-    "module": {"data", "distributed", "errors", "masking", "metrics", "models", "reporting"},
+    "module": {"data", "distributed", "errors", "masking", "metrics", "models", "reporting", "strategies"},
     "planning": {"distributed", "errors", "files", "functional", "methods", "models", "reporting"},
     "trainer": {"files", "planning"},
     "callbacks": {
@@ -41,6 +41,7 @@ ALLOWED = {
         "patches",
         "planning",
         "reporting",
+        "strategies",
     },
     "cli": {
         "callbacks",

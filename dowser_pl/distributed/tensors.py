@@ -70,7 +70,7 @@ class FlatShard:
 
 
 def flat_shard_of(tensor: Tensor) -> FlatShard | None:
-    """None for a tensor that FSDP1 does not sharded, and for what is computed from one that it does."""
+    """None for a tensor that FSDP1 does not shard, and for what is computed from one that it does."""
     return getattr(tensor, "_flat_shard", None)
 
 

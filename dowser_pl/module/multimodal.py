@@ -41,6 +41,7 @@ from dowser_pl.models.quantized import base_weight, is_quantized
 from dowser_pl.models.weight_files import WeightFiles
 from dowser_pl.module.evaluation import EvaluatedModule
 from dowser_pl.module.window import Window, count_targets
+from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = ["MultimodalModule", "ProtectedModule"]
 
@@ -256,7 +257,8 @@ class MultimodalModule(ProtectedModule):
         """Load the weights once and leave a gradient only to what is tuned."""
         if self.model is not None:
             return
-        shard = None if self._trainer is None else getattr(self.trainer.strategy, "shard", None)
+        strategy = None if self._trainer is None else self.trainer.strategy
+        sharding = strategy if isinstance(strategy, ShardedStrategy) else None
         self.adapters = None
         self.processor  # noqa: B018 - one that does not belong to the model is refused before that is read
         self.files = files_of(self.path)
@@ -267,7 +269,7 @@ class MultimodalModule(ProtectedModule):
             trust_remote_code=self.trust_remote_code,
             gradient_checkpointing=self.gradient_checkpointing,
             quantization=self.quantization,
-            empty=shard is not None and not self.trainer.is_global_zero,  # the first process tells the others
+            empty=sharding is not None and not self.trainer.is_global_zero,  # the first process tells the others
         )
         self.model.train().requires_grad_(False)
         if self.lora is not None:
@@ -283,9 +285,9 @@ class MultimodalModule(ProtectedModule):
             self.trainer.precision_plugin.convert_module(self)
             if self.model.dtype != loaded_as:
                 check_finite(self.path, self.model)
-        if shard is not None:
+        if sharding is not None:
             self._saved_names, self._local = saved_names(self.model), LocalParameters()  # sharding would hide the names
-            shard(self.model)
+            sharding.shard(self.model)
         elif self.reduced_elsewhere:
             leave_out_of_buckets(self)
 

@@ -117,7 +117,10 @@ class Placement:
 
     @property
     def shards(self) -> bool:
-        """Whether the strategy is one that shards weights, on however many devices."""
+        """Whether the strategy is one that shards weights, on however many devices.
+
+        By its name, Lightning's own included: `plan` counts for devices that are not here, where none can be made.
+        """
         name = self.strategy.lower().replace("_", "")
         return any(word in name for word in _SHARDED)
 

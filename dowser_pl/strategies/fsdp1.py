@@ -21,7 +21,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import all_reduce_counts, broadcast
 from dowser_pl.distributed.fsdp1_unit import FSDP1Model, Unit
 from dowser_pl.distributed.models import is_sharded_model
-from dowser_pl.distributed.tensors import FlatShard, put_flat_shard
+from dowser_pl.distributed.tensors import FlatShard, flat_shard_of, put_flat_shard
 from dowser_pl.errors import DowserError
 from dowser_pl.models.layers import decoder_layers, text_model
 from dowser_pl.strategies.sharded import Dtype, ShardedStrategy, patience
@@ -130,7 +130,7 @@ def _put_places(units: list[Unit]) -> None:
 def _with_places(model: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
     """Pieces in a state dict are known as such."""
     for name, weight in model.named_parameters(remove_duplicate=False):
-        put_flat_shard(state[prefix + name], getattr(weight, "_flat_shard", None))
+        put_flat_shard(state[prefix + name], flat_shard_of(weight))
 
 
 class FSDP1Strategy(ShardedStrategy, FSDPStrategy):

@@ -48,6 +48,6 @@ def test_what_fit_refuses_in_any_form_is_refused(options):
 
 
 @pytest.mark.parametrize("name", ["FSDP2Strategy", "fsdp", "deepspeed_stage_3", "ModelParallelStrategy"])
-def test_strategies_that_spread_are_known_by_name(name):
-    assert Placement(name, 1).spreads and not Placement(name, 1).sharded and Placement(name, 2).sharded
-    assert not Placement("ddp", 2).spreads
+def test_strategies_that_shard_are_known_by_name(name):
+    assert Placement(name, 1).shards and not Placement(name, 1).sharded and Placement(name, 2).sharded
+    assert not Placement("ddp", 2).shards

@@ -47,6 +47,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe
 from dowser_pl.masking import BaseModel, Changes, Protection
 from dowser_pl.methods import Method, ModelDowser
+from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = ["Dowser"]
 
@@ -93,7 +94,7 @@ class Dowser(Callback):
         self.base = BaseModel("")
         """What the run began from."""
         self._entries: Protection | None = None
-        self._apart = False  # whether every process saves its share of them
+        self._saves_sharded = False  # whether every process saves its share of them
         self._loaded: dict[str, Any] | None = None
         self._next_look = 0.0
         self._trained: dict[str, Any] | None = None  # entries and their digest before they were merged
@@ -112,7 +113,8 @@ class Dowser(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
-            self._apart = getattr(trainer.strategy, "saves_sharded", False)
+            strategy = trainer.strategy
+            self._saves_sharded = isinstance(strategy, ShardedStrategy) and strategy.saves_sharded
             pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
         check_trainer(trainer)
         check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
@@ -210,10 +212,10 @@ class Dowser(Callback):
         state: dict[str, Any] = {"method": self.method.settings(), "update": self.update, "base": self.base.to_dict()}
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
         if self._trained is None:
-            state |= {"entries": saved_entries(self._entries, self._apart, self.checkpoint)}
+            state |= {"entries": saved_entries(self._entries, self._saves_sharded, self.checkpoint)}
             state["frozen_digest"] = self.frozen_digest
         state |= self._trained or {}
-        return state if collectives.rank() == 0 or self._apart else {}
+        return state if collectives.rank() == 0 or self._saves_sharded else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the masks of a checkpoint.

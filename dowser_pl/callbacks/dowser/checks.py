@@ -17,6 +17,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method
+from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = [
     "check_adapters",
@@ -176,7 +177,7 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     Raises:
         DowserError: saying what to set instead.
     """
-    if not hasattr(trainer.strategy, "shard"):
+    if not isinstance(trainer.strategy, ShardedStrategy):
         return
     quantization = pl_module.quantization
     if stage == "fit":

@@ -31,6 +31,7 @@ from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import shared_entries
 from dowser_pl.methods import BeforeFit, EachStep, Method
 from dowser_pl.planning import Kept, lines, plan_of
+from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = [
     "Content",
@@ -80,10 +81,10 @@ def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
     return ShardedSoftEntries if any(map(is_sharded, weights.values())) else SoftEntries
 
 
-def saved_entries(entries: Protection, apart: bool, checkpoint: Content) -> Mapping[str, Any]:
+def saved_entries(entries: Protection, sharded: bool, checkpoint: Content) -> Mapping[str, Any]:
     """What a checkpoint is to hold of entries: all of it on the first process, or of each its own."""
     base = checkpoint == "full"  # otherwise the model that is loaded gives it back
-    return shared_entries(entries, base) if apart else entries.state_dict(base)
+    return shared_entries(entries, base) if sharded else entries.state_dict(base)
 
 
 def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:
@@ -137,7 +138,8 @@ def reduce_gradients(trainer: Trainer) -> None:
 
     Strategies that shard weights over the processes have done so already.
     """
-    if trainer.world_size == 1 or hasattr(trainer.strategy, "shard") or trainer.fit_loop._should_accumulate():
+    averaged = trainer.world_size == 1 or isinstance(trainer.strategy, ShardedStrategy)
+    if averaged or trainer.fit_loop._should_accumulate():
         return
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
