@@ -19,11 +19,14 @@ from dowser_pl.data import Task as Task
 from dowser_pl.data import TaskFile as TaskFile
 from dowser_pl.data import WorldData as WorldData
 from dowser_pl.errors import DowserError as DowserError
+from dowser_pl.functional.selection import lowest as lowest
 from dowser_pl.importance import Factors as Factors
 from dowser_pl.importance import Probe as Probe
 from dowser_pl.importance import measure as measure
 from dowser_pl.importance import probing_mode as probing_mode
 from dowser_pl.importance import write_prompts as write_prompts
+from dowser_pl.masking import CompactEntries as CompactEntries
+from dowser_pl.masking import Protection as Protection
 from dowser_pl.methods import L2SP as L2SP
 from dowser_pl.methods import AfterFit as AfterFit
 from dowser_pl.methods import Anchor as Anchor
@@ -54,6 +57,9 @@ from dowser_pl.metrics.answers import AnswerMetric as AnswerMetric
 from dowser_pl.models import find_layers as find_layers
 from dowser_pl.models import load_model as load_model
 from dowser_pl.models import load_processor as load_processor
+from dowser_pl.models import text_model as text_model
+from dowser_pl.models.generation import greedy_answers as greedy_answers
+from dowser_pl.models.layers import find_blocks as find_blocks
 from dowser_pl.models.lora import LoraSettings as LoraSettings
 from dowser_pl.module import MultimodalModule as MultimodalModule
 from dowser_pl.patches import Change as Change

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,14 @@ def test_no_name_hides_a_module_of_the_package():
 def test_all_methods_can_be_had():
     kinds = {name for name in methods.__all__ if inspect.isclass(getattr(methods, name))}
     assert {name for name in kinds if issubclass(getattr(methods, name), methods.Method)} <= set(NAMES)
+
+
+def test_what_the_page_of_the_api_shows_can_be_had():
+    shown = re.findall(
+        r"^::: dowser_pl\.([\w.]+)$", (PACKAGE.parent / "docs/reference/api.md").read_text(), re.MULTILINE
+    )
+    assert len(shown) > 20
+    assert {path for path in shown if path.rpartition(".")[2] not in NAMES} == {"functional.scores"}
 
 
 def test_a_name_that_is_not_there_is_told():
