@@ -1,10 +1,12 @@
 """`python -m dowser_pl <verb>`: offline verbs start at once, the others load the training command line."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from dowser_pl import __doc__ as purpose
 from dowser_pl import __version__
@@ -52,8 +54,21 @@ def unknown(verb: str) -> str:
     return f"error: unknown verb {verb!r}, expected one of: {', '.join(VERBS)}.{hint}"
 
 
+def _prepare() -> None:
+    """What must hold before anything else is imported, for all processes of a run.
+
+    OpenMP's threads sleep while they wait for each other, unless the environment says otherwise: on a machine with
+    other work those that spin keep the cores from the ones they wait for. And the classes that settings name are looked
+    for in the working folder, as under `python -m`, also when it was a script that was started.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status. Leading options (`--config x.yaml fit`) go to the training verbs."""
+    _prepare()
     arguments = joined_numbers(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it, of those that take more threads
 
 import torch
 
