@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -66,6 +67,21 @@ class SaveConfig(SaveConfigCallback):
         config["overwrite"] = False  # that was meant once, not for whoever runs this configuration again
         text = self.parser.dump(config, skip_none=False)
         write_atomically(Path(trainer.default_root_dir) / "config.yaml", text)
+
+
+class Parser(LightningArgumentParser):
+    """One whose default method lends its arguments to no other.
+
+    A class that is named after another takes over those of its arguments that have the same name. That is meant for
+    what a person set, and not for defaults: ``--dowser.method my_package.Mine`` begins with its own.
+    """
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """The class of the method alone; its arguments are filled in when all has been read."""
+        defaults = super().get_defaults(*args, **kwargs)
+        if method := defaults.get("dowser.method"):
+            method.pop("init_args", None)
+        return defaults
 
 
 class DowserCLI(LightningCLI):
@@ -205,6 +221,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
+            parser_class=Parser,
             parser_kwargs={"prog": "python -m dowser_pl", "fit": {"description": _FIT}},
             args=resolve_configs(joined_numbers(sys.argv[1:] if args is None else args)),
         )
