@@ -113,20 +113,20 @@ def test_a_metric_that_does_not_exist_is_told_before_the_model_is_loaded(folder,
     assert "did you mean my_package.metrics.Contains?" in told
 
 
-def test_the_working_folder_counts_for_the_installed_script_too_and_threads_wait_quietly(folder, model_folder):
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_the_installed_script_finds_the_working_folder_and_threads_wait_quietly(folder, given, policy):
+    """A script has its own folder on the path, and not, as `python -m`, the one it is started in."""
     script = folder / "bin" / "dowser_pl"
     script.parent.mkdir()
     script.write_text(
         "import os, sys\n"
         "from dowser_pl.__main__ import main\n"
-        "try: main()\n"
-        "finally: print('#', os.environ['OMP_WAIT_POLICY'])\n"
+        "assert not main()\n"
+        "import my_package\n"
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
     )
-    config = user_yaml(folder, model_folder)
-    command = [sys.executable, str(script), "fit", "--config", str(config), "--print_config"]
-    command += ["--dowser.method", "my_package.methods.LargestMove", "--model.scheduler=my_package.schedules.Ramp"]
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
     environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(script), "--version"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    assert "class_path: my_package.methods.LargestMove" in done.stdout
-    assert "# PASSIVE" in done.stdout
+    assert done.stdout.splitlines()[1:] == [f"{policy} False"]
