@@ -10,7 +10,11 @@ from pathlib import Path
 
 from dowser_pl import __doc__ as purpose
 from dowser_pl import __version__
-from dowser_pl.cli.arguments import joined_numbers
+from dowser_pl.cli.arguments import joined_numbers, resolve_configs
+from dowser_pl.cli.ending import STATUSES, refuse
+from dowser_pl.cli.options import verb_and_rest
+from dowser_pl.cli.spelling import check_model, check_spelling
+from dowser_pl.errors import DowserError
 
 TRAINING_VERBS = {
     "fit": "fine-tune a model and report what it learnt and forgot",
@@ -43,6 +47,9 @@ def overview() -> str:
             "",
             "Options of a verb: python -m dowser_pl <verb> --help",
             "A first run:       python -m dowser_pl fit --config configs/quickstart.yaml",
+            "",
+            "Exit status:",
+            *(f"  {status:<5}{meaning}" for status, meaning in STATUSES.items()),
         ]
     )
 
@@ -51,7 +58,7 @@ def unknown(verb: str) -> str:
     """The error for a verb that does not exist."""
     near = get_close_matches(verb, VERBS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"error: unknown verb {verb!r}, expected one of: {', '.join(VERBS)}.{hint}"
+    return f"unknown verb {verb!r}, expected one of: {', '.join(VERBS)}.{hint}"
 
 
 def _prepare() -> None:
@@ -78,12 +85,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb in OFFLINE_MODULES:
         return int(import_module(OFFLINE_MODULES[verb]).main(arguments[1:]))
     elif verb in TRAINING_VERBS or verb.startswith("-"):
-        # while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-        import_module("dowser_pl.cli.main").main(arguments)
+        return train(arguments)
     else:
-        sys.stderr.write(unknown(verb) + "\n")
-        return 2
+        return refuse(unknown(verb))
+    return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run a verb that needs torch, once all is understood that can be without it."""
+    try:
+        arguments = resolve_configs(list(arguments))
+        verb, rest = verb_and_rest(arguments)
+        check_spelling(verb, rest)
+        if arguments[0] == verb:  # else a configuration before it may name the model
+            check_model(rest)
+    except DowserError as error:
+        return refuse(error)
+    # while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import_module("dowser_pl.cli.main").main(arguments)
     return 0
 
 

@@ -100,9 +100,10 @@ def _find(name: str) -> str:
         for candidate in (folder / relative, folder / f"{relative}.yaml"):
             if candidate.is_file():
                 return str(candidate)
+    meant = _meant(relative.removesuffix(".yaml"))
+    choice = "" if meant else f" ({', '.join(shipped())})"
     raise DowserError(
-        f"there is no configuration file {name!r}, neither under {Path.cwd()} nor among the shipped ones "
-        f"({', '.join(shipped())}){_meant(relative.removesuffix('.yaml'))}"
+        f"there is no configuration file {name!r}, neither under {Path.cwd()} nor among the shipped ones{choice}{meant}"
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from dowser_pl.callbacks import (
     RandomState,
 )
 from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
+from dowser_pl.cli.ending import INTERRUPTED, refuse
+from dowser_pl.cli.options import CURVE, OVERWRITE, TRAINER_DEFAULTS, VERBS, verb_and_rest
+from dowser_pl.cli.refusals import in_words
 from dowser_pl.distributed.checkpoint import is_folder
 from dowser_pl.errors import DowserError, message_of
 from dowser_pl.files.atomic import check_writable, write_atomically
@@ -43,17 +47,6 @@ from dowser_pl.planning.verb import placement_of
 from dowser_pl.trainer import DowserTrainer
 
 __all__ = ["main"]
-
-_FIT = """Fine-tune a model and report, task by task, what it learnt and what it forgot.
-A first run: python -m dowser_pl fit --config configs/quickstart.yaml
-Your data:   python -m dowser_pl fit -c base -c model/llava_1_5_7b -c method/model_dowser --data ConversationData
---data.train_file my/train.json --data.image_folder my/images. --print_config shows what is set."""
-
-_CURVE = """Smaller update ratios at which the tuned model is measured as well when training ends, such as
-[0.02, 0.05]: one run gives the whole trade-off in its report"""
-
-_OVERWRITE = """Let `fit` replace another run, finished or not, in trainer.default_root_dir; without it such a folder is
-refused, unless the run goes on from a checkpoint in it"""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -98,13 +91,13 @@ class DowserCLI(LightningCLI):
         parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Dowser, "dowser")
-        parser.add_argument("--curve", type=list[float], default=[], help=_CURVE)
+        parser.add_argument("--curve", type=list[float], default=[], help=CURVE)
         parser.add_lightning_class_args(Curve, "budget")
         parser.add_lightning_class_args(Export, "export")  # before the report: a failure there loses no model
         parser.add_lightning_class_args(Forgetting, "report")
         parser.add_lightning_class_args(PatchFile, "patch")  # after it: the file tells its scores
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.add_argument("--overwrite", type=bool, default=False, help=_OVERWRITE)
+        parser.add_argument("--overwrite", type=bool, default=False, help=OVERWRITE)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
         parser.link_arguments("curve", "budget.ratios")
@@ -203,35 +196,48 @@ def main(args: list[str] | None = None) -> None:
         args: the command line without the program; None = ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: with status 1 and one readable message for a mistake of the user's; with 2 for an argument
-            that does not exist.
+        SystemExit: if that fails, with one of :data:`dowser_pl.cli.ending.STATUSES`; the reason is on stderr.
     """
     _quieten()
+    arguments = joined_numbers(sys.argv[1:] if args is None else args)
     try:
-        DowserCLI(
-            MultimodalModule,
-            trainer_class=DowserTrainer,
-            trainer_defaults={
-                "default_root_dir": "runs/default",
-                "num_sanity_val_steps": -1,
-                "enable_model_summary": False,  # it counts frozen entries of tuned matrices as trainable
-                "callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether()],
-            },
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            auto_configure_optimizers=False,
-            parser_class=Parser,
-            parser_kwargs={"prog": "python -m dowser_pl", "fit": {"description": _FIT}},
-            args=resolve_configs(joined_numbers(sys.argv[1:] if args is None else args)),
-        )
+        arguments = resolve_configs(arguments)
+    except DowserError as error:
+        sys.exit(refuse(error))
+    try:
+        _run(arguments)
+    except ArgumentError as error:
+        sys.exit(refuse(in_words(error, *verb_and_rest(arguments))))
     except (ValueError, OSError) as error:
         message = message_of(error)
         if message is None:
             raise
-        sys.exit(f"\ndowser_pl: error: {message}")
+        sys.exit(f"\nerror: {message}")  # status 1
     except SIGTERMException:  # a SystemExit that says success
         sys.exit(128 + signal.SIGTERM)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which the Trainer turns into a plain failure
+            sys.exit(refuse("interrupted", INTERRUPTED))
+        raise
+    except KeyboardInterrupt:
+        sys.exit(refuse("interrupted", INTERRUPTED))
+
+
+def _run(arguments: list[str]) -> None:
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    DowserCLI(
+        MultimodalModule,
+        trainer_class=DowserTrainer,
+        trainer_defaults=TRAINER_DEFAULTS
+        | {"callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether()]},
+        seed_everything_default=0,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        auto_configure_optimizers=False,
+        parser_class=Parser,
+        parser_kwargs={"prog": "python -m dowser_pl"} | strict | dict.fromkeys(VERBS, strict),
+        args=arguments,
+    )
 
 
 def _quieten() -> None:

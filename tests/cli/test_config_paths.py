@@ -25,7 +25,7 @@ def test_a_wrong_name_is_told_with_the_nearest(name, meant, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as raised:
         resolve_configs(["fit", "-c", name])
-    assert str(raised.value).endswith(f"){meant}")
+    assert str(raised.value).endswith(f"shipped ones{meant}")
 
 
 def test_nothing_is_guessed_where_nothing_is_near(tmp_path, monkeypatch):

@@ -34,7 +34,11 @@ def test_each_offline_verb_has_a_module() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["fit", "--config", "x.yaml"], ["--config", "x.yaml", "fit"]])
-def test_other_verbs_go_to_the_training_command_line(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_verbs_go_to_the_training_command_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("model: {path: embedded:world}")
     received: list[list[str]] = []
     fake = ModuleType("dowser_pl.cli.main")
     fake.main = received.append  # type: ignore[attr-defined]
