@@ -88,7 +88,7 @@ def train(form, device, optimizer, dtype=torch.float32, steps=4):
         built.zero_grad()
         inputs = torch.randn(8, 80, generator=torch.Generator().manual_seed(step)).to(device, dtype)
         (torch.tanh(inputs @ weights["first"].T) @ weights["second"].T).float().pow(2).mean().mul(30).backward()
-        entries.before_step()
+        entries.mask_gradients()
         built.step()
         entries.after_step()
     for name, weight in weights.items():

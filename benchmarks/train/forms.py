@@ -123,7 +123,7 @@ class ProtectedTraining(Training):
         loss = self.model(**self.subject.batch(self.steps), use_cache=False).loss
         check_loss(loss, self.steps, 0, None)
         loss.backward()
-        self.entries.before_step()
+        self.entries.mask_gradients()
         check_gradients(self.parameters, self.steps)
         self.optimizer.step()
         self.entries.after_step()

@@ -1,7 +1,7 @@
 """What stands between an optimizer and a pretrained model: which entries may move, and the proof that no other did.
 
-Two forms, equal in what they train: `entries.py` makes the trainable entries a parameter of their own (compact);
-`frozen.py` lets the optimizer see whole matrices and puts frozen entries back (dense). A third, `soft.py`, freezes
+Two forms, equal in what they train: `compact.py` makes the trainable entries a parameter of their own (compact);
+`dense.py` lets the optimizer see whole matrices and puts frozen entries back (dense). A third, `soft.py`, freezes
 nothing and holds every entry back by a rule of its own.
 
 Legend: O outputs, I inputs of a matrix, k trainable entries of it.
@@ -88,8 +88,8 @@ class Protection(ABC):
         """What the optimizer trains instead of the matrices, in their order."""
 
     @abstractmethod
-    def before_step(self) -> None:
-        """Between the last backward pass and clipping."""
+    def mask_gradients(self) -> None:
+        """Between the last backward pass and clipping: afterwards no frozen entry has a gradient, if any is frozen."""
 
     @abstractmethod
     def after_step(self) -> None:

@@ -75,8 +75,22 @@ class CompactEntries(Protection):
         """(k,) float32 values of each matrix that has any."""
         return [values for name, values in self._values.items() if self._totals[name]]
 
-    def before_step(self) -> None:
-        """Nothing: the optimizer has never seen a frozen entry."""
+    def mask_gradients(self) -> None:
+        """Nothing is left to mask: :meth:`_gather_gradient` kept the k allowed entries of each gradient as it came.
+
+        That is checked. Afterwards no matrix has a gradient, and the optimizer, which knows k values of each, has never
+        seen one of a frozen entry.
+
+        Raises:
+            DowserError: if a matrix has a gradient that did not come by that way.
+        """
+        odd = [name for name, weight in self.weights.items() if weight.grad is not None]
+        if odd:
+            raise DowserError(
+                f"got a gradient of all entries of {odd[0]} ({len(odd)} of {len(self.weights)} matrices), expected it "
+                "to be gathered and dropped in the backward pass: another callback or hook has set it. Fix: remove "
+                "that, or let it work on the gradients of dowser.entries.parameters()"
+            )
 
     def after_step(self) -> None:
         """Write the values back into the matrices, rounded to their precision."""
@@ -160,6 +174,11 @@ class CompactEntries(Protection):
         return _take(to_local(self.weights[name]), self._indices[name])
 
     def _gather_gradient(self, name: str) -> Callable[[Tensor], None]:
+        """The freeze: what autograd calls as soon as the gradient of the matrix is complete, averaged over processes.
+
+        The k entries of the mask are added to the gradient that the optimizer sees; those of frozen entries are dropped
+        with the rest.
+        """
         values, indices = self._values[name], self._indices[name]
 
         def hook(weight: Tensor) -> None:

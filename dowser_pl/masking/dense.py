@@ -61,8 +61,8 @@ class DenseEntries(Protection):
         """Name -> content hash that the frozen entries of the base have; see :meth:`frozen_digests`."""
         return {name: digest(base.masked_fill(self.masks[name].to(base.device), 0)) for name, base in self.base.items()}
 
-    def before_step(self) -> None:
-        """Zero the gradients of frozen entries, in place (also where they are NaN)."""
+    def mask_gradients(self) -> None:
+        """The freeze, with :meth:`after_step`: gradients of frozen entries become zero, in place (also NaN)."""
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.masked_fill_(~self.masks[name], 0)

@@ -1,6 +1,6 @@
 """Whole matrices in training, and a rule that says after each step how far every entry got from the base.
 
-As for `entries.py` the optimizer trains float32 values, which the matrices take over rounded; here they are those of
+As for `compact.py` the optimizer trains float32 values, which the matrices take over rounded; here they are those of
 all entries. Beside them, on the device of the matrix: its base (the bytes of the weight), the sum of gradients and what
 the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a time is
 worked on, in float32.
@@ -66,8 +66,12 @@ class SoftEntries(CompactEntries):
         )
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        """Add the penalty of the rule to the gradients, before they are clipped."""
+    def mask_gradients(self) -> None:
+        """Nothing is frozen: every entry keeps its gradient, to which the penalty of the rule is added.
+
+        As in :class:`CompactEntries` it was gathered in the backward pass, which is checked.
+        """
+        super().mask_gradients()
         for name in self.weights:
             values, base = self._values[name], self._base_of(name)
             penalty = self._rule.penalty(base, values.detach().view_as(base))

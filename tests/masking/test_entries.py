@@ -36,7 +36,7 @@ def train(form, make_optimizer, steps=6, accumulate=1, clip=None, dtype=torch.fl
         optimizer.zero_grad()
         for part in range(accumulate):
             (loss_of(weights, 10 * step + part) / accumulate).backward()
-        entries.before_step()
+        entries.mask_gradients()
         if clip:
             clip(entries.parameters())
         optimizer.step()
@@ -144,7 +144,7 @@ def test_updates_that_bfloat16_would_lose_add_up():
         for _ in range(32):
             optimizer.zero_grad()
             (weights["a"].float() * 2**-10).sum().backward()
-            entries.before_step()
+            entries.mask_gradients()
             optimizer.step()
             entries.after_step()
         moved[form] = float(1.0 - weights["a"].detach()[1, 0])

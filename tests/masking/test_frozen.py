@@ -41,7 +41,7 @@ def test_frozen_entries_keep_their_bits_whatever_the_optimizer_does(name, dtype)
         optimizer.zero_grad()
         loss = sum((weight.float() ** 3).sum() + weight.float().sum() for weight in weights.values())
         loss.backward()
-        entries.before_step()
+        entries.mask_gradients()
         assert all(not bool(weight.grad[~entries.masks[key]].any()) for key, weight in weights.items())
         optimizer.step()
         entries.after_step()
@@ -63,7 +63,7 @@ def test_trainable_entries_move_as_in_unmasked_training():
     for parameters, optimizer in ((weights, one), (free, other)):
         sum((w**2).sum() for w in parameters.values()).backward()
         if parameters is weights:
-            entries.before_step()
+            entries.mask_gradients()
         optimizer.step()
     entries.after_step()
     for name, mask in masks.items():
@@ -82,7 +82,7 @@ def test_gradients_that_are_not_numbers_are_masked_too():
     entries = DenseEntries(weights, masks)
     for weight in weights.values():
         weight.grad = torch.full_like(weight, float("nan"))
-    entries.before_step()
+    entries.mask_gradients()
     assert not any(bool(torch.isnan(w.grad[~masks[name]]).any()) for name, w in weights.items())
 
 

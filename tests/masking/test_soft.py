@@ -37,7 +37,7 @@ def train(entries, optimizer, weights, steps, accumulate=1, clip=None):
         optimizer.zero_grad()
         for part in range(accumulate):
             (loss_of(weights, 10 * step + part) / accumulate).backward()
-        entries.before_step()
+        entries.mask_gradients()
         if clip:
             nn.utils.clip_grad_norm_(entries.parameters(), clip)
         optimizer.step()

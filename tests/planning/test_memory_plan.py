@@ -37,7 +37,7 @@ def trained(form, optimizer_class, dtype, ratio=0.1):
         optimizer.zero_grad()
         (chain(torch.randn(4, WIDTHS[0], dtype=dtype)) + bias).square().sum().backward()
         gradients.look()
-        entries.before_step()
+        entries.mask_gradients()
         optimizer.step()
         entries.after_step()
     states = {value.data_ptr(): value.nbytes for each in optimizer.state.values() for value in tensors(each)}

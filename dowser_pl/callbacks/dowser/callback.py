@@ -120,16 +120,20 @@ class Dowser(Callback):
         check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Masks: from the checkpoint when resuming, else from the base model."""
+        """The importance pass and the masks it decides; or, when resuming, the masks of the checkpoint.
+
+        ``builder`` measures the base model (:class:`ImportanceRunner`) and has the method choose the entries that may
+        move; ``protect`` freezes all others. The optimizer is made anew, over what may move.
+        """
         check_adapters(self.method, self.checkpoint, pl_module)
         layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
-        deciding = MaskBuilder(trainer, pl_module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
+        builder = MaskBuilder(trainer, pl_module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
-            deciding.refuse_tuned()
+            builder.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
-                deciding.measure()
-                self.diagnostics = deciding.diagnostics
+                builder.measure()
+                self.diagnostics = builder.diagnostics
                 return
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
@@ -145,9 +149,9 @@ class Dowser(Callback):
             whole, digest = pl_module.trained_whole(), self._digest_frozen(pl_module)  # type: ignore[operator]
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
-            self._entries = protect(self.method, self.update, weights, deciding)
-            curve.order(self.method, self._entries, deciding.masks_of)
-            self.probe_seconds, self.diagnostics = deciding.seconds, deciding.diagnostics
+            self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
+            curve.order(self.method, self._entries, builder.masks_of)
+            self.probe_seconds, self.diagnostics = builder.seconds, builder.diagnostics
             self.base = pl_module.base_model()  # type: ignore[operator]
             self.frozen_digest = {"before": self._digest_frozen(pl_module)}
         check_files(pl_module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
@@ -168,8 +172,17 @@ class Dowser(Callback):
             reduce_gradients(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Leave a gradient to trainable entries alone."""
-        self.entries.before_step()
+        """The freeze: the optimizer and clipping see no gradient of a frozen entry.
+
+        ``compact``: during the backward pass each matrix' gradient was gathered to its k allowed entries and dropped
+        (:meth:`CompactEntries._gather_gradient`), so it is only checked that no matrix has one left. ``dense``: the
+        gradients of frozen entries are zeroed here (:meth:`DenseEntries.mask_gradients`). Methods that decide at each
+        step freeze nothing and add their penalty (:meth:`SoftEntries.mask_gradients`).
+
+        Raises:
+            DowserError: if a gradient reached a matrix by another way.
+        """
+        self.entries.mask_gradients()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Now and then: see whether somebody writes into the files of the base."""

@@ -52,18 +52,18 @@ Content = Literal["compact", "full"]
 _FORMS: dict[str, type[Protection]] = {"compact": CompactEntries, "dense": DenseEntries}
 
 
-def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], deciding: MaskBuilder) -> Protection:
+def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], builder: MaskBuilder) -> Protection:
     """A model that is about to be trained, its weights being the base.
 
     Args:
         method: decides.
         update: ``compact`` or ``dense``.
         weights: run-time name -> (O, I) parameter.
-        deciding: measures what the method needs.
+        builder: measures what the method needs.
     """
     if isinstance(method, EachStep):
-        return _said(method, _soft(weights)(weights, method, deciding.priors(method)))
-    return _said(method, _form(update, weights)(weights, deciding.masks()))
+        return _said(method, _soft(weights)(weights, method, builder.priors(method)))
+    return _said(method, _form(update, weights)(weights, builder.masks()))
 
 
 def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Parameter], state: State) -> Protection:
