@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.bench.grid import Plan
-from dowser_pl.bench.plots import plot_depths, plot_trade_off
+from dowser_pl.bench.plots import plot_trade_off
 from dowser_pl.bench.results import Comparison, compare, page
+from dowser_pl.bench.small_multiples import plot_depths, plot_tried
 from dowser_pl.files.atomic import write_atomically
 
 __all__ = ["content", "write_outputs"]
@@ -64,9 +65,10 @@ def write_outputs(plan: Plan, origin: Mapping[str, Any], json_path: Path | None 
         write_atomically(path, text)
     pictures = []
     for number, comparison in enumerate(comparisons):
-        name = f"trade_off{'' if number == 0 else f'-{comparison.group.slug}'}.png"
-        plot_trade_off(comparison, folder / name)
-        pictures.append(name)
+        suffix = "" if number == 0 else f"-{comparison.group.slug}"
+        for name, plot in (("trade_off", plot_trade_off), ("tried", plot_tried)):
+            plot(comparison, folder / f"{name}{suffix}.png")
+            pictures.append(f"{name}{suffix}.png")
     if len(plan.settings.depths) > 1:
         plot_depths(comparisons, folder / "depth.png")
         pictures.append("depth.png")

@@ -3,6 +3,7 @@
 How numbers are written is decided here, the same in the terminal, in Markdown and in plots.
 """
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -22,12 +23,27 @@ def width(text: str) -> int:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text to a number of columns, ending in "..." if it was cut."""
+    """Cut a text to a number of columns; of one that is too long the middle gives way to "...".
+
+    So that of names with the same start, or the same end, both stay to be told apart by the other.
+    """
     if width(text) <= limit:
         return text
-    while width(text) > limit - 3:
-        text = text[:-1]
-    return text + "..."
+    for kept in range(len(text) - 1, 0, -1):
+        short = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+        if width(short) <= limit:
+            return short
+    return "..."
+
+
+def model_name(model: str, limit: int) -> str:
+    """A hub id as it is, of a longer path the last part; of a folder of the hub's cache the id that it holds."""
+    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", model + "/")
+    if cached:
+        model = f"{cached[1]}/{cached[2]}"
+    if width(model) <= limit:
+        return model
+    return shorten(re.split(r"[/\\]", model.rstrip("/\\"))[-1], limit)
 
 
 def padded(text: str, columns: int, align: str) -> str:
@@ -66,6 +82,8 @@ def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]], aligns: 
 
 
 NOTHING = "-"
+SEPARATOR = "  \u00b7  "
+SHORTEST_MODEL = 24
 UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -133,6 +151,15 @@ def settings(report: Report) -> list[str]:
     if report.model is not None:
         parts.append(report.model)
     return parts
+
+
+def settings_line(report: Report, limit: int) -> str:
+    """The settings on one line; where it is too long the path of the model gives way first, all but its last part."""
+    parts = settings(report)
+    if report.model is not None:
+        rest = width(SEPARATOR.join([*parts[:-1], ""]))
+        parts[-1] = model_name(report.model, max(limit - rest, SHORTEST_MODEL))
+    return shorten(SEPARATOR.join(parts), limit)
 
 
 def facts(report: Report) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ from dowser_pl.reporting.plots.style import (
     write,
 )
 from dowser_pl.reporting.report import Report
-from dowser_pl.reporting.table import budget_text, change_text, number_text, settings, shorten
+from dowser_pl.reporting.table import budget_text, change_text, number_text, settings_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,22 +146,20 @@ def longest(texts: Sequence[str]) -> float:
     return LETTER_INCHES * (max(map(len, texts)) + 1)
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PLANE_LEFT, PLANE_TOP, PLANE_WIDTH, PLANE_HEIGHT, FOOT = 1.25, TOP + 0.55, 5.2, 4.4, 7.03
+PLANE_LEFT, PLANE_TOP, PLANE_WIDTH, PLANE_HEIGHT, FOOT = 1.25, TOP + 0.55, 5.2, 4.25, 6.88
 PANELS_LEFT = 7.55
 LONGEST_SUBTITLE, LONGEST_NOTE = 120, 160
+H_NOTE = "H-score: the harmonic mean of both means, high only if both are."
 RING_NOTE = "Ring: the knee, farthest above the dashed line from the base model to the trained ratio."
 
 
-def plot_curve(report: Report, path: str | Path) -> None:
+def plot_curve(report: Report, path: str | Path, dark: bool = False) -> None:
     """Write the picture of a run's curve, atomically; the suffix decides the format.
 
     Raises:
         DowserError: the run has no curve, or the suffix is not .png, .pdf or .svg.
     """
-    save_page(draw_curve_page(report), path)
+    save_page(draw_curve_page(report), path, dark)
 
 
 def has_picture(report: Report) -> bool:
@@ -177,7 +175,7 @@ def draw_curve_page(report: Report) -> Figure:
             "has no points under 'curve'."
         )
     both = report.h_score.after is not None
-    figure = new_page(curve_headline(report), shorten("  \u00b7  ".join(settings(report)), LONGEST_SUBTITLE))
+    figure = new_page(curve_headline(report), settings_line(report, LONGEST_SUBTITLE))
     left = PANELS_LEFT if both else MARGIN + 0.4
     draw_panels(figure, report, left, TOP + 0.2, (WIDTH - MARGIN - left, PLANE_TOP + PLANE_HEIGHT - TOP - 0.2))
     if both:
@@ -193,6 +191,8 @@ def draw_curve_page(report: Report) -> Figure:
 def notes(report: Report) -> list[tuple[str, str]]:
     """Lines under the picture and their colours: what the ring is, what was asked and chosen."""
     found = []
+    if report.h_score.after is not None:
+        found.append((H_NOTE, MUTED))
     if report.knee is not None and report.h_score.after is not None:
         found.append((RING_NOTE, MUTED))
     if report.budget is not None:

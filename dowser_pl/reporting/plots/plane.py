@@ -1,16 +1,16 @@
 """The trade-off plane: downstream to the right, upstream upwards, curves of equal H-score.
 
-Beside it a list says what each numbered circle is. Short labels lie beside points that may be close together: no label
-covers another, a point or the path of a run.
+Beside it a list says what each numbered circle is. Of circles that would cover each other some move aside, and a thin
+line leads to where they belong. Where the plane is cut to the part where the points lie, a small one shows the whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dowser_pl.reporting.plots.labels import Label, Point, draw_labels, on_page, spread_out
 from dowser_pl.reporting.plots.style import (
     BODY,
     DASHES,
@@ -19,6 +19,7 @@ from dowser_pl.reporting.plots.style import (
     INK,
     KNEE,
     MUTED,
+    PAPER,
     SMALL,
     draw_circle,
     draw_ring,
@@ -30,10 +31,11 @@ from dowser_pl.reporting.table import marks, number_text, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Point = tuple[float, float]  # (downstream mean, upstream mean)
 Span = tuple[float, float]  # from, to
 NUM_CURVE_POINTS = 200
+SMALL_PART, INSET = 0.55, 0.2  # a part of the plane that needs the whole beside it; size of that, as a share
 CURVE_STEPS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -42,26 +44,40 @@ def axis_end(values: list[float]) -> float:
     return max(1.0, 1.1 * max(values)) if max(values) > 1 else 1.0
 
 
-def draw_plane(axes: Axes, points: list[Point]) -> None:
-    """The whole plane, wide enough for the points."""
-    right, top = (axis_end([point[axis] for point in points]) for axis in (0, 1))
-    draw_part(axes, (0.0, right), (0.0, top))
+def draw_plane(axes: Axes, points: Sequence[Point], cut: bool = True) -> None:
+    """The plane of points (downstream mean, upstream mean).
+
+    Args:
+        axes: to draw on.
+        points: that it shall have room for.
+        cut: show only the part where the points lie, and a small plane with where that is in the whole.
+    """
+    across, up = [point[0] for point in points], [point[1] for point in points]
+    if not cut:
+        draw_part(axes, (0.0, axis_end(across)), (0.0, axis_end(up)))
+        return
+    draw_part(axes, part_of(across), part_of(up))
+    draw_whole(axes, points)
 
 
-def draw_part(axes: Axes, downstream: Span, upstream: Span) -> None:
-    """Axes, titles and curves of equal H-score in one part of the plane."""
+def draw_part(axes: Axes, downstream: Span, upstream: Span, bare: bool = False) -> None:
+    """Axes, titles and curves of equal H-score in one part of the plane; a bare one has no titles and few numbers."""
     axes.set_xlim(*downstream)
     axes.set_ylim(*upstream)
-    axes.set_xlabel("downstream mean (learnt)", fontsize=BODY, color=INK, labelpad=8)
-    axes.set_ylabel("upstream mean (kept)", fontsize=BODY, color=INK, labelpad=8)
-    axes.tick_params(pad=9)
+    if bare:
+        axes.locator_params(nbins=3)
+        axes.tick_params(pad=3, labelsize=SMALL - 2)
+    else:
+        axes.set_xlabel("downstream mean (learnt)", fontsize=BODY, color=INK, labelpad=8)
+        axes.set_ylabel("upstream mean (kept)", fontsize=BODY, color=INK, labelpad=8)
+        axes.tick_params(pad=9)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(True)
         axes.spines[side].set_color(MUTED)
     lowest, best = (h_score(up, right) for right, up in zip(downstream, upstream, strict=True))
     step = curve_step(best - lowest)
     for number in range(math.floor(lowest / step) + 1, math.ceil(best / step)):
-        draw_curve(axes, round(number * step, 2), downstream, upstream)
+        draw_curve(axes, round(number * step, 2), downstream, upstream, not bare)
 
 
 def curve_step(width: float) -> float:
@@ -69,7 +85,30 @@ def curve_step(width: float) -> float:
     return next((step for step in CURVE_STEPS if width <= 5 * step * (1 + 1e-9)), width / 4)
 
 
-def draw_curve(axes: Axes, level: float, downstream: Span, upstream: Span) -> None:
+def draw_whole(axes: Axes, points: Sequence[Point]) -> None:
+    """A small plane in the lower left corner with all of it, the points, and a frame around the part of `axes`.
+
+    Nothing is drawn where the part is more than half of the plane in both directions, or points lie in that corner.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if min(right - left, top - bottom) > SMALL_PART or any(
+        (x - left) / (right - left) < INSET + 0.12 and (y - bottom) / (top - bottom) < INSET + 0.12 for x, y in points
+    ):
+        return
+    whole = axes.inset_axes((0.07, 0.08, INSET, INSET))
+    ends = [axis_end([point[axis] for point in points]) for axis in (0, 1)]
+    whole.set(xlim=(0, ends[0]), ylim=(0, ends[1]), xticks=[0, ends[0]], yticks=[ends[1]], facecolor=PAPER)
+    whole.set_xticklabels(["0", f"{ends[0]:g}"])
+    whole.tick_params(colors=MUTED, labelsize=SMALL - 2, length=0, pad=2)
+    for spine in whole.spines.values():
+        spine.set_color(FAINT)
+    xs, ys = zip(*points, strict=True)
+    whole.plot(xs, ys, linestyle="none", marker="o", markersize=2.5, color=MUTED)
+    corners = [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
+    whole.plot(*zip(*corners, strict=True), color=INK, linewidth=1, clip_on=False)
+
+
+def draw_curve(axes: Axes, level: float, downstream: Span, upstream: Span, named: bool = True) -> None:
     """All points whose H-score is `level`, y = level x / (2 x - level), labelled where the curve leaves the part."""
     (left, right), (bottom, top) = downstream, upstream
     first = level * top / (2 * top - level)
@@ -78,6 +117,8 @@ def draw_curve(axes: Axes, level: float, downstream: Span, upstream: Span) -> No
     ys = [level * x / (2 * x - level) for x in xs]
     axes.plot(xs, ys, color=FAINT, linewidth=1.3, zorder=1)
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "color": MUTED}
+    if not named:
+        return
     if first >= left:
         axes.annotate(f"H {level:g}", (first, top), xytext=(0, 5), ha="center", **style)
     elif ys[-1] >= bottom:
@@ -99,145 +140,35 @@ def draw_move(axes: Axes, before: Point, after: Point, colour: str, alpha: float
     axes.annotate("", after, before, arrowprops=arrow, zorder=3)
 
 
-def draw_numbered(axes: Axes, point: Point, number: str, colour: str, filled: bool = True, size: float = 15) -> None:
-    """A circle with a number inside; the later of two in one place hides the earlier."""
-    draw_circle(axes, point, colour, filled, size)
-    style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": SMALL, "zorder": 5}
-    axes.annotate(number, point, color="white" if filled else colour, fontweight="bold", **style)
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-LETTER, LINE = 0.68, 1.25  # of the font size: widest digit of the bold font with room, height of a line
-GAPS = (3.0, 8.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0)  # points between the circle of a point and its label
-NUM_DIRECTIONS = 24
-BEST_DIRECTION = math.pi / 4  # up and right: on the plane, outside of a curve that bends
-LEADER_FROM = 14.0  # gap from which a thin line tells whose label it is
-
-
-class Label(NamedTuple):
-    """Text for a point of the axes, with the radius of its circle in points; what matters is bold and placed first."""
+class Numbered(NamedTuple):
+    """A circle with a number inside."""
 
     point: Point
-    text: str
-    matters: bool
-    radius: float
+    number: str
+    colour: str
+    filled: bool = True
 
 
-class Box(NamedTuple):
-    """A rectangle on the page, in points of 1/72 inch."""
+def draw_numbered(axes: Axes, circles: Sequence[Numbered], size: float = 15) -> None:
+    """All circles, each at its point or, where that is taken by an earlier one, beside it with a line to its point.
 
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    @classmethod
-    def around(cls, x: float, y: float, half_width: float, half_height: float) -> Box:
-        """The rectangle with this centre."""
-        return cls(x - half_width, y - half_height, x + half_width, y + half_height)
-
-    def meets(self, other: Box) -> bool:
-        """Whether they share more than an edge."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.bottom < other.top and other.bottom < self.top
-
-    def inside(self, other: Box) -> bool:
-        """Whether it lies within the other."""
-        across = other.left <= self.left and self.right <= other.right
-        return across and other.bottom <= self.bottom and self.top <= other.top
-
-
-def draw_labels(axes: Axes, labels: Sequence[Label], lines: Sequence[Sequence[Point]]) -> None:
-    """Write each label near its point, so that none covers another, a point or, where it can be, a line.
-
-    The limits of the axes must be set. Where a place near the point is taken, the label moves away and a thin line
-    leads to it.
-
-    Args:
-        axes: to write on.
-        labels: with their points.
-        lines: each through its points, on the same axes.
+    The limits of the axes must be set.
     """
-    from matplotlib.patheffects import withStroke  # noqa: PLC0415 - as everything of matplotlib, only for a picture
+    places = [on_page(axes, circle.point) for circle in circles]
+    found = spread_out(places, size + 2.5)
+    style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": SMALL, "zorder": 6}
+    scale = axes.figure.dpi / 72
+    for circle, own, place in zip(circles, places, found, strict=True):
+        x, y = axes.transData.inverted().transform((scale * place[0], scale * place[1]))
+        if own != place:
+            axes.plot(
+                [circle.point[0], x], [circle.point[1], y], color=circle.colour, linewidth=1, clip_on=False, zorder=3
+            )
+            axes.plot(*circle.point, marker="o", markersize=3.5, color=circle.colour, clip_on=False, zorder=5.5)
+        draw_circle(axes, (x, y), circle.colour, circle.filled, size)
+        colour = PAPER if circle.filled else circle.colour
+        axes.annotate(circle.number, (x, y), color=colour, fontweight="bold", annotation_clip=False, **style)
 
-    scale = 72 / axes.figure.dpi
-
-    def on_page(point: Point) -> Point:
-        x, y = scale * axes.transData.transform(point)
-        return float(x), float(y)
-
-    places = [on_page(label.point) for label in labels]
-    page = Box(*(scale * edge for edge in axes.bbox.extents))
-    taken = [Box.around(x, y, label.radius, label.radius) for label, (x, y) in zip(labels, places, strict=True)]
-    path = [sample for line in lines for pair in pairwise(map(on_page, line)) for sample in between(*pair)]
-    halo = [withStroke(linewidth=2.5, foreground="white")]
-    for number in sorted(range(len(labels)), key=lambda number: not labels[number].matters):
-        label, (x, y) = labels[number], places[number]
-        half = (LETTER * SMALL * len(label.text) / 2, LINE * SMALL / 2)
-        box, gap = best_place((x, y), label.radius, half, taken, path, page)
-        taken.append(box)
-        centre = ((box.left + box.right) / 2 - x, (box.bottom + box.top) / 2 - y)
-        leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 6}
-        axes.annotate(
-            label.text,
-            label.point,
-            xytext=centre,
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            color=INK if label.matters else MUTED,
-            fontweight="bold" if label.matters else "normal",
-            arrowprops=leader if gap >= LEADER_FROM else None,
-            path_effects=halo,
-            zorder=6,
-        )
-
-
-def best_place(
-    anchor: Point,
-    radius: float,
-    half: Point,
-    taken: Sequence[Box],
-    path: Sequence[Point],
-    page: Box,
-) -> tuple[Box, float]:
-    """The place of one label with least in its way, and its distance from the circle.
-
-    Args:
-        anchor: the point.
-        radius: of its circle.
-        half: half the width and height of the label.
-        taken: what no label may cover.
-        path: points of the lines that it should not cover.
-        page: where labels belong.
-    """
-    best, least = None, math.inf
-    for gap in GAPS:
-        for step in range(NUM_DIRECTIONS):
-            turn = 2 * math.pi * step / NUM_DIRECTIONS
-            x = anchor[0] + math.cos(BEST_DIRECTION + turn) * (radius + gap + half[0])
-            y = anchor[1] + math.sin(BEST_DIRECTION + turn) * (radius + gap + half[1])
-            box = Box.around(x, y, *half)
-            cost = gap + 6 * (1 - math.cos(turn)) + 1000 * sum(box.meets(other) for other in taken)
-            cost += 60 * any(box.left < px < box.right and box.bottom < py < box.top for px, py in path)
-            cost += 0 if box.inside(page) else 200
-            if cost < least:
-                best, least = (box, gap), cost
-    assert best is not None
-    return best
-
-
-def between(start: Point, end: Point) -> list[Point]:
-    """Points along a line, close enough that no label fits between two of them."""
-    num = max(int(math.dist(start, end) / 3), 1)
-    return [(start[0] + (end[0] - start[0]) * i / num, start[1] + (end[1] - start[1]) * i / num) for i in range(num)]
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LONGEST_TITLE, LONGEST_DETAILS = 22, 60
 
@@ -283,9 +214,6 @@ def draw_list(
             write(figure, right, top, cell, ha="right", fontsize=cell_size)
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 RING = 9  # the ring of a knee is so much wider than its circle, in points
 NARROWEST, ROOM = 0.1, 0.1  # a part of the plane is at least this wide; free at each side, as a share
@@ -330,7 +258,7 @@ def circle(place: int, end: int) -> tuple[str, bool, float]:
     return GAIN, True, 13 if place == end else 6
 
 
-def part_of(values: tuple[float, ...]) -> Span:
+def part_of(values: Sequence[float]) -> Span:
     """The round part of an axis around values: never below 0, not above 1 unless a value is (CIDEr)."""
     low, high = min(values), max(values)
     room = max(ROOM * (high - low), (NARROWEST * max(high, 1) - (high - low)) / 2)

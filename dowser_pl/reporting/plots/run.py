@@ -6,10 +6,13 @@ drawn and not before, so that reading reports stays fast.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from dowser_pl.reporting.intervals import Interval
 from dowser_pl.reporting.plots.plane import draw_move, draw_plane
 from dowser_pl.reporting.plots.style import (
     FAINT,
@@ -24,6 +27,7 @@ from dowser_pl.reporting.plots.style import (
     WIDTH,
     add_axes,
     change_colour,
+    draw_bar,
     draw_circle,
     new_page,
     save_page,
@@ -32,15 +36,16 @@ from dowser_pl.reporting.plots.style import (
 )
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import BeforeAfter, Role, TaskScore
-from dowser_pl.reporting.table import change_text, facts, score_text, settings, shorten, width
+from dowser_pl.reporting.table import change_text, facts, score_text, settings_line, shorten, width
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HEADINGS: dict[Role, str] = {"downstream": "Downstream: what it learnt", "upstream": "Upstream: what it kept"}
 HEAD_INCHES, FOOT_INCHES = 0.5, 0.45
 LETTER_INCHES, LONGEST_NAME = 0.082, 26
-SCORES_INCHES, CHANGE_INCHES = 1.3, 0.75
+SCORES_INCHES, CHANGE_INCHES, INTERVAL_INCHES = 1.25, 0.72, 1.12
 STEPS = {1.0: 0.25, 1.5: 0.5, 2.0: 0.5, 3.0: 1.0, 5.0: 1.0, 10.0: 2.0}  # end of a scale: distance of its ticks
 
 
@@ -91,20 +96,47 @@ def name_inches(parts: list[Block]) -> float:
     return 0.3 + LETTER_INCHES * min(max(longest, 8), LONGEST_NAME)
 
 
-def draw_blocks(figure: Figure, parts: list[Block], left: float, top: float, right: float, row: float) -> None:
+def draw_blocks(
+    figure: Figure, report: Report, parts: list[Block], left: float, top: float, right: float, row: float
+) -> None:
     """Draw all blocks below each other, in inches; `row` is the height of a task."""
     names = name_inches(parts)
     for part in parts:
         write(figure, left, top + 0.24, part.heading, fontsize=HEADING, fontweight="bold")
         write(figure, right, top + 0.24, part.aside, color=MUTED, ha="right")
-        draw_rows(figure, part, (left, left + names, right), top + HEAD_INCHES, row)
+        draw_rows(figure, report, part, (left, left + names, right), top + HEAD_INCHES, row)
         top += part.inches(row)
 
 
-def draw_rows(figure: Figure, part: Block, columns: tuple[float, float, float], top: float, row: float) -> None:
+def draw_rows(
+    figure: Figure, report: Report, part: Block, columns: tuple[float, float, float], top: float, row: float
+) -> None:
     """Names, circles and numbers of one block; columns: left of the names, left of the scale, right end."""
     left, scale, right = columns
-    axes = add_axes(figure, scale, top, right - SCORES_INCHES - CHANGE_INCHES - scale, row * len(part.tasks))
+    known = any(report.interval(name, "change") for name in report.tasks)
+    numbers = right - INTERVAL_INCHES * known  # right end of the changes
+    end = numbers - SCORES_INCHES - CHANGE_INCHES
+    axes = add_axes(figure, scale, top, end - scale, row * len(part.tasks))
+    draw_unit(axes, part)
+    for line, (name, task) in enumerate(part.tasks):
+        interval = report.interval(name, "change")
+        colour = change_colour(task.change, interval)
+        axes.plot([task.before, task.after], [line, line], color=colour, linewidth=3, alpha=0.45, zorder=2)
+        draw_bar(axes, (task.after, line), report.interval(name, "after"), colour, upright=False)
+        draw_circle(axes, (task.before, line), MUTED, filled=False, size=7.5)
+        draw_circle(axes, (task.after, line), colour, filled=True, size=8.5)
+        baseline = top + row * (line + 0.5) + 0.055
+        scores = f"{score_text(task.before)} \u2192 {score_text(task.after)}"
+        write(figure, left, baseline, shorten(name, LONGEST_NAME))
+        write(figure, numbers - CHANGE_INCHES, baseline, scores, fontsize=SMALL, color=MUTED, ha="right")
+        change = signed(change_text(task.change))
+        write(figure, numbers, baseline, change, color=colour, fontweight="bold", ha="right")
+        if interval is not None:
+            write(figure, right, baseline, interval_text(interval), fontsize=SMALL, color=MUTED, ha="right")
+
+
+def draw_unit(axes: Axes, part: Block) -> None:
+    """The scale of a block, and a line of the grid at each of its ticks."""
     step = STEPS.get(part.limit, part.limit / 5)
     ticks = [step * i for i in range(round(part.limit / step) + 1)]
     axes.set_xlim(0, part.limit)
@@ -113,34 +145,28 @@ def draw_rows(figure: Figure, part: Block, columns: tuple[float, float, float], 
     axes.set_yticks([])
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    for line, (name, task) in enumerate(part.tasks):
-        colour = change_colour(task.change)
-        axes.plot([task.before, task.after], [line, line], color=colour, linewidth=3, alpha=0.45, zorder=2)
-        draw_circle(axes, (task.before, line), MUTED, filled=False, size=7.5)
-        draw_circle(axes, (task.after, line), colour, filled=True, size=8.5)
-        baseline = top + row * (line + 0.5) + 0.055
-        scores = f"{score_text(task.before)} \u2192 {score_text(task.after)}"
-        write(figure, left, baseline, shorten(name, LONGEST_NAME))
-        write(figure, right - CHANGE_INCHES, baseline, scores, fontsize=SMALL, color=MUTED, ha="right")
-        change = signed(change_text(task.change))
-        write(figure, right, baseline, change, color=colour, fontweight="bold", ha="right")
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+def interval_text(interval: Interval) -> str:
+    """Both ends of an interval, with their signs."""
+    return signed(f"{interval.low:+.2f} \u2026 {interval.high:+.2f}")
 
-TASKS_RIGHT, PLANE_LEFT, PLANE_SIZE = 7.75, 8.95, 3.9
+
+TASKS_RIGHT, PLANE_LEFT, PLANE_SIZE = 7.95, 9.25, 3.5
 LOWEST_ROW, HIGHEST_ROW = 0.3, 0.55
-LONGEST_METHOD, LONGEST_SUBTITLE = 40, 120
+LONGEST_METHOD, LONGEST_SUBTITLE, LONGEST_FACT = 40, 110, 64
+CLOSE = 0.25  # points that are closer are shown on a part of the plane
+H_NOTE = "H-score: harmonic mean of both means, high only if both are; grey lines join equal ones."
+INTERVAL_NOTE = "Bars and ranges: 95 % intervals for {} questions. Grey: a change that other questions might not show."
 
 
-def plot_report(report: Report, path: str | Path) -> None:
+def plot_report(report: Report, path: str | Path, dark: bool = False) -> None:
     """Write the picture of one run, atomically; the suffix decides the format.
 
     Raises:
         DowserError: the suffix is not .png, .pdf or .svg.
     """
-    save_page(draw_report(report), path)
+    save_page(draw_report(report), path, dark)
 
 
 def draw_report(report: Report) -> Figure:
@@ -150,10 +176,10 @@ def draw_report(report: Report) -> Figure:
     rest = TOP + len(parts) * (HEAD_INCHES + FOOT_INCHES) + MARGIN / 2
     row_inches = min(max((HEIGHT - rest) / max(num_rows, 1), LOWEST_ROW), HIGHEST_ROW)
     both = report.h_score.after is not None
-    subtitle = shorten("  \u00b7  ".join(settings(report)), LONGEST_SUBTITLE)
-    figure = new_page(headline(report), subtitle, max(HEIGHT if both else 0.0, rest + num_rows * row_inches))
+    height = max(HEIGHT if both else 0.0, rest + num_rows * row_inches)
+    figure = new_page(headline(report), settings_line(report, LONGEST_SUBTITLE), height)
     write(figure, WIDTH - MARGIN, 0.95, "\u25cb before    \u25cf after", fontsize=SUBTITLE, ha="right")
-    draw_blocks(figure, parts, MARGIN, TOP, TASKS_RIGHT if both else WIDTH - MARGIN, row_inches)
+    draw_blocks(figure, report, parts, MARGIN, TOP, TASKS_RIGHT if both else WIDTH - MARGIN, row_inches)
     if both:
         draw_trade_off(figure, report)
     return figure
@@ -170,15 +196,28 @@ def draw_trade_off(figure: Figure, report: Report) -> None:
     """The plane with one arrow, and under it what the numbers rest on."""
     before = (report.downstream.before or 0.0, report.upstream.before or 0.0)
     after = (report.downstream.after or 0.0, report.upstream.after or 0.0)
-    left, right = PLANE_LEFT - 0.55, PLANE_LEFT + PLANE_SIZE
+    left, right = PLANE_LEFT - 0.65, PLANE_LEFT + PLANE_SIZE
     h_text = f"H-score {score_text(report.h_score.before)} \u2192 {score_text(report.h_score.after)}"
     write(figure, left, TOP + 0.24, "Trade-off", fontsize=HEADING, fontweight="bold")
     write(figure, right, TOP + 0.24, h_text, color=MUTED, ha="right")
     axes = add_axes(figure, PLANE_LEFT, TOP + HEAD_INCHES + 0.15, PLANE_SIZE, PLANE_SIZE)
-    draw_plane(axes, [before, after])
+    draw_plane(axes, [before, after], cut=math.dist(before, after) < CLOSE)
     draw_move(axes, before, after, GAIN)
+    for point, moment, colour in ((before, "before", MUTED), (after, "after", GAIN)):
+        draw_bar(axes, point, report.role_interval("downstream", moment), colour, upright=False)
+        draw_bar(axes, point, report.role_interval("upstream", moment), colour, upright=True)
     draw_circle(axes, before, MUTED, filled=False, size=12)
     draw_circle(axes, after, GAIN, filled=True, size=13)
-    for line, (name, value) in enumerate(facts(report)[:2]):
-        place = TOP + HEAD_INCHES + PLANE_SIZE + 1.0 + 0.22 * line
-        write(figure, left, place, f"{name}: {value}", fontsize=SMALL, color=MUTED)
+    top = TOP + HEAD_INCHES + PLANE_SIZE + 0.92
+    for line, text in enumerate(notes(report)):
+        write(figure, left, top + 0.19 * line, text, fontsize=SMALL - 0.5, color=MUTED)
+
+
+def notes(report: Report) -> list[str]:
+    """Lines under the plane: what the H-score is, what bars are, and whether frozen entries stayed."""
+    counts = sorted({asked.count for asked in report.questions.values()})
+    found = wrap(H_NOTE, LONGEST_FACT)
+    if counts:
+        asked = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        found += wrap(INTERVAL_NOTE.format(asked), LONGEST_FACT)
+    return found + [f"{name}: {value}" for name, value in facts(report)[:2]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dowser_pl.errors import DowserError
-from dowser_pl.reporting.plots.plane import Entry, draw_list, draw_move, draw_numbered, draw_plane
+from dowser_pl.reporting.plots.plane import Entry, Numbered, draw_list, draw_move, draw_numbered, draw_plane
 from dowser_pl.reporting.plots.style import (
     HEIGHT,
     MARGIN,
@@ -15,6 +15,7 @@ from dowser_pl.reporting.plots.style import (
     RUN_COLOURS,
     TOP,
     add_axes,
+    draw_bar,
     new_page,
     save_page,
     signed,
@@ -28,16 +29,18 @@ if TYPE_CHECKING:
 PLANE_LEFT, PLANE_SIZE = 1.25, 5.2
 LIST_LEFT, LINE_INCHES = 7.3, 0.55
 COLUMNS = {"downstream": 10.4, "upstream": 11.35, "drop": 12.1, "H": 12.83}
-SUBTITLE_TEXT = "arrows lead from the base model to each tuned model; best H-score first"
+SUBTITLE_TEXT = (
+    "arrows lead from the base model to each tuned model; best H-score, the harmonic mean of both means, first"
+)
 
 
-def plot_comparison(reports: Sequence[Report], path: str | Path) -> None:
+def plot_comparison(reports: Sequence[Report], path: str | Path, dark: bool = False) -> None:
     """Write the picture of several runs, atomically; the suffix decides the format.
 
     Raises:
         DowserError: no run has tasks of both roles, or the suffix is not .png, .pdf or .svg.
     """
-    save_page(draw_comparison(reports), path)
+    save_page(draw_comparison(reports), path, dark)
 
 
 def draw_comparison(reports: Sequence[Report]) -> Figure:
@@ -75,10 +78,13 @@ def draw_runs(figure: Figure, runs: Sequence[tuple[int, Report]]) -> None:
     draw_plane(axes, [point for _, report in runs for point in ends(report)])
     for position, (_, report) in enumerate(runs):
         draw_move(axes, *ends(report), run_colour(position), alpha=0.35)
-    for before in {ends(report)[0] for _, report in runs}:
-        draw_numbered(axes, before, "0", MUTED, filled=False)
-    for position, (number, report) in enumerate(runs):
-        draw_numbered(axes, ends(report)[1], str(number), run_colour(position))
+    for position, (_, report) in enumerate(runs):
+        downstream, upstream = (report.role_interval(role, "after") for role in ("downstream", "upstream"))
+        draw_bar(axes, ends(report)[1], downstream, run_colour(position), upright=False)
+        draw_bar(axes, ends(report)[1], upstream, run_colour(position), upright=True)
+    bases = sorted({ends(report)[0] for _, report in runs})
+    tuned = [(ends(report)[1], str(number), run_colour(place)) for place, (number, report) in enumerate(runs)]
+    draw_numbered(axes, [*(Numbered(base, "0", MUTED, False) for base in bases), *(Numbered(*each) for each in tuned)])
 
 
 def entries(runs: Sequence[tuple[int, Report]]) -> list[Entry]:
