@@ -3,6 +3,7 @@
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from dowser_pl.callbacks.curve import Curve
 from dowser_pl.callbacks.dowser.callback import Dowser
+from dowser_pl.callbacks.end_on_sigterm import EndOnSigterm
 from dowser_pl.callbacks.export import Export
 from dowser_pl.callbacks.fail_together import FailTogether
 from dowser_pl.callbacks.forgetting import Forgetting
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "Curve",
     "Dowser",
+    "EndOnSigterm",
     "EpochProgress",
     "Export",
     "FailTogether",

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
+from dowser_pl.callbacks.end_on_sigterm import end_now
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError, message_of
 
@@ -55,7 +56,7 @@ class FailTogether(Callback):
         They are wherever they are, so that would wait for ever.
         """
         if collectives.world_size() > 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _end)
+            signal.signal(signal.SIGTERM, end_now)
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
 
@@ -115,11 +116,6 @@ class FailTogether(Callback):
     def _say(text: str) -> None:
         sys.stderr.write(f"\ndowser_pl: {text}\n")
         sys.stderr.flush()
-
-
-def _end(number: int, frame: Any) -> None:  # noqa: ARG001
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one means it
-    raise SystemExit("ended by SIGTERM")
 
 
 def _reason(exception: BaseException) -> str:

@@ -26,6 +26,7 @@ from dowser_pl.callbacks import (
     Checkpoints,
     Curve,
     Dowser,
+    EndOnSigterm,
     EpochProgress,
     Export,
     FailTogether,
@@ -34,6 +35,7 @@ from dowser_pl.callbacks import (
     Predictions,
     RandomState,
 )
+from dowser_pl.callbacks.end_on_sigterm import ENDED, ending_on_sigterm
 from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
 from dowser_pl.cli.ending import INTERRUPTED, refuse
 from dowser_pl.cli.options import CURVE, OVERWRITE, TRAINER_DEFAULTS, VERBS, verb_and_rest
@@ -189,6 +191,7 @@ def _loggers(root: str) -> list[Logger]:
     return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
 
 
+@ending_on_sigterm()
 def main(args: list[str] | None = None) -> None:
     """Run one verb.
 
@@ -213,8 +216,8 @@ def main(args: list[str] | None = None) -> None:
         if message is None:
             raise
         sys.exit(f"\nerror: {message}")  # status 1
-    except SIGTERMException:  # a SystemExit that says success
-        sys.exit(128 + signal.SIGTERM)
+    except SIGTERMException as ended:  # a SystemExit that says success
+        sys.exit(refuse(str(ended) or ENDED, 128 + signal.SIGTERM))
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which the Trainer turns into a plain failure
             sys.exit(refuse("interrupted", INTERRUPTED))
@@ -229,7 +232,7 @@ def _run(arguments: list[str]) -> None:
         MultimodalModule,
         trainer_class=DowserTrainer,
         trainer_defaults=TRAINER_DEFAULTS
-        | {"callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether()]},
+        | {"callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether(), EndOnSigterm()]},
         seed_everything_default=0,
         save_config_callback=SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},
