@@ -25,7 +25,7 @@ ALLOWED = {
     "masking": {"distributed", "errors", "files", "functional"},
     "patches": {"distributed", "errors", "files", "functional", "masking", "methods", "models"},
     "strategies": {"distributed", "errors", "models"},
-    "module": {"data", "distributed", "errors", "masking", "metrics", "models", "reporting", "strategies"},
+    "module": {"data", "distributed", "errors", "files", "masking", "metrics", "models", "reporting", "strategies"},
     "planning": {"distributed", "errors", "files", "functional", "methods", "models", "reporting"},
     "trainer": {"files", "planning"},
     "callbacks": {"__init__", "distributed", "errors", "files", "functional", "importance", "masking", "methods", "metrics", "patches", "planning", "reporting", "strategies"},

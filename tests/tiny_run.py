@@ -85,6 +85,6 @@ def build_trainer(
         **options,
     }
     checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=every)
-    ending = [Export(enabled=export), Forgetting(), PatchFile()]
+    ending = [Export(enabled=export), Forgetting(cache_dir), PatchFile()]
     callbacks = [dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks]
     return DowserTrainer(callbacks=callbacks, **options)

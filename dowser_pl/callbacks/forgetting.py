@@ -25,10 +25,13 @@ from dowser_pl import __version__
 from dowser_pl.callbacks.answers import add_pictures, latest_answers
 from dowser_pl.callbacks.curve import Curve, find_curve
 from dowser_pl.callbacks.dowser.callback import Dowser
+from dowser_pl.callbacks.dowser.importance import behaviour
 from dowser_pl.callbacks.dowser.merging import BeforeMerge
+from dowser_pl.callbacks.evaluation_cache import EvaluationCache
 from dowser_pl.callbacks.memory import peak_memory_bytes
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
+from dowser_pl.importance import digest
 from dowser_pl.metrics import metric_label
 from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
 from dowser_pl.reporting.answers import Moment, Row, counted
@@ -37,9 +40,15 @@ __all__ = ["Forgetting"]
 
 
 class Forgetting(Callback, BeforeMerge):
-    """Measures every task before, during and after training; writes ``report.json``, ``.md`` and ``.png``."""
+    """Measures every task before, during and after training; writes ``report.json``, ``.md`` and ``.png``.
 
-    def __init__(self) -> None:
+    Args:
+        cache_dir: where the scores of base models are kept between runs, so that the same model is not asked the same
+            questions twice; None = always ask.
+    """
+
+    def __init__(self, cache_dir: str | None = "runs/cache") -> None:
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.tuned: dict[str, float] | None = None
@@ -51,6 +60,8 @@ class Forgetting(Callback, BeforeMerge):
         self._seconds = {"fit": 0.0, "evaluate": 0.0}  # of earlier parts of a resumed run, and so far
         self._fit_start: float | None = None
         self._evaluate_start = 0.0
+        self._cache: EvaluationCache | None = None  # where what is measured before training goes
+        self._asked: float = float("inf")  # num_sanity_val_steps
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse settings under which there would be no "before" column, before anything is computed."""
@@ -66,9 +77,18 @@ class Forgetting(Callback, BeforeMerge):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Do not measure "before" again: Lightning does after a checkpoint of an epoch's end, on tuned weights."""
+        """Do not measure "before" where it is known.
+
+        That is after a checkpoint, as Lightning would after one of an epoch's end, on tuned weights; and where the same
+        model was asked the same questions in an earlier run.
+        """
+        self._cache, self._asked = None, trainer.num_sanity_val_steps
         if trainer.ckpt_path is not None:
             trainer.num_sanity_val_steps = 0
+        elif self.cache_dir is not None and trainer.num_sanity_val_steps == float("inf") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            start = time.monotonic()
+            self._look_up(trainer, pl_module, self.cache_dir)
+            self._seconds["evaluate"] += time.monotonic() - start  # questions were made ready
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock; when resuming it goes on where the checkpoint left it.
@@ -77,6 +97,7 @@ class Forgetting(Callback, BeforeMerge):
             DowserError: if a task was not measured on the base model, before hours of training rather than after.
         """
         self._fit_start = time.monotonic()
+        trainer.num_sanity_val_steps = self._asked  # for the next fit of this trainer
         missing = [task.name for task in pl_module.tasks() if task.name not in self.before]
         if missing and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise DowserError(
@@ -97,6 +118,9 @@ class Forgetting(Callback, BeforeMerge):
             self._answers = latest_answers(pl_module, self._answers, moment)
         if trainer.sanity_checking:
             self.before = dict(pl_module.scores)
+            cache = self._cache if trainer.is_global_zero else None
+            if cache is not None and cache.save(self.before, self._answers, seconds):
+                rank_zero_info(f"The base model's scores are kept in {cache.path}")
         else:
             self._seconds["fit"] -= seconds  # the clock of training runs on meanwhile
             self.after = dict(pl_module.scores)
@@ -182,6 +206,28 @@ class Forgetting(Callback, BeforeMerge):
         self._evaluated_at = state_dict["evaluated_at"]
         self._seconds = dict(state_dict["seconds"])
         self._answers = json.loads(state_dict.get("answers", "[]"))
+
+    def _look_up(self, trainer: Trainer, pl_module: Any, folder: Path) -> None:
+        """Take "before" from an earlier run, or make ready to keep it."""
+        dowser = next((each for each in trainer.callbacks if isinstance(each, Dowser)), None)  # type: ignore[attr-defined]
+        if dowser is None or not dowser.base.tensors:
+            return
+        protocol = pl_module.protocol()
+        if protocol is None:
+            return
+        identity = {
+            "weights": dowser.base.fingerprint,
+            "model": digest(behaviour(pl_module.network)),
+            "protocol": protocol,
+        }
+        self._cache = cache = EvaluationCache(folder, identity, [task.name for task in pl_module.tasks()])
+        known = collectives.from_rank_zero(cache.find)
+        if known is not None:
+            self.before, self._answers, trainer.num_sanity_val_steps = known.scores, known.answers, 0
+            rank_zero_info(
+                f"The base model's scores are known: {known.path} (which saves {known.seconds:.0f} s; "
+                "--report.cache_dir null measures them anew)"
+            )
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Make sure that ``after`` is of the model as it is."""

@@ -1,8 +1,7 @@
 """Evaluation of a multimodal model: greedy answers, one metric per task, scores in the log."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from dowser_pl.data.images import open_image
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
+from dowser_pl.module.protocol import limited, protocol
 from dowser_pl.reporting import role_means
 
 __all__ = ["EvaluatedModule"]
@@ -82,6 +82,10 @@ class EvaluatedModule(LightningModule):
             "eos_token_id": list(self.ending().ids)
         }
 
+    def protocol(self) -> dict[str, Any] | None:
+        """What scores of the validation data depend on beside the weights; None = that is not known."""
+        return protocol(self)
+
     @torch.no_grad()
     def score_tasks(self, tasks: Sequence[Any], loaders: Sequence[Any]) -> dict[str, float]:
         """Scores of the model as it is, outside of any loop; nothing is logged.
@@ -95,7 +99,7 @@ class EvaluatedModule(LightningModule):
         with self.trainer.precision_plugin.val_step_context():
             for task, loader in zip(tasks, loaders, strict=True):
                 metric = build_metric(task.metric).to(self.device)
-                for batch in _limited(loader, self.trainer.limit_val_batches):
+                for batch in limited(loader, self.trainer.limit_val_batches):
                     moved = self.trainer.strategy.batch_to_device(batch)
                     metric.update(self._answers_of(moved, task), moved["references"])
                 scores[task.name] = round(float(metric.compute()), 6)
@@ -219,10 +223,3 @@ def _ending_line(tokenizer: Any, own: Sequence[int], ids: Sequence[int], text: s
     if not said:
         return "Answers end at max_new_tokens alone: neither model nor chat template has an end token"
     return f"Answers end at {', and at '.join(said)}" + ("" if ids or text else "; the chat template writes no end")
-
-
-def _limited(loader: Any, limit: float | None) -> Iterator[Any]:
-    """The first batches: a number of them, or a share of all."""
-    if limit is None or (isinstance(limit, float) and limit == 1.0):
-        return iter(loader)
-    return islice(loader, int(len(loader) * limit) if isinstance(limit, float) else limit)

@@ -142,7 +142,7 @@ def run(model_folder, folder, method, ckpt_path=None, update="compact", checkpoi
         callbacks=[
             dowser,
             Export(),
-            Forgetting(),
+            Forgetting(None),
             PatchFile(),
             Checkpoints(str(folder / "checkpoints"), every),
             RandomState(),

@@ -38,7 +38,7 @@ from dowser_pl.importance.batches import aligned
 from dowser_pl.importance.prompts import noise_images
 from dowser_pl.methods import Agreement, Method
 
-__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "identity"]
+__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "identity"]
 
 
 def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
     network, processor = pl_module.network, pl_module.processor
     return {
         "weights": fingerprint(network),
-        "model": digest(_behaviour(network)),
+        "model": digest(behaviour(network)),
         "processor": digest(_text_and_images(processor, probe.noise_images)),
         "ending": asdict(pl_module.ending()),
         "probe": probe.identity(),
@@ -54,7 +54,7 @@ def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
     }
 
 
-def _behaviour(network: Any) -> dict[str, Any]:
+def behaviour(network: Any) -> dict[str, Any]:
     """What the same weights compute: activations, rotary settings, attention ..., but not where they lie."""
     settings = json.loads(network.config.to_json_string(use_diff=False))
     for unrelated in ("_name_or_path", "transformers_version"):
