@@ -22,7 +22,7 @@ TRAINING_VERBS = {
     "test": "the same on the test sets",
     "predict": "write the model's answers",
     "probe": "measure the importance of each weight and fill the cache",
-    "plan": "say what training would take in memory, and on which cards it fits",
+    "plan": "say what training would take: memory and cards, hours, disk",
 }
 OFFLINE_VERBS = {
     "report": "show the report of a run, or compare several runs",

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from dowser_pl.files.locking import alone
 from dowser_pl.files.run_folder import refuse_another_run
 from dowser_pl.planning.memory import Placement
-from dowser_pl.planning.verb import plan_forms, show, write
+from dowser_pl.planning.verb import plan_run, show, write
 
 __all__ = ["DowserTrainer"]
 
@@ -65,12 +65,14 @@ class DowserTrainer(Trainer):
 
     Attributes:
         planned_for: devices and strategy that ``plan`` counts for; None = this trainer's own.
+        planned_on_cpu: whether ``plan`` is for a CPU, for which no hours are known.
         overwrite: whether a run may replace another one in its folder: False = it is refused, as on the command line
             unless ``--overwrite true``; True = what that left goes when training begins; None = as it comes, for
             notebooks that fit again and again.
     """
 
     planned_for: Placement | None = None
+    planned_on_cpu = False
     overwrite: bool | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # the Trainer's own, which the command line looks up
@@ -136,18 +138,21 @@ class DowserTrainer(Trainer):
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         tokens: int | None = None,
+        tokens_per_second: float | None = None,
         json: str | None = None,
     ) -> None:
-        """Say what training would take in memory, and which cards it fits on; no weight and no data is read.
+        """Say what training would take: memory and the cards it fits on, hours, disk; no weight is read.
 
         Args:
             model: the module.
-            datamodule: tells how many rows a batch has.
-            tokens: length of a training row, image tokens included; None = assumed.
+            datamodule: its training rows, of which some are encoded to see how long they are.
+            tokens: length of a training row, image tokens included; None = measured, or where there are no data
+                assumed.
+            tokens_per_second: that all devices train on together; None = as measured on one card, for large models.
             json: file to write the numbers to as well.
         """
         placement = self.planned_for or Placement(type(self.strategy).__name__, self.world_size)
-        rows = plan_forms(self, model, datamodule, placement, tokens)
-        show(rows, assumed=tokens is None)
+        rows, run = plan_run(self, model, datamodule, placement, tokens, tokens_per_second, self.planned_on_cpu)
+        show(rows, run)
         if json is not None:
-            write(json, rows)
+            write(json, rows, run)

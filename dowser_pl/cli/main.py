@@ -162,6 +162,7 @@ class DowserCLI(LightningCLI):
         """Plan for the devices that were asked for, not for the ones that are here."""
         asked = self._get(self.config, "trainer")
         self.trainer.planned_for = placement_of(asked.strategy, asked.devices, asked.num_nodes)  # type: ignore[attr-defined]
+        self.trainer.planned_on_cpu = "cpu" in str(asked.accelerator).lower()  # type: ignore[attr-defined]
 
     def _check_inputs(self) -> None:
         """Refuse what would fail late: no data, or a checkpoint that is not there."""

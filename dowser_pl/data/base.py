@@ -32,6 +32,7 @@ from dowser_pl.data.checking import Check, rows_to_check
 from dowser_pl.data.encoders import build_encoder, limit_pixels
 from dowser_pl.data.encoding import Encoder
 from dowser_pl.data.images import ImageSource
+from dowser_pl.data.lengths import row_lengths
 from dowser_pl.data.loaders import (
     CUT,
     LEFT_OUT,
@@ -130,9 +131,7 @@ class EvaluatedData(LightningDataModule):
         """
         if self._encoder is None or (self.stage == "predict" and stage != "predict"):
             self.stage, self._evaluation_loaders = stage, []
-            processor = self._find_processor()
-            limit_pixels(processor, self.min_pixels, self.max_pixels)
-            encoder = build_encoder(processor, self.chat_template, self.max_length, self.control_tokens)
+            encoder = self._new_encoder()
             tasks = checked_tasks(self.evaluation_tasks(), encoder.tokenizer, stage != "predict")
             self.tasks = self._without_bad(tasks, encoder)
             self._encoder = encoder
@@ -187,6 +186,11 @@ class EvaluatedData(LightningDataModule):
         good = [number for number in range(len(task.questions)) if number not in bad]
         report_left_out(list(bad.values()), len(good), task.name)
         return replace(task, questions=Selected(task.questions, good), left_out=task.left_out + len(bad))
+
+    def _new_encoder(self) -> Encoder:
+        processor = self._find_processor()
+        limit_pixels(processor, self.min_pixels, self.max_pixels)
+        return build_encoder(processor, self.chat_template, self.max_length, self.control_tokens)
 
     def _share(self) -> dict[str, int]:
         """`rank` and `num_replicas` among the processes that see different rows."""
@@ -305,6 +309,10 @@ class MultimodalData(EvaluatedData):
         """Training batches in an order that knows nothing of how far training got: those of the first epoch."""
         batches = self._training_batches()
         return build_loader(TrainingLoader, batches, self._training_order(len(batches), None), 0)
+
+    def row_lengths(self, most: int) -> tuple[int, list[int], int]:
+        """How many training rows there are, tokens of up to `most` and of the longest; no evaluation set is read."""
+        return row_lengths(self.train_conversations(), self._new_encoder(), most, self.skip_bad_rows)
 
     def teardown(self, stage: str) -> None:
         """Say how many rows were cut or left out."""

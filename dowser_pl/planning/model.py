@@ -165,13 +165,20 @@ def batch_of(
 
 
 def _image_tokens(config: Any) -> int:
-    """Of one image: as the config says, but no more than its patches; 0 where neither is told."""
+    """Of one image: as the config says, but no more than its patches and what is made of them; 0 where none is told."""
     vision = getattr(config, "vision_config", None)
     size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
-    told = [getattr(config, "image_seq_length", None)]
+    told = [getattr(config, name, None) for name in ("image_seq_length", "mm_tokens_per_image", "num_query_tokens")]
     if isinstance(size, int) and isinstance(patch, int):
-        told.append((size // patch) ** 2)
-    return min((number for number in told if number), default=0)
+        told.append(int((size // patch / _merged(config)) ** 2))
+    return min((number for number in told if isinstance(number, int) and number > 0), default=0)
+
+
+def _merged(config: Any) -> float:
+    """Patches in a row and in a column that become one token."""
+    merged = getattr(config, "scale_factor", None)  # Idefics3, SmolVLM
+    kept = getattr(config, "downsample_ratio", None)  # InternVL
+    return float(merged) if merged else 1 / kept if kept else 1.0
 
 
 def _that_keep_something(network: Any, blocks: Sequence[nn.Module]) -> Sequence[nn.Module]:

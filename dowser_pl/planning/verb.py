@@ -1,4 +1,4 @@
-"""The verb `plan`: what a configuration would take in memory, from the config of its model; no weight is read."""
+"""The verb `plan`: what a configuration would take, from the config of its model and some rows; no weight is read."""
 
 import json
 import sys
@@ -19,33 +19,43 @@ from dowser_pl.methods import AfterFit, BeforeFit, EachStep
 from dowser_pl.models.layers import decoder_layers, named_part
 from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
+from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.memory import Kept, Placement
 from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, sizes_of
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
+from dowser_pl.planning.run import RunPlan, rate_of, rows_of, text
 from dowser_pl.planning.text import CARDS, fits, readable, smallest_card, table
 from dowser_pl.reporting.provenance import provenance
 
-__all__ = ["placement_of", "plan_forms", "show", "write"]
+__all__ = ["placement_of", "plan_run", "show", "write"]
 
 
-def plan_forms(
-    trainer: Trainer, module: Any, datamodule: Any, placement: Placement, tokens: int | None
-) -> dict[str, MemoryPlan]:
-    """The plan of each form of training.
+def plan_run(
+    trainer: Trainer,
+    module: Any,
+    datamodule: Any,
+    placement: Placement,
+    tokens: int | None,
+    tokens_per_second: float | None,
+    on_cpu: bool,
+) -> tuple[dict[str, MemoryPlan], RunPlan]:
+    """The memory of each form of training, and what the run takes beside it.
 
     Args:
-        trainer: its precision and its callback that holds the method.
+        trainer: its precision, its epochs and its callback that holds the method.
         module: a `MultimodalModule` that has not loaded its model; it stays without.
-        datamodule: tells the batch size; None = one row.
+        datamodule: tells the batch size, and how long rows are; None = one row of an assumed length.
         placement: devices and strategy.
-        tokens: of a row; None = assumed, see :func:`batch_of`.
+        tokens: of every row; None = as they are measured, or assumed, see :func:`batch_of`.
+        tokens_per_second: of all devices; None = as measured, where it was.
+        on_cpu: whether it will run there.
 
     Returns:
         ``compact``; and where weights are not sharded over devices, ``compact + 8-bit`` and (unless the method decides
-        after every step) ``dense``.
+        after every step) ``dense``. And the run.
 
     Raises:
-        DowserError: if the model cannot be tuned, or not where it is placed, or the number of tokens is none.
+        DowserError: if the model cannot be tuned, or not where it is placed, or a number cannot be.
     """
     if module.quantization != "none":
         raise DowserError(
@@ -53,27 +63,42 @@ def plan_forms(
         )
     if tokens is not None and tokens < 1:
         raise DowserError(f"--tokens is the length of a training row, at least 1; got {tokens}")
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise DowserError(f"--tokens_per_second is what all devices train on in a second; got {tokens_per_second}")
     dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
     method: Any = getattr(dowser, "method", None)
     if placement.shards and method is not None:
         _refuse_spread(trainer, module, method, dowser.checkpoint)
+    rows = rows_of(module, datamodule, tokens)
     tuned = _without_weights(trainer, module)
-    network, module.model, module.adapters = module.model, None, None
-    blocks = list(decoder_layers(network))
     each_step, ratio = isinstance(method, EachStep), 1.0
     if isinstance(method, BeforeFit) and method.update_ratio is not None:
         ratio = method.update_ratio
     entries = sum(num_trainable(ratio, weight.numel()) for weight in tuned)
+    optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
+    states = optimizer_kind(optimizer)
+    disk = disk_bytes(trainer, module, entries, getattr(dowser, "checkpoint", "compact"), states)
+    network, module.model, module.adapters = module.model, None, None
+    blocks = list(decoder_layers(network))
     dense = MemoryPlan(
         sizes_of(network, blocks, tuned, entries),
         "dense",
-        optimizer_kind(module.optimizer([nn.Parameter(torch.zeros(1))])),
+        states,
         placement,
         decoder_of(network, blocks, str(trainer.precision)),
-        batch_of(network, datamodule, module.gradient_checkpointing, tokens, placement.devices),
+        batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
     )
+    forms = _forms(dense, method, each_step)
+    weights = sum(each.numel() for each in network.parameters())
+    kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
+    rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    return forms, RunPlan.of(trainer, rows, dense, known, disk, optimizer, ratio < 1, sys.argv[2:])
+
+
+def _forms(dense: MemoryPlan, method: Any, each_step: bool) -> dict[str, MemoryPlan]:
     compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if each_step else Kept())
-    if placement.shards:
+    if dense.placement.shards:
         return {"compact": compact}
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}
     return rows if each_step else {"dense": dense, **rows}
@@ -93,12 +118,12 @@ def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:
     return Placement(name.rpartition(".")[2], max(1, count) * num_nodes)
 
 
-def show(rows: Mapping[str, MemoryPlan], assumed: bool) -> None:
+def show(rows: Mapping[str, MemoryPlan], run: RunPlan) -> None:
     """Print the table.
 
     Args:
         rows: name -> plan.
-        assumed: whether nobody told how long a row is.
+        run: what it takes beside memory.
     """
     first = next(iter(rows.values()))
     weights = ", ".join(
@@ -112,14 +137,16 @@ def show(rows: Mapping[str, MemoryPlan], assumed: bool) -> None:
         "",
         *table(rows),
     ]
-    if assumed and first.batch is not None:
+    if not run.rows.longest and first.batch is not None:
         lines.append(f"{first.batch.tokens:,} tokens a row is an assumption (one image and some text); set --tokens")
+    lines += ["", *text(run, list(rows))]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def write(path: str | Path, rows: Mapping[str, MemoryPlan]) -> None:
+def write(path: str | Path, rows: Mapping[str, MemoryPlan], run: RunPlan) -> None:
     """The numbers as JSON, with command, machine and versions."""
     content = provenance("plan", sys.argv[2:])
+    content["run"] = asdict(run) | {"folder": str(run.folder), "seconds": {form: run.seconds(form) for form in rows}}
     content["rows"] = {name: _numbers(plan) for name, plan in rows.items()}
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 

@@ -46,8 +46,8 @@ def test_the_estimate_is_near_what_is_written(tmp_path, monkeypatch, checkpoint,
     make_processor_folder(model)
     told = []
     disk_with(monkeypatch, 10**9)
-    sizes = room._sizes
-    monkeypatch.setattr(room, "_sizes", lambda *args: told.append(sizes(*args)) or told[-1])
+    sizes = room.disk_bytes
+    monkeypatch.setattr(room, "disk_bytes", lambda *args: told.append(sizes(*args)) or told[-1])
     trainer = build_trainer(tmp_path, Magnitude(0.1), checkpoint=checkpoint, export=export, max_epochs=1)
     trainer.fit(build_module(model), datamodule=TinyData())
     written = {"checkpoints": 2 * size_of(tmp_path / "checkpoints")}
@@ -66,8 +66,8 @@ def test_no_room_is_asked_for_what_is_not_written(model, tmp_path, monkeypatch):
 
 def test_no_more_room_is_asked_than_the_optimizer_and_a_run_that_goes_on_need(model, tmp_path, monkeypatch):
     told = []
-    sizes = room._sizes
-    monkeypatch.setattr(room, "_sizes", lambda *args: told.append(sizes(*args)) or told[-1])
+    sizes = room.disk_bytes
+    monkeypatch.setattr(room, "disk_bytes", lambda *args: told.append(sizes(*args)) or told[-1])
 
     def fit(optimizer, steps, **options):
         module = build_module(model)

@@ -83,7 +83,7 @@ def test_the_world_is_planned_with_its_data_and_its_optimizer(capsys, tmp_path, 
     options += " --trainer.devices 2 --trainer.strategy ddp"
     main([*options.split(), "--trainer.accelerator=gpu", "--model.also_train=[projector]", "--json=plan.json"])
     out = capsys.readouterr().out
-    assert "2 device(s), ddp" in out and "more without a mask" in out and "an assumption" in out
+    assert "2 device(s), ddp" in out and "more without a mask" in out and "rows: 1,200, of 22 to 22 tokens" in out
     dense = json.loads(Path("plan.json").read_text())["rows"]["dense"]
     assert dense["bytes"]["buckets"] == 4 * (dense["tuned_entries"] + dense["whole_entries"])
     assert dense["batch"]["rows"] == 5 and dense["optimizer"]["states"] == 2
