@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def commands(settings: Settings, cell: Cell, run: str, tuned: str | None) -> lis
 def digest(settings: Settings, cell: Cell) -> str:
     """Differs where a command line does, or what its configurations say; not where the bench's folder lies.
 
-    A world that is a folder counts by the content of its files. A cell that merges the model of another has that one's
+    A world that is a folder counts by the content of its files, a method that is named by its class path by the source
+    of its package, unless that is ours. A cell that merges the model of another has that one's
     digest in its own.
     """
     base = required(settings, cell)
@@ -69,6 +71,9 @@ def digest(settings: Settings, cell: Cell) -> str:
         [_content(word) if before == "-c" else word for before, word in zip(["", *line], line, strict=False)]
         for line in lines
     ]
+    method = settings.methods[cell.method].method
+    if method is not None and (source := _source(method)) is not None:
+        told.append(["source of the method", source])
     world = Path(settings.worlds[cell.group.world])
     if world.is_dir():
         told.append([folder_digest(world)])
@@ -76,10 +81,10 @@ def digest(settings: Settings, cell: Cell) -> str:
 
 
 @cache
-def folder_digest(folder: Path) -> str:
-    """Of names and contents of all files below; read once."""
+def folder_digest(folder: Path, pattern: str = "*") -> str:
+    """Of names and contents of all files below whose name matches; read once."""
     whole = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(path for path in folder.rglob(pattern) if path.is_file()):
         content = hashlib.sha256()
         with file.open("rb") as stream:
             while piece := stream.read(1 << 20):
@@ -88,8 +93,20 @@ def folder_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def _source(class_path: str) -> str | None:
+    """Of the package or file in which a class of anybody's lies; nothing is imported."""
+    package, dot, _ = class_path.partition(".")
+    found = find_spec(package) if dot and package != "dowser_pl" else None
+    if found is None:
+        return None
+    if folders := found.submodule_search_locations:
+        return " ".join(folder_digest(Path(folder), "*.py") for folder in folders)
+    return hashlib.sha256(Path(str(found.origin)).read_bytes()).hexdigest()
+
+
 def _fit(settings: Settings, cell: Cell, entry: Entry, run: str) -> list[str]:
-    options = _common(settings, cell) | dict(entry.options) | {RATE: cell.rate}
+    named = {} if entry.method is None else {"dowser.method": entry.method}
+    options = _common(settings, cell) | named | dict(entry.options) | {RATE: cell.rate}
     options |= {f"dowser.method.{name}": value for name, value in cell.setting if name != "lr"}
     options |= dict.fromkeys(entry.seeded, cell.seed) | {"export.enabled": True, "trainer.default_root_dir": run}
     return ["fit", *_configs((*settings.fit, *entry.config)), *_words(options)]

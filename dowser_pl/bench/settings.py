@@ -167,7 +167,7 @@ _KEYS = (
     *("folder", "fit", "set", "seeded", "validation", "test", "seeds", "tuning_seed"),
     *("worlds", "tasks", "depths", "methods", "smallest_grid", "keep"),
 )
-_METHOD_KEYS = ("config", "options", "seeded", "grid", "after", "merge")
+_METHOD_KEYS = ("method", "config", "options", "seeded", "grid", "after", "merge")
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,10 @@ class Entry:
         config: configurations given to its runs.
         options: of its runs, dotted; with ``merge`` options of the method.
         seeded: options that are set to the seed, as ``options``.
-        grid: what is tried: learning rates, or values of the method's own options with ``after``.
+        grid: what is tried: learning rates, with values of the method's own options; the latter alone with ``after``.
         after: the entry whose learning rate, and with ``merge`` whose tuned models, this one takes.
         merge: the method that ``python -m dowser_pl merge`` applies to these; None = it is applied inside ``fit``.
+        method: class of the method, such as ``my_package.Mine``; None = as ``config`` says.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Entry:
     grid: tuple[Setting, ...]
     after: str | None = None
     merge: str | None = None
+    method: str | None = None
 
     @property
     def num_settings(self) -> int:
@@ -312,9 +314,8 @@ def _methods(file: Section, merges: Collection[str]) -> dict[str, Entry]:
                 f"{where}.{entry.name}.grid: got {len(entry.grid)} settings, expected at least {smallest} "
                 "(smallest_grid); a method that is not tuned looks worse than it is"
             )
-        base = entries.get(entry.after) if entry.after is not None else None
-        if entry.after is not None and (base is None or base.after is not None):
-            plain = [each.name for each in entries.values() if each.after is None]
+        plain = [each.name for each in entries.values() if each.after is None and _rates_alone(each.grid)]
+        if entry.after is not None and entry.after not in plain:
             raise DowserError(f"{where}.{entry.name}.after: got {entry.after!r}, expected one of: {', '.join(plain)}")
     sizes = {entry.name: len(entry.grid) for entry in entries.values()}
     if len(set(sizes.values())) > 1:
@@ -323,24 +324,35 @@ def _methods(file: Section, merges: Collection[str]) -> dict[str, Entry]:
     return entries
 
 
+def _rates_alone(grid: Sequence[Setting]) -> bool:
+    return all([key for key, _ in setting] == ["lr"] for setting in grid)
+
+
 def _entry(name: str, section: Section, merges: Collection[str]) -> Entry:
     after, merge = section.optional_text("after"), section.optional_text("merge")
+    method = section.optional_text("method")
     if merge is not None and merge not in merges:
         raise section.wrong("merge", f"one of: {', '.join(merges)}; others are applied inside fit (config)")
-    if merge is not None and (after is None or section.value.get("config")):
+    if merge is not None and (after is None or section.value.get("config") or method):
         raise DowserError(
-            f"{section.where}: got merge: {merge} {'without after' if after is None else 'and config'}, expected after "
-            "(whose tuned models are merged) and no config (nothing is trained)"
+            f"{section.where}: got merge: {merge} {'without after' if after is None else 'and config or method'}, "
+            "expected after (whose tuned models are merged) and neither of these (nothing is trained)"
         )
     options = section.options("options", {})
-    grid = _own_grid(section) if after is not None else tuple((("lr", rate),) for rate in section.numbers("grid"))
-    return Entry(name, section.texts("config"), options, section.texts("seeded"), grid, after, merge)
+    if after is not None or isinstance(section.get("grid"), Mapping):
+        grid = _own_grid(section, with_rates=after is None)
+    else:
+        grid = tuple((("lr", rate),) for rate in section.numbers("grid"))
+    return Entry(name, section.texts("config"), options, section.texts("seeded"), grid, after, merge, method)
 
 
-def _own_grid(section: Section) -> tuple[Setting, ...]:
-    """All combinations of the values of the method's own options."""
+def _own_grid(section: Section, with_rates: bool) -> tuple[Setting, ...]:
+    """All combinations of the values of the method's own options, and of learning rates where it is trained."""
     if not isinstance(section.get("grid"), Mapping) or not section.value["grid"]:
         raise section.wrong("grid", "values of an option of the method such as {update_ratio: [0.1, 0.2]}")
+    if with_rates != ("lr" in section.value["grid"]):
+        rates = "learning rates too (lr: [1e-3, 2e-3])" if with_rates else "no lr: that of the method it comes after"
+        raise section.wrong("grid", rates)
     values = Section(section.value["grid"], f"{section.where}.grid")
     axes = [[(name, value) for value in values.numbers(name)] for name in values.value]
     return tuple(product(*axes))

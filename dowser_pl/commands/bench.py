@@ -1,16 +1,19 @@
 """`python -m dowser_pl bench`: every method, tuned on validation data and measured over seeds."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dowser_pl.bench import Bench, read_settings, write_outputs
+from dowser_pl.bench import Bench, Settings, read_settings, write_outputs
 from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.processes import Processes
 from dowser_pl.cli.arguments import resolve_configs
 from dowser_pl.commands.merge import METHODS
 from dowser_pl.commands.output import answer
+from dowser_pl.errors import DowserError, nearest_of
+from dowser_pl.files.class_path import class_named
 from dowser_pl.reporting.provenance import provenance
 
 
@@ -46,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> str:
         file = Path(resolve_configs(["-c", options.config])[1])
-        bench = Bench(read_settings(file, METHODS), options.only, tell=_tell)
+        settings = read_settings(file, METHODS)
+        _check_classes(settings, file.name)
+        bench = Bench(settings, options.only, tell=_tell)
         if options.list:
             return "\n".join(bench.listing())
         bench.run(Processes(), options.retry)
@@ -63,6 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{len(failed)} cells failed; see bench.md, and --retry", file=sys.stderr)
     return 1 if failed else status
+
+
+def _check_classes(settings: Settings, file: str) -> None:
+    """Refuse a class that does not exist, or a grid over what it does not take, before anything runs."""
+    entries = [entry for entry in settings.methods.values() if entry.method is not None]
+    if not entries:
+        return
+    from dowser_pl import methods  # noqa: PLC0415 - the bench itself starts without torch
+
+    known = {name: getattr(methods, name) for name in methods.__all__ if isinstance(getattr(methods, name), type)}
+    for entry in entries:
+        where = f"{file}: methods.{entry.name}"
+        cls = class_named(str(entry.method), methods.Method, f"{where}.method", known)
+        taken = inspect.signature(cls).parameters
+        for name in dict(entry.grid[0]):
+            if name != "lr" and name not in taken:
+                raise DowserError(
+                    f"{where}.grid: {entry.method} takes no {name!r}, expected one of: {', '.join(taken)}"
+                    f"{nearest_of(name, {each: each for each in taken})}"
+                )
 
 
 def _tell(line: str) -> None:

@@ -50,6 +50,19 @@ MISTAKES = {
     "learning rates after another": ({"methods__Dare__grid": [1, 2, 3, 4]}, "values of an option of the method"),
     "after nothing": ({"methods__Dare__after": "Fool"}, "after: got 'Fool', expected one of: ModelDowser, Full"),
     "a method that cannot be merged": ({"methods__Dare__merge": "Dear"}, "merge: got 'Dear', expected one of: Dare"),
+    "a grid without learning rates": (
+        {"methods__Full__grid": {"power": [1, 2, 3, 4]}},
+        r"Full.grid: got {'power': .*, expected learning rates too \(lr:",
+    ),
+    "learning rates of what comes after": (
+        {"methods__Dare__grid": {"lr": [1, 2, 3, 4]}},
+        "Dare.grid: .*expected no lr",
+    ),
+    "after a grid of more than learning rates": (
+        {"methods__Full__grid": {"lr": [1, 2], "power": [1, 2]}},
+        "after: got 'Full', expected one of: ModelDowser$",
+    ),
+    "merged and of a class": ({"methods__Dare__method": "my_package.Mine"}, "merge: Dare and config or method"),
     "merged and trained": ({"methods__Dare__config": ["method/full"]}, "merge: Dare and config"),
     "depths": ({"depths": [0]}, r"depths: got \[0\], expected numbers of decoder layers"),
     "keep": ({"keep": "no"}, "keep: got 'no', expected true or false"),
@@ -103,4 +116,4 @@ def test_the_options_of_a_shipped_bench_exist(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*fit, "--print_config"])
     assert stop.value.code == 0
-    assert f"class_path: dowser_pl.methods.{name}" in capsys.readouterr().out
+    assert f"class_path: dowser_pl.{name}\n" in capsys.readouterr().out  # its public name
