@@ -2,15 +2,15 @@
 
 import sys
 
-__all__ = ["FAILED", "INTERRUPTED", "STATUSES", "WRONG", "refuse"]
+__all__ = ["FAILED", "INTERRUPTED", "STATUSES", "TERMINATED", "WRONG", "refuse"]
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
+FAILED, WRONG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 STATUSES = {
     0: "done",
     FAILED: "not done, for the reason on stderr; a traceback instead of a reason is a bug",
     WRONG: "the command line or a configuration is not understood; nothing was begun",
     INTERRUPTED: "interrupted (Ctrl-C)",
-    143: "ended from outside (SIGTERM), as by SLURM",
+    TERMINATED: "ended from outside (SIGTERM), as by SLURM",
 }
 
 

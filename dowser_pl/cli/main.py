@@ -4,7 +4,6 @@ Importing the packages below is what makes short class names work in YAML.
 """
 
 import logging
-import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -37,7 +36,7 @@ from dowser_pl.callbacks import (
 )
 from dowser_pl.callbacks.end_on_sigterm import ENDED, ending_on_sigterm
 from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
-from dowser_pl.cli.ending import INTERRUPTED, refuse
+from dowser_pl.cli.ending import INTERRUPTED, TERMINATED, refuse
 from dowser_pl.cli.options import CURVE, OVERWRITE, TRAINER_DEFAULTS, VERBS, verb_and_rest
 from dowser_pl.cli.refusals import in_words
 from dowser_pl.distributed.checkpoint import is_folder
@@ -218,7 +217,7 @@ def main(args: list[str] | None = None) -> None:
             raise
         sys.exit(f"\nerror: {message}")  # status 1
     except SIGTERMException as ended:  # a SystemExit that says success
-        sys.exit(refuse(str(ended) or ENDED, 128 + signal.SIGTERM))
+        sys.exit(refuse(str(ended) or ENDED, TERMINATED))
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which the Trainer turns into a plain failure
             sys.exit(refuse("interrupted", INTERRUPTED))

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from dowser_pl import __version__
-from dowser_pl.__main__ import OFFLINE_MODULES, OFFLINE_VERBS, VERBS, main
+from dowser_pl.__main__ import OFFLINE_MODULES, OFFLINE_VERBS, VERBS, main, script
 from tests.reporting.samples import report
 
 HEAVY = ("torch", "lightning", "torchmetrics", "transformers", "matplotlib", "numpy", "PIL")
@@ -27,6 +27,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reprot"]) == 2
     assert "Did you mean 'report'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 143])
+@pytest.mark.parametrize("raises", [False, True])
+def test_only_a_process_that_was_asked_to_end_goes_at_once(
+    status: int, raises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb() -> int:
+        if raises:
+            raise SystemExit(status)
+        return status
+
+    gone: list[int] = []
+    monkeypatch.setattr("dowser_pl.__main__.main", verb)
+    monkeypatch.setattr("dowser_pl.__main__.os._exit", gone.append)
+    with pytest.raises(SystemExit) as stop:
+        script()
+    assert stop.value.code == status and gone == [143] * (status == 143)
 
 
 def test_each_offline_verb_has_a_module() -> None:
