@@ -11,6 +11,7 @@ from dowser_pl.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorials" / "own_data.md").read_text()
 EXTEND = (ROOT / "docs" / "how-to" / "extend.md").read_text()
 
 
@@ -42,6 +43,7 @@ def test_the_custom_data_module_is_the_tested_file():
 
 def test_the_users_yaml_parses_and_is_short(tmp_path, capsys):
     text = next(block for block in blocks("yaml") if "mine.yaml" in block)
+    assert text in blocks("yaml", TUTORIAL)  # which tests/docs/test_run.py trains with
     assert len(text.splitlines()) < 20
     path = tmp_path / "mine.yaml"
     path.write_text(text)
