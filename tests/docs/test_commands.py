@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from argparse import ArgumentError
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -100,7 +101,7 @@ def taken(words: list[str], parser) -> str:
             check(list(words), parser)
     except SystemExit as stop:
         return "" if stop.code in (0, None) else f"{stop.code} …{said.getvalue()[-400:]}"
-    except (ValueError, AssertionError, OSError) as error:
+    except (ValueError, AssertionError, OSError, ArgumentError) as error:
         return str(error)
     return ""
 
