@@ -19,7 +19,15 @@ from dowser_pl.patches.apply import apply_patches, remove_patch
 from dowser_pl.reporting import Report, read_report
 
 BASE = EMBEDDED["embedded:world"]
-FILES = ("report.json", "report.md", "report.png", "config.yaml", "checkpoints/last.ckpt", "patch.safetensors")
+FILES = (
+    "report.json",
+    "report.md",
+    "report.html",
+    "report.png",
+    "config.yaml",
+    "checkpoints/last.ckpt",
+    "patch.safetensors",
+)
 MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "generation_config.json")
 KEYS = (
     "method update_ratio seed tasks upstream downstream h_score frozen trainable seconds peak_memory_bytes versions "

@@ -40,7 +40,7 @@ __all__ = ["Forgetting"]
 
 
 class Forgetting(Callback, BeforeMerge):
-    """Measures every task before, during and after training; writes ``report.json``, ``.md`` and ``.png``.
+    """Measures every task before, during and after training; writes ``report.json``, ``.md``, ``.html``, ``.png``.
 
     Args:
         cache_dir: where the scores of base models are kept between runs, so that the same model is not asked the same
@@ -149,7 +149,7 @@ class Forgetting(Callback, BeforeMerge):
             add_pictures(self._answers, pl_module)
             rank_zero_info(f"\n{text_table(report)}\n")
             write_report(report, folder, self._answers)
-            rank_zero_info(f"Report written to {folder}/report.json, .md and .png")
+            rank_zero_info(f"Report written to {folder}/report.json, .md, .html and .png")
 
     def report(self, trainer: Trainer, pl_module: Any) -> Report:
         """Everything known about the run.

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dowser_pl.commands.output import answer
 from dowser_pl.errors import DowserError
@@ -18,6 +19,7 @@ from dowser_pl.reporting import (
     read_report,
     text_comparison,
     text_table,
+    write_html,
 )
 from dowser_pl.reporting.provenance import provenance
 
@@ -36,6 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot-curve", metavar="PATH", help="also draw what one run learnt and kept at every update ratio"
     )
+    parser.add_argument("--dark", action="store_true", help="draw for dark slides")
+    parser.add_argument(
+        "--html", metavar="PATH", help="also write one run as a page: tables, pictures, answers before and after"
+    )
     return parser
 
 
@@ -53,15 +59,15 @@ def write_json(path: str, argv: Sequence[str], runs: Sequence[str], reports: Seq
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def draw(path: str, reports: Sequence[Report]) -> None:
+def draw(path: str, reports: Sequence[Report], dark: bool) -> None:
     """The picture of one run, or of several on the trade-off plane."""
     if len(reports) == 1:
-        plot_report(reports[0], path)
+        plot_report(reports[0], path, dark)
     else:
-        plot_comparison(reports, path)
+        plot_comparison(reports, path, dark)
 
 
-def draw_curve(path: str, reports: Sequence[Report]) -> None:
+def draw_curve(path: str, reports: Sequence[Report], dark: bool) -> None:
     """The picture of the curve of one run.
 
     Raises:
@@ -69,7 +75,19 @@ def draw_curve(path: str, reports: Sequence[Report]) -> None:
     """
     if len(reports) > 1:
         raise DowserError(f"--plot-curve draws the curve of one run, got {len(reports)} runs; use --plot to compare.")
-    plot_curve(reports[0], path)
+    plot_curve(reports[0], path, dark)
+
+
+def write_page(path: str, runs: Sequence[str], reports: Sequence[Report]) -> None:
+    """One run as a page, with the answers and the configuration that lie beside its report.json.
+
+    Raises:
+        DowserError: several runs, or damaged answers.
+    """
+    if len(reports) > 1:
+        raise DowserError(f"--html writes the page of one run, got {len(reports)} runs; use --plot to compare.")
+    run = Path(runs[0])
+    write_html(reports[0], run if run.is_dir() else run.parent, Path(path))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,9 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:
             write_json(options.json, argv, options.runs, reports)
         if options.plot:
-            draw(options.plot, reports)
+            draw(options.plot, reports, options.dark)
         if options.plot_curve:
-            draw_curve(options.plot_curve, reports)
+            draw_curve(options.plot_curve, reports, options.dark)
+        if options.html:
+            write_page(options.html, options.runs, reports)
         return table(reports, options.markdown)
 
     return answer(run)

@@ -11,7 +11,15 @@ from dowser_pl.errors import DowserError
 
 __all__ = ["clear", "goes_on", "refuse_another_run"]
 
-_FILES = ("report.json", "report.md", "report.png", "curve.png", "answers.jsonl", "patch.safetensors")
+_FILES = (
+    "report.json",
+    "report.md",
+    "report.html",
+    "report.png",
+    "curve.png",
+    "answers.jsonl",
+    "patch.safetensors",
+)
 _FOLDERS = {"model": "config.json", "adapter": "adapter_config.json"}  # with a file that tells that one is ours
 _EARLIER = "previous.ckpt"
 

@@ -3,6 +3,7 @@
 from dowser_pl.reporting.comparison import markdown_comparison, text_comparison
 from dowser_pl.reporting.curve import CurvePoint, knee
 from dowser_pl.reporting.folder import read_report, write_report
+from dowser_pl.reporting.html import write_html
 from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
@@ -40,5 +41,6 @@ __all__ = [
     "role_means",
     "text_comparison",
     "text_table",
+    "write_html",
     "write_report",
 ]

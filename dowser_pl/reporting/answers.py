@@ -24,6 +24,7 @@ OF_A_KIND = 3
 """Samples of each task that were gained, and that were forgotten."""
 _HALF_A_SCORE = 5e-5  # scores of one evaluation that are rounded in different places differ by less
 _PICTURE_PIXELS = 224
+_SCORES = ("before_score", "after", "after_score")  # beside "before", by which a line is known
 _SHARED = ("task", "id", "question", "images", "references")
 
 
@@ -52,7 +53,10 @@ def read_answers(folder: Path) -> list[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
-            rows.append({"question": "", "images": [], **row} | {"task": row["task"], "before": row["before"]})
+            rows.append(
+                {"id": "", "question": "", "references": [], **dict.fromkeys(_SCORES), **row}
+                | {"task": row["task"], "before": row["before"]}
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise DowserError(
                 f"{path}, line {number}: {error!r}, expected an object with the answers to one question. Delete the "

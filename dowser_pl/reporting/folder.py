@@ -1,4 +1,4 @@
-"""A report on disk: report.json, .md and .png in the folder of a run, curve.png of its curve, and its answers.jsonl."""
+"""A report on disk: report.json, .md, .html and .png in the folder of a run, its answers.jsonl, and its curve.png."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting.answers import ANSWERS_NAME, Row, write_answers
+from dowser_pl.reporting.html import write_html
 from dowser_pl.reporting.plots.curve import has_picture, plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.report import Report
@@ -41,6 +42,7 @@ def write_report(report: Report, folder: str | Path, answers: Sequence[Row] = ()
         plot_curve(report, folder / CURVE_NAME)
     else:
         (folder / CURVE_NAME).unlink(missing_ok=True)
+    write_html(report, folder)
 
 
 def read_report(path: str | Path) -> Report:

@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    for name in ("plot_report", "plot_curve"):
+    for name in ("plot_report", "plot_curve", "write_html"):
         monkeypatch.setattr(f"dowser_pl.reporting.folder.{name}", lambda report, path: None)

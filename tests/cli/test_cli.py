@@ -112,7 +112,7 @@ def test_axes_combine_by_short_name_and_later_ones_win(capsys):
 def test_a_users_folder_trains_and_everything_is_written(user_folder, model_folder):
     main(["fit", "--config", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE])
     run = user_folder / "runs" / "mine"
-    for name in ("report.json", "report.md", "report.png", "config.yaml", "checkpoints/last.ckpt"):
+    for name in ("report.json", "report.md", "report.html", "report.png", "config.yaml", "checkpoints/last.ckpt"):
         assert (run / name).is_file(), name
     assert list(run.glob("logs/version_0/metrics.csv")) and list(run.glob("logs/version_0/events*"))
     assert list((user_folder / "runs" / "cache").glob("*.safetensors"))

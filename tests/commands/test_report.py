@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dowser_pl.commands.report import main
 from dowser_pl.reporting import TaskScore, text_comparison, text_table
@@ -100,3 +101,18 @@ def test_with_and_without_a_curve_side_by_side(
     assert main([runs[0], str(path), "--plot", str(picture)]) == 0
     assert "0.05 of 0.1" in capsys.readouterr().out
     assert picture.is_file()
+
+
+def test_a_page(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([runs[0], "--html", str(tmp_path / "a.html")]) == 0
+    assert main([str(Path(runs[0]) / "report.json"), "--html", str(tmp_path / "b.html")]) == 0
+    assert (tmp_path / "a.html").read_text() == (tmp_path / "b.html").read_text()
+    assert main([*runs[:2], "--html", str(tmp_path / "c.html")]) == 1
+    assert "--html writes the page of one run, got 2 runs" in capsys.readouterr().err
+
+
+def test_dark_pictures(runs: list[str], tmp_path: Path) -> None:
+    for name, given in (("one.png", runs[:1]), ("several.png", runs[:2])):
+        assert main([*given, "--plot", str(tmp_path / name), "--dark"]) == 0
+        with Image.open(tmp_path / name) as image:
+            assert max(image.convert("RGB").getpixel((3, 3))) < 64

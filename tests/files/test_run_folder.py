@@ -77,7 +77,7 @@ def test_a_finished_run_is_kept(user, monkeypatch, name):
 
 
 def test_a_run_that_has_not_ended_is_kept_as_well(user):
-    for name in ("report.json", "report.md", "report.png", "answers.jsonl", "patch.safetensors"):
+    for name in ("report.json", "report.md", "report.html", "report.png", "answers.jsonl", "patch.safetensors"):
         (user / name).unlink()
     shutil.rmtree(user / "model")
     before = contents(user)

@@ -9,14 +9,16 @@ from tests.reporting.samples import report, with_budget
 def test_write_and_read(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     write_report(report(), folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report.md", "report.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "report.html", "report.json", "report.md", "report.png",
+    ]  # fmt: skip
     assert read_report(folder) == read_report(folder / "report.json") == report()
     assert "](report.png)" in (folder / "report.md").read_text()
 
 
 def test_a_curve_has_a_picture_of_its_own(tmp_path: Path) -> None:
     write_report(with_budget(), tmp_path)
-    names = ["curve.png", "report.json", "report.md", "report.png"]
+    names = ["curve.png", "report.html", "report.json", "report.md", "report.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "](curve.png)" in (tmp_path / "report.md").read_text()

@@ -197,7 +197,7 @@ def inline_svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :].replace("xlink:href", "href")
     for old, variable in VARIABLES.items():
         text = re.sub(re.escape(old), f"var({variable})", text, flags=re.IGNORECASE)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
 
