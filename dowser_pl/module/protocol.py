@@ -81,7 +81,8 @@ def _known(module: Any, trainer: Trainer) -> bool:
     others = [each for each in callbacks if not _is_ours(type(each))]
     watching = any(getattr(type(each), name) is not getattr(Callback, name) for each in others for name in _HOOKS)
     metrics = all(_is_ours(type(build_metric(task.metric))) for task in module.tasks())
-    return metrics and not watching and _is_ours(type(module)) and not module.trust_remote_code
+    runs_it = (module, trainer.strategy, trainer.precision_plugin)
+    return metrics and not watching and all(_is_ours(type(each)) for each in runs_it) and not module.trust_remote_code
 
 
 def _is_ours(kind: type) -> bool:
@@ -133,7 +134,7 @@ def _numerics(module: Any, trainer: Trainer) -> dict[str, Any]:
         "network": f"{type(module.network).__module__}.{type(module.network).__qualname__}",
         "precision": str(trainer.precision),
         "quantization": module.quantization,
-        "strategy": type(trainer.strategy).__name__,
+        "strategy": [type(trainer.strategy).__name__, str(getattr(trainer.strategy, "param_dtype", None))],
         "device": torch.cuda.get_device_name(module.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": None if on_gpu else torch.get_num_threads(),
         "float32": torch.get_float32_matmul_precision(),

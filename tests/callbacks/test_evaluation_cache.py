@@ -79,13 +79,14 @@ class Asked(Exception):  # noqa: N818 - ends a run where it looks for what is ke
     pass
 
 
-def identity_of(tmp_path, model_folder, data=None, module=None, **options):
+def identity_of(tmp_path, model_folder, data=None, module=None, param_dtype=None, **options):
     """What a run would look for; None if it would not."""
 
     def told(self):
         raise Asked(self.identity)
 
     trainer = build_trainer(tmp_path / "run", Magnitude(0.1), cache_dir=tmp_path / "cache", max_steps=1, **options)
+    trainer.strategy.param_dtype = param_dtype  # as FSDP2 has it
     measured = patch.object(EvaluationCache, "find", autospec=True, side_effect=told)
     anew = patch.object(type(trainer), "_run_sanity_check", side_effect=Asked(None))
     with measured, anew, pytest.raises(Asked) as asked:
@@ -171,6 +172,7 @@ def test_other_weights_numbers_and_settings_are_others(tmp_path, model_folder, k
     assert identity_of(tmp_path, model_folder, precision="bf16-mixed")["protocol"] != known["protocol"]
     rounded = identity_of(tmp_path, model_folder, precision="bf16-true")
     assert rounded["weights"] != known["weights"]
+    assert identity_of(tmp_path, model_folder, param_dtype="bfloat16")["protocol"] != known["protocol"]
     sampled = build_module(model_folder, generation="model")
     assert identity_of(tmp_path, model_folder, module=sampled)["protocol"] != known["protocol"]
     slower = build_module(model_folder, attn_implementation="eager")
