@@ -132,6 +132,15 @@ def test_a_patch_is_taken_off_again(files):
     assert (files / "now/model.safetensors").read_bytes() == (MADE / "base/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["run", "sharded", "soft_dowser"])
+def test_reports_are_drawn_and_made_a_page(files, name):
+    """They say nothing of single questions, so there are neither bars nor samples."""
+    assert main(["report", name, "--plot", "a.png", "--html", "a.html"]) == 0
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    page = Path("a.html").read_text()
+    assert "kept no answers" in page and "seed_everything" in page and "<svg" in page
+
+
 def test_reports_are_read(files, capsys):
     assert main(["report", "run", "sharded", "--json", "numbers.json"]) == 0
     table = capsys.readouterr().out

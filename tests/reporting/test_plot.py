@@ -59,7 +59,10 @@ def asked(run: Report) -> Report:
     return replace(run, questions=questions)
 
 
-@pytest.mark.parametrize("run", [report(), with_tasks(39), report(tasks=ONE)], ids=["few", "many", "one"])
+LONG = report(method="AMethodOfSomebodyWithALongName" * 2, model="/a/long/path" * 20 + "/llava-1.5-7b-hf")
+
+
+@pytest.mark.parametrize("run", [report(), with_tasks(39), report(tasks=ONE), LONG], ids=["few", "many", "one", "long"])
 def test_with_intervals_too(run: Report) -> None:
     figure = draw_report(asked(run))
     for (box, text), (other_box, other_text) in combinations(extents(figure), 2):

@@ -164,7 +164,7 @@ def draw_numbered(axes: Axes, circles: Sequence[Numbered], size: float = 15) -> 
             axes.plot(
                 [circle.point[0], x], [circle.point[1], y], color=circle.colour, linewidth=1, clip_on=False, zorder=3
             )
-            axes.plot(*circle.point, marker="o", markersize=3.5, color=circle.colour, clip_on=False, zorder=5.5)
+            axes.plot(*circle.point, marker="o", markersize=3.5, color=circle.colour, clip_on=False, zorder=3.8)
         draw_circle(axes, (x, y), circle.colour, circle.filled, size)
         colour = PAPER if circle.filled else circle.colour
         axes.annotate(circle.number, (x, y), color=colour, fontweight="bold", annotation_clip=False, **style)

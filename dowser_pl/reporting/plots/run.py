@@ -154,7 +154,7 @@ def interval_text(interval: Interval) -> str:
 
 TASKS_RIGHT, PLANE_LEFT, PLANE_SIZE = 7.95, 9.25, 3.5
 LOWEST_ROW, HIGHEST_ROW = 0.3, 0.55
-LONGEST_METHOD, LONGEST_SUBTITLE, LONGEST_FACT = 40, 110, 64
+LONGEST_METHOD, LONGEST_SUBTITLE, LONGEST_FACT = 28, 110, 64
 CLOSE = 0.25  # points that are closer are shown on a part of the plane
 H_NOTE = "H-score: harmonic mean of both means, high only if both are; grey lines join equal ones."
 INTERVAL_NOTE = "Bars and ranges: 95 % intervals for {} questions. Grey: a change that other questions might not show."
