@@ -13,6 +13,7 @@ from dowser_pl import __doc__ as purpose
 from dowser_pl import __version__
 from dowser_pl.cli.arguments import joined_numbers, resolve_configs
 from dowser_pl.cli.ending import STATUSES, TERMINATED, refuse
+from dowser_pl.cli.help import full_help, short_help
 from dowser_pl.cli.options import verb_and_rest
 from dowser_pl.cli.spelling import check_model, check_spelling
 from dowser_pl.errors import DowserError
@@ -31,6 +32,7 @@ OFFLINE_VERBS = {
     "bench": "compare methods, each tuned on its own, over seeds, tasks and depths",
     "merge": "merge tuned models with their base: DARE, TIES, grafting, interpolation",
 }
+HELPS = {("--help-all",): full_help, ("-h", "--help"): short_help}
 OFFLINE_MODULES = {verb: f"dowser_pl.commands.{verb}" for verb in OFFLINE_VERBS}
 VERBS = TRAINING_VERBS | OFFLINE_VERBS
 
@@ -97,6 +99,10 @@ def train(arguments: Sequence[str]) -> int:
     try:
         arguments = resolve_configs(list(arguments))
         verb, rest = verb_and_rest(arguments)
+        asked = next((show for words, show in HELPS.items() if set(words) & set(rest)), None)
+        if asked is not None:
+            sys.stdout.write(asked(verb, TRAINING_VERBS[verb]) + "\n")
+            return 0
         check_spelling(verb, rest)
         if arguments[0] == verb:  # else a configuration before it may name the model
             check_model(rest)

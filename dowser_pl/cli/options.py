@@ -16,6 +16,7 @@ from dowser_pl.errors import DowserError
 
 __all__ = [
     "CURVE",
+    "DEFAULT_CLASSES",
     "GROUPS",
     "OVERWRITE",
     "ROOMS",
@@ -24,7 +25,9 @@ __all__ = [
     "Table",
     "class_named",
     "near_class",
+    "settings_of",
     "table",
+    "usable",
     "verb_and_rest",
 ]
 
@@ -134,7 +137,7 @@ class Table:
             names = chosen.get(owner) or {DEFAULT_CLASSES.get(owner, "")}
             found = [class_named(owner, name) for name in names]
             return None if None in found else [each for each in found if each]
-        return _settings(self.options[owner].kinds)
+        return settings_of(self.options[owner].kinds)
 
     def meant(self, name: str, chosen: Mapping[str, set[str]]) -> list[str]:
         """The nearest names: those of the same last part where the group was left out, else the one most alike."""
@@ -161,7 +164,7 @@ class Table:
                 yield from (f"{owner}.{name}" for name in signature(each).options)
 
 
-def _settings(kinds: Kinds) -> list[Class] | None:
+def settings_of(kinds: Kinds) -> list[Class] | None:
     """The classes of an option whose arguments are all of it; None if others may derive from one of them."""
     flat = [each for kind in kinds for each in (kind.kinds if isinstance(kind, ListOf) else (kind,))]
     classes = [each for each in flat if isinstance(each, Class)]
@@ -178,7 +181,7 @@ def _inside(parts: list[str], classes: list[Class] | None) -> bool:
         if not found.closed and parts[0] not in found.options:
             return True
         if parts[0] in found.options:
-            inner = _settings(found.options[parts[0]].kinds)
+            inner = settings_of(found.options[parts[0]].kinds)
             return len(parts) == 1 or inner is None or (bool(inner) and _inside(parts[1:], inner))
     return False
 
@@ -189,11 +192,15 @@ def class_named(owner: str, name: str) -> Class | None:
     return class_at(module or ROOMS[owner][0], last)
 
 
+def usable(owner: str) -> list[Class]:
+    """The classes that an option takes by their name alone; those that others derive from lie in modules ``base``."""
+    found = [class_named(owner, name) for name in classes_in(*ROOMS[owner])]
+    return [each for each in found if each and not each.module.endswith(".base")]
+
+
 def near_class(owner: str, name: str) -> list[str]:
     """The class that was probably meant by a name that is none, if one is alike."""
-    module, base = ROOMS[owner]
-    names = [each for each in classes_in(module, base) if each not in ("Scored", "EachStep", "MultimodalData")]
-    return get_close_matches(name.rpartition(".")[2], names, n=1)
+    return get_close_matches(name.rpartition(".")[2], [each.name for each in usable(owner)], n=1)
 
 
 @cache
