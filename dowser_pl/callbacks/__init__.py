@@ -9,6 +9,7 @@ from dowser_pl.callbacks.fail_together import FailTogether
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.callbacks.patch_file import PatchFile
 from dowser_pl.callbacks.predictions import Predictions
+from dowser_pl.callbacks.progress import Progress
 from dowser_pl.callbacks.resume import EpochProgress, RandomState
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Forgetting",
     "PatchFile",
     "Predictions",
+    "Progress",
     "RandomState",
 ]

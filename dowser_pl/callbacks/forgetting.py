@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from itertools import chain
@@ -147,7 +148,8 @@ class Forgetting(Callback, BeforeMerge):
             report.diagnostics.update(left_out)
             folder = Path(trainer.default_root_dir)
             add_pictures(self._answers, pl_module)
-            rank_zero_info(f"\n{text_table(report)}\n")
+            sys.stdout.write(f"\n{text_table(report)}\n\n")
+            sys.stdout.flush()
             write_report(report, folder, self._answers)
             rank_zero_info(f"Report written to {folder}/report.json, .md, .html and .png")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -32,6 +33,7 @@ from dowser_pl.callbacks import (
     Forgetting,
     PatchFile,
     Predictions,
+    Progress,
     RandomState,
 )
 from dowser_pl.callbacks.end_on_sigterm import ENDED, ending_on_sigterm
@@ -113,6 +115,7 @@ class DowserCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             kwargs["logger"] = _loggers(config["default_root_dir"]) if self.subcommand == "fit" else False
+        kwargs["callbacks"] = _with_progress(config)
         kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         if self.subcommand == "plan":  # for devices that need not be here
             kwargs |= {"accelerator": "cpu", "strategy": "auto", "devices": 1, "num_nodes": 1}
@@ -180,6 +183,14 @@ class DowserCLI(LightningCLI):
             raise DowserError(f"--ckpt_path {path} {what}; `last` takes the newest checkpoint under {folder}")
 
     before_validate = before_test = before_predict = _check_inputs
+
+
+def _with_progress(config: Any) -> list[Callback]:
+    """The callbacks of a person's own, and our progress bar where they have no other and want one."""
+    own = config.get("callbacks") or []
+    own = [*own] if isinstance(own, list) else [own]
+    without = config.get("enable_progress_bar") is False or config.get("barebones")
+    return own if without or any(isinstance(each, ProgressBar) for each in own) else [*own, Progress()]
 
 
 def _checkpoint_folder(run: str) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers import AutoModelForImageTextToText
 
-from dowser_pl.cli.main import main
+from dowser_pl.cli.main import _with_progress, main
 from dowser_pl.errors import DowserError, message_of
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable, unpack
@@ -109,8 +110,11 @@ def test_axes_combine_by_short_name_and_later_ones_win(capsys):
     assert printed["dowser"]["method"]["init_args"]["update_ratio"] == 0.3
 
 
-def test_a_users_folder_trains_and_everything_is_written(user_folder, model_folder):
+def test_a_users_folder_trains_and_everything_is_written(user_folder, model_folder, capsys):
     main(["fit", "--config", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE])
+    out, error = capsys.readouterr()
+    assert out.startswith("\nModelDowser, update ratio 0.1,") and "H-score" in out  # `fit > report.txt`
+    assert "Epoch 0" not in out and "Epoch 0" in error
     run = user_folder / "runs" / "mine"
     for name in ("report.json", "report.md", "report.html", "report.png", "config.yaml", "checkpoints/last.ckpt"):
         assert (run / name).is_file(), name
@@ -241,6 +245,20 @@ def test_a_method_of_ones_own_by_its_class_path(tmp_path, model_folder, monkeypa
     report = read_report(tmp_path / "runs/default")
     assert (report.method, report.update_ratio) == ("RowRelative", 0.05)
     assert report.frozen.entries > 18 * report.trainable.entries > 0 and report.frozen.changed == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "bars"),
+    [
+        ({}, ["Progress"]),
+        ({"enable_progress_bar": False}, []),
+        ({"barebones": True}, []),
+        ({"callbacks": TQDMProgressBar()}, ["TQDMProgressBar"]),
+        ({"callbacks": [LearningRateMonitor()]}, ["LearningRateMonitor", "Progress"]),
+    ],
+)
+def test_a_progress_bar_of_ones_own_is_kept_and_none_stays_none(options, bars):
+    assert [type(each).__name__ for each in _with_progress(options)] == bars
 
 
 def test_a_custom_data_module_by_class_path(tmp_path, model_folder, monkeypatch):
