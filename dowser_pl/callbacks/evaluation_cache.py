@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 
 __all__ = ["EvaluationCache", "Known"]
@@ -63,9 +64,9 @@ class EvaluationCache:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content.pop("sha256") != _digest(content) or content["format"] != _FORMAT:
-                raise ValueError("it is not what was written")
+                raise DowserError("it is not what was written")
             if content["identity"] != json.loads(json.dumps(self.identity)) or set(content["scores"]) != {*self.tasks}:
-                raise ValueError("it belongs to something else")
+                raise DowserError("it belongs to something else")
             scores = {name: float(content["scores"][name]) for name in self.tasks}
             return Known(self.path, scores, [dict(row) for row in content["answers"]], float(content["seconds"]))
         except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:

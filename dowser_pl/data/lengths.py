@@ -25,7 +25,7 @@ def row_lengths(
         that were encoded, 0 without any.
 
     Raises:
-        ValueError: a row cannot be encoded.
+        DowserError: a row cannot be encoded.
     """
     spread = [number * len(rows) // most for number in range(most)] if len(rows) > most else [*range(len(rows))]
     numbers = {*spread, *rows_to_check(rows, "first", [])} if most else set()

@@ -59,7 +59,7 @@ def measure(
         One row per prompt, on the CPU in float32.
 
     Raises:
-        ValueError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
+        DowserError: if a layer is not reached, a number is not finite, one prompt is too much for the memory (a batch,
             where the weights are sharded over processes), or statistics are asked for that are as large as those.
     """
     sharded = is_sharded_model(model)

@@ -49,7 +49,7 @@ class SoftEntries(CompactEntries):
         priors: name -> (O, I) float32 that the rule made of the base; may lack names.
 
     Raises:
-        ValueError: see :class:`CompactEntries`.
+        DowserError: see :class:`CompactEntries`.
     """
 
     reducer: ClassVar[Reducer] = LOCAL

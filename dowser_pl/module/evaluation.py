@@ -162,7 +162,7 @@ class EvaluatedModule(LightningModule):
             Nothing for a metric of anybody's, which says nothing of rows by themselves.
 
         Raises:
-            ValueError: as the metric of the task.
+            DowserError: as the metric of the task.
         """
         metric: Any = build_metric(task.metric)
         if not hasattr(metric, "row_scores"):
