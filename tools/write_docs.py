@@ -37,6 +37,7 @@ SECTIONS = {
     "overwrite": "",
 }
 LINKED = {"help", "budget.ratios", "checkpoint.folder"}  # taken from other options
+OF_VERBS = {"tokens", "tokens_per_second", "json"}  # others are Lightning's
 STAGES = {
     "before_fit": "before training: a mask",
     "each_step": "after every step: a rule",
@@ -155,7 +156,8 @@ def summary(cls: type) -> str:
 
 def every_option() -> str:
     """The page of all options of `fit`."""
-    parser = training_parser()._subcommands_action._name_parser_map["fit"]
+    verbs = training_parser()._subcommands_action._name_parser_map
+    parser = verbs["fit"]
     found = list(options(parser))
     lines = [OPTIONS_HEAD]
     for section, words in SECTIONS.items():
@@ -170,6 +172,10 @@ def every_option() -> str:
     for name in ("default_root_dir", "num_sanity_val_steps", "enable_model_summary"):
         lines.append(f"- `trainer.{name}`: {value(own[name])}")
     lines += [OPTIONS_END]
+    for verb, other in verbs.items():
+        rows = [row for row in options(other) if row[0] not in {name for name, *_ in found} and row[0] in OF_VERBS]
+        if rows:
+            lines += [f"## Of {verb} alone", "", *table(rows), ""]
     return "\n".join(lines)
 
 
