@@ -135,8 +135,8 @@ def fit(
     built.optimizer = OPTIMIZERS[optimizer]
     dowser = next(callback for callback in trainer.callbacks if isinstance(callback, Dowser))
     dowser.probe = probe
-    folder = "dowser_pl.reporting.folder"
-    with patch(f"{folder}.plot_report"), patch(f"{folder}.write_html"):  # they take longer than the rest of the run
+    writing = "dowser_pl.reporting.folder"
+    with patch(f"{writing}.plot_report"), patch(f"{writing}.write_html"):  # they take longer than the rest of the run
         trainer.fit(built, datamodule=data, ckpt_path=ckpt_path)
     entries, state = dowser.entries, built.state_dict()
     also = {key: state[key] for key in dowser.base.whole}
