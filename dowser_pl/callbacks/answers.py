@@ -17,10 +17,13 @@ def latest_answers(pl_module: Any, earlier: Sequence[Row], moment: Moment) -> li
     """The answers of the evaluation that has just ended, of all processes, on every process; all of them must call it.
 
     Args:
-        pl_module: with ``answers`` and ``row_scores``, as :class:`~dowser_pl.module.MultimodalModule`.
+        pl_module: with ``answers`` and ``row_scores``, as :class:`~dowser_pl.module.MultimodalModule`; a module of
+            anybody's without them keeps none, and its report counts no questions.
         earlier: what it gave for the other moment.
         moment: "before" is the base model, "after" the model as it is now.
     """
+    if not hasattr(pl_module, "answers"):
+        return []
     shares = collectives.all_gather_numbered(lambda: {collectives.rank(): pl_module.answers})
     rows: list[Row] = []
     for task in pl_module.tasks():

@@ -40,3 +40,5 @@ def test_a_second_run_asks_on_no_process(tmp_path, model_folder):
     assert len(json.loads(file.read_text())["identity"]["protocol"]["processes"]) == 2
     answers = [(tmp_path / name / "answers.jsonl").read_text() for name in ("first", "second")]
     assert answers[0] == answers[1] and answers[0].count("\n") == 6
+    told = [json.loads(line)["id"] for line in answers[0].splitlines()]
+    assert told == [question.id for task in UnevenData().evaluation_tasks() for question in task.questions]
