@@ -312,7 +312,8 @@ class MultimodalData(EvaluatedData):
 
     def row_lengths(self, most: int) -> tuple[int, list[int], int]:
         """How many training rows there are, tokens of up to `most` and of the longest; no evaluation set is read."""
-        return row_lengths(self.train_conversations(), self._new_encoder(), most, self.skip_bad_rows)
+        rows = self.train_conversations()
+        return row_lengths(rows, self._new_encoder(), most, self.skip_bad_rows) if most else (len(rows), [], 0)
 
     def teardown(self, stage: str) -> None:
         """Say how many rows were cut or left out."""

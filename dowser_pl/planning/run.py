@@ -150,7 +150,7 @@ def rows_of(module: Any, datamodule: Any, tokens: int | None) -> Rows:
     if not hasattr(datamodule, "row_lengths"):
         return Rows(None, stated, tokens, "" if stated else "no data were named")
     try:
-        if datamodule.processor is None:
+        if not stated and datamodule.processor is None:
             datamodule.processor = module.processor
         count, lengths, longest = datamodule.row_lengths(0 if stated else _MEASURES)
     except (ValueError, OSError) as error:

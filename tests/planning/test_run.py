@@ -10,7 +10,7 @@ from dowser_pl.cli.main import main
 from dowser_pl.methods import Magnitude
 from dowser_pl.planning.memory import Placement
 from dowser_pl.planning.model import batch_of
-from dowser_pl.planning.run import Rows, _fit_command, _taken, duration, rate_of
+from dowser_pl.planning.run import Rows, _fit_command, _taken, duration, rate_of, rows_of
 from dowser_pl.planning.verb import plan_run
 from tests.tiny_models import FAMILIES, save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
@@ -54,6 +54,21 @@ def test_stated_lengths_are_not_measured_and_a_small_model_has_no_hours(monkeypa
     assert run["steps"] == 4 and run["tokens"] == [3200, 3200] and run["seconds"]["compact"] is None
     out = " ".join(capsys.readouterr().out.split())
     assert "no rate was measured for this model and device; state --tokens_per_second" in out
+
+
+def test_rows_of_stated_length_are_counted_without_a_processor(tmp_path):
+    class Without:
+        @property
+        def processor(self):
+            raise AssertionError("asked for")
+
+    data = TinyData(num_rows=9)
+    assert rows_of(Without(), data, 64) == Rows(9, (64,), 64)
+    assert data.processor is None
+    data.processor = build_module(save_tiny_llava(tmp_path / "model")).processor
+    measured = rows_of(Without(), data, None)
+    assert measured.count == len(measured.lengths) == 9 and len(set(measured.lengths)) == 1
+    assert rows_of(Without(), None, None).unknown == "no data were named"
 
 
 def test_data_that_are_not_here_are_told_and_assumed(monkeypatch, tmp_path, capsys):
