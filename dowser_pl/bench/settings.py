@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dowser_pl.errors import DowserError
+from dowser_pl.errors import DowserError, nearest_of
 
 __all__ = ["NOTHING", "Entry", "Section", "Setting", "Settings", "option_text", "read_settings", "shown"]
 
@@ -240,7 +240,8 @@ class Settings:
         """
         for name in names:
             if name not in self.methods:
-                raise DowserError(f"got --only {name}, expected one of: {', '.join(self.methods)}")
+                hint = nearest_of(name, {each: each for each in self.methods})
+                raise DowserError(f"got --only {name}, expected one of: {', '.join(self.methods)}{hint}")
         wanted = set(names or self.methods)
         wanted |= {base for name in wanted if (base := self.methods[name].after)}
         return tuple(entry for name, entry in self.methods.items() if name in wanted)

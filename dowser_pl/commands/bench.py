@@ -10,6 +10,7 @@ from dowser_pl.bench import Bench, Settings, read_settings, write_outputs
 from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.processes import Processes
 from dowser_pl.cli.arguments import resolve_configs
+from dowser_pl.cli.parser import LineParser
 from dowser_pl.commands.merge import METHODS
 from dowser_pl.commands.output import answer
 from dowser_pl.errors import DowserError, nearest_of
@@ -19,12 +20,11 @@ from dowser_pl.reporting.provenance import provenance
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    parser = argparse.ArgumentParser(
+    parser = LineParser(
         prog="python -m dowser_pl bench",
         description="Compare methods: each chooses its setting on validation data and is then measured over seeds on "
         "test data. What has finished is not run again; on a finished folder the tables are written anew.",
         epilog="example: python -m dowser_pl bench -c bench/quick",
-        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="FILE", required=True, help="what to compare, such as bench/world")
     parser.add_argument("--json", metavar="PATH", type=Path, help="also write bench.json there")

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dowser_pl.cli.parser import LineParser
 from dowser_pl.commands.output import answer
-from dowser_pl.errors import DowserError
+from dowser_pl.errors import DowserError, nearest_of
 
 PROGRAM = "python -m dowser_pl merge"
 # method -> what it does, and its options with their defaults, as `dowser_pl.methods` has them
@@ -25,10 +26,9 @@ METHODS: dict[str, tuple[str, dict[str, bool | int | float | str]]] = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the verb, but for those of the method."""
-    parser = argparse.ArgumentParser(
+    parser = LineParser(
         prog=PROGRAM,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         description="Merge a tuned model, or several, with the base they were tuned from, tensor by tensor.\n"
         "Changed matrices are merged; changed tensors that are no matrices are the tuned model's.",
         epilog="\n".join(
@@ -73,18 +73,23 @@ def method_options(name: str, rest: Sequence[str]) -> dict[str, bool | int | flo
     """The options of a method out of ``--method.NAME VALUE`` or ``--method.NAME=VALUE``.
 
     Raises:
-        DowserError: if there is no such option, or it takes no such value.
+        DowserError: if the name is a slip of one of ours, if there is no such option, or it takes no such value.
     """
+    if name not in METHODS and (hint := nearest_of(name, {each: each for each in METHODS})):
+        raise DowserError(f"got --method {name}, expected one of: {', '.join(METHODS)}{hint} See {PROGRAM} --help")
     defaults, found = METHODS[name][1] if name in METHODS else {}, {}
     words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--method.") else [word])]
     if len(words) % 2 or not all(word.startswith("--method.") for word in words[::2]):
         odd = next((word for word in words[::2] if not word.startswith("--method.")), words[-1] if words else "")
-        raise DowserError(f"got {odd!r}, expected options of the method as --method.OPTION VALUE; see --help")
+        options = [each for action in build_parser()._actions for each in action.option_strings]
+        hint = nearest_of(odd, {each: each for each in options})
+        raise DowserError(f"got {odd!r}, expected options of the method as --method.OPTION VALUE; see --help{hint}")
     for word, value in zip(words[::2], words[1::2], strict=True):
         option = word.removeprefix("--method.")
         if option not in defaults:
             known = ", ".join(f"--method.{each}" for each in defaults) or "none here"
-            raise DowserError(f"{name} has no option {word}, expected one of: {known}")
+            hint = nearest_of(option, {each: f"--method.{each}" for each in defaults})
+            raise DowserError(f"{name} has no option {word}, expected one of: {known}{hint}")
         found[option] = _value(word, value, defaults[option])
     return found
 
@@ -95,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = build_parser().parse_known_args(argv)
 
     def run() -> str:
-        from dowser_pl.commands import merge_run  # noqa: PLC0415 - loads torch, which `--help` does without
-
         settings = method_options(options.method, rest)
+        from dowser_pl.commands import merge_run  # noqa: PLC0415 - loads torch, which help and typos do without
+
         return merge_run.run(options, settings, argv)
 
     return answer(run)

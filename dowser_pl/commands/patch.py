@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from dowser_pl.cli.parser import LineParser
 from dowser_pl.commands.output import answer
 
 PROGRAM = "python -m dowser_pl patch"
@@ -72,7 +73,7 @@ SUB_VERBS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]]
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the verb and its sub-verbs."""
-    parser = argparse.ArgumentParser(
+    parser = LineParser(
         prog=PROGRAM,
         description="A patch is the sparse difference between a tuned model and its base, as one small file.",
         epilog=f"example: {PROGRAM} apply BASE runs/a/patch.safetensors --out models/a. {ORDER}",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dowser_pl.cli.parser import LineParser
 from dowser_pl.commands.output import answer
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
@@ -26,7 +27,7 @@ from dowser_pl.reporting.provenance import provenance
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    parser = argparse.ArgumentParser(
+    parser = LineParser(
         prog="python -m dowser_pl report",
         description="Show what a run learnt and forgot, or compare several runs.",
         epilog="example: python -m dowser_pl report runs/quickstart runs/full --plot comparison.png",

@@ -109,7 +109,7 @@ def test_an_interruption_and_its_exit_status(tmp_path, capsys, monkeypatch):
 def test_mistakes_and_the_list(tmp_path, capsys):
     file = bench_file(tmp_path)
     assert main(["bench", "-c", str(file), "--only", "Randon"]) == 1
-    assert capsys.readouterr().err.endswith("error: got --only Randon, expected one of: Random\n")
+    assert capsys.readouterr().err.endswith("expected one of: Random, did you mean Random?\n")
     assert main(["bench", "-c", str(file), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert listed == ["to run    Random lr 0.01 seed 0 validation", "and 1 that depend on what these will show"]
