@@ -11,7 +11,18 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from dowser_pl.cli.signatures import OPEN, Class, Kinds, ListOf, Option, class_at, classes_in, method_of, signature
+from dowser_pl.cli.signatures import (
+    OPEN,
+    Class,
+    Kinds,
+    ListOf,
+    Literally,
+    Option,
+    class_at,
+    classes_in,
+    method_of,
+    signature,
+)
 from dowser_pl.errors import DowserError
 
 __all__ = [
@@ -61,6 +72,7 @@ ROOMS = {
     "data": ("dowser_pl.data", "LightningDataModule"),
     "dowser.method": ("dowser_pl.methods", "Method"),
     "model.optimizer": ("torch.optim", "Optimizer"),
+    "model.scheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
     "trainer.callbacks": ("lightning.pytorch.callbacks", "Callback"),
 }
 _FREE = {
@@ -138,6 +150,11 @@ class Table:
             found = [class_named(owner, name) for name in names]
             return None if None in found else [each for each in found if each]
         return settings_of(self.options[owner].kinds)
+
+    def texts(self, owner: str) -> list[str]:
+        """What an option that names a class takes beside classes: the names of schedules."""
+        kinds = self.options[owner].kinds if owner in self.options else ()
+        return [kind.text for kind in kinds if isinstance(kind, Literally)]
 
     def meant(self, name: str, chosen: Mapping[str, set[str]]) -> list[str]:
         """The nearest names: those of the same last part where the group was left out, else the one most alike."""

@@ -3,9 +3,13 @@
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
-from dowser_pl.cli.spelling import check_spelling, words_of
+from dowser_pl.cli.options import ROOMS
+from dowser_pl.cli.spelling import Word, check_spelling, names_class, words_of
 from dowser_pl.errors import DowserError, message_of
+from dowser_pl.files.class_path import class_named
 
 __all__ = ["in_words"]
 
@@ -37,6 +41,10 @@ def in_words(error: ArgumentError, verb: str, arguments: Sequence[str]) -> str:
     ours_below = message_of(error)
     if ours_below is not None:
         return ours_below
+    try:
+        _check_last_class(list(words_of(arguments)))
+    except DowserError as ours:
+        return str(ours)
     path = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
     text = " ".join(_innermost(error).split())
     for pattern, words in _WORDS:
@@ -47,6 +55,15 @@ def in_words(error: ArgumentError, verb: str, arguments: Sequence[str]) -> str:
     written = [(f"{word.name.replace('.init_args', '')}.", word.where) for word in words_of(arguments)]
     where = next((place for name, place in reversed(written) if name.startswith(f"{path}.")), "")
     return f"{where}{'' if where else '--'}{path}: {text}"
+
+
+def _check_last_class(words: Sequence[Word]) -> None:
+    """Refuse a class path that leads to none of the kind an option takes, of those that count in the end."""
+    for owner, word in {owner: word for word in words if (owner := names_class(word))}.items():
+        if "." in word.value and not Path(word.value).is_file():
+            module, base = ROOMS[owner]
+            kind = getattr(import_module(module), base, object)
+            class_named(word.value, kind, f"{word.where}{word.shown}", {})
 
 
 def _innermost(error: BaseException) -> str:

@@ -123,9 +123,11 @@ def class_at(module: str, name: str) -> Class | None:
 
 @cache
 def classes_in(module: str, base: str) -> tuple[str, ...]:
-    """Names of the classes that a package's ``__init__`` gives and that derive from one named ``base``."""
+    """Names of the classes that a module or a package's ``__init__`` gives and that derive from one named ``base``."""
     tree = _source(module)
-    names = [a.asname or a.name for n in (tree.body if tree else ()) if isinstance(n, ast.ImportFrom) for a in n.names]
+    nodes = tree.body if tree else []
+    names = [alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names += [node.name for node in nodes if isinstance(node, ast.ClassDef)]
     found = {name: class_at(module, name) for name in names if name != base and not name.startswith("_")}
     return tuple(sorted(name for name, each in found.items() if each and _derives(each, base)))
 

@@ -55,9 +55,9 @@ def check_spelling(verb: str, arguments: Sequence[str]) -> None:
     words = list(words_of(arguments))
     options, chosen = table(verb), _chosen(words)
     for word in words:
-        owner = _names_class(word)
-        if owner is not None:
-            _check_class(owner, word)
+        owner = names_class(word)
+        if owner is not None and word.value not in options.texts(owner):
+            _check_class(owner, word, options.texts(owner))
     for word in words:
         if not options.knows(word.name, chosen):
             raise DowserError(_unknown(word, options, chosen, verb))
@@ -143,19 +143,20 @@ def _chosen(words: Sequence[Word]) -> Mapping[str, set[str]]:
     """The classes that are named anywhere, by the option that takes them."""
     found: dict[str, set[str]] = {}
     for word in words:
-        owner = _names_class(word)
+        owner = names_class(word)
         if owner is not None:
             found.setdefault(owner, set()).add(word.value)
     return found
 
 
-def _names_class(word: Word) -> str | None:
+def names_class(word: Word) -> str | None:
+    """The option whose class a word names, by a short name or a path; None if it names none."""
     owner = word.name.removesuffix(".class_path")
     value = word.value
     return owner if owner in ROOMS and isinstance(value, str) and value.replace(".", "_").isidentifier() else None
 
 
-def _check_class(owner: str, word: Word) -> None:
+def _check_class(owner: str, word: Word, texts: Sequence[str]) -> None:
     module, _, name = word.value.rpartition(".")
     if class_named(owner, word.value) is not None or Path(word.value).is_file():
         return
@@ -169,7 +170,7 @@ def _check_class(owner: str, word: Word) -> None:
             f"{said}: there is no module {module.partition('.')[0]!r} for {word.value}, neither installed nor in "
             f"{Path.cwd()}{_meant(near_class(owner, name))}"
         )
-    near = near_class(owner, name)
+    near = ([] if module else get_close_matches(name, texts, n=1)) or near_class(owner, name)
     if near and (not module or module in ("dowser_pl", ROOMS[owner][0])):
         raise DowserError(f"{said}: there is no class {word.value}{_meant([f'{module}.' * bool(module) + near[0]])}")
 

@@ -113,6 +113,26 @@ def test_a_metric_that_does_not_exist_is_told_before_the_model_is_loaded(folder,
     assert "did you mean my_package.metrics.Contains?" in told
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("dowser.method=my_package.methods.LargestMoves", "did you mean my_package.methods.LargestMove?"),
+        (
+            "dowser.method=my_package.metrics.Contains",
+            "is the class Contains, expected a subclass of dowser_pl's",
+        ),
+        ("model.scheduler=my_package.schedules.Rampe", "did you mean my_package.schedules.Ramp?"),
+        ("data=my_package.date.Colours", "did you mean my_package.data?"),
+        ("data=my_package.data.Colors", "did you mean my_package.data.Colours?"),
+    ],
+)
+def test_the_nearest_of_ones_own_classes_is_told(folder, option, meant, capsys):
+    error = error_of(capsys, ["fit", "--config", str(user_yaml(folder, folder)), f"--{option}"])
+    assert error.startswith(f"error: --{option.partition('=')[0]}: ")
+    assert meant in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_the_installed_script_finds_the_working_folder_and_threads_wait_quietly(folder, given, policy):
     """A script has its own folder on the path, and not, as `python -m`, the one it is started in."""

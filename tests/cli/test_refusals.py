@@ -8,7 +8,7 @@ CASES = {
     "an abbreviation": ("--trainer.max_epoch 1", "there is no option --trainer.max_epoch; did you mean "),
     "a class that is nowhere": (
         "--dowser.method tests.cli.Missing",
-        "--dowser.method: module 'tests.cli' has no attri",
+        "--dowser.method: tests.cli has no 'Missing', expected a subclass of dowser_pl's Method",
     ),
     "a class of no known name": ("--trainer.callbacks+=Xyzzy", "--trainer.callbacks: there is no class Xyzzy that is"),
     "a list": ("--curve x", "--curve: got x, expected list"),

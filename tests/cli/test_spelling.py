@@ -60,6 +60,12 @@ TYPOS = {
     "a method": ("fit -c quickstart --dowser.method Randm", "there is no class Randm; did you mean Random?"),
     "a data set": ("fit -c quickstart --data WorldDate", "did you mean WorldData?"),
     "an optimizer": ("fit -c quickstart --model.optimizer AdanW", "did you mean AdamW?"),
+    "a schedule": ("fit -c quickstart --model.scheduler cosin", "did you mean cosine?"),
+    "a schedule of torch": ("fit -c quickstart --model.scheduler StepLT", "did you mean StepLR?"),
+    "an option of a schedule": (
+        "fit -c quickstart --model.scheduler StepLR --model.scheduler.step_sise 3",
+        "did you mean --model.scheduler.step_size?",
+    ),
     "a class path": ("fit -c quickstart --model.optimizer torch.optim.SDG", "did you mean torch.optim.SGD?"),
     "our class path": ("fit -c quickstart --dowser.method dowser_pl.methods.Spyder", "dowser_pl.methods.Spider?"),
     "a module": ("fit -c quickstart --dowser.method nowhere_at_all.Mine", "there is no module 'nowhere_at_all'"),
