@@ -38,6 +38,7 @@ ALLOWED = {
         "masking",
         "methods",
         "metrics",
+        "models",
         "patches",
         "planning",
         "reporting",

@@ -4,21 +4,20 @@ They are what samples are chosen from, and what tells how uncertain a change is.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from dowser_pl.callbacks.predictions import in_turns
 from dowser_pl.distributed import collectives
+from dowser_pl.masking import ReportedModule
 from dowser_pl.reporting.answers import Moment, Row, data_uri, of_tasks, samples, with_answers
 
 __all__ = ["add_pictures", "latest_answers"]
 
 
-def latest_answers(pl_module: Any, earlier: Sequence[Row], moment: Moment) -> list[Row]:
+def latest_answers(pl_module: ReportedModule, earlier: Sequence[Row], moment: Moment) -> list[Row]:
     """The answers of the evaluation that has just ended, of all processes, on every process; all of them must call it.
 
     Args:
-        pl_module: with ``answers`` and ``row_scores``, as :class:`~dowser_pl.module.MultimodalModule`; a module of
-            anybody's without them keeps none, and its report counts no questions.
+        pl_module: that has just been evaluated; one without ``answers`` keeps none, and its report counts no questions.
         earlier: what it gave for the other moment.
         moment: "before" is the base model, "after" the model as it is now.
     """
@@ -33,7 +32,7 @@ def latest_answers(pl_module: Any, earlier: Sequence[Row], moment: Moment) -> li
     return with_answers(earlier, rows, moment)
 
 
-def add_pictures(rows: Sequence[Row], pl_module: Any) -> None:
+def add_pictures(rows: Sequence[Row], pl_module: ReportedModule) -> None:
     """Write the images of the questions that are worth a look into their rows."""
     tasks = {task.name: task for task in pl_module.tasks()}
     start = 0

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -19,7 +19,15 @@ from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import DistributedReducer, gather_to_rank_zero
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import left_out
-from dowser_pl.masking import DenseEntries, NestedUpdates, Protection
+from dowser_pl.masking import (
+    DenseEntries,
+    NestedUpdates,
+    Protection,
+    ReportedModule,
+    TunedModule,
+    reported_module,
+    tuned_module,
+)
 from dowser_pl.methods import BeforeFit, Method, Scored
 from dowser_pl.reporting import BudgetChoice, CurvePoint
 
@@ -120,8 +128,19 @@ class Curve(Callback):
         """Whether anything is asked for."""
         return bool(self.ratios) or self.max_upstream_drop is not None
 
-    def check(self, trainer: Trainer, pl_module: Any, method: Method, resumed: bool) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Where something is asked for: whether the module can be measured when training ends."""
+        if self.active and stage == "fit":
+            reported_module(pl_module, self)
+
+    def check(self, trainer: Trainer, whole: Sequence[str], method: Method, resumed: bool) -> None:
         """Before anything is measured: refuse what could not be done when training ends.
+
+        Args:
+            trainer: its data.
+            whole: what is trained without a mask.
+            method: of the run.
+            resumed: whether a checkpoint was loaded.
 
         Raises:
             DowserError: saying what to set.
@@ -144,10 +163,10 @@ class Curve(Callback):
         self._order.steps = steps
         if self.max_upstream_drop is None:
             return
-        if pl_module.trained_whole():
+        if whole:
             raise DowserError(
-                "budget.max_upstream_drop takes updates back to the base, got model.also_train "
-                f"{pl_module.also_train}, which has no mask; leave one of them out"
+                f"budget.max_upstream_drop takes updates back to the base, got model.also_train with {len(whole)} "
+                f"tensors ({whole[0]} ...), which have no mask; leave one of them out"
             )
         if not any(task.role == "upstream" for task in _selection(trainer)):
             raise DowserError(
@@ -169,11 +188,12 @@ class Curve(Callback):
         assert isinstance(method, Scored)  # by `check`
         self._order.tell(method, entries, masks_of)
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where weights are sharded over processes a checkpoint has told of all entries."""
-        self._order.cut(pl_module.protected)
+        if (protected := tuned_module(pl_module, self).protected) is not None:
+            self._order.cut(protected)
 
-    def finish(self, trainer: Trainer, pl_module: Any, trained: Protection) -> DenseEntries | None:
+    def finish(self, trainer: Trainer, pl_module: TunedModule, trained: Protection) -> DenseEntries | None:
         """Measure the curve, then keep the budget.
 
         Args:
@@ -186,14 +206,14 @@ class Curve(Callback):
         """
         if self._order.levels is None:
             raise RuntimeError("the order of updates is told when masks are decided, in on_fit_start")
-        start = time.monotonic()
+        start, module = time.monotonic(), reported_module(pl_module, self)
         updates, full = NestedUpdates(trained, self._order.levels), len(self._order.steps) - 1
         for level, ratio in enumerate(self._order.steps[:-1] if self.ratios else []):
             updates.keep(level)
-            scores = pl_module.score_tasks(pl_module.tasks(), _loaders(trainer.val_dataloaders))
+            scores = module.score_tasks(module.tasks(), _loaders(trainer.val_dataloaders))
             self.points.append(CurvePoint(ratio, scores))
             rank_zero_info(f"Updates of the lowest {ratio:g}: {_said(scores)}")
-        level = full if self.max_upstream_drop is None else self._choose(trainer, pl_module, updates)
+        level = full if self.max_upstream_drop is None else self._choose(trainer, module, updates)
         updates.keep(full)
         self.seconds = time.monotonic() - start
         if level == full:
@@ -222,14 +242,14 @@ class Curve(Callback):
             raise DowserError(f"curve takes up to {_MOST} ratios, got {len(steps)}")
         return steps
 
-    def _choose(self, trainer: Trainer, pl_module: Any, updates: NestedUpdates) -> int:
+    def _choose(self, trainer: Trainer, module: ReportedModule, updates: NestedUpdates) -> int:
         """The highest level that keeps the budget; the lowest if none does."""
         tasks = _selection(trainer)
         loaders = _loaders(trainer.datamodule.selection_dataloader())  # type: ignore[attr-defined]
 
         def upstream(level: int) -> float:
             updates.keep(level)
-            scores = pl_module.score_tasks(tasks, loaders)
+            scores = module.score_tasks(tasks, loaders)
             return fmean(scores[task.name] for task in tasks if task.role == "upstream")
 
         budget, base, drops = self.max_upstream_drop or 0.0, upstream(-1), {}

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -13,6 +12,9 @@ from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.distributed.tensors import shape_of, to_rank_zero
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
+from dowser_pl.masking import TunedModule, tuned_module
+from dowser_pl.models.generation import generation_tokens
+from dowser_pl.models.lora import Adapters, adapters_of
 from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, write_image_settings
 
 __all__ = ["Export"]
@@ -37,16 +39,25 @@ class Export(Callback):
         self.enabled = enabled
         self._like_base = True  # whether the model has a folder to be written like
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Whether the module tells what is written."""
+        if stage == "fit" and self._writes(trainer):
+            tuned_module(pl_module, self)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the base's folder now: nothing of a long run should end in surprise."""
-        if not self._writes(trainer) or not _mergeable(pl_module) or trainer.limit_train_batches == 0:
+        if not self._writes(trainer) or trainer.limit_train_batches == 0:
             return
-        state = pl_module.network.state_dict(keep_vars=True)
+        module = tuned_module(pl_module, self)
+        adapters = adapters_of(module.network)
+        if adapters is not None and not adapters.mergeable:
+            return
+        state = module.network.state_dict(keep_vars=True)
         if not trainer.is_global_zero:
             return
         self._like_base = True
         try:
-            TunedFolder.of(pl_module.path, pl_module.network, _plain(pl_module, _shapes(state)))
+            TunedFolder.of(module.path, module.network, _plain(adapters, _shapes(state)))
         except (ValueError, FileNotFoundError) as error:
             self._like_base = False
             rank_zero_warn(
@@ -54,57 +65,54 @@ class Export(Callback):
                 f"save_pretrained of the installed transformers, which others may read as another model: {error}"
             )
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything into a temporary folder first, then rename it: never half a model."""
         if not self._writes(trainer):
             return
-        state = pl_module.network.state_dict(keep_vars=True)
-        if is_sharded_model(pl_module.network):
+        module = tuned_module(pl_module, self)
+        state = module.network.state_dict(keep_vars=True)
+        if is_sharded_model(module.network):
             state = to_rank_zero(state)
         if not trainer.is_global_zero:
             return
-        run, adapters = Path(trainer.default_root_dir), pl_module.adapters
+        run, adapters = Path(trainer.default_root_dir), adapters_of(module.network)
         if adapters is not None:
             with atomic_path(run / "adapter") as temporary:
-                adapters.save(temporary, pl_module.path, state)
+                adapters.save(temporary, module.path, state)
             rank_zero_info(f"Adapters written to {run / 'adapter'}")
             if not adapters.mergeable:
                 rank_zero_info("The model itself is quantized and not written: merge the adapters into its base")
                 return
-        self._write(run / "model", pl_module, _plain(pl_module, state))
+        self._write(run / "model", module, _plain(adapters, state))
         rank_zero_info(f"Tuned model written to {run / 'model'}")
 
     def _writes(self, trainer: Trainer) -> bool:
         return self.enabled and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
-    def _write(self, path: Path, pl_module: Any, state: dict[str, Tensor]) -> None:
-        network = pl_module.network
+    def _write(self, path: Path, module: TunedModule, state: dict[str, Tensor]) -> None:
+        network = module.network
+        tokens = generation_tokens(network, module.ending())
         if not self._like_base:
             with atomic_path(path) as temporary:
                 network.save_pretrained(temporary, state_dict=state)
-                pl_module.processor.save_pretrained(temporary)
-                add_ends(temporary, pl_module.generation_tokens())
+                module.processor.save_pretrained(temporary)
+                add_ends(temporary, tokens)
             return
         try:
-            folder = TunedFolder.of(pl_module.path, network, state)
+            folder = TunedFolder.of(module.path, network, state)
         except (ValueError, FileNotFoundError) as error:
             raise DowserError(
-                f"the files of {pl_module.path} changed while the model was tuned, expected them as they were, because "
+                f"the files of {module.path} changed while the model was tuned, expected them as they were, because "
                 f"{path} is written like them: {error}. Put them back and resume the run, which then writes it"
             ) from error
         with atomic_path(path, needed_bytes=folder.num_bytes) as temporary:
-            folder.write(temporary, pl_module.generation_tokens())
-            write_image_settings(temporary, pl_module.processor.image_processor)
+            folder.write(temporary, tokens)
+            write_image_settings(temporary, module.processor.image_processor)
 
 
-def _mergeable(pl_module: Any) -> bool:
-    return pl_module.adapters is None or pl_module.adapters.mergeable
-
-
-def _plain(pl_module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _plain(adapters: Adapters | None, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict as it would be without adapters."""
-    plain: dict[str, Tensor] = state if pl_module.adapters is None else pl_module.adapters.plain_state(state)
-    return plain
+    return state if adapters is None else adapters.plain_state(state)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

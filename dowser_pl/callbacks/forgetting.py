@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -33,6 +33,7 @@ from dowser_pl.callbacks.memory import peak_memory_bytes
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import digest
+from dowser_pl.masking import ReportedModule, TunedModule, reported_module, tuned_module
 from dowser_pl.metrics import metric_label
 from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
 from dowser_pl.reporting.answers import Moment, Row, counted
@@ -64,9 +65,11 @@ class Forgetting(Callback, BeforeMerge):
         self._cache: EvaluationCache | None = None  # where what is measured before training goes
         self._asked: float = float("inf")  # num_sanity_val_steps
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings under which there would be no "before" column, before anything is computed."""
         trains = stage == "fit" and trainer.limit_train_batches != 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trains:
+            reported_module(pl_module, self)
         if trains and trainer.num_sanity_val_steps != float("inf"):
             raise DowserError(
                 "the report compares with the base model, which is measured on all evaluation data before training: "
@@ -77,7 +80,7 @@ class Forgetting(Callback, BeforeMerge):
                 "--trainer.limit_val_batches 0 leaves nothing to report; give a small number or share instead"
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not measure "before" where it is known.
 
         That is after a checkpoint, as Lightning would after one of an epoch's end, on tuned weights; and where the same
@@ -91,7 +94,7 @@ class Forgetting(Callback, BeforeMerge):
             self._look_up(trainer, pl_module, self.cache_dir)
             self._seconds["evaluate"] += time.monotonic() - start  # questions were made ready
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; when resuming it goes on where the checkpoint left it.
 
         Raises:
@@ -99,42 +102,43 @@ class Forgetting(Callback, BeforeMerge):
         """
         self._fit_start = time.monotonic()
         trainer.num_sanity_val_steps = self._asked  # for the next fit of this trainer
-        missing = [task.name for task in pl_module.tasks() if task.name not in self.before]
+        module = reported_module(pl_module, self)
+        missing = [task.name for task in module.tasks() if task.name not in self.before]
         if missing and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise DowserError(
                 f"the base model was not measured on {', '.join(missing)}: got {', '.join(self.before) or 'no task'} "
                 "in the checkpoint; resume with the evaluation data it was made with"
             )
 
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the evaluation clock."""
         self._evaluate_start = time.monotonic()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The latest scores, and the time they took."""
-        seconds = time.monotonic() - self._evaluate_start
+        module, seconds = reported_module(pl_module, self), time.monotonic() - self._evaluate_start
         self._seconds["evaluate"] += seconds
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             moment: Moment = "before" if trainer.sanity_checking else "after"
-            self._answers = latest_answers(pl_module, self._answers, moment)
+            self._answers = latest_answers(module, self._answers, moment)
         if trainer.sanity_checking:
-            self.before = dict(pl_module.scores)
+            self.before = dict(module.scores)
             cache = self._cache if trainer.is_global_zero else None
             if cache is not None and cache.save(self.before, self._answers, seconds):
                 rank_zero_info(f"The base model's scores are kept in {cache.path}")
         else:
             self._seconds["fit"] -= seconds  # the clock of training runs on meanwhile
-            self.after = dict(pl_module.scores)
+            self.after = dict(module.scores)
             self._evaluated_at = trainer.global_step
 
-    def before_merge(self, trainer: Trainer, pl_module: Any) -> None:
+    def before_merge(self, trainer: Trainer, pl_module: TunedModule) -> None:
         """Measure the tuned model, unless it just was; what is merged is measured when training ends."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._evaluate(trainer)
         self.tuned, self._tuned_at, self._evaluated_at = dict(self.after), self._evaluated_at, -1
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that "after" is the final model, then write and print the report."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -144,24 +148,25 @@ class Forgetting(Callback, BeforeMerge):
         self._seconds["fit"] -= curve.seconds
         left_out = _left_out(trainer)
         if trainer.is_global_zero:
-            report = self.written = self.report(trainer, pl_module)
+            module = reported_module(pl_module, self)
+            report = self.written = self.report(trainer, module)
             report.diagnostics.update(left_out)
             folder = Path(trainer.default_root_dir)
-            add_pictures(self._answers, pl_module)
+            add_pictures(self._answers, module)
             sys.stdout.write(f"\n{text_table(report)}\n\n")
             sys.stdout.flush()
             write_report(report, folder, self._answers)
             rank_zero_info(f"Report written to {folder}/report.json, .md, .html and .png")
 
-    def report(self, trainer: Trainer, pl_module: Any) -> Report:
+    def report(self, trainer: Trainer, module: ReportedModule) -> Report:
         """Everything known about the run.
 
         Raises:
-            DowserError: if the Dowser callback is not there or has not counted entries yet.
+            DowserError: if the Dowser callback has not counted entries yet.
         """
         dowser = next((callback for callback in trainer.callbacks if isinstance(callback, Dowser)), None)  # type: ignore[attr-defined]
         if dowser is None or dowser.counts is None:
-            raise DowserError("the report needs the Dowser callback, placed before it in trainer.callbacks")
+            raise DowserError("the report tells what Dowser counted, got none; ask for it once training has ended")
         frozen, trainable = dowser.counts
         settings = dowser.method.settings()
         return Report(
@@ -172,7 +177,7 @@ class Forgetting(Callback, BeforeMerge):
                 task.name: TaskScore(
                     task.role, metric_label(task.metric), self.before[task.name], self.after[task.name]
                 )
-                for task in pl_module.tasks()
+                for task in module.tasks()
             },
             frozen=Counts(**vars(frozen)),
             trainable=Counts(**vars(trainable)),
@@ -181,9 +186,9 @@ class Forgetting(Callback, BeforeMerge):
             versions=_versions(),
             learning_rate=trainer.optimizers[0].defaults["lr"],
             steps=trainer.global_step,
-            model=pl_module.path,
+            model=module.path,
             run=Path(trainer.default_root_dir).name,
-            diagnostics=dowser.diagnostics | self._tuned_means(pl_module) | _unmasked(dowser),
+            diagnostics=dowser.diagnostics | self._tuned_means(module) | _unmasked(dowser),
             update=dowser.update,
             frozen_digest=dowser.frozen_digest,
             curve=self._curve_points(find_curve(trainer), dowser.method.update_ratio),
@@ -209,20 +214,21 @@ class Forgetting(Callback, BeforeMerge):
         self._seconds = dict(state_dict["seconds"])
         self._answers = json.loads(state_dict.get("answers", "[]"))
 
-    def _look_up(self, trainer: Trainer, pl_module: Any, folder: Path) -> None:
+    def _look_up(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Take "before" from an earlier run, or make ready to keep it."""
         dowser = next((each for each in trainer.callbacks if isinstance(each, Dowser)), None)  # type: ignore[attr-defined]
         if dowser is None or not dowser.base.tensors:
             return
-        protocol = pl_module.protocol()
+        module = reported_module(pl_module, self)
+        protocol = module.protocol()
         if protocol is None:
             return
         identity = {
             "weights": dowser.base.fingerprint,
-            "model": digest(behaviour(pl_module.network)),
+            "model": digest(behaviour(tuned_module(pl_module, self).network)),
             "protocol": protocol,
         }
-        self._cache = cache = EvaluationCache(folder, identity, [task.name for task in pl_module.tasks()])
+        self._cache = cache = EvaluationCache(folder, identity, [task.name for task in module.tasks()])
         known = collectives.from_rank_zero(cache.find)
         if known is not None:
             self.before, self._answers, trainer.num_sanity_val_steps = known.scores, known.answers, 0
@@ -241,11 +247,11 @@ class Forgetting(Callback, BeforeMerge):
         validation.run()
         trainer.training = True
 
-    def _tuned_means(self, pl_module: Any) -> dict[str, float]:
+    def _tuned_means(self, module: ReportedModule) -> dict[str, float]:
         """Scores before a merge; left out where there was none."""
         if self.tuned is None:
             return {}
-        means = role_means([(task.role, self.tuned[task.name]) for task in pl_module.tasks()])
+        means = role_means([(task.role, self.tuned[task.name]) for task in module.tasks()])
         return {f"tuned_{name.removesuffix('_mean')}": value for name, value in means.items()}
 
     def _curve_points(self, curve: Curve, update_ratio: float | None) -> list[CurvePoint]:

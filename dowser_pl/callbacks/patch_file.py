@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dowser_pl import __version__
 from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.distributed.tensors import shape_of, to_rank_zero
-from dowser_pl.errors import DowserError
 from dowser_pl.patches import save_patch
 
 __all__ = ["PatchFile"]
@@ -28,13 +27,11 @@ class PatchFile(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the report, whose scores the file tells."""
         if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         dowser = _callback(trainer, Dowser)
-        if dowser is None:
-            raise DowserError("the patch needs the Dowser callback, placed before it in trainer.callbacks")
         entries, base = dowser.entries, dowser.base
         if not trainer.is_global_zero and not entries.is_sharded:
             return

@@ -7,11 +7,12 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from dowser_pl.distributed import collectives
 from dowser_pl.files.atomic import write_atomically
+from dowser_pl.masking import reported_module
 
 __all__ = ["Predictions", "in_turns"]
 
@@ -28,14 +29,19 @@ class Predictions(Callback):
     def __init__(self) -> None:
         self._rows: dict[int, list[Row]] = {}
 
-    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Whether the module can score what it answers."""
+        if stage == "predict":
+            reported_module(pl_module, self)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the answers of an earlier call."""
         self._rows = defaultdict(list)
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
-        pl_module: Any,
+        pl_module: LightningModule,
         outputs: list[Row],
         batch: Any,
         batch_idx: int,
@@ -44,19 +50,19 @@ class Predictions(Callback):
         """Keep the answers of one batch."""
         self._rows[dataloader_idx].extend(outputs)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the answers of all processes at once.
 
         Raises:
             OSError: on every process, if the first cannot write the file.
         """
-        path = Path(trainer.default_root_dir) / "predictions.jsonl"
+        module, path = reported_module(pl_module, self), Path(trainer.default_root_dir) / "predictions.jsonl"
         shares = collectives.all_gather_numbered(lambda: {collectives.rank(): dict(self._rows)})
         tasks = sorted(set(chain(*shares)))
         rows = [row for task in tasks for row in in_turns([share.get(task, []) for share in shares])]
 
         def write() -> None:
-            pl_module.score_rows(rows)
+            module.score_rows(rows)
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
         collectives.from_rank_zero(write)

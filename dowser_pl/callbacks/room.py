@@ -3,24 +3,24 @@
 import errno
 import shutil
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 
 from dowser_pl.distributed.tensors import whole_shapes
 from dowser_pl.errors import FileError
+from dowser_pl.masking import TunedModule
 from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.optimizers import optimizer_kind
 
 __all__ = ["check_room"]
 
 
-def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) -> None:
+def check_room(trainer: Trainer, module: TunedModule, trained: int, checkpoint: str) -> None:
     """Refuse to start a run that would end on a full disk.
 
     Args:
         trainer: its folder, and the callbacks that write.
-        pl_module: the model.
+        module: the model.
         trained: entries of the tuned matrices that will be trained.
         checkpoint: ``compact`` or ``full``.
 
@@ -30,8 +30,8 @@ def check_room(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str) 
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     kind = optimizer_kind(trainer.optimizers[0])
-    with whole_shapes(pl_module.network):
-        needed = disk_bytes(trainer, pl_module, trained, checkpoint, kind)
+    with whole_shapes(module.network):
+        needed = disk_bytes(trainer, module.network, module.tuned_layers(), trained, checkpoint, kind)
     folder = Path(trainer.default_root_dir).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     disk = shutil.disk_usage(there)

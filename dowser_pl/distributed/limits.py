@@ -21,7 +21,7 @@ def no_model(quantization: str) -> str | None:
     return f"got model.quantization {quantization}, expected none: packed weights are not sharded; {_INSTEAD}"
 
 
-def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str, quantization: str) -> str | None:
+def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str) -> str | None:
     """Why a method cannot train a model that is sharded, in any form; None = it can.
 
     Args:
@@ -29,7 +29,6 @@ def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str, quan
         after_fit: whether it decides once training has ended.
         curve: whether a curve or a budget is asked for.
         checkpoint: ``compact`` or ``full``.
-        quantization: of the matrices.
     """
     large = sorted(method.needs & set(_PER_WEIGHT))
     if large:
@@ -44,7 +43,7 @@ def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str, quan
             f"got dowser.checkpoint full, and {asked} the model once training has ended, where its trained weights are "
             f"no longer at hand as a whole; set --dowser.checkpoint compact, or {_INSTEAD}"
         )
-    return no_model(quantization)
+    return None
 
 
 def no_optimizer(optimizer: Optimizer) -> str | None:

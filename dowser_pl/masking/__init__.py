@@ -3,6 +3,13 @@
 from dowser_pl.masking.base import Changes, Protection
 from dowser_pl.masking.base_model import BaseModel
 from dowser_pl.masking.compact import CompactEntries
+from dowser_pl.masking.contract import (
+    ReportedModule,
+    TunedModule,
+    reported_module,
+    trained_whole,
+    tuned_module,
+)
 from dowser_pl.masking.dense import DenseEntries
 from dowser_pl.masking.gradients import (
     LocalParameters,
@@ -26,10 +33,12 @@ __all__ = [
     "LocalParameters",
     "NestedUpdates",
     "Protection",
+    "ReportedModule",
     "ShardedDenseEntries",
     "ShardedEntries",
     "ShardedSoftEntries",
     "SoftEntries",
+    "TunedModule",
     "check_gradients",
     "check_images",
     "check_loss",
@@ -39,4 +48,7 @@ __all__ = [
     "leave_out_of_buckets",
     "local_state",
     "make_optimizer",
+    "reported_module",
+    "trained_whole",
+    "tuned_module",
 ]

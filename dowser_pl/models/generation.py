@@ -25,7 +25,9 @@ from transformers import (
 from dowser_pl.distributed.models import generating, is_sharded_model
 from dowser_pl.errors import DowserError
 
-__all__ = ["Ending", "greedy_answers", "own_ends", "write_tokens"]
+__all__ = ["Ending", "generation_tokens", "greedy_answers", "own_ends", "write_tokens"]
+
+_TOKENS = ("bos_token_id", "decoder_start_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ def write_tokens(
             synced_gpus=is_sharded_model(model),
         )
     return tokens
+
+
+def generation_tokens(model: PreTrainedModel, ending: Ending) -> dict[str, Any]:
+    """What a generation config says of tokens, and of those that end an answer all of ``ending``."""
+    tokens = {name: getattr(model.generation_config, name, None) for name in _TOKENS}
+    return {name: value for name, value in tokens.items() if value is not None} | {"eos_token_id": list(ending.ids)}
 
 
 def greedy_answers(

@@ -80,6 +80,7 @@ class Adapters:
         self.parts: dict[str, nn.Linear] = {}
         self._model = inject_adapter_in_model(config, model)
         self._names = list(layers)
+        model._adapters = self  # type: ignore[assignment]  # see `adapters_of`
         for name in layers:
             adapted: Any = model.get_submodule(name)
             first, second = adapted.lora_A[_ADAPTER], adapted.lora_B[_ADAPTER]
@@ -137,6 +138,12 @@ class Adapters:
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.base_model_name_or_path, config.inference_mode = base, True
         config.save_pretrained(folder)
+
+
+def adapters_of(model: PreTrainedModel) -> Adapters | None:
+    """Those that were put beside matrices of the model; None = none."""
+    found: Adapters | None = getattr(model, "_adapters", None)
+    return found
 
 
 @torch.no_grad()

@@ -20,8 +20,6 @@ from dowser_pl.reporting import role_means
 
 __all__ = ["EvaluatedModule"]
 
-_TOKENS = ("bos_token_id", "decoder_start_token_id", "pad_token_id")
-
 
 class EvaluatedModule(LightningModule):
     """Validation, test and prediction loops over the tasks of the data module.
@@ -73,14 +71,6 @@ class EvaluatedModule(LightningModule):
             self._endings[template] = Ending(tuple(dict.fromkeys([*own, *ids])), text)
             rank_zero_info(_ending_line(self.processor.tokenizer, own, ids, text))
         return self._endings[template]
-
-    def generation_tokens(self) -> dict[str, Any]:
-        """What a generation config says of tokens, and of those that end an answer all of :meth:`ending`."""
-        own = self.network.generation_config
-        tokens = {name: getattr(own, name, None) for name in _TOKENS}
-        return {name: value for name, value in tokens.items() if value is not None} | {
-            "eos_token_id": list(self.ending().ids)
-        }
 
     def protocol(self) -> dict[str, Any] | None:
         """What scores of the validation data depend on beside the weights; None = that is not known."""

@@ -7,7 +7,7 @@ how checkpoints come back. :class:`MultimodalModule` is that around a Hugging Fa
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedModel, get_scheduler
 
 from dowser_pl.distributed.collectives import check_same
+from dowser_pl.distributed.limits import no_model
 from dowser_pl.distributed.models import is_sharded_model, run_reduced_grad_hooks
 from dowser_pl.distributed.tensors import is_sharded
 from dowser_pl.errors import DowserError
@@ -24,6 +25,8 @@ from dowser_pl.masking import (
     BaseModel,
     LocalParameters,
     Protection,
+    ReportedModule,
+    TunedModule,
     check_gradients,
     check_images,
     check_loss,
@@ -32,12 +35,14 @@ from dowser_pl.masking import (
     leave_out_of_buckets,
     local_state,
     make_optimizer,
+    trained_whole,
 )
-from dowser_pl.models.layers import find_blocks, find_layers, named_part, text_inputs, text_model
+from dowser_pl.models.generation import generation_tokens
+from dowser_pl.models.layers import find_layers, named_part
 from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import SavedNames, saved_names
-from dowser_pl.models.quantized import base_weight, is_quantized
+from dowser_pl.models.quantized import is_quantized
 from dowser_pl.models.weight_files import WeightFiles
 from dowser_pl.module.evaluation import EvaluatedModule
 from dowser_pl.module.window import Window, count_targets
@@ -95,18 +100,13 @@ class ProtectedModule(EvaluatedModule):
     def base_model(self) -> BaseModel:
         """What the run begins from; to be asked before anything is trained."""
         keys = {name: f"model.{name}.weight" for name in self.tuned_layers()}
-        whole = self.trained_whole()
+        whole = trained_whole(self, self.tuned_layers())
         files = self._saved_names or saved_names(self.network)
         names = {key: files[runtime] for key in (*keys.values(), *whole) if (runtime := key[len("model.") :]) in files}
-        base = BaseModel.of(self.path, self.state_dict(), keys, whole, names, self.generation_tokens())
+        tokens = generation_tokens(self.network, self.ending())
+        base = BaseModel.of(self.path, self.state_dict(), keys, whole, names, tokens)
         check_same(base.fingerprint, "weights")  # nothing would make them equal later
         return base
-
-    def trained_whole(self) -> list[str]:
-        """Keys in the module's state dict of what is trained without a mask."""
-        masked = {id(layer.weight) for layer in self.tuned_layers().values()}
-        trained = ((key, each) for key, each in self.named_parameters(remove_duplicate=False) if each.requires_grad)
-        return sorted(key for key, each in trained if id(each) not in masked)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the base back into a checkpoint that left it out, from the model that was loaded.
@@ -174,6 +174,12 @@ class ProtectedModule(EvaluatedModule):
         masked = {id(weight) for weight in self.protected.weights.values()}
         others = [each for each in self.network.parameters() if each.requires_grad and id(each) not in masked]
         return [*self.protected.parameters(), *map(self._local.of, others)]
+
+
+if TYPE_CHECKING:  # what callbacks ask of a module it has; `mypy` sees to it
+
+    def _has_all(module: "MultimodalModule") -> tuple[TunedModule, ReportedModule]:
+        return module, module
 
 
 _WARMUP = 0.03
@@ -257,8 +263,7 @@ class MultimodalModule(ProtectedModule):
         """Load the weights once and leave a gradient only to what is tuned."""
         if self.model is not None:
             return
-        strategy = None if self._trainer is None else self.trainer.strategy
-        sharding = strategy if isinstance(strategy, ShardedStrategy) else None
+        sharding = self._sharding()
         self.adapters = None
         self.processor  # noqa: B018 - one that does not belong to the model is refused before that is read
         self.files = files_of(self.path)
@@ -291,6 +296,19 @@ class MultimodalModule(ProtectedModule):
         elif self.reduced_elsewhere:
             leave_out_of_buckets(self)
 
+    def _sharding(self) -> ShardedStrategy | None:
+        """The strategy that is to shard the model, if it is one that does.
+
+        Raises:
+            DowserError: if the model is one that cannot be sharded.
+        """
+        strategy = None if self._trainer is None else self.trainer.strategy
+        if not isinstance(strategy, ShardedStrategy):
+            return None
+        if refused := no_model(self.quantization):
+            raise DowserError(refused)
+        return strategy
+
     @property
     def network(self) -> PreTrainedModel:
         """The Hugging Face model, once it is loaded."""
@@ -303,20 +321,6 @@ class MultimodalModule(ProtectedModule):
         if self.adapters is not None:
             return dict(self.adapters.parts)
         return find_layers(self.network, self.last_n_layers, self.targets)
-
-    def tuned_blocks(self) -> dict[str, str]:
-        """Run-time name of each of these matrices -> name of the decoder layer it sits in."""
-        return find_blocks(self.network, self.tuned_layers())
-
-    base_weight = staticmethod(base_weight)
-
-    def text_model(self) -> PreTrainedModel:
-        """The part that runs on text alone."""
-        return text_model(self.network)
-
-    def text_inputs(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """What the text model takes for (B, T) tokens and their (B, T) mask."""
-        return text_inputs(self.text_model(), tokens, mask)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy of the assistant's tokens, the mean over those of all processes and accumulated batches.

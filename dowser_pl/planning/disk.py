@@ -1,29 +1,35 @@
 """What a run writes to disk, from sizes alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from torch import nn
 
 from dowser_pl.distributed.tensors import shape_of
+from dowser_pl.models.lora import adapters_of
 from dowser_pl.planning.memory import OptimizerKind
 
 __all__ = ["disk_bytes"]
 
 
-def disk_bytes(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str, kind: OptimizerKind) -> dict[str, int]:
+def disk_bytes(
+    trainer: Trainer, network: Any, layers: Mapping[str, nn.Linear], trained: int, checkpoint: str, kind: OptimizerKind
+) -> dict[str, int]:
     """Bytes of each; a checkpoint twice, as the old one stays until the new one is whole, and is there on a resume.
 
     Args:
         trainer: its callbacks that write.
-        pl_module: the model, which may have no weights yet.
+        network: the Hugging Face model, which may have no weights yet.
+        layers: its matrices that are tuned.
         trained: entries of the tuned matrices that will be trained.
         checkpoint: ``compact`` or ``full``.
         kind: of the optimizer.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     enabled = {type(each).__name__ for each in callbacks if getattr(each, "enabled", True)}
-    tuned = {id(layer.weight): layer.weight for layer in pl_module.tuned_layers().values()}
-    parameters = list(pl_module.network.parameters())
+    tuned = {id(layer.weight): layer.weight for layer in layers.values()}
+    parameters = list(network.parameters())
     model = sum(shape_of(each).numel() * each.itemsize for each in parameters)
     whole = [each for each in parameters if each.requires_grad and id(each) not in tuned]
     bits = sum(shape_of(each).numel() for each in tuned.values()) // 8
@@ -32,8 +38,8 @@ def disk_bytes(trainer: Trainer, pl_module: Any, trained: int, checkpoint: str, 
     one = bits + trained * 4 + sum(entries * size for entries, size in beside)
     one += sum(kind.state_bytes(*each) for each in [(trained, 4), *beside]) if kind.known else 0
     one += model + trained * width if checkpoint == "full" else 0
-    sizes = {}
-    if "Export" in enabled and (pl_module.adapters is None or pl_module.adapters.mergeable):
+    sizes, adapters = {}, adapters_of(network)
+    if "Export" in enabled and (adapters is None or adapters.mergeable):
         sizes["the exported model"] = model
     if "Checkpoints" in enabled:
         sizes["checkpoints"] = one if trainer.ckpt_path else 2 * one

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dowser_pl.models.layers import decoder_layers
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
@@ -51,7 +53,9 @@ class MemoryPlan:
 
 
 def plan_of(
-    pl_module: Any,
+    trainer: Trainer,
+    network: Any,
+    tuned: Sequence[Tensor],
     num_trainable: int,
     update: Form,
     optimizer: Optimizer,
@@ -60,18 +64,17 @@ def plan_of(
     """The plan of a run that is about to start; nothing is allocated.
 
     Args:
-        pl_module: the module, its model loaded and its trainer attached.
+        trainer: its precision, devices and data.
+        network: the Hugging Face model, loaded.
+        tuned: its matrices that a method may mask.
         num_trainable: entries of the tuned matrices that may move.
         update: ``compact`` or ``dense``.
         optimizer: the one that will train them.
         kept: by the method, beside each matrix.
     """
-    trainer, network = pl_module.trainer, pl_module.network
-    tuned = [layer.weight for layer in pl_module.tuned_layers().values()]
-    layers = next(iter(pl_module.tuned_blocks().values())).rpartition(".")[0]
-    blocks = list(network.get_submodule(layers).children())
+    blocks = list(decoder_layers(network))
     sizes = sizes_of(network, blocks, tuned, num_trainable)
-    device, data = pl_module.device, getattr(trainer, "datamodule", None)
+    device, data = trainer.strategy.root_device, getattr(trainer, "datamodule", None)
     on_gpu = device.type == "cuda"
     return MemoryPlan(
         sizes,
@@ -79,7 +82,7 @@ def plan_of(
         optimizer_kind(optimizer, on_gpu),
         Placement(type(trainer.strategy).__name__, trainer.world_size),
         decoder_of(network, blocks, str(trainer.precision)),
-        batch_of(network, data, pl_module.gradient_checkpointing, devices=trainer.world_size),
+        batch_of(network, data, network.is_gradient_checkpointing, devices=trainer.world_size),
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
     )

@@ -77,7 +77,8 @@ def plan_run(
     entries = sum(num_trainable(ratio, weight.numel()) for weight in tuned)
     optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
     states = optimizer_kind(optimizer)
-    disk = disk_bytes(trainer, module, entries, getattr(dowser, "checkpoint", "compact"), states)
+    kept = getattr(dowser, "checkpoint", "compact")
+    disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states)
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
     dense = MemoryPlan(
@@ -173,7 +174,7 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
 def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
     """What `fit` refuses there, in its words."""
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
-    refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint, module.quantization)
+    refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint)
     refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
         raise DowserError(refused)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, PatchFile, RandomState
 from dowser_pl.callbacks.dowser import merging
 from dowser_pl.methods import Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
+from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.loading import load_model
 from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import read_report
@@ -83,7 +84,7 @@ def test_the_final_model_is_what_the_method_makes_of_the_trained_one(model_folde
         weight = base.get_submodule(matrix).weight.detach()
         return Layer(matrix, weight, tuned=layers[matrix].weight.detach(), input_gram=measured.get(matrix))
 
-    masks = dict(build_masks(method, tuned.tuned_blocks(), layer_of))
+    masks = dict(build_masks(method, find_blocks(tuned.network, layers), layer_of))
     frozen = changed = 0
     for matrix, layer in module.tuned_layers().items():
         mask, weight = dowser.entries.masks[matrix], layer.weight.detach()

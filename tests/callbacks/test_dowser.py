@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from dowser_pl.callbacks import Dowser
 from dowser_pl.callbacks.dowser import importance
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
+from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.loading import load_model
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
@@ -284,7 +285,7 @@ def test_a_shared_budget_trains_its_share_of_all_matrices_together(model_folder,
     assert dowser.counts[0].changed == 0
     numel = {name: mask.numel() for name, mask in dowser.entries.masks.items()}
     groups: dict[str, list[str]] = {}
-    for name, block in module.tuned_blocks().items():
+    for name, block in find_blocks(module.network, module.tuned_layers()).items():
         groups.setdefault(block if scope == "layer" else "", []).append(name)
     assert len(groups) == (3 if scope == "layer" else 1)
     for names in groups.values():

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback
 
 from dowser_pl.distributed.tensors import full_tensor
+from dowser_pl.masking import trained_whole
 from dowser_pl.methods import Full, Lora, Spider
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.strategies.fsdp1 import FSDP1Strategy
@@ -27,7 +28,9 @@ class Steps(Callback):
 
     def on_train_start(self, trainer, pl_module):
         state = pl_module.state_dict()
-        trained = dict(pl_module.protected.weights) | {key: state[key] for key in pl_module.trained_whole()}
+        trained = dict(pl_module.protected.weights) | {
+            key: state[key] for key in trained_whole(pl_module, pl_module.tuned_layers())
+        }
         self.base = {name: full_tensor(weight).clone() for name, weight in trained.items()}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

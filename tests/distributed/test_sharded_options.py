@@ -15,6 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from dowser_pl.distributed.tensors import to_local
 from dowser_pl.importance import measure, probing_mode, write_prompts
 from dowser_pl.methods import Layer, Lora, ModelDowser
+from dowser_pl.models.layers import text_model
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import OPTIMIZERS, difference, fit
@@ -145,9 +146,11 @@ def masks_measured_in(folder, model, dtype, method):
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
     probe = replace(SMALL_PROBE, batch_size=2)
-    with probing_mode(module.text_model()):
-        prompts = write_prompts(module.text_model(), module.processor.tokenizer, probe, range(probe.num_prompts))
-        factors = measure(module.text_model(), module.tuned_layers(), prompts, probe).grouped(method.prompts_per_row)
+    with probing_mode(text_model(module.network)):
+        prompts = write_prompts(text_model(module.network), module.processor.tokenizer, probe, range(probe.num_prompts))
+        factors = measure(text_model(module.network), module.tuned_layers(), prompts, probe).grouped(
+            method.prompts_per_row
+        )
     return {name: method.mask(Layer(name, weight, **factors.layers[name])) for name, weight in kept.items()}
 
 

@@ -143,7 +143,9 @@ class PlanAtStart(Callback):
 
     def on_train_start(self, trainer, pl_module):
         dowser = next(each for each in trainer.callbacks if hasattr(each, "method"))
-        self.plan = plan_of(pl_module, dowser.entries.num_trainable, dowser.update, trainer.optimizers[0])
+        tuned = [layer.weight for layer in pl_module.tuned_layers().values()]
+        entries, optimizer = dowser.entries.num_trainable, trainer.optimizers[0]
+        self.plan = plan_of(trainer, pl_module.network, tuned, entries, dowser.update, optimizer)
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
         gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.curve import find_curve
@@ -45,8 +44,9 @@ from dowser_pl.callbacks.dowser.protection import (
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe
-from dowser_pl.masking import BaseModel, Changes, Protection
+from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
+from dowser_pl.models.lora import adapters_of
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = ["Dowser"]
@@ -115,9 +115,9 @@ class Dowser(Callback):
         if stage == "fit":
             strategy = trainer.strategy
             self._saves_sharded = isinstance(strategy, ShardedStrategy) and strategy.saves_sharded
-            pl_module.reduced_elsewhere = self.update == "compact"  # type: ignore[assignment]
+            tuned_module(pl_module, self).reduced_elsewhere = self.update == "compact"
+            check_sharded(trainer, self.method, self.update, self.checkpoint)
         check_trainer(trainer)
-        check_sharded(trainer, self.method, self.update, self.checkpoint, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The importance pass and the masks it decides; or, when resuming, the masks of the checkpoint.
@@ -125,10 +125,12 @@ class Dowser(Callback):
         ``builder`` measures the base model (:class:`ImportanceRunner`) and has the method choose the entries that may
         move; ``protect`` freezes all others. The optimizer is made anew, over what may move.
         """
-        check_adapters(self.method, self.checkpoint, pl_module)
-        layers: dict[str, nn.Linear] = pl_module.tuned_layers()  # type: ignore[operator]
+        module = tuned_module(pl_module, self)
+        check_adapters(self.method, self.checkpoint, adapters_of(module.network) is not None)
+        layers = module.tuned_layers()
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
-        builder = MaskBuilder(trainer, pl_module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
+        whole = trained_whole(pl_module, layers)
+        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
             builder.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
@@ -137,25 +139,25 @@ class Dowser(Callback):
                 return
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
-        curve.check(trainer, pl_module, self.method, self._loaded is not None)
-        announce_plan(pl_module, self.method, self.update, trainer.optimizers[0])
-        check_room(trainer, pl_module, num_trained(pl_module, self.method), self.checkpoint)
-        if pl_module.protected is not None:  # of an earlier fit that changed nothing
-            pl_module.protected.close()  # type: ignore[operator, union-attr]
+        curve.check(trainer, whole, self.method, self._loaded is not None)
+        announce_plan(trainer, module, self.method, self.update)
+        check_room(trainer, module, num_trained(layers, self.method), self.checkpoint)
+        if module.protected is not None:  # of an earlier fit that changed nothing
+            module.protected.close()
         self._trained = self.counts = None
         if self._loaded is not None:
             self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
             self._loaded = None
-            whole, digest = pl_module.trained_whole(), self._digest_frozen(pl_module)  # type: ignore[operator]
+            digest = self._digest_frozen(module)
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
             self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
             curve.order(self.method, self._entries, builder.masks_of)
             self.probe_seconds, self.diagnostics = builder.seconds, builder.diagnostics
-            self.base = pl_module.base_model()  # type: ignore[operator]
-            self.frozen_digest = {"before": self._digest_frozen(pl_module)}
-        check_files(pl_module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
-        pl_module.protected = self._entries  # type: ignore[assignment]
+            self.base = module.base_model()
+            self.frozen_digest = {"before": self._digest_frozen(module)}
+        check_files(module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
+        module.protected = self._entries
         trainer.strategy.setup_optimizers(trainer)  # over the entries; the first was over the matrices
         check_optimizers(trainer, self._entries)
 
@@ -187,7 +189,7 @@ class Dowser(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Now and then: see whether somebody writes into the files of the base."""
         if time.monotonic() > self._next_look:
-            self._check_files(pl_module)
+            self._check_files(tuned_module(pl_module, self))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge or take updates back, where that is done now, and compare every entry with the base.
@@ -196,17 +198,18 @@ class Dowser(Callback):
             RuntimeError: if a frozen entry moved; nothing is exported then.
             DowserError: if the files of the base were written into, and weights changed with them.
         """
-        self._check_files(pl_module)
+        module = tuned_module(pl_module, self)
+        self._check_files(module)
         self.entries.close()
-        finished = finish(trainer, pl_module, self.method, self.calibration_batches, self.entries)
+        finished = finish(trainer, module, self.method, self.calibration_batches, self.entries)
         if finished is not None:  # checkpoints hold what was trained: a run that resumes at its end comes here again
             self._trained = {"entries": finished[0], "frozen_digest": self.frozen_digest}
-            self._entries = pl_module.protected = final = finished[1]  # type: ignore[assignment]
+            self._entries = module.protected = final = finished[1]
             self.frozen_digest = {"before": self.base.frozen_digest_before(final.base_digests())}
         self.counts = self.entries.verify()
-        self.frozen_digest["after"] = self._digest_frozen(pl_module)
+        self.frozen_digest["after"] = self._digest_frozen(module)
         check_frozen(self.counts[0], self.frozen_digest)
-        merge_adapters(trainer, pl_module)  # checkpoints hold adapters alone, which stay as they are
+        merge_adapters(trainer, module)  # checkpoints hold adapters alone, which stay as they are
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the matrices, also after an error or an interruption."""
@@ -247,7 +250,7 @@ class Dowser(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave the base out of the checkpoint; the module puts it in again when it loads one."""
         if trainer.training and self._entries is not None and self._trained is None:
-            self._check_files(pl_module)
+            self._check_files(tuned_module(pl_module, self))
         if self.checkpoint == "full" or self._entries is None:
             unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
             return
@@ -256,11 +259,11 @@ class Dowser(Callback):
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()
 
-    def _check_files(self, pl_module: Any) -> None:
+    def _check_files(self, module: TunedModule) -> None:
         """See `check_files`; weights that are sharded over processes were copied from their files."""
         self._next_look = time.monotonic() + _SECONDS
         before = self.frozen_digest["before"]
-        check_files(pl_module.files, lambda: self.entries.is_sharded or self._digest_frozen(pl_module) == before)
+        check_files(module.files, lambda: self.entries.is_sharded or self._digest_frozen(module) == before)
 
-    def _digest_frozen(self, pl_module: Any) -> str:
-        return self.base.frozen_digest(pl_module.state_dict(), self.entries.frozen_digests())
+    def _digest_frozen(self, module: TunedModule) -> str:
+        return self.base.frozen_digest(module.state_dict(), self.entries.frozen_digests())

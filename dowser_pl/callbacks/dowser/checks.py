@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from lightning.pytorch import Trainer
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.dowser.protection import Content, Form
-from dowser_pl.distributed.limits import no_model, no_training
+from dowser_pl.distributed.limits import no_training
 from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
+from dowser_pl.masking.contract import Files
 from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method
 from dowser_pl.strategies.sharded import ShardedStrategy
 
@@ -118,17 +118,17 @@ def check_same_base(base: BaseModel, now: list[str], before: str, digest: str, e
         )
 
 
-def check_files(files: Any, unchanged: Callable[[], bool]) -> None:
+def check_files(files: Files, unchanged: Callable[[], bool]) -> None:
     """The files of the base must stay what they were: memory may still be those files.
 
     Args:
-        files: that the model was read from, a `WeightFiles`.
+        files: that the model was read from.
         unchanged: whether frozen weights in memory are what they were; asked only where a file was written into.
 
     Raises:
         DowserError: if they are not, naming the file.
     """
-    changed: dict[Path, bool] = files.changed()
+    changed = files.changed()
     if not changed:
         return
     named = ", ".join(map(str, changed))
@@ -163,31 +163,22 @@ def check_ended(trainer: Trainer, counts: object) -> None:
         )
 
 
-def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str, pl_module: Any, stage: str) -> None:
-    """Refuse what would train or run the wrong thing, or wait for ever.
+def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str) -> None:
+    """Refuse what would train the wrong thing, or wait for ever.
 
     Args:
         trainer: its strategy says whether weights are sharded, its precision how gradients are scaled.
-        method: that trains, in stage ``fit``.
+        method: that trains.
         update: how it does.
         checkpoint: what it keeps.
-        pl_module: its model is not loaded yet.
-        stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
         DowserError: saying what to set instead.
     """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return
-    quantization = pl_module.quantization
-    if stage == "fit":
-        curve = find_curve(trainer).active
-        refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint, quantization) or _other_form(
-            trainer, update
-        )
-    else:
-        refused = no_model(quantization)
-    if refused:
+    refused = no_training(method, isinstance(method, AfterFit), find_curve(trainer).active, checkpoint)
+    if refused := refused or _other_form(trainer, update):
         raise DowserError(refused)
 
 
@@ -227,17 +218,21 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
         )
 
 
-def check_adapters(method: Method, checkpoint: str, pl_module: Any) -> None:
+def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:
     """Refuse adapters without the method `Lora`, and it without them.
+
+    Args:
+        method: of the run.
+        checkpoint: ``compact`` or ``full``.
+        adapters: whether the model has some.
 
     Raises:
         DowserError: saying what to set.
     """
-    name, adapters = type(method).__name__, pl_module.adapters is not None
     if adapters != isinstance(method, Lora):
         raise DowserError(
-            f"got dowser.method {name} and model.lora {pl_module.lora}: adapters touch every entry of their matrices, "
-            "so no mask holds with them; set both (-c method/lora) or neither"
+            f"got dowser.method {type(method).__name__} and model.lora {'adapters' if adapters else None}: adapters "
+            "touch every entry of their matrices, so no mask holds with them; set both (-c method/lora) or neither"
         )
     if adapters and checkpoint == "full":
         raise DowserError(

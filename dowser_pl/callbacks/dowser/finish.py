@@ -1,12 +1,10 @@
 """What becomes of the tuned model when training ends: merged with its base, partly taken back, or left as it is."""
 
-from typing import Any
-
 from lightning.pytorch import Trainer
 
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.dowser.merging import Merging, snapshot
-from dowser_pl.masking import DenseEntries, Protection
+from dowser_pl.masking import DenseEntries, Protection, TunedModule
 from dowser_pl.masking.base import State
 from dowser_pl.methods import AfterFit, Method
 
@@ -14,7 +12,7 @@ __all__ = ["finish"]
 
 
 def finish(
-    trainer: Trainer, pl_module: Any, method: Method, num_batches: int, entries: Protection
+    trainer: Trainer, pl_module: TunedModule, method: Method, num_batches: int, entries: Protection
 ) -> tuple[State, DenseEntries] | None:
     """Decide which updates stay, where that is not decided yet.
 

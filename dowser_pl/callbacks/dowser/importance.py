@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from dowser_pl.importance import (
 )
 from dowser_pl.importance.batches import aligned
 from dowser_pl.importance.prompts import noise_images
+from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
+from dowser_pl.models.layers import text_inputs, text_model
 
 __all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "identity"]
 
 
-def identity(pl_module: Any, probe: Probe, precision: str) -> dict[str, Any]:
+def identity(pl_module: TunedModule, probe: Probe, precision: str) -> dict[str, Any]:
     """Weights, what the model computes with them, what writes the prompts, and how it is probed; JSON-able."""
     network, processor = pl_module.network, pl_module.processor
     return {
@@ -88,7 +91,7 @@ class ImportanceRunner:
     """
 
     trainer: Trainer
-    pl_module: Any
+    pl_module: TunedModule
     layers: dict[str, nn.Linear]
     probe: Probe
     seconds: dict[str, float] = field(default_factory=dict)
@@ -116,7 +119,8 @@ class ImportanceRunner:
         # sums over prompts are made in one go; rows are made in chunks that hold whole groups and whole batches
         unit = math.lcm(request.prompts_per_row, self.probe.batch_size)
         size = -(-_CHUNK * collectives.world_size() // unit) * unit if request.factorised else num_prompts
-        model = self.pl_module.network if self.probe.noise_images else self.pl_module.text_model()
+        text = text_model(self.pl_module.network)
+        model = self.pl_module.network if self.probe.noise_images else text
         bar = tqdm(total=len(missing), desc="Importance pass", unit="prompt", disable=collectives.rank() > 0)
         with bar, probing_mode(model), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
             prompts = self._prompts(model, missing)
@@ -130,7 +134,7 @@ class ImportanceRunner:
                     request.statistics,
                     chunk.start,
                     bar.update,
-                    self.pl_module.text_inputs,
+                    partial(text_inputs, text),
                 )
                 known = known.followed_by(measured.grouped(request.prompts_per_row))
             bar.update(len(missing) - bar.n)  # other processes did the rest
@@ -146,8 +150,8 @@ class ImportanceRunner:
             return noise_images(processor, probe, batch)
 
         with_images = images if probe.noise_images else None
-        text_inputs, ending = self.pl_module.text_inputs, self.pl_module.ending()
-        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, text_inputs, ending)
+        inputs, ending = partial(text_inputs, text_model(self.pl_module.network)), self.pl_module.ending()
+        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, inputs, ending)
         self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
         return prompts
 

@@ -17,7 +17,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.functional.selection import LOCAL
 from dowser_pl.importance import Factors, Probe
-from dowser_pl.masking import Protection
+from dowser_pl.masking import TunedModule
 from dowser_pl.methods import (
     AfterFit,
     Agreement,
@@ -30,6 +30,8 @@ from dowser_pl.methods import (
     magnitude_overlap,
     split_half,
 )
+from dowser_pl.models.layers import find_blocks
+from dowser_pl.models.quantized import base_weight
 
 __all__ = ["MaskBuilder"]
 
@@ -53,7 +55,7 @@ class MaskBuilder:
     """
 
     trainer: Trainer
-    pl_module: Any
+    pl_module: TunedModule
     layers: dict[str, nn.Linear]
     method: Method
     probe: Probe
@@ -74,7 +76,7 @@ class MaskBuilder:
                 f"{self.trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are "
                 "never computed on weights that were already tuned; start a fresh run from the base model instead"
             )
-        protected: Protection | None = self.pl_module.protected
+        protected = self.pl_module.protected
         tuned = "was tuned by an earlier fit" if protected is not None and protected.verify()[1].changed else None
         if tuned or self.pl_module.holds_checkpoint:
             raise DowserError(
@@ -105,9 +107,8 @@ class MaskBuilder:
         """
         sharded = self._is_sharded()
         pieces = DistributedReducer() if sharded else LOCAL
-        for name, mask in build_masks(
-            method, self.pl_module.tuned_blocks(), lambda name: self._here(self._factors, name), pieces
-        ):
+        blocks = find_blocks(self.pl_module.network, self.layers)
+        for name, mask in build_masks(method, blocks, lambda name: self._here(self._factors, name), pieces):
             if self.trainer.world_size > 1 and not sharded:  # kernels may round differently: all take the first's mask
                 yield name, unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
             else:
@@ -164,7 +165,7 @@ class MaskBuilder:
 
     def _weight(self, name: str) -> Tensor:
         layer = self.layers[name]
-        return layer.weight if is_sharded(layer.weight) else self.pl_module.base_weight(layer)
+        return layer.weight if is_sharded(layer.weight) else base_weight(layer)
 
     def _is_sharded(self) -> bool:
         return any(is_sharded(layer.weight) for layer in self.layers.values())

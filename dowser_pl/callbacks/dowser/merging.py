@@ -14,8 +14,10 @@ from dowser_pl.distributed import collectives
 from dowser_pl.distributed.tensors import all_gather_like, full_tensor, shard_like, to_local
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.importance import InputGrams
-from dowser_pl.masking import DenseEntries, Protection, frozen_of
+from dowser_pl.masking import DenseEntries, Protection, TunedModule, frozen_of
 from dowser_pl.methods import AfterFit, Layer, build_masks
+from dowser_pl.models.layers import find_blocks
+from dowser_pl.models.lora import adapters_of
 
 __all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
 
@@ -26,22 +28,23 @@ class BeforeMerge(ABC):
     """A callback that looks at the tuned model once more before it is merged."""
 
     @abstractmethod
-    def before_merge(self, trainer: Trainer, pl_module: Any) -> None:
+    def before_merge(self, trainer: Trainer, pl_module: TunedModule) -> None:
         """Training has ended; the weights are those of the last step."""
 
 
-def announce_merge(trainer: Trainer, pl_module: Any) -> None:
+def announce_merge(trainer: Trainer, pl_module: TunedModule) -> None:
     """Let callbacks look at the tuned model, which is about to be changed."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BeforeMerge):
             callback.before_merge(trainer, pl_module)
 
 
-def merge_adapters(trainer: Trainer, pl_module: Any) -> None:
+def merge_adapters(trainer: Trainer, pl_module: TunedModule) -> None:
     """Write adapters into the matrices they belong to, where there are any and the matrices can take them in."""
-    if pl_module.adapters is not None and pl_module.adapters.mergeable:
+    adapters = adapters_of(pl_module.network)
+    if adapters is not None and adapters.mergeable:
         announce_merge(trainer, pl_module)
-        pl_module.adapters.merge()
+        adapters.merge()
 
 
 def snapshot(trained: Protection) -> dict[str, dict[str, Tensor]]:
@@ -78,7 +81,7 @@ class Merging:
     """
 
     trainer: Trainer
-    pl_module: Any
+    pl_module: TunedModule
     method: AfterFit
     num_batches: int
 
@@ -107,7 +110,7 @@ class Merging:
 
         masks = PackedMasks()
         if "input_gram" not in self.method.needs:  # who shares a budget must see all matrices before any is written
-            for name, mask in build_masks(self.method, self.pl_module.tuned_blocks(), layer_of):
+            for name, mask in build_masks(self.method, self._blocks(), layer_of):
                 self._keep(masks, weights[name], name, mask)
             for name in weights:
                 layer = layer_of(name)
@@ -135,12 +138,15 @@ class Merging:
             merged = self.trainer.strategy.broadcast(merged.cpu())
         to_local(weight).copy_(shard_like(merged, weight))
 
+    def _blocks(self) -> dict[str, str]:
+        return find_blocks(self.pl_module.network, self.pl_module.tuned_layers())
+
     def _groups(self) -> list[dict[str, nn.Linear]]:
         """The matrices of consecutive decoder layers, as many as may be measured at once, in model order."""
         groups: list[dict[str, nn.Linear]] = []
         layers, left = self.pl_module.tuned_layers(), 0
         blocks: dict[str, list[str]] = {}
-        for name, block in self.pl_module.tuned_blocks().items():
+        for name, block in self._blocks().items():
             blocks.setdefault(block, []).append(name)
         for names in blocks.values():
             needed = sum(4 * layers[name].in_features ** 2 for name in names)

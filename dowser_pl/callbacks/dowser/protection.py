@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from torch.optim import Optimizer
 
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.distributed import collectives
@@ -26,6 +25,7 @@ from dowser_pl.masking import (
     ShardedEntries,
     ShardedSoftEntries,
     SoftEntries,
+    TunedModule,
 )
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import shared_entries
@@ -103,17 +103,20 @@ def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> N
     checkpoint["without_base"] = owner
 
 
-def num_trained(pl_module: Any, method: Method) -> int:
+def num_trained(layers: Mapping[str, nn.Linear], method: Method) -> int:
     """How many entries of the tuned matrices training will move: all, where the method decides later than before it."""
     ratio = method.update_ratio if isinstance(method, BeforeFit) and method.update_ratio is not None else 1.0
-    return sum(num_trainable(ratio, shape_of(layer.weight).numel()) for layer in pl_module.tuned_layers().values())
+    return sum(num_trainable(ratio, shape_of(layer.weight).numel()) for layer in layers.values())
 
 
-def announce_plan(pl_module: Any, method: Method, update: Form, optimizer: Optimizer) -> None:
+def announce_plan(trainer: Trainer, module: TunedModule, method: Method, update: Form) -> None:
     """Say what training will take in memory, before any of it is taken."""
     kept = Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
-    with whole_shapes(pl_module.network):
-        plan = plan_of(pl_module, num_trained(pl_module, method), update, optimizer, kept)
+    layers = module.tuned_layers()
+    number = num_trained(layers, method)
+    with whole_shapes(module.network):
+        tuned = [layer.weight for layer in layers.values()]
+        plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept)
     rank_zero_info("\n".join(lines(plan)))
 
 
