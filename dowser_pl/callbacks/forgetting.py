@@ -30,6 +30,7 @@ from dowser_pl.callbacks.dowser.importance import behaviour
 from dowser_pl.callbacks.dowser.merging import BeforeMerge
 from dowser_pl.callbacks.evaluation_cache import EvaluationCache
 from dowser_pl.callbacks.memory import peak_memory_bytes
+from dowser_pl.callbacks.order import need_dowser
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import digest
@@ -70,6 +71,7 @@ class Forgetting(Callback, BeforeMerge):
         trains = stage == "fit" and trainer.limit_train_batches != 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if trains:
             reported_module(pl_module, self)
+            need_dowser(trainer, self)
         if trains and trainer.num_sanity_val_steps != float("inf"):
             raise DowserError(
                 "the report compares with the base model, which is measured on all evaluation data before training: "

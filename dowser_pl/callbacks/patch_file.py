@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from dowser_pl import __version__
 from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
+from dowser_pl.callbacks.order import need_dowser
 from dowser_pl.distributed.tensors import shape_of, to_rank_zero
 from dowser_pl.patches import save_patch
 
@@ -26,6 +27,11 @@ class PatchFile(Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Whether there is what the file tells."""
+        if self.enabled and stage == "fit":
+            need_dowser(trainer, self)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the report, whose scores the file tells."""

@@ -24,6 +24,7 @@ from dowser_pl.data.loaders import EvaluationLoader
 from dowser_pl.distributed import collectives
 from dowser_pl.files.digests import combined, digest
 from dowser_pl.metrics import build_metric
+from dowser_pl.models.generation import generation_tokens
 
 __all__ = ["limited", "protocol"]
 
@@ -121,7 +122,7 @@ def _answers(module: Any, backend: Any) -> dict[str, Any]:
         "model's own settings": module.own_settings,
         "generation": [json.loads(part.generation_config.to_json_string(use_diff=False)) for part in parts],
         "ending": asdict(module.ending()),
-        "tokens": module.generation_tokens(),
+        "tokens": generation_tokens(module.network, module.ending()),
         "tokenizer": [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.clean_up_tokenization_spaces],
         "words": hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest(),
     }

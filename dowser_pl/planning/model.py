@@ -73,6 +73,7 @@ def plan_of(
         kept: by the method, beside each matrix.
     """
     blocks = list(decoder_layers(network))
+    recomputes = any(getattr(each, "gradient_checkpointing", False) for each in network.modules())
     sizes = sizes_of(network, blocks, tuned, num_trainable)
     device, data = trainer.strategy.root_device, getattr(trainer, "datamodule", None)
     on_gpu = device.type == "cuda"
@@ -82,7 +83,7 @@ def plan_of(
         optimizer_kind(optimizer, on_gpu),
         Placement(type(trainer.strategy).__name__, trainer.world_size),
         decoder_of(network, blocks, str(trainer.precision)),
-        batch_of(network, data, network.is_gradient_checkpointing, devices=trainer.world_size),
+        batch_of(network, data, recomputes, devices=trainer.world_size),
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
     )

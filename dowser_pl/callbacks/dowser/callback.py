@@ -41,6 +41,7 @@ from dowser_pl.callbacks.dowser.protection import (
     saved_entries,
     stop_reducing,
 )
+from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe
@@ -113,6 +114,7 @@ class Dowser(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
         if stage == "fit":
+            check_order(trainer)
             strategy = trainer.strategy
             self._saves_sharded = isinstance(strategy, ShardedStrategy) and strategy.saves_sharded
             tuned_module(pl_module, self).reduced_elsewhere = self.update == "compact"
