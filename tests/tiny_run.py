@@ -67,6 +67,7 @@ def build_trainer(
     method=None,
     callbacks=(),
     cache_dir=None,
+    evaluation_cache=None,
     update="compact",
     checkpoint="compact",
     export=False,
@@ -85,6 +86,6 @@ def build_trainer(
         **options,
     }
     checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=every)
-    ending = [Export(enabled=export), Forgetting(cache_dir), PatchFile()]
+    ending = [Export(enabled=export), Forgetting(evaluation_cache), PatchFile()]
     callbacks = [dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks]
     return DowserTrainer(callbacks=callbacks, **options)

@@ -24,7 +24,7 @@ def model_folder(tmp_path_factory):
 
 def fit(folder, model_folder, cache, name="run"):
     """The report of a run, and how often the base model was asked."""
-    trainer = build_trainer(folder / name, Magnitude(0.1), cache_dir=cache, max_steps=2)
+    trainer = build_trainer(folder / name, Magnitude(0.1), evaluation_cache=cache, max_steps=2)
     module = build_module(model_folder)
     asked = []
     with patch.object(
@@ -85,7 +85,9 @@ def identity_of(tmp_path, model_folder, data=None, module=None, param_dtype=None
     def told(self):
         raise Asked(self.identity)
 
-    trainer = build_trainer(tmp_path / "run", Magnitude(0.1), cache_dir=tmp_path / "cache", max_steps=1, **options)
+    trainer = build_trainer(
+        tmp_path / "run", Magnitude(0.1), evaluation_cache=tmp_path / "cache", max_steps=1, **options
+    )
     trainer.strategy.param_dtype = param_dtype  # as FSDP2 has it
     measured = patch.object(EvaluationCache, "find", autospec=True, side_effect=told)
     anew = patch.object(type(trainer), "_run_sanity_check", side_effect=Asked(None))

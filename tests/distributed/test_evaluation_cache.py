@@ -27,7 +27,7 @@ def twice(folder, model):
     for name in ("first", "second"):
         asked.clear()
         with patch.object(MultimodalModule, "validation_step", step):
-            ended = fit(folder / name, model, data=UnevenData(), cache_dir=folder / "cache", max_epochs=1)
+            ended = fit(folder / name, model, data=UnevenData(), evaluation_cache=folder / "cache", max_epochs=1)
         found.append((sum(asked), ended.before, ended.scores))
     return found
 
