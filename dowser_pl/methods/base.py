@@ -7,6 +7,7 @@ Legend: O outputs, I inputs of a matrix; N rows of factors (one per group of pro
 one included.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,8 +154,23 @@ class Method(ABC):
         return 1
 
     def settings(self) -> dict[str, str | int | float]:
-        """Name and hyper-parameters, as they stand in reports and checkpoints."""
-        return {"method": type(self).__name__, **vars(self)}
+        """Name and hyper-parameters, as they stand in reports and checkpoints.
+
+        Hyper-parameters are the attributes whose names do not begin with ``_``.
+
+        Raises:
+            DowserError: one of them is no plain value.
+        """
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        for name, value in own.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise DowserError(
+                    f"{type(self).__name__}.{name} is a {type(value).__name__}, expected a text, a number or a list of "
+                    "them, as it stands in reports and checkpoints; keep what is none under a name that begins with _"
+                ) from error
+        return {"method": type(self).__name__, **own}
 
 
 class BeforeFit(Method):

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from dowser_pl import methods
+from dowser_pl.callbacks import Dowser
 from dowser_pl.methods import (
     AfterFit,
     BeforeFit,
@@ -244,3 +245,22 @@ def _measured(shape, seed):
         torch.rand(6, shape[1], generator=generator),
         torch.rand(6, shape[0], generator=generator),
     )
+
+
+class Keeping(methods.Scored):
+    """What it keeps beside its hyper-parameters."""
+
+    def __init__(self, **kept):
+        super().__init__(0.5, "matrix")
+        vars(self).update(kept)
+
+    def score(self, layer):
+        return layer.weight.abs()
+
+
+def test_settings_are_plain_attributes_and_what_is_none_is_refused_at_once():
+    kept = Keeping(_table=torch.zeros(2), rows=[1, 2])
+    assert kept.settings() == {"method": "Keeping", "update_ratio": 0.5, "scope": "matrix", "rows": [1, 2]}
+    Dowser(kept)
+    with pytest.raises(ValueError, match="Keeping.table is a Tensor, expected a text, .* that begins with _"):
+        Dowser(Keeping(table=torch.zeros(2)))

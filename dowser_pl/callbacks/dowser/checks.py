@@ -211,6 +211,7 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
             f"{type(method).__name__} is a Method that does not say when it decides, expected a subclass of BeforeFit "
             "(or Scored, which ranks entries), EachStep or AfterFit of dowser_pl.methods"
         )
+    method.settings()  # refused now, and not when the first checkpoint is written
     if isinstance(method, EachStep) and update == "dense":
         raise DowserError(
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
