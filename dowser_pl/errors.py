@@ -58,7 +58,7 @@ def nearest_path(path: Path) -> str:
 
 def nearest_of(name: str, meant: Mapping[str, object]) -> str:
     """``, did you mean X?`` with what the most similar of the names stands for, else nothing."""
-    near = get_close_matches(name, meant, n=1)
+    near = get_close_matches(name, meant, n=1, cutoff=0.65)  # "mine" is no slip of "single"
     return f", did you mean {meant[near[0]]}?" if near else ""
 
 

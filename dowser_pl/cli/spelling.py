@@ -28,13 +28,15 @@ class Word:
 
     Attributes:
         name: dotted, without ``--`` and ``+``.
-        value: a text or number; None = it has options of its own, or none was given.
+        value: a text or number; None = it has options of its own.
         where: ``file.yaml:3: `` or nothing.
+        bare: whether it was given no value.
     """
 
     name: str
     value: Any
     where: str
+    bare: bool = False
 
     @property
     def shown(self) -> str:
@@ -59,8 +61,12 @@ def check_spelling(verb: str, arguments: Sequence[str]) -> None:
         if owner is not None and word.value not in options.texts(owner):
             _check_class(owner, word, options.texts(owner))
     for word in words:
+        if not word.name:
+            raise DowserError(f"not understood: {word.value}. Help: python -m dowser_pl {verb} --help")
         if not options.knows(word.name, chosen):
             raise DowserError(_unknown(word, options, chosen, verb))
+        if word.bare and word.name in options.options:
+            raise DowserError(f"{word.shown}: expected a value after it")
         kinds = options.kinds(word.name, chosen)
         if word.value is not None and not _fits(word.value, kinds):
             raise DowserError(
@@ -92,15 +98,18 @@ def words_of(arguments: Sequence[str]) -> Iterator[Word]:
         argument = arguments[position]
         position += 1
         name, equals, value = argument.partition("=")
-        if not argument.startswith("-") or name in _WITHOUT_VALUE:
+        if name in _WITHOUT_VALUE:
             continue
-        if not equals and position < len(arguments) and not arguments[position].startswith("--"):
+        bare = not equals and (position == len(arguments) or arguments[position].startswith("--"))
+        if argument.startswith("-") and not equals and not bare:
             value = arguments[position]
             position += 1
-        if name in ("-c", "--config"):
+        if name in ("-c", "--config") and not bare:
             yield from _of_file(Path(value))
         elif name.startswith("--"):
-            yield Word(name[2:].removesuffix("+"), _scalar(value), "")
+            yield Word(name[2:].removesuffix("+"), _scalar(value), "", bare)
+        elif not argument.startswith("-"):
+            yield Word("", argument, "")
 
 
 def _scalar(text: str) -> Any:

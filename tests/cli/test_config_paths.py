@@ -30,8 +30,9 @@ def test_a_wrong_name_is_told_with_the_nearest(name, meant, tmp_path, monkeypatc
 
 def test_nothing_is_guessed_where_nothing_is_near(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"no configuration file 'xyzzy'.*strategy/single\)$"):
-        resolve_configs(["--config=xyzzy"])
+    for name in ("xyzzy", "mine.yaml"):
+        with pytest.raises(ValueError, match=rf"no configuration file '{name}'.*strategy/single\)$"):
+            resolve_configs([f"--config={name}"])
 
 
 def test_names_that_exist_become_paths(tmp_path, monkeypatch):

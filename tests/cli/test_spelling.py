@@ -74,6 +74,8 @@ TYPOS = {
     "a number": ("fit -c quickstart --trainer.max_epochs ten", "got ten, expected a whole number or null"),
     "yes or no": ("fit -c quickstart --model.gradient_checkpointing maybe", "got maybe, expected true or false"),
     "a share": ("fit -c quickstart --dowser.method.update_ratio ten", "got ten, expected a number"),
+    "no value": ("fit -c quickstart --trainer.max_epochs --overwrite true", "--trainer.max_epochs: expected a value"),
+    "a word too many": ("fit -c quickstart runs/mine", "not understood: runs/mine. Help: python -m dowser_pl fit --he"),
     "no model": ("fit --trainer.max_epochs 1", "there is no model: set --model.path"),
     "nothing": ("fit", "there is no model: set --model.path"),
     "no verb": ("--trainer.max_epochs 1", "there is no verb, expected one of: fit,"),
