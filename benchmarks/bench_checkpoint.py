@@ -120,7 +120,7 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 
 
 def lines(content: dict[str, Any]) -> list[str]:
-    """A table of what :func:`measure` gave."""
+    """A table of what `measure` gave."""
     table = [f"{'':<16}{'seconds':>9}{'peak MB':>9}{'disk MB':>9}"]
     for name, row in content["rows"].items():
         table.append(

@@ -79,7 +79,7 @@ def run(preset: Preset) -> dict[str, Any]:
 
 
 def interleave(ours: Ours, default: Ours, naive: Published, passes: int) -> float:
-    """All of the loop, with ``passes`` passes of ours spread over it; at least two.
+    """All of the loop, with `passes` passes of ours spread over it; at least two.
 
     Returns:
         The share of its threads' time that this process had.

@@ -91,7 +91,7 @@ def time_steps(preset: TrainPreset) -> tuple[dict[str, list[float]], float]:
 
 
 def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Those of :data:`RATIOS`; None where a number is not known."""
+    """Those of `RATIOS`; None where a number is not known."""
     found: dict[str, float | None] = {}
     for name, (form, other, number) in RATIOS.items():
         over, under = rows[form][number], rows[other][number]

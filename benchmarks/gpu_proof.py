@@ -5,7 +5,7 @@
     python benchmarks/gpu_proof.py --json OUT --rehearse                     # all of it in small, on a CPU
     python benchmarks/gpu_proof.py --json OUT --table                        # what the file holds, as Markdown
 
-Parts run in order of worth, each in steps (``gpu/steps.py``) with a time limit of its own. A step runs in a worker
+Parts run in order of worth, each in steps (`gpu/steps.py`) with a time limit of its own. A step runs in a worker
 process and its result is in the file before the next begins; one that fails, crashes or overruns leaves its traceback
 there and never stops another. What is done is not repeated, so a proof that was killed goes on where it was; failed
 steps are tried again. Nothing is downloaded.

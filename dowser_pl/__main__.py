@@ -115,7 +115,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def script() -> NoReturn:
-    """What a shell starts: :func:`main`, and where that was asked to end (SIGTERM), no time is lost on cleaning up.
+    """What a shell starts: `main`, and where that was asked to end (SIGTERM), no time is lost on cleaning up.
 
     With torch loaded that takes Python two seconds of a core, and more on a busy machine.
     """

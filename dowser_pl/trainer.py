@@ -21,7 +21,7 @@ class _FinishingFitLoop(_FitLoop):
     """Ends training properly: also where a checkpoint of the last step leaves no step to take, or in mid epoch.
 
     Lightning returns at once in the first case, and a run killed in its last evaluation would never write its report.
-    In the second one (``max_steps``, ``max_time``, an early stop) it counts the epoch as done, and a run that goes on
+    In the second one (`max_steps`, `max_time`, an early stop) it counts the epoch as done, and a run that goes on
     from there would never see the rows that were left.
     """
 
@@ -29,7 +29,7 @@ class _FinishingFitLoop(_FitLoop):
     def restarting(self, restarting: bool) -> None:
         """Whether a checkpoint was loaded that was written in the middle of an epoch.
 
-        With ``max_steps`` Lightning says so of a finished one as well, and counts it a second time.
+        With `max_steps` Lightning says so of a finished one as well, and counts it a second time.
         """
         current: Any = self.epoch_progress.current
         unfinished = current.processed != current.ready or current.processed != current.started
@@ -64,10 +64,10 @@ class DowserTrainer(Trainer):
     """Runs the verbs of the command line.
 
     Attributes:
-        planned_for: devices and strategy that ``plan`` counts for; None = this trainer's own.
-        planned_on_cpu: whether ``plan`` is for a CPU, for which no hours are known.
+        planned_for: devices and strategy that `plan` counts for; None = this trainer's own.
+        planned_on_cpu: whether `plan` is for a CPU, for which no hours are known.
         overwrite: whether a run may replace another one in its folder: False = it is refused, as on the command line
-            unless ``--overwrite true``; True = what that left goes when training begins; None = as it comes, for
+            unless `--overwrite true`; True = what that left goes when training begins; None = as it comes, for
             notebooks that fit again and again.
     """
 
@@ -97,12 +97,12 @@ class DowserTrainer(Trainer):
             train_dataloaders: instead of a data module.
             val_dataloaders: instead of a data module.
             datamodule: training rows and evaluation tasks.
-            ckpt_path: checkpoint to go on from; ``last`` is the newest one of this run's folder.
+            ckpt_path: checkpoint to go on from; `last` is the newest one of this run's folder.
             weights_only: refuse checkpoints that hold anything but tensors and plain data.
 
         Raises:
             DowserError: if another process trains into the same folder, or the folder holds another run and
-                ``overwrite`` is False.
+                `overwrite` is False.
         """
         with self._folder_held():
             if self.overwrite is False and self._writes_run():

@@ -51,7 +51,7 @@ def rescale(model: LlavaForConditionalGeneration, seed: int, spread: float = 1.0
 
 
 def _scale(front: Tensor, behind: Sequence[nn.Linear], generator: torch.Generator, spread: float) -> None:
-    """Multiply the outputs of ``front``, (C,) or (C, I), and divide the inputs of all that reads them, (O, C)."""
+    """Multiply the outputs of `front`, (C,) or (C, I), and divide the inputs of all that reads them, (O, C)."""
     scales = torch.exp(spread * torch.randn(len(front), generator=generator))
     front.mul_(scales if front.dim() == 1 else scales[:, None])
     for matrix in behind:

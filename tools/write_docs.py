@@ -97,7 +97,7 @@ def training_parser() -> Any:
 
 
 def kind(hint: Any) -> str:
-    """A type as words of a table: ``int or null``, ``last or all``."""
+    """A type as words of a table: `int or null`, `last or all`."""
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(kind(each) for each in get_args(hint))
     if get_origin(hint) is Literal:

@@ -1,7 +1,7 @@
 """What the estimators estimate: sensitivities from the exact Jacobian, one backward pass per logit.
 
-Two scores, both times |W_ij| and averaged over prompts: ``paper`` is (root mean square over positions of ||J_ti||)
-times (mean over positions of |h_tj|), ``weight`` is the norm over logits of the derivative by the entry itself.
+Two scores, both times |W_ij| and averaged over prompts: `paper` is (root mean square over positions of ||J_ti||)
+times (mean over positions of |h_tj|), `weight` is the norm over logits of the derivative by the entry itself.
 
 Legend: B prompts of a batch, T positions, V vocabulary, O outputs, I inputs of a matrix.
 """

@@ -31,7 +31,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        scored_by: key of :data:`METHODS`.
+        scored_by: key of `METHODS`.
         num_prompts: of the probe.
         num_probes: of the probe.
         positions: whose logits are probed.

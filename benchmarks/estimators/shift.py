@@ -68,7 +68,7 @@ class ShiftMeter:
 
     Args:
         model: any Hugging Face model, in eval mode; undisturbed now.
-        batches: right-padded rows with ``labels`` (B, T), -100 where no answer stands.
+        batches: right-padded rows with `labels` (B, T), -100 where no answer stands.
         image_token: id of the tokens in whose place the model puts pictures; None = none.
     """
 

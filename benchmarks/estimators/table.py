@@ -27,7 +27,7 @@ COLUMNS = {
 
 
 def plus_minus(values: Sequence[float | None], decimals: int, factor: float = 1) -> str:
-    """``.912 ± .004``: mean and sample standard deviation; empty where a value is missing."""
+    """`.912 ± .004`: mean and sample standard deviation; empty where a value is missing."""
     known = [value * factor for value in values if value is not None]
     if not known or len(known) < len(values):
         return ""

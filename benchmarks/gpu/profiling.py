@@ -12,7 +12,7 @@ __all__ = ["profiled"]
 
 
 def profiled(place: Place, name: str, run: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds, kernels and waits of ``run``; its trace is kept beside the results where it is small enough."""
+    """Seconds, kernels and waits of `run`; its trace is kept beside the results where it is small enough."""
     from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
 
     kinds = [ProfilerActivity.CPU] + ([] if place.rehearse else [ProfilerActivity.CUDA])

@@ -81,7 +81,7 @@ def values(place: Place, name: str) -> dict[str, Tensor]:
 
 
 def compare_masks(place: Place, name: str, other: str, make: Callable[[Place], Any]) -> int:
-    """How many mask entries differ between two runs; ``make`` runs the other where it is missing.
+    """How many mask entries differ between two runs; `make` runs the other where it is missing.
 
     Raises:
         AssertionError: if they mask other matrices.

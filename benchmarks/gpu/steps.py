@@ -1,6 +1,6 @@
-"""The steps of ``gpu_proof.py``, and the worker that runs them: a key a line on standard input, a JSON line back.
+"""The steps of `gpu_proof.py`, and the worker that runs them: a key a line on standard input, a JSON line back.
 
-A step gives back its numbers; those under ``summary`` stand in the table. ``NotHereError`` says why
+A step gives back its numbers; those under `summary` stand in the table. `NotHereError` says why
 there are none to be had.
 """
 

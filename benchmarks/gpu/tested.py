@@ -15,7 +15,7 @@ __all__ = ["families", "gpu_tests"]
 
 
 def gpu_tests(place: Place) -> dict[str, Any]:
-    """``pytest -m gpu``."""
+    """`pytest -m gpu`."""
     result = place.work / "gpu_tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", f"--junitxml={result}"]
     ended = subprocess.run(

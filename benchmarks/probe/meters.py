@@ -37,7 +37,7 @@ class PeakMemory:
     Attributes:
         host_bytes: resident memory beyond that at the start; None where the system cannot tell.
         device_bytes: CUDA memory beyond that at the start; 0 on the CPU.
-        problem: why ``host_bytes`` is None.
+        problem: why `host_bytes` is None.
     """
 
     device: torch.device
@@ -124,7 +124,7 @@ def nothing_kept_back() -> Iterator[None]:
 
 
 def _resident(key: str) -> int:
-    """Bytes, from a line like ``VmHWM:   12345 kB``."""
+    """Bytes, from a line like `VmHWM:   12345 kB`."""
     for line in _STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

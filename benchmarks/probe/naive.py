@@ -88,7 +88,7 @@ class NaiveLoop:
             prompts: of one length; padding is not looked at.
             first: number of the first prompt, which fixes the probe vectors.
             num_probes: vectors per prompt.
-            clock: told the phases ``forward``, ``backward``, ``outer`` and ``statistics``.
+            clock: told the phases `forward`, `backward`, `outer` and `statistics`.
         """
         device = next(self.model.parameters()).device
         tokens = torch.stack([prompt.tokens for prompt in prompts]).to(device)

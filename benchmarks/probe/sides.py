@@ -158,7 +158,7 @@ def peak_bytes(side: Ours | Published) -> dict[str, int | None]:
 
 
 def memory_in_use(preset: Preset) -> dict[str, dict[str, int | None]]:
-    """Peaks of one pass (``ours``) and of one batch of the loop with all its state (``naive``); not timed.
+    """Peaks of one pass (`ours`) and of one batch of the loop with all its state (`naive`); not timed.
 
     In a process of its own, whose malloc hands every freed block back, which costs time.
     """

@@ -25,7 +25,7 @@ __all__ = ["CountingFile", "GradientPeak", "measure_memory", "measured_here", "m
 
 
 def measure_memory(preset: str, form: str) -> dict[str, Any]:
-    """Bytes of one form, by :func:`measured_here` in a fresh process."""
+    """Bytes of one form, by `measured_here` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_in_use, preset, form, torch.get_num_threads()).result()
 
@@ -37,7 +37,7 @@ def _in_use(preset: str, form: str, threads: int) -> dict[str, Any]:
 
 
 def measured_here(preset: str, form: str) -> dict[str, Any]:
-    """Bytes of one form: ``state`` by kind, ``state_bytes``, peaks, checkpoint and patch."""
+    """Bytes of one form: `state` by kind, `state_bytes`, peaks, checkpoint and patch."""
     subject = Subject(PRESETS[preset])
     device = subject.model.device
     activations = _activation_peak(subject)

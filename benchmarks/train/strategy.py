@@ -50,7 +50,7 @@ def share(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> float:
 
 
 def strategy_lines(content: dict[str, Any]) -> list[str]:
-    """A table of what :func:`measure_strategy` gave."""
+    """A table of what `measure_strategy` gave."""
     kinds = list(content["alone"]["bytes"])
     rows = {"alone": content["alone"], **{f"rank {rank}": each for rank, each in enumerate(content["ranks"])}}
     lines = [f"{'MB':<8}" + "".join(f"{kind:>11}" for kind in kinds)]
@@ -77,7 +77,7 @@ def _measured(preset: str, rank: int, ranks: int, store: str, threads: int) -> d
 
 
 def measured_here(preset: str) -> dict[str, Any]:
-    """``bytes`` by kind and ``collectives`` of a step by name, on this process, with all that are in its group."""
+    """`bytes` by kind and `collectives` of a step by name, on this process, with all that are in its group."""
     ranks = collectives.world_size()
     subject = Subject(PRESETS[preset])
     if ranks > 1:
@@ -111,7 +111,7 @@ def measured_here(preset: str) -> dict[str, Any]:
 class Collectives(TorchDispatchMode):
     """Counts collectives by name while it is entered.
 
-    PyTorch's ``CommDebugMode`` does so with hooks on every module, which cannot look into the outputs of Hugging Face
+    PyTorch's `CommDebugMode` does so with hooks on every module, which cannot look into the outputs of Hugging Face
     models and make views of FSDP2's: a page of warnings about itself.
     """
 

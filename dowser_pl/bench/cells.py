@@ -31,13 +31,13 @@ class Group:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The group in words, for people."""
         return f"{self.world}, {self.task}, {'all layers' if self.depth is None else f'last {self.depth} layers'}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process runs."""
+    """One process of a bench: what it runs and with what settings."""
 
     group: Group
     method: str
@@ -58,11 +58,11 @@ class Cell:
 
     @property
     def rate(self) -> float:
-        """The learning rate."""
+        """The learning rate of the cell."""
         return dict(self.setting)["lr"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The cell as plain values, ready for JSON."""
         return {**vars(self.group), "method": self.method, "setting": dict(self.setting)} | {
             "seed": self.seed,
             "split": self.split,

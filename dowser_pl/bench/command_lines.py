@@ -38,8 +38,8 @@ def commands(settings: Settings, cell: Cell, run: str, tuned: str | None) -> lis
         tuned: the model folder of the required cell, if one is.
 
     Returns:
-        Arguments of ``python -m dowser_pl``: one ``fit``; or ``merge`` into a model and into a patch, then
-        ``validate``.
+        Arguments of `python -m dowser_pl`: one `fit`; or `merge` into a model and into a patch, then
+        `validate`.
 
     Raises:
         DowserError: if a configuration does not exist.
@@ -82,7 +82,7 @@ def digest(settings: Settings, cell: Cell) -> str:
 
 @cache
 def folder_digest(folder: Path, pattern: str = "*") -> str:
-    """Of names and contents of all files below whose name matches; read once."""
+    """A digest of the names and contents of all files below a folder; they are read once."""
     whole = hashlib.sha256()
     for file in sorted(path for path in folder.rglob(pattern) if path.is_file()):
         content = hashlib.sha256()

@@ -40,7 +40,7 @@ class Choice:
 
 
 def groups(settings: Settings) -> list[Group]:
-    """All combinations of world, task and depth."""
+    """Every combination of world, task and depth that a bench asks for."""
     return [Group(*each) for each in product(settings.worlds, settings.tasks, settings.depths)]
 
 

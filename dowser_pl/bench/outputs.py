@@ -15,7 +15,7 @@ __all__ = ["content", "write_outputs"]
 
 
 def content(plan: Plan, comparisons: Sequence[Comparison], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """bench.json: ``methods`` is of the first group (world, task, depth), ``groups`` has them all.
+    """bench.json: `methods` is of the first group (world, task, depth), `groups` has them all.
 
     Args:
         plan: of all methods.

@@ -50,7 +50,7 @@ class Runner(Protocol):
     """Runs the commands of one cell."""
 
     def __call__(self, lines: Sequence[Sequence[str]], folder: Path) -> Ended:
-        """Run them one after the other until one fails; their output goes to ``<folder>/log.txt``."""
+        """Run them one after the other until one fails; their output goes to `<folder>/log.txt`."""
 
 
 class Processes:
@@ -63,7 +63,7 @@ class Processes:
             self._context.set_forkserver_preload(["dowser_pl.bench.preload"])
 
     def __call__(self, lines: Sequence[Sequence[str]], folder: Path) -> Ended:
-        """See :class:`Runner`; an interruption ends the process too."""
+        """See `Runner`; an interruption ends the process too."""
         start = time.monotonic()
         process = self._context.Process(target=_work, args=([list(line) for line in lines], folder))  # type: ignore[attr-defined]
         process.start()

@@ -26,7 +26,7 @@ __all__ = ["Failure", "Record", "Store", "discard", "last_lines", "of_fit", "of_
 
 @dataclass(frozen=True)
 class Record:
-    """A finished cell.
+    """A finished cell and what it measured.
 
     Attributes:
         tasks: name -> scores before and after.
@@ -57,7 +57,7 @@ class Record:
 
     @property
     def arithmetic_mean(self) -> float:
-        """Of upstream and downstream after training."""
+        """The mean of upstream and downstream scores after training."""
         return (self.mean("upstream") + self.mean("downstream")) / 2
 
     @property
@@ -85,7 +85,7 @@ class Store:
     _known: dict[Cell, Record | Failure | None] = field(default_factory=dict)
 
     def path(self, cell: Cell) -> Path:
-        """Its folder."""
+        """The folder of a cell."""
         return self.settings.folder / "cells" / cell.slug
 
     def run(self, cell: Cell) -> Path:
@@ -112,7 +112,7 @@ class Store:
         self._known[cell] = record
 
     def fail(self, cell: Cell, reason: str, lines: list[list[str]]) -> None:
-        """Write `failed.json`."""
+        """Write `failed.json`, which says why a cell could not be finished."""
         self._write(self.path(cell) / "failed.json", {**self._head(cell, lines), "reason": reason})
         self._known[cell] = Failure(reason)
 

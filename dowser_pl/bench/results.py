@@ -17,7 +17,7 @@ __all__ = ["Comparison", "MethodResult", "Point", "Spread", "compare", "page", "
 
 @dataclass(frozen=True)
 class Spread:
-    """Numbers of several seeds.
+    """A number that was measured with several seeds, and how far the seeds differ.
 
     Attributes:
         values: in the order of the seeds.
@@ -27,29 +27,29 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean over the seeds."""
         return fmean(self.values)
 
     @property
     def std(self) -> float | None:
-        """Their standard deviation (n - 1); None for one seed."""
+        """The standard deviation over the seeds (n - 1); None for one seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Mean and numbers as plain values, ready for JSON."""
         return {"mean": self.mean, "std": self.std, "per_seed": list(self.values)}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting on validation data; ``record`` is None where it failed or was not run."""
+    """One setting on validation data; `record` is None where it failed or was not run."""
 
     cell: Cell
     record: Record | None
     failure: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The point as plain values, ready for JSON."""
         row: dict[str, Any] = {"setting": dict(self.cell.setting)}
         if self.record is None:
             return row | {"failed": self.failure}
@@ -82,22 +82,22 @@ class MethodResult:
 
     @property
     def downstream(self) -> Spread:
-        """Of the seeds; there must be one."""
+        """The downstream score over the seeds, of which there must be one."""
         return Spread([record.mean("downstream") for record in self.records])
 
     @property
     def upstream(self) -> Spread:
-        """Of the seeds; there must be one."""
+        """The upstream score over the seeds, of which there must be one."""
         return Spread([record.mean("upstream") for record in self.records])
 
     @property
     def h_score(self) -> Spread:
-        """Of the seeds; there must be one."""
+        """The H-score over the seeds, of which there must be one."""
         return Spread([record.h_score for record in self.records])
 
     @property
     def arithmetic_mean(self) -> Spread:
-        """Of the seeds; there must be one."""
+        """The mean of both scores over the seeds, of which there must be one."""
         return Spread([record.arithmetic_mean for record in self.records])
 
     @property
@@ -150,7 +150,7 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All methods in one group, best H-score first, those without a result last."""
+    """The methods of one group, best H-score first, those without a result last."""
 
     group: Group
     methods: Sequence[MethodResult]
@@ -164,7 +164,7 @@ class Comparison:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The comparison as plain values, ready for JSON."""
         base = None if self.base is None else dict(zip(("downstream", "upstream"), self.base, strict=True))
         return {**vars(self.group), "base": base, "methods": {each.entry.name: each.to_dict() for each in self.methods}}
 
@@ -222,7 +222,7 @@ NOTES = (
 
 
 def page(settings: Settings, comparisons: Sequence[Comparison], pictures: Sequence[str]) -> str:
-    """The contents of bench.md.
+    """The contents of bench.md, the report of a bench.
 
     Args:
         settings: of the bench.

@@ -89,14 +89,14 @@ class Section:
         return self.text(key) if self.value.get(key) is not None else None
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Read a value that is true or false."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
 
     def count(self, key: str, default: Any = NOTHING, least: int = 0) -> int:
-        """A whole number."""
+        """Read a value that is a whole number."""
         value = self.get(key, default)
         if not _is_count(value, least):
             raise self.wrong(key, f"a whole number of at least {least}")
@@ -177,12 +177,12 @@ class Entry:
     Attributes:
         name: in tables.
         config: configurations given to its runs.
-        options: of its runs, dotted; with ``merge`` options of the method.
-        seeded: options that are set to the seed, as ``options``.
-        grid: what is tried: learning rates, with values of the method's own options; the latter alone with ``after``.
-        after: the entry whose learning rate, and with ``merge`` whose tuned models, this one takes.
-        merge: the method that ``python -m dowser_pl merge`` applies to these; None = it is applied inside ``fit``.
-        method: class of the method, such as ``my_package.Mine``; None = as ``config`` says.
+        options: of its runs, dotted; with `merge` options of the method.
+        seeded: options that are set to the seed, as `options`.
+        grid: what is tried: learning rates, with values of the method's own options; the latter alone with `after`.
+        after: the entry whose learning rate, and with `merge` whose tuned models, this one takes.
+        merge: the method that `python -m dowser_pl merge` applies to these; None = it is applied inside `fit`.
+        method: class of the method, such as `my_package.Mine`; None = as `config` says.
     """
 
     name: str
@@ -202,7 +202,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole bench.
+    """The settings of a bench, as its YAML file has them.
 
     Attributes:
         folder: where everything is written.

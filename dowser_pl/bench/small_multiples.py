@@ -67,7 +67,7 @@ def panels(figure: Figure, number: int, top: float) -> Iterator[Axes]:
 
 
 def page_height(number: int) -> float:
-    """Of a page with so many panels."""
+    """The height of a page with so many panels, in inches."""
     return TOP + math.ceil(max(number, 1) / ACROSS[number > FEW]) * (HEAD + PANEL_HEIGHT) + FOOT
 
 

@@ -17,7 +17,7 @@ def latest_answers(pl_module: ReportedModule, earlier: Sequence[Row], moment: Mo
     """The answers of the evaluation that has just ended, of all processes, on every process; all of them must call it.
 
     Args:
-        pl_module: that has just been evaluated; one without ``answers`` keeps none, and its report counts no questions.
+        pl_module: that has just been evaluated; one without `answers` keeps none, and its report counts no questions.
         earlier: what it gave for the other moment.
         moment: "before" is the base model, "after" the model as it is now.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one ``last.ckpt`` that is whole at every moment."""
+"""Checkpoints of a run: one `last.ckpt` that is whole at every moment."""
 
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
 
 class Checkpoints(ModelCheckpoint):
-    """Saves ``last.ckpt`` as training goes and when it ends; ``fit --ckpt_path last`` goes on from it, bit for bit.
+    """Saves `last.ckpt` as training goes and when it ends; `fit --ckpt_path last` goes on from it, bit for bit.
 
-    A fresh run that replaces another one in its folder keeps that one's checkpoint as ``previous.ckpt``. The checkpoint
+    A fresh run that replaces another one in its folder keeps that one's checkpoint as `previous.ckpt`. The checkpoint
     of the last step is written right after it: evaluation, merges, the report and files can fail and be made again from
     it.
 
     Args:
-        folder: where they lie; ``<run>/checkpoints``.
+        folder: where they lie; `<run>/checkpoints`.
         every_n_steps: optimizer steps between checkpoints; None = at the end of every epoch.
         keep_all: keep one more file per checkpoint instead of the last one only.
     """
@@ -45,7 +45,7 @@ class Checkpoints(ModelCheckpoint):
         self._holds_end = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the checkpoint of an earlier run aside, so that ``last`` is never of another run."""
+        """Set the checkpoint of an earlier run aside, so that `last` is never of another run."""
         super().on_train_start(trainer, pl_module)
         self._holds_end = False
         # Lightning forgets this when it resumes and would save again before the next step, in mid accumulation
@@ -75,7 +75,7 @@ class Checkpoints(ModelCheckpoint):
         return super()._find_last_checkpoints(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        """As asked for, and after the last step of all."""
+        """Save as often as was asked for, and after the last step of all."""
         super().on_train_batch_end(trainer, pl_module, *batch)
         if _was_last(trainer):
             self.on_train_end(trainer, pl_module)
@@ -104,7 +104,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Streams a checkpoint to a temporary neighbour and renames it: a kill or a full disk leaves the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` as ``path``; remote paths are left to Lightning.
+        """Write `checkpoint` as `path`; remote paths are left to Lightning.
 
         Raises:
             OSError: if the disk is full; the previous checkpoint is untouched.

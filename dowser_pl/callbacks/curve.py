@@ -60,7 +60,7 @@ class UpdateOrder:
                 self.levels[name] += left_out(entries.masks[name], mask)
 
     def cut(self, entries: Protection) -> None:
-        """Of the groups that a checkpoint told keep those of the entries that are here."""
+        """Keep, of the groups that a checkpoint told, those of the entries that this process holds."""
         if self.levels is None or self._is_sharded or not entries.is_sharded:
             return
         self._is_sharded = True
@@ -102,7 +102,7 @@ class Curve(Callback):
     Args:
         ratios: update ratios to measure the tuned model at, beside that of the run, on the data of the report.
         max_upstream_drop: keep the largest ratio at which the upstream mean loses at most so much, measured on
-            questions to choose on (``selection_tasks`` of the data), and export that model; None = keep all updates.
+            questions to choose on (`selection_tasks` of the data), and export that model; None = keep all updates.
     """
 
     def __init__(self, ratios: Sequence[float] = (), max_upstream_drop: float | None = None) -> None:
@@ -189,7 +189,7 @@ class Curve(Callback):
         self._order.tell(method, entries, masks_of)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where weights are sharded over processes a checkpoint has told of all entries."""
+        """Keep what concerns this process, where weights are sharded and a checkpoint has told of all entries."""
         if (protected := tuned_module(pl_module, self).protected) is not None:
             self._order.cut(protected)
 

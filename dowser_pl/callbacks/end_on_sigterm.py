@@ -20,7 +20,7 @@ ENDED = "ended by SIGTERM"
 
 
 class EndOnSigterm(Callback):
-    """Lets a step be finished, and puts what is kept into the message; the rest does :func:`ending_on_sigterm`."""
+    """Lets a step be finished, and puts what is kept into the message; the rest does `ending_on_sigterm`."""
 
     _stepping: ClassVar[bool] = False  # there is one handler in a process
 
@@ -50,7 +50,7 @@ class EndOnSigterm(Callback):
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises :class:`SIGTERMException` wherever the process is, but for a training step.
+    """Within it SIGTERM raises `SIGTERMException` wherever the process is, but for a training step.
 
     Lightning's own handler, once it is there, calls this one too.
     """
@@ -65,7 +65,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 def end_now(number: int, frame: Any) -> None:  # noqa: ARG001
-    """A handler that raises :class:`SIGTERMException`."""
+    """A handler that raises `SIGTERMException`."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one means it
     raise SIGTERMException(ENDED)
 

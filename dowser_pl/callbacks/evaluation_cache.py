@@ -44,7 +44,7 @@ class EvaluationCache:
 
     Args:
         folder: where it lies; it need not exist.
-        identity: what the scores depend on, JSON-able; ``identity["weights"]`` names the model.
+        identity: what the scores depend on, JSON-able; `identity["weights"]` names the model.
         tasks: their names.
     """
 
@@ -54,7 +54,7 @@ class EvaluationCache:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file that holds the evaluation of this key."""
         return self.folder / f"{str(self.identity['weights'])[:12]}-{_digest(self.identity)[:16]}.evaluation.json"
 
     def find(self) -> Known | None:

@@ -21,15 +21,15 @@ __all__ = ["Export"]
 
 
 class Export(Callback):
-    """Writes ``<run>/model``: the folder of the base with the tuned weights in it, for plain ``from_pretrained``.
+    """Writes `<run>/model`: the folder of the base with the tuned weights in it, for plain `from_pretrained`.
 
     Settings, tokenizer, processor and code stay byte for byte as the base has them, weights keep their names and files;
     only the dtype and the tokens that end an answer are written into the base's JSON, where they differ. A model that
-    has no such folder is written by ``save_pretrained``, which is said when training starts.
+    has no such folder is written by `save_pretrained`, which is said when training starts.
 
-    With adapters (LoRA) they are merged in it, and ``<run>/adapter`` has them alone, as peft reads them. Beside
+    With adapters (LoRA) they are merged in it, and `<run>/adapter` has them alone, as peft reads them. Beside
     quantized weights (QLoRA) they are written alone: merged into weights of 4 bits they would lose most of what they
-    learnt, so load the base in full precision and merge there (``PeftModel.from_pretrained(...).merge_and_unload()``).
+    learnt, so load the base in full precision and merge there (`PeftModel.from_pretrained(...).merge_and_unload()`).
 
     Args:
         enabled: write the folders when training ends.

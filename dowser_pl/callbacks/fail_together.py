@@ -44,7 +44,7 @@ class FailTogether(Callback):
         self._told: tuple[int, str] | None = None  # rank and message of another that failed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to look."""
+        """Begin to look for failures of other processes."""
         if collectives.world_size() == 1 or self._over is not None:
             return
         self._over, self._told = threading.Event(), None

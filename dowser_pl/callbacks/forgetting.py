@@ -1,6 +1,6 @@
 """The forgetting report: every task before and after, on the same questions.
 
-"Before" is Lightning's sanity check run over the whole validation data (``num_sanity_val_steps: -1``): it
+"Before" is Lightning's sanity check run over the whole validation data (`num_sanity_val_steps: -1`): it
 comes after the masks are built and before the first step, inside an isolated random state. "After" is the
 validation at the end of the last epoch, or one more if training stopped in between. Where a method merges the tuned
 model with its base after training, that is measured before, and "after" once more on what it made.
@@ -43,7 +43,7 @@ __all__ = ["Forgetting"]
 
 
 class Forgetting(Callback, BeforeMerge):
-    """Measures every task before, during and after training; writes ``report.json``, ``.md``, ``.html``, ``.png``.
+    """Measures every task before, during and after training; writes `report.json`, `.md`, `.html`, `.png`.
 
     Args:
         cache_dir: where the scores of base models are kept between runs, so that the same model is not asked the same
@@ -240,7 +240,7 @@ class Forgetting(Callback, BeforeMerge):
             )
 
     def _evaluate(self, trainer: Trainer) -> None:
-        """Make sure that ``after`` is of the model as it is."""
+        """Make sure that `after` is of the model as it is."""
         if self._evaluated_at == trainer.global_step:
             return
         trainer.validating = True

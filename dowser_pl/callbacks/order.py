@@ -44,7 +44,7 @@ def check_order(trainer: Trainer) -> None:
 
 
 def need_dowser(trainer: Trainer, asker: Callback) -> None:
-    """Refuse a callback that works with what ``Dowser`` found out, where there is none.
+    """Refuse a callback that works with what `Dowser` found out, where there is none.
 
     Raises:
         DowserError: saying so.

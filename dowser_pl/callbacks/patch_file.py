@@ -19,7 +19,7 @@ _MOST = 0.5  # share of trainable entries above which the model itself is the be
 
 
 class PatchFile(Callback):
-    """Writes ``<run>/patch.safetensors``, which ``python -m dowser_pl patch`` applies, removes and stacks.
+    """Writes `<run>/patch.safetensors`, which `python -m dowser_pl patch` applies, removes and stacks.
 
     Args:
         enabled: write the file when training ends; not done where more than half of all entries were trained.

@@ -1,4 +1,4 @@
-"""Answers as a file, for ``predict``."""
+"""Answers as a file, for `predict`."""
 
 import json
 from collections import defaultdict
@@ -20,9 +20,9 @@ Row = dict[str, Any]
 
 
 class Predictions(Callback):
-    """Writes ``<run>/predictions.jsonl``: ``task, id, question, images, prediction, references`` of each question.
+    """Writes `<run>/predictions.jsonl`: `task, id, question, images, prediction, references` of each question.
 
-    Where there are references, also the ``score``. In the order of tasks and questions, however many processes share
+    Where there are references, also the `score`. In the order of tasks and questions, however many processes share
     them.
     """
 

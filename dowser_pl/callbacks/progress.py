@@ -1,4 +1,4 @@
-"""Where progress goes: to stderr, so that stdout holds what was asked for and ``fit > report.txt`` keeps the report."""
+"""Where progress goes: to stderr, so that stdout holds what was asked for and `fit > report.txt` keeps the report."""
 
 import sys
 from contextlib import redirect_stdout

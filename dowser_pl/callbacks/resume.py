@@ -32,7 +32,7 @@ class RandomState(Callback):
         self._loaded = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what was loaded."""
+        """Set the random states that were loaded."""
         if self._loaded is None:
             return
         version, keys, gauss = self._loaded["python"]

@@ -22,7 +22,7 @@ def check_room(trainer: Trainer, module: TunedModule, trained: int, checkpoint: 
         trainer: its folder, and the callbacks that write.
         module: the model.
         trained: entries of the tuned matrices that will be trained.
-        checkpoint: ``compact`` or ``full``.
+        checkpoint: `compact` or `full`.
 
     Raises:
         OSError: saying what would be written, and how much is free.

@@ -1,6 +1,6 @@
 """What a command line says before anything is built: numbers that are none, and short names of configurations.
 
-``-c base`` is ``configs/base.yaml``.
+`-c base` is `configs/base.yaml`.
 """
 
 import math
@@ -19,7 +19,7 @@ _UNBOUNDED = ("trainer.callbacks", "trainer.logger", "trainer.strategy", "traine
 
 
 def joined_numbers(args: Sequence[str]) -> list[str]:
-    """``--lr -1e-3`` as ``--lr=-1e-3``: parsers take a negative number with an exponent for the name of an option.
+    """`--lr -1e-3` as `--lr=-1e-3`: parsers take a negative number with an exponent for the name of an option.
 
     Args:
         args: the command line without the program.
@@ -71,9 +71,9 @@ _CHECKOUT = Path(__file__).parents[2] / "configs"  # in a clone
 
 
 def resolve_configs(args: list[str]) -> list[str]:
-    """Replace short names after ``-c``, ``--config`` and ``--config=`` by paths; other values stay as they are.
+    """Replace short names after `-c`, `--config` and `--config=` by paths; other values stay as they are.
 
-    A file of that path wins; then ``configs/<name>[.yaml]`` under the working folder, then the shipped ones.
+    A file of that path wins; then `configs/<name>[.yaml]` under the working folder, then the shipped ones.
 
     Args:
         args: the command line without the program.
@@ -114,7 +114,7 @@ def shipped() -> list[str]:
 
 
 def _meant(name: str) -> str:
-    """What was probably meant; ``dare`` and ``modle/world`` find ``method/dare`` and ``model/world``."""
+    """What was probably meant; `dare` and `modle/world` find `method/dare` and `model/world`."""
     folder = Path("configs")
     own = (str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
     names = sorted({*own, *shipped()})

@@ -1,4 +1,4 @@
-"""``--help`` of a training verb in one screen, and ``--help-all``: both read from source, without importing torch."""
+"""`--help` of a training verb in one screen, and `--help-all`: both read from source, without importing torch."""
 
 import ast
 import re

@@ -53,7 +53,7 @@ __all__ = ["main"]
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration of ``fit`` to ``<run>/config.yaml``; other verbs leave it as it was."""
+    """Writes the resolved configuration of `fit` to `<run>/config.yaml`; other verbs leave it as it was."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """On the first rank, before anything runs."""
@@ -69,7 +69,7 @@ class Parser(LightningArgumentParser):
     """One whose default method lends its arguments to no other.
 
     A class that is named after another takes over those of its arguments that have the same name. That is meant for
-    what a person set, and not for defaults: ``--dowser.method my_package.Mine`` begins with its own.
+    what a person set, and not for defaults: `--dowser.method my_package.Mine` begins with its own.
     """
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
@@ -81,16 +81,16 @@ class Parser(LightningArgumentParser):
 
 
 class DowserCLI(LightningCLI):
-    """``fit | validate | test | predict | probe | plan``."""
+    """`fit | validate | test | predict | probe | plan`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs, ``probe`` and ``plan``."""
+        """Lightning's verbs, `probe` and `plan`."""
         ours = {"model", "datamodule"}
         return {**LightningCLI.subcommands(), "probe": ours, "plan": ours}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What people set first comes first in ``--help``: model, data, method; the Trainer's many options last."""
+        """What people set first comes first in `--help`: model, data, method; the Trainer's many options last."""
         parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Dowser, "dowser")
@@ -111,7 +111,7 @@ class DowserCLI(LightningCLI):
         check_numbers(self.config[self.subcommand].as_dict())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that logs to CSV and TensorBoard under ``<run>/logs`` unless the user names loggers."""
+        """A Trainer that logs to CSV and TensorBoard under `<run>/logs` unless the user names loggers."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             kwargs["logger"] = _loggers(config["default_root_dir"]) if self.subcommand == "fit" else False
@@ -207,10 +207,10 @@ def main(args: list[str] | None = None) -> None:
     """Run one verb.
 
     Args:
-        args: the command line without the program; None = ``sys.argv[1:]``.
+        args: the command line without the program; None = `sys.argv[1:]`.
 
     Raises:
-        SystemExit: if that fails, with one of :data:`dowser_pl.cli.ending.STATUSES`; the reason is on stderr.
+        SystemExit: if that fails, with one of `dowser_pl.cli.ending.STATUSES`; the reason is on stderr.
     """
     _quieten()
     arguments = joined_numbers(sys.argv[1:] if args is None else args)

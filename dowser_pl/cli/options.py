@@ -1,6 +1,6 @@
 """The options of the training verbs as a table: which groups there are, whose arguments they are, and what is near.
 
-The table is read from the source of the classes (:mod:`dowser_pl.cli.signatures`), so it needs no upkeep, and a test
+The table is read from the source of the classes (`dowser_pl.cli.signatures`), so it needs no upkeep, and a test
 compares it with the parser of the command line.
 """
 
@@ -210,7 +210,7 @@ def class_named(owner: str, name: str) -> Class | None:
 
 
 def usable(owner: str) -> list[Class]:
-    """The classes that an option takes by their name alone; those that others derive from lie in modules ``base``."""
+    """The classes that an option takes by their name alone; those that others derive from lie in modules `base`."""
     found = [class_named(owner, name) for name in classes_in(*ROOMS[owner])]
     return [each for each in found if each and not each.module.endswith(".base")]
 

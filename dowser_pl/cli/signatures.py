@@ -1,4 +1,4 @@
-"""What a class takes, read from its source: a typo or ``--help`` is answered without importing torch, which takes long.
+"""What a class takes, read from its source: a typo or `--help` is answered without importing torch, which takes long.
 
 Nothing is run. What cannot be read this way (a class that another program makes, a type of many kinds) counts as open,
 and is left to the parser of the command line, which imports everything.
@@ -35,7 +35,7 @@ class ListOf:
 
 @dataclass(frozen=True)
 class Class:
-    """A class by its module and name; ``node`` is its source."""
+    """A class by its module and name; `node` is its source."""
 
     module: str
     name: str
@@ -52,7 +52,7 @@ Kinds: TypeAlias = "tuple[str | Literally | ListOf | Class, ...]"
 
 @dataclass(frozen=True)
 class Option:
-    """One argument of a class; ``annotation`` and ``default`` are source text, no default says that it is required."""
+    """One argument of a class; `annotation` and `default` are source text, no default says that it is required."""
 
     name: str
     kinds: Kinds
@@ -63,7 +63,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a class, by name; ``closed`` if it takes no others."""
+    """The arguments of a class, by name; `closed` if it takes no others."""
 
     options: dict[str, Option]
     closed: bool
@@ -123,7 +123,7 @@ def class_at(module: str, name: str) -> Class | None:
 
 @cache
 def classes_in(module: str, base: str) -> tuple[str, ...]:
-    """Names of the classes that a module or a package's ``__init__`` gives and that derive from one named ``base``."""
+    """Names of the classes that a module or a package's `__init__` gives and that derive from one named `base`."""
     tree = _source(module)
     nodes = tree.body if tree else []
     names = [alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
@@ -144,7 +144,7 @@ def _bases(each: Class) -> Iterator[tuple[str, Class | None]]:
 
 @cache
 def signature(each: Class) -> Signature:
-    """The arguments of a class, with those that ``**kwargs`` hands on to its base."""
+    """The arguments of a class, with those that `**kwargs` hands on to its base."""
     purpose = _first_sentence(ast.get_docstring(each.node) or "")
     texts = _meanings(each.node)
     if each.is_settings:
@@ -162,7 +162,7 @@ def signature(each: Class) -> Signature:
 
 
 def _hands_on(start: ast.FunctionDef, rest: str) -> bool:
-    """Whether ``**kwargs`` go to the base alone."""
+    """Whether `**kwargs` go to the base alone."""
     calls = [n for n in ast.walk(start) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__"]
     given = [word for call in calls for word in call.keywords if word.arg is None]
     used = [n for n in ast.walk(start) if isinstance(n, ast.Name) and n.id == rest]

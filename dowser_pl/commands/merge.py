@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def method_options(name: str, rest: Sequence[str]) -> dict[str, bool | int | float | str]:
-    """The options of a method out of ``--method.NAME VALUE`` or ``--method.NAME=VALUE``.
+    """The options of a method out of `--method.NAME VALUE` or `--method.NAME=VALUE`.
 
     Raises:
         DowserError: if the name is a slip of one of ours, if there is no such option, or it takes no such value.

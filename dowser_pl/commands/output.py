@@ -10,7 +10,7 @@ __all__ = ["answer"]
 
 
 def answer(run: Callable[[], str]) -> int:
-    """Print what ``run`` says.
+    """Print what `run` says, and turn its error into one line and an exit status.
 
     Returns:
         The exit status: 0, or 1 if something is not as it should be.

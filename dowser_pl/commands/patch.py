@@ -12,7 +12,7 @@ ORDER = "Patches are applied in the order given; where two change the same entry
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
-    """Options of `patch info`."""
+    """Add the options of `patch info`."""
     parser.add_argument("patch", metavar="PATCH", help="a patch.safetensors")
     parser.add_argument(
         "--json", metavar="PATH", help="also write all of it, tensor by tensor, with versions and machine"
@@ -20,7 +20,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def add_apply(parser: argparse.ArgumentParser) -> None:
-    """Options of `patch apply`."""
+    """Add the options of `patch apply`."""
     parser.add_argument("base", metavar="BASE", help="model folder, 'embedded:world', or hub id that is in the cache")
     parser.add_argument("patches", metavar="PATCH", nargs="+", help="patch files, first to last")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="the new model folder")
@@ -34,7 +34,7 @@ def add_apply(parser: argparse.ArgumentParser) -> None:
 
 
 def add_remove(parser: argparse.ArgumentParser) -> None:
-    """Options of `patch remove`."""
+    """Add the options of `patch remove`."""
     parser.add_argument("folder", metavar="FOLDER", help="a folder that `patch apply` wrote")
     parser.add_argument(
         "patch", metavar="PATCH", nargs="?", help="the patch that is meant; must be the last one applied"
@@ -43,7 +43,7 @@ def add_remove(parser: argparse.ArgumentParser) -> None:
 
 
 def add_diff(parser: argparse.ArgumentParser) -> None:
-    """Options of `patch diff`."""
+    """Add the options of `patch diff`."""
     parser.add_argument("base", metavar="BASE", help="model folder, 'embedded:world', or hub id that is in the cache")
     parser.add_argument("tuned", metavar="TUNED", help="folder of the same model after tuning, in the same dtype")
     parser.add_argument("--out", metavar="PATCH", required=True, help="the patch file, such as patch.safetensors")
@@ -56,7 +56,7 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Options of `patch export`."""
+    """Add the options of `patch export`."""
     parser.add_argument("run", metavar="RUN_OR_CKPT", help="folder of a run, or one of its checkpoints")
     parser.add_argument("--out", metavar="PATH", required=True, help="the patch file, such as patch.safetensors")
 

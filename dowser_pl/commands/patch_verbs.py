@@ -29,7 +29,7 @@ def run_head(found: CheckpointPatch) -> dict[str, Any]:
     The scores of a report belong to the end of a run, so they are taken where the checkpoint is of that very moment.
 
     Args:
-        found: a checkpoint, in ``RUN/checkpoints``.
+        found: a checkpoint, in `RUN/checkpoints`.
 
     Raises:
         DowserError: if the report cannot be read.
@@ -89,7 +89,7 @@ def applied_table(applied: Sequence[Applied]) -> str:
 
 
 def conversion_lines(first: Applied) -> list[str]:
-    """That the folder was converted for the first of the patches, if it was."""
+    """Lines which say that the folder was converted for the first of the patches, if it was."""
     if first.widened is not None:
         before = first.widened.before
         return [f"Converted from {before} to {first.cast}, which loses nothing; removing undoes it."]
@@ -102,7 +102,7 @@ def size(num_bytes: int) -> str:
 
 
 def _settings(settings: dict[str, Any] | None, prefix: str = "") -> str:
-    """``a: 1, b.c: 2``; settings that are null are left out."""
+    """`a: 1, b.c: 2`; settings that are null are left out."""
     parts = []
     for key, value in (settings or {}).items():
         if isinstance(value, dict):

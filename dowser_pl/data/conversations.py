@@ -171,7 +171,7 @@ class ConversationData(MultimodalData):
         self.control_tokens = control_tokens or []
 
     def train_conversations(self) -> Selected[Conversation]:
-        """All rows, less those held out."""
+        """All training rows, less those held out."""
         rows, numbers = self._source, self._split[0]
         if self.check != "none" and not self.skip_bad_rows:  # else they were looked at before
             self._look(self._reader, range(len(rows)))
@@ -186,7 +186,7 @@ class ConversationData(MultimodalData):
         return tasks
 
     def questions_to_choose_on(self) -> list[Task]:
-        """The sets of `choose_on`."""
+        """The evaluation sets that `choose_on` names."""
         return [self._read_task(task) for task in self.choose_on]
 
     def _read_task(self, task: TaskFile) -> Task:

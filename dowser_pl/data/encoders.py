@@ -28,7 +28,7 @@ class InlineEncoder(Encoder):
     """Labels by the characters of the assistant's turns; see `Encoder` for the arguments."""
 
     def encode(self, rows: Sequence[Conversation]) -> Batch:
-        """See `Encoder.encode`."""
+        """Encode training rows as `Encoder.encode` says."""
         rendered = [self._render(row) for row in rows]
         texts = [text for text, _ in rendered]
         wanted = {"return_text_replacement_offsets": True} if self.replaces_placeholders else {}
@@ -112,7 +112,7 @@ class PairEncoder(Encoder):
     """Question and answer apart; see `Encoder` for the arguments."""
 
     def encode(self, rows: Sequence[Conversation]) -> Batch:
-        """See `Encoder.encode`."""
+        """Encode training rows as `Encoder.encode` says."""
         prompts, answers = zip(*map(self._split, rows), strict=True)
         batch = self.encode_pairs(list(prompts), list(answers), rows)
         self.set_qformer(batch, list(prompts))
@@ -139,7 +139,7 @@ class SuffixEncoder(PairEncoder):
     """Prefix language models (PaliGemma): the processor takes the answer as `suffix` and writes the labels itself."""
 
     def check_images(self, row: Conversation | Question, text: str) -> None:
-        """See `Encoder.check_images`; the processor puts the start token in the wrong place without an image."""
+        """Refuse rows without an image: the processor would put the start token in the wrong place."""
         super().check_images(row, text)
         if not row.images:
             raise DowserError(
@@ -148,7 +148,7 @@ class SuffixEncoder(PairEncoder):
             )
 
     def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
-        """See `PairEncoder.encode_pairs`."""
+        """Encode questions and answers as `PairEncoder.encode_pairs` says."""
         return self.process(prompts, rows, "right", suffix=answers, return_tensors="pt")
 
 
@@ -156,7 +156,7 @@ class DecoderEncoder(PairEncoder):
     """Encoder-decoders (InstructBLIP and BLIP-2 with T5): the answer is what the decoder says."""
 
     def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:
-        """See `PairEncoder.encode_pairs`."""
+        """Encode questions and answers as `PairEncoder.encode_pairs` says."""
         batch = self.process(prompts, rows, "right", return_tensors="pt")
         said = self.words.processor_for(*answers).tokenizer(
             answers, padding=True, padding_side="right", return_tensors="pt"

@@ -162,13 +162,13 @@ _MAX_DOWNLOAD = 64 * 2**20
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture on disk."""
+    """A picture that is a file on the disk."""
 
     path: Path
     decoding: Decoding = ON_WHITE
 
     def load(self) -> Image.Image:
-        """The upright RGB picture."""
+        """Read the upright RGB picture."""
         with self.path.open("rb") as file:
             return self.decoding.read(file)
 
@@ -184,7 +184,7 @@ class ImageText:
     decoding: Decoding = ON_WHITE
 
     def load(self) -> Image.Image:
-        """The upright RGB picture."""
+        """Read the upright RGB picture."""
         body = self.text.split(",", 1)[1] if self.text.startswith("data:") else self.text
         try:
             content = base64.b64decode("".join(body.split()), validate=True)
@@ -205,7 +205,7 @@ class ImageBytes:
     name: str | None = None
 
     def load(self) -> Image.Image:
-        """The upright RGB picture."""
+        """Read the upright RGB picture."""
         return self.decoding.read(io.BytesIO(self.content))
 
     def __str__(self) -> str:
@@ -220,7 +220,7 @@ class ImageURL:
     decoding: Decoding = ON_WHITE
 
     def load(self) -> Image.Image:
-        """The upright RGB picture."""
+        """Read the upright RGB picture."""
         with urllib.request.urlopen(self.url, timeout=30) as answer:  # http(s) only, see read_source
             content = answer.read(_MAX_DOWNLOAD + 1)
         if len(content) > _MAX_DOWNLOAD:
@@ -235,7 +235,7 @@ class LazyImage(Protocol):
     """Anything that can make its picture when it is needed."""
 
     def load(self) -> Image.Image:
-        """The upright RGB picture."""
+        """Read the upright RGB picture."""
 
 
 ImageSource = Image.Image | LazyImage

@@ -167,11 +167,11 @@ class TrainingLoader(BatchLoader):
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Nothing needs to be kept: batches are a function of the seed and the step."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Nothing needs to be restored."""
 
 
 class EvaluationLoader(BatchLoader):
@@ -302,7 +302,7 @@ class ResumableSampler(DistributedSampler[Any]):
         self._num_done = num_done
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of this process in an epoch, in order."""
+        """Every batch of this process in an epoch, in order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         rows = torch.randperm(self.num_rows, generator=generator).tolist()
         rows += rows[: -self.num_rows % self.num_replicas]

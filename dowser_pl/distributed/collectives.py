@@ -1,7 +1,7 @@
 """Work split over the processes of a run, and its results put together again in order.
 
 What fails on one process fails on all, with that process' message, so that none waits for ever. Functions only call
-what they are given when there is one process. :class:`DistributedReducer` is what a selection or a statistic asks of a
+what they are given when there is one process. `DistributedReducer` is what a selection or a statistic asks of a
 matrix whose parts lie on several processes.
 """
 
@@ -37,7 +37,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """The number of processes."""
     return distributed.get_world_size() if _several() else 1
 
 
@@ -69,7 +69,7 @@ def from_rank_zero(compute: Callable[[], T]) -> T:
     """What the first process computes, on every process; CPU tensors arrive bit for bit.
 
     Raises:
-        Exception: what ``compute`` raises, on every process.
+        Exception: what `compute` raises, on every process.
     """
     if not _several():
         return compute()
@@ -89,7 +89,7 @@ def all_gather_numbered(compute: Callable[[], Mapping[int, T]]) -> list[T]:
         compute: gives this process' parts by number; parts of the same number must be equal.
 
     Raises:
-        Exception: what ``compute`` raises on the first process where it raises, on every process.
+        Exception: what `compute` raises on the first process where it raises, on every process.
     """
     if not _several():
         parts = compute()

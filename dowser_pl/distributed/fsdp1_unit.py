@@ -2,7 +2,7 @@
 
 FSDP1 puts the weights of a unit (a decoder layer, or all else) behind each other and cuts the line into equal parts.
 Between steps a parameter is the 1-D piece that is here, a view into that part; while its unit is gathered it is whole.
-What it is a piece of stands beside it (:class:`dowser_pl.distributed.tensors.Place`).
+What it is a piece of stands beside it (`dowser_pl.distributed.tensors.Place`).
 
 FSDP1 gathers what the outermost module's forward pass needs, and once again for one backward pass. Text is written by
 parts of the model, and the importance pass makes several backward passes over one graph: there a unit is gathered
@@ -64,7 +64,7 @@ class Unit(FullyShardedDataParallel):
         return [each for each in self.gradient_hooks.values() if each.weight.requires_grad and flat.grad is not None]
 
     def drop_gradients(self) -> None:
-        """Once they are taken."""
+        """Let go of the gradients once they are taken."""
         flat: Any = self._handle.flat_param  # type: ignore[union-attr]
         for weight in flat._params:
             weight.grad = None
@@ -75,7 +75,7 @@ class FSDP1Model:
     """A model that is cut into units.
 
     Args:
-        model: whose ``forward`` goes through the outermost unit from now on.
+        model: whose `forward` goes through the outermost unit from now on.
         root: that unit, which holds the model and stands outside of it.
         units: the others, in it.
     """
@@ -108,7 +108,7 @@ class FSDP1Model:
 
     @contextmanager
     def gather_per_unit(self) -> Iterator[None]:
-        """See :func:`gather_per_unit`."""
+        """Gather each unit when it runs; see `gather_per_unit`."""
         unshards = [_Unshard(unit) for unit in self.units]
         for unshard in unshards:
             unshard.unit.forward = unshard.forward  # type: ignore[method-assign]
@@ -122,7 +122,7 @@ class FSDP1Model:
 
 
 def fsdp1_model_of(model: nn.Module) -> FSDP1Model | None:
-    """Of a model, or of the part that runs on text alone; None where FSDP1 has not cut it."""
+    """The units of a model, or of its part that runs on text alone; None where FSDP1 has not cut it."""
     return vars(model).get("_fsdp1_model")
 
 

@@ -28,7 +28,7 @@ def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str) -> s
         method: a `dowser_pl.methods.Method`.
         after_fit: whether it decides once training has ended.
         curve: whether a curve or a budget is asked for.
-        checkpoint: ``compact`` or ``full``.
+        checkpoint: `compact` or `full`.
     """
     large = sorted(method.needs & set(_PER_WEIGHT))
     if large:

@@ -21,7 +21,7 @@ def is_sharded_model(model: nn.Module) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model computes, which need not be where its weights are kept."""
+    """The device on which the model computes, which need not be where its weights are kept."""
     return next((_device(each) for each in model.modules() if isinstance(each, FSDPModule | Unit)), _first(model))
 
 
@@ -29,7 +29,7 @@ def device_of(model: nn.Module) -> torch.device:
 def generating(model: nn.Module) -> Iterator[None]:
     """Keep the weights outside of decoder layers (embeddings, head, vision tower) here while the model writes.
 
-    ``generate`` runs parts of the model by themselves, and gathering this group again for every token would take long.
+    `generate` runs parts of the model by themselves, and gathering this group again for every token would take long.
     All processes must enter and leave together.
     """
     groups = [each for each in model.modules() if isinstance(each, FSDPModule)]

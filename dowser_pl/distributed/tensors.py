@@ -1,4 +1,4 @@
-"""Tensors that are sharded over the processes, by rows (FSDP2) or by flat positions (FSDP1, :class:`FlatShard`).
+"""Tensors that are sharded over the processes, by rows (FSDP2) or by flat positions (FSDP1, `FlatShard`).
 
 Flat positions lie on the processes in order: what the processes hold of a matrix, put together in the order of their
 numbers, is the matrix. Functions that talk to other processes say so; all processes must call them.
@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FlatShard:
-    """Where the pieces of a tensor lie.
+    """The places of the pieces of a tensor that is sharded by flat positions.
 
     Attributes:
         shape: of the whole.
@@ -60,7 +60,7 @@ class FlatShard:
 
     @property
     def sizes(self) -> list[int]:
-        """Entries on each process."""
+        """The number of entries on each process."""
         return [end - start for start, end in zip((0, *self.ends), self.ends, strict=False)]
 
     @property
@@ -119,7 +119,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def shape_of(tensor: Tensor) -> torch.Size:
-    """Of the whole."""
+    """The shape of the whole tensor, however it is sharded."""
     shard = flat_shard_of(tensor)
     return tensor.shape if shard is None else shard.shape
 
@@ -161,7 +161,7 @@ def covering(tensor: Tensor) -> tuple[slice, slice | None]:
 
 
 def shard_like(everything: Tensor, like: Tensor) -> Tensor:
-    """Of a tensor that is here as a whole what this process holds of ``like``."""
+    """Cut out of a whole tensor what this process holds of `like`."""
     if flat_shard_of(like) is not None:
         return everything.reshape(-1)[flat_range(like)]
     return everything[local_rows(like)] if isinstance(like, DTensor) else everything
@@ -170,7 +170,7 @@ def shard_like(everything: Tensor, like: Tensor) -> Tensor:
 def register_reduced_grad_hook(
     weight: nn.Parameter, take: Callable[[Tensor], None], always: bool = True
 ) -> RemovableHandle:
-    """Have ``take(weight)`` called after each backward pass, with the averaged gradient of what is here in its grad.
+    """Have `take(weight)` called after each backward pass, with the averaged gradient of what is here in its grad.
 
     Args:
         weight: plain, or sharded over the processes.
@@ -186,7 +186,7 @@ def register_reduced_grad_hook(
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of it on every process; all must call it."""
+    """The whole tensor on every process; all must call it."""
     if not is_sharded(tensor):
         return tensor.detach()
     return all_gather_like(to_local(tensor), tensor)
@@ -210,7 +210,7 @@ def to_rank_zero(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, str]:
-    """Content hash of each whole tensor, the same however it is sharded, converted to ``dtypes`` first where given.
+    """Content hash of each whole tensor, the same however it is sharded, converted to `dtypes` first where given.
 
     All processes must call it.
 
@@ -225,7 +225,7 @@ def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | N
 
 
 def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, str]:
-    """Digests of tensors of which ``(name, tensor, replaced)`` says what the part here is instead, if not None.
+    """Digests of tensors of which `(name, tensor, replaced)` says what the part here is instead, if not None.
 
     A process hashes in a thread: all must come to put the next tensor together. It holds two whole ones at most.
     """
@@ -246,10 +246,10 @@ def digests_in_turns(parts: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict
 
 
 def all_gather_like(part: Tensor, like: Any) -> Tensor:
-    """The parts of all processes as one tensor, on every process, where ``like`` is sharded; all must call it.
+    """The parts of all processes as one tensor, on every process, where `like` is sharded; all must call it.
 
     Args:
-        part: of what this process holds of ``like``, in its shape.
+        part: of what this process holds of `like`, in its shape.
         like: a weight.
     """
     sent, shard = to_be_sent(part), flat_shard_of(like)  # what lies in host memory cannot be sent by NCCL

@@ -3,7 +3,7 @@
 Everything is written to a hidden neighbour `.<name>.<writer>.tmp<suffix>` on the same disk, forced to the disk
 (fsync) and then renamed over the final name. Replacing a *folder*, or a file by one, takes two renames (the old one
 aside, the new one in): between them the name is briefly absent. The old one is put back if the second fails, and by
-:func:`put_back` after a kill.
+`put_back` after a kill.
 
 A killed process leaves such neighbours behind, as large as a model. The next write into the folder deletes them, if
 their writer is gone. It stands in the name: machine (and container), process and when that began, so that neither a
@@ -60,7 +60,7 @@ def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: boo
     Args:
         path: final name of the file or folder; its parent folder is made if needed. A link is followed.
         needed_bytes: size of what will be written, if known: a disk without that much room is refused at once.
-        any_kind: see :func:`rename_over`.
+        any_kind: see `rename_over`.
 
     Raises:
         OSError: a folder stands where a file is to be written, or a file where a folder is.
@@ -165,7 +165,7 @@ def rename_over(temporary: Path, final: Path, any_kind: bool = False) -> None:
 
 
 def put_back(final: Path) -> None:
-    """Give its name back to what a kill between the two renames of :func:`rename_over` left aside.
+    """Give its name back to what a kill between the two renames of `rename_over` left aside.
 
     Several processes may call it at once.
     """

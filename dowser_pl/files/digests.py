@@ -23,7 +23,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def digests(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, str]:
-    """:func:`digest` of each, converted to ``dtypes`` first where these are given.
+    """`digest` of each, converted to `dtypes` first where these are given.
 
     Costs one read (about a second per gigabyte and core) and host memory for a tensor per core, of 8 at most.
     """

@@ -1,6 +1,6 @@
 """What a run leaves in its folder, and that another run does not replace it unasked.
 
-A second run of a folder is refused, not given a folder of another name: whoever looks into ``runs/mine`` after a run
+A second run of a folder is refused, not given a folder of another name: whoever looks into `runs/mine` after a run
 shall find that run there. It is refused before a model is loaded, so a mistake costs seconds.
 """
 

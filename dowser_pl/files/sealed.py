@@ -52,7 +52,7 @@ class Kind:
 
 
 def seal(kind: Kind, head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata to save with tensors, for :class:`Sealed` to check; the same content gives the same text.
+    """The metadata to save with tensors, for `Sealed` to check; the same content gives the same text.
 
     Args:
         kind: of file.
@@ -69,7 +69,7 @@ class Sealed:
     Attributes:
         path: the file.
         head: without the digests.
-        has_digests: false for files of versions that wrote none, which cannot be checked; see :meth:`tell`.
+        has_digests: false for files of versions that wrote none, which cannot be checked; see `tell`.
 
     Args:
         path: the file.
@@ -96,15 +96,15 @@ class Sealed:
             _tell(str(self.path), self._kind.name)
 
     def names(self) -> frozenset[str]:
-        """Of its tensors."""
+        """The names of the tensors in the file."""
         return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
+        """The shape of a tensor, without reading it."""
         return tuple(self._file.get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in memory of its own; :meth:`verify` it once it is known to be of the right form.
+        """A tensor, in memory of its own; `verify` it once it is known to be of the right form.
 
         Raises:
             UnusableError: if it cannot be read.
@@ -128,7 +128,7 @@ class Sealed:
         return tensor
 
     def damaged(self, why: str) -> UnusableError:
-        """The error to raise."""
+        """The error to raise for a file that is not as it was written."""
         return UnusableError(f"{self.path} is damaged ({why}); {self._kind.cure}")
 
     def close(self) -> None:

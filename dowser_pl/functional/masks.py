@@ -25,7 +25,7 @@ __all__ = [
 
 
 def num_trainable(update_ratio: float, numel: int) -> int:
-    """How many of ``numel`` entries an update ratio leaves trainable: ``round(update_ratio * numel)``.
+    """How many of `numel` entries an update ratio leaves trainable: `round(update_ratio * numel)`.
 
     Raises:
         DowserError: if the ratio is outside [0, 1] (NaN included).
@@ -45,14 +45,14 @@ def jaccard(first: Tensor, second: Tensor) -> float:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bool mask -> uint8 bits, first entry in the lowest bit; ``ceil(numel / 8)`` bytes on the CPU."""
+    """Bool mask -> uint8 bits, first entry in the lowest bit; `ceil(numel / 8)` bytes on the CPU."""
     flat = mask.detach().reshape(-1).to(torch.uint8)
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
     return (padded << torch.arange(8, dtype=torch.uint8, device=flat.device)).sum(dim=1, dtype=torch.uint8).cpu()
 
 
 def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Inverse of :func:`pack`.
+    """Masks from their bits, the inverse of `pack`.
 
     Raises:
         DowserError: if the number of bytes does not fit the shape.
@@ -65,7 +65,7 @@ def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 def to_rows(bits: Tensor, shape: torch.Size | tuple[int, int]) -> Tensor:
-    """What :func:`pack` gave for an (O, I) mask with each row padded to bytes: (O, ceil(I / 8)) uint8."""
+    """What `pack` gave for an (O, I) mask with each row padded to bytes: (O, ceil(I / 8)) uint8."""
     rows, columns = shape
     if columns % 8 == 0:  # nothing to pad
         return bits.view(rows, columns // 8)
@@ -73,7 +73,7 @@ def to_rows(bits: Tensor, shape: torch.Size | tuple[int, int]) -> Tensor:
 
 
 def from_rows(rows: Tensor, columns: int) -> Tensor:
-    """Inverse of :func:`to_rows`, also for some of the rows."""
+    """Inverse of `to_rows`, also for some of the rows."""
     if columns % 8 == 0:
         return rows.reshape(-1)
     return pack(unpack(rows.reshape(-1), (len(rows), 8 * rows.shape[1]))[:, :columns])
@@ -83,7 +83,7 @@ class PackedMasks(Mapping[str, Tensor]):
     """Masks by name, kept as bits in host memory and unpacked one at a time when asked for.
 
     Attributes:
-        bits: name -> what :func:`pack` gave.
+        bits: name -> what `pack` gave.
     """
 
     def __init__(self) -> None:
@@ -122,10 +122,10 @@ def left_out(outer: Tensor, inner: Tensor) -> Tensor:
         inner: (O, I) bool.
 
     Returns:
-        (k,) bool on the CPU, in the order of the entries of ``outer``.
+        (k,) bool on the CPU, in the order of the entries of `outer`.
 
     Raises:
-        DowserError: if ``inner`` holds an entry that ``outer`` does not.
+        DowserError: if `inner` holds an entry that `outer` does not.
     """
     inner = inner.to(outer.device)
     stray = int(torch.count_nonzero(inner & ~outer))
@@ -138,7 +138,7 @@ def left_out(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def up_to(outer: Tensor, levels: Tensor, level: int) -> Tensor:
-    """The mask of the entries of ``outer`` whose level is at most ``level``; none for -1.
+    """The mask of the entries of `outer` whose level is at most `level`; none for -1.
 
     Args:
         outer: (O, I) bool with k True.
@@ -149,5 +149,5 @@ def up_to(outer: Tensor, levels: Tensor, level: int) -> Tensor:
 
 
 def chosen(levels: Tensor, level: int) -> Tensor:
-    """(k,) bool: which of ``levels`` (k,) are at most ``level``."""
+    """(k,) bool: which of `levels` (k,) are at most `level`."""
     return levels.int() <= level  # bytes have no -1: the comparison would turn it into 255

@@ -20,7 +20,7 @@ __all__ = ["agreeing", "masked_move", "mean_of_moves", "penalty_gradient", "shru
 
 
 def masked_move(base: Tensor, tuned: Tensor, mask: Tensor) -> Tensor:
-    """``base + mask * (tuned - base)``.
+    """`base + mask * (tuned - base)`.
 
     Args:
         base: (O, I) pretrained weights.
@@ -36,7 +36,7 @@ def masked_move(base: Tensor, tuned: Tensor, mask: Tensor) -> Tensor:
 
 
 def sum_of_moves(base: Tensor, tuned: Sequence[Tensor], masks: Sequence[Tensor], factor: float = 1.0) -> Tensor:
-    """``base + factor * sum_t mask_t * (tuned_t - base)``.
+    """`base + factor * sum_t mask_t * (tuned_t - base)`.
 
     Args:
         base: (O, I) pretrained weights.
@@ -51,9 +51,9 @@ def sum_of_moves(base: Tensor, tuned: Sequence[Tensor], masks: Sequence[Tensor],
 
 
 def mean_of_moves(base: Tensor, tuned: Sequence[Tensor], masks: Sequence[Tensor], factor: float = 1.0) -> Tensor:
-    """``base + factor * mean_t (tuned_t - base)``, the mean over the models whose mask holds the entry.
+    """`base + factor * mean_t (tuned_t - base)`, the mean over the models whose mask holds the entry.
 
-    Args and returns are those of :func:`sum_of_moves`.
+    Args and returns are those of `sum_of_moves`.
     """
     return _moved(base, tuned, masks, factor, mean=True)
 
@@ -104,10 +104,10 @@ def agreeing(
 
 
 def penalty_gradient(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
-    """Gradient of ``alpha / 2 * ||W - W0||^2`` by W, that is ``alpha * (W - W0)``; (O, I)."""
+    """Gradient of `alpha / 2 * ||W - W0||^2` by W, that is `alpha * (W - W0)`; (O, I)."""
     return (tuned - base).mul_(alpha)
 
 
 def shrunk_move(base: Tensor, tuned: Tensor, keep: float) -> Tensor:
-    """``W0 + keep * (W - W0)``; (O, I), exactly ``tuned`` at 1 and ``base`` at 0."""
+    """`W0 + keep * (W - W0)`; (O, I), exactly `tuned` at 1 and `base` at 0."""
     return torch.lerp(base, tuned, keep)

@@ -1,6 +1,6 @@
 """Taking entries of a matrix back while its other entries make up for it: the Optimal Brain Surgeon, column by column.
 
-For inputs h of a matrix W the squared change of its outputs is ``tr(dW H dW^T) / 2`` with ``H = 2 E[h h^T]``. If entry
+For inputs h of a matrix W the squared change of its outputs is `tr(dW H dW^T) / 2` with `H = 2 E[h h^T]`. If entry
 j of a row must go from w_j to q_j, that is least when the entries after it move by
 
     d = -(w_j - q_j) / [H^-1]_jj * [H^-1]_j
@@ -22,7 +22,7 @@ __all__ = ["fused_score", "inverse_factor", "reverted"]
 
 
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """The upper triangular U with ``U^T U = (H + damping * mean(diag H) * I)^-1`` and ``H = 2 * gram``.
+    """The upper triangular U with `U^T U = (H + damping * mean(diag H) * I)^-1` and `H = 2 * gram`.
 
     An input that is always zero stands on the diagonal as 1, so that there is an inverse.
 
@@ -31,7 +31,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
         damping: share of the mean of the diagonal that is added to it, > 0.
 
     Returns:
-        (I, I) float64 (float32 on Apple's GPUs); ``U.square().sum(0)`` is the diagonal of the inverse.
+        (I, I) float64 (float32 on Apple's GPUs); `U.square().sum(0)` is the diagonal of the inverse.
 
     Raises:
         DowserError: if the matrix is not positive definite; NaN included.
@@ -65,7 +65,7 @@ def reverted(
     Args:
         base: (O, I) pretrained weights.
         tuned: (O, I) weights after training, same dtype.
-        factor: (I, I) from :func:`inverse_factor`.
+        factor: (I, I) from `inverse_factor`.
         choose: told the columns of a block and what stands there by now, (O, C) in the dtype of the factor, it says
             which entries stay, (O, C) bool.
         sign: 1 moves entries as derived above, -1 the opposite way, 0 not at all.
@@ -92,7 +92,7 @@ def reverted(
 
 
 def fused_score(move: Tensor, sensitivity: Tensor, fusion: float) -> Tensor:
-    """``fusion * z(|move|) + (1 - fusion) * z(sensitivity)``, z standardising every row.
+    """`fusion * z(|move|) + (1 - fusion) * z(sensitivity)`, z standardising every row.
 
     Args:
         move: (O, C) how far each entry moved.

@@ -12,7 +12,7 @@ def stream(seed: int, *labels: str | int) -> torch.Generator:
 
     Args:
         seed: the user's seed.
-        labels: what the stream is for, for example ``("prompt", 12)``.
+        labels: what the stream is for, for example `("prompt", 12)`.
 
     Returns:
         A generator on the CPU, so that every device and every number of ranks draws the same values.

@@ -25,13 +25,13 @@ _ON_GPU = 16  # times as many, which keeps it busy
 def hutchinson_norm(mean_square: Tensor) -> Tensor:
     """Row norms of the Jacobian, from Rademacher probes (Hutchinson; arXiv 2602.04509, section 3).
 
-    For a Rademacher vector xi over the logits f, ``E[(d(xi . f) / dz_i)^2] = ||J_i||_2^2``.
+    For a Rademacher vector xi over the logits f, `E[(d(xi . f) / dz_i)^2] = ||J_i||_2^2`.
 
     Args:
         mean_square: (N, O) mean over probes (and positions) of the squared probe gradients, >= 0.
 
     Returns:
-        (N, O) estimate of ``||J_i||_2``.
+        (N, O) estimate of `||J_i||_2`.
     """
     return mean_square.sqrt()
 
@@ -40,14 +40,14 @@ def group_means(factors: Tensor, group_size: int) -> Tensor:
     """Means over consecutive groups of prompts; the last group may be smaller.
 
     The released code of arXiv 2602.04509 averages |g| and |h| over a batch of prompts *before* it multiplies
-    them; a group is that batch. ``group_size=1`` leaves every prompt on its own.
+    them; a group is that batch. `group_size=1` leaves every prompt on its own.
 
     Args:
         factors: (N, D) one row per prompt.
         group_size: prompts per group, >= 1.
 
     Returns:
-        (G, D) with ``G = ceil(N / group_size)``.
+        (G, D) with `G = ceil(N / group_size)`.
     """
     if group_size < 1:
         raise DowserError(f"group_size must be at least 1, got {group_size}")
@@ -57,11 +57,11 @@ def group_means(factors: Tensor, group_size: int) -> Tensor:
 
 
 def mean_outer(sensitivity: Tensor, activation: Tensor) -> Tensor:
-    """Mean over rows of ``outer(sensitivity[n], activation[n])``, as one product ``Psi^T A / N``.
+    """Mean over rows of `outer(sensitivity[n], activation[n])`, as one product `Psi^T A / N`.
 
     Args:
         sensitivity: (N, O) float.
-        activation: (N, I) float, rows matching ``sensitivity``.
+        activation: (N, I) float, rows matching `sensitivity`.
 
     Returns:
         (O, I) in the precision of the factors.
@@ -75,7 +75,7 @@ def mean_outer(sensitivity: Tensor, activation: Tensor) -> Tensor:
 
 
 def importance(weight: Tensor, sensitivity: Tensor, activation: Tensor) -> Tensor:
-    """Model-Dowser's score ``S = |W| * mean_n outer(||J||, |h|)`` (arXiv 2602.04509, section 3).
+    """Model-Dowser's score `S = |W| * mean_n outer(||J||, |h|)` (arXiv 2602.04509, section 3).
 
     Formed in float64, a few rows at a time: the order of a sum then decides no mask, and neither does TF32.
 
@@ -100,7 +100,7 @@ def importance(weight: Tensor, sensitivity: Tensor, activation: Tensor) -> Tenso
 
 
 def importance_of_statistic(weight: Tensor, statistic: Tensor) -> Tensor:
-    """``|W| * statistic`` for sensitivities that were measured entry by entry and do not factorise.
+    """`|W| * statistic` for sensitivities that were measured entry by entry and do not factorise.
 
     Args:
         weight: (O, I) pretrained weights, any float dtype.

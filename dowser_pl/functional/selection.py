@@ -4,7 +4,7 @@ The bits of non-negative floats order like the floats, so a histogram of the fir
 the bin that holds the k-th, and so on, give the exact k-th value without sorting. Histograms add up: scores may come in
 pieces, be they matrices that compete for one count or shards of one matrix on several ranks, and no more than one piece
 is ever held. Ties are broken by position, pieces in order, so the count is exact on coarse scores too, where
-``score <= kthvalue`` would keep every tie.
+`score <= kthvalue` would keep every tie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,15 +50,15 @@ class LocalReducer:
     """Every piece is here as a whole."""
 
     def all_reduce(self, counts: Tensor) -> Tensor:
-        """The counts."""
+        """The counts as they are, since nobody else counts."""
         return counts
 
     def exclusive_sum(self, count: int) -> tuple[int, int]:
-        """Nothing lies before."""
+        """Zero and the count, since nothing lies before."""
         return 0, count
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """These."""
+        """The values as the only row."""
         return values[None]
 
 
@@ -90,7 +90,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a selection ends.
+    """The score at which a selection ends.
 
     Attributes:
         bits: all entries of lower bits are taken.
@@ -104,14 +104,14 @@ class Threshold:
 
 
 def lowest(scores: Tensor, k: int) -> Tensor:
-    """Mask of exactly the ``k`` lowest scores, ties going to the lower flat index.
+    """Mask of exactly the `k` lowest scores, ties going to the lower flat index.
 
     Args:
         scores: any shape, float, all >= 0 and not NaN; compared in float32.
         k: number of True entries wanted, 0 <= k <= scores.numel().
 
     Returns:
-        Bool tensor of the shape of ``scores`` with exactly ``k`` True.
+        Bool tensor of the shape of `scores` with exactly `k` True.
 
     Raises:
         DowserError: if k is out of range or a score is negative or NaN.
@@ -124,7 +124,7 @@ def lowest(scores: Tensor, k: int) -> Tensor:
 
 
 def highest(scores: Tensor, k: int) -> Tensor:
-    """Mask of exactly the ``k`` highest scores, ties going to the lower flat index; else as :func:`lowest`."""
+    """Mask of exactly the `k` highest scores, ties going to the lower flat index; else as `lowest`."""
     return lowest(reversed_order(scores), k)
 
 
@@ -133,7 +133,7 @@ def lowest_of_pieces(
     k: int,
     reducer: Reducer = LOCAL,
 ) -> Iterator[Tensor]:
-    """Masks of exactly the ``k`` lowest scores of all pieces together, ties going to the earlier piece and index.
+    """Masks of exactly the `k` lowest scores of all pieces together, ties going to the earlier piece and index.
 
     Args:
         pieces: each computes its scores anew whenever it is called (three times), so that only one is held.
@@ -183,7 +183,7 @@ def ordered_bits(scores: Tensor) -> Tensor:
 def reversed_order(scores: Tensor) -> Tensor:
     """Scores that order exactly the other way round: their bits count down from those of infinity.
 
-    Nothing is rounded away, as in ``1 / scores`` or ``max - scores``: two scores tie after it only if they did before.
+    Nothing is rounded away, as in `1 / scores` or `max - scores`: two scores tie after it only if they did before.
 
     Args:
         scores: any shape, float, all >= 0 and not NaN; compared in float32.
@@ -201,7 +201,7 @@ def histogram(bits: Tensor, prefix: Prefix = Prefix()) -> Tensor:
     """Counts of the next few bits among the entries that begin with a prefix.
 
     Args:
-        bits: :func:`ordered_bits`.
+        bits: `ordered_bits`.
         prefix: nothing at first.
 
     Returns:
@@ -218,10 +218,10 @@ def histogram(bits: Tensor, prefix: Prefix = Prefix()) -> Tensor:
 
 
 def find_threshold(histogram_of: Callable[[Prefix], Tensor], k: int) -> Threshold:
-    """The threshold of the ``k`` lowest, from histograms summed over all pieces or ranks.
+    """The threshold of the `k` lowest, from histograms summed over all pieces or ranks.
 
     Args:
-        histogram_of: called with longer and longer prefixes of it; see :func:`histogram`.
+        histogram_of: called with longer and longer prefixes of it; see `histogram`.
         k: entries wanted, at least 0 and at most as many as there are.
     """
     if k == 0:
@@ -252,7 +252,7 @@ def take(bits: Tensor, threshold: Threshold, ties_before: int = 0) -> Tensor:
     """The mask of one piece.
 
     Args:
-        bits: its :func:`ordered_bits`.
+        bits: its `ordered_bits`.
         threshold: of all pieces together.
         ties_before: entries on the threshold in the pieces (or shards) before this one.
     """

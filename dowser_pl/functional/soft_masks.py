@@ -19,7 +19,7 @@ __all__ = ["rescaled", "soft_mask", "standardised", "within_matrix"]
 
 
 def standardised(values: Tensor, reducer: Reducer = LOCAL) -> Tensor:
-    """``sigmoid(z(|values|))``, how large an entry is among those of its matrix.
+    """`sigmoid(z(|values|))`, how large an entry is among those of its matrix.
 
     Args:
         values: (O, I), any float dtype.
@@ -50,7 +50,7 @@ def within_matrix(scores: Tensor) -> Tensor:
 
 
 def soft_mask(importance: Tensor, gradient: Tensor) -> Tensor:
-    """``G / (I + G)`` where ``I < G``, else 0.
+    """`G / (I + G)` where `I < G`, else 0.
 
     Args:
         importance: (O, I) float32 in [0, 1], for what the model could do before.
@@ -67,7 +67,7 @@ def rescaled(mask: Tensor, reducer: Reducer = LOCAL) -> Tensor:
 
     Args:
         mask: (O, I) float32, >= 0.
-        reducer: as for :func:`standardised`; 16 bytes of each are exchanged.
+        reducer: as for `standardised`; 16 bytes of each are exchanged.
     """
     chosen, total = torch.count_nonzero(mask), mask.sum()
     if reducer is not LOCAL:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def aligned(indices: range, size: int) -> Iterator[range]:
-    """Batches that begin at multiples of ``size``, so that a prompt's neighbours do not depend on where one starts."""
+    """Batches that begin at multiples of `size`, so that a prompt's neighbours do not depend on where one starts."""
     start = indices.start
     while start < indices.stop:
         stop = min((start // size + 1) * size, indices.stop)
@@ -24,7 +24,7 @@ def aligned(indices: range, size: int) -> Iterator[range]:
 
 
 def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: bool = True) -> list[T]:
-    """Results of ``run`` on the indices, in as few halves as the memory of the GPU allows.
+    """Results of `run` on the indices, in as few halves as the memory of the GPU allows.
 
     Args:
         run: works on a batch.
@@ -59,7 +59,7 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
 
 
 def in_step(run: Callable[[range], T], batches: Sequence[range], option: str) -> list[T]:
-    """Results of ``run`` on all batches, on every process, where processes can run a model only together.
+    """Results of `run` on all batches, on every process, where processes can run a model only together.
 
     They take turns; one that has nothing left repeats a batch for the others' sake. What fails on one is not held back
     until all have come to an end: the others would wait for it inside the model. So a batch that does not fit is not

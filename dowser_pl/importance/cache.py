@@ -49,7 +49,7 @@ def save_factors(
     identity: Mapping[str, object],
     notes: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the factors atomically.
+    """Write the factors of an importance pass atomically.
 
     Args:
         factors: what was measured.
@@ -86,7 +86,7 @@ def load_factors(
     """Read factors that belong to exactly these weights and settings.
 
     Args:
-        path: a file written by :func:`save_factors`.
+        path: a file written by `save_factors`.
         identity: what the present run would measure.
         names: the matrices that are needed; the file may hold more.
         statistics: what is needed of them; the file may hold more.
@@ -125,13 +125,13 @@ def read_head(
     """What a file says of itself, without its tensors.
 
     Args:
-        path: a file written by :func:`save_factors`.
+        path: a file written by `save_factors`.
         identity: what it must belong to; None = anything.
         names: the matrices it must hold.
         statistics: what it must hold of them.
 
     Returns:
-        ``identity``, ``num_prompts``, ``prompts_per_row``, ``shared``, ``versions``, ``notes``, ``has_digests``.
+        `identity`, `num_prompts`, `prompts_per_row`, `shared`, `versions`, `notes`, `has_digests`.
 
     Raises:
         UnusableError: if it is damaged or no importance cache.
@@ -167,7 +167,7 @@ def _checked_head(
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> Iterable[str]:
-    """How two identities differ: ``probe.seed: got 0, expected 1`` and so on, setting by setting."""
+    """How two identities differ: `probe.seed: got 0, expected 1` and so on, setting by setting."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
             yield from differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
@@ -216,7 +216,7 @@ class Cache:
 
     Args:
         folder: where they lie; it need not exist.
-        identity: what one prompt's factors depend on; ``identity["weights"]`` names the model.
+        identity: what one prompt's factors depend on; `identity["weights"]` names the model.
         names: the matrices.
     """
 
@@ -225,12 +225,12 @@ class Cache:
     names: Sequence[str]
 
     def path(self, request: Request) -> Path:
-        """Where what was measured for a request is written."""
+        """The file to which what was measured for a request is written."""
         wanted = [sorted(request.statistics), request.prompts_per_row, request.num_prompts]
         return self.folder / f"{self._model}-{digest([self.identity, list(self.names), wanted])}.safetensors"
 
     def find(self, request: Request) -> tuple[Path, Factors] | None:
-        """Of the files that hold what is requested or more, the one with the most prompts.
+        """The file with the most prompts among those that hold what is requested or more.
 
         Files of this model that are damaged or carry no digests are set aside, with a line each.
 

@@ -27,8 +27,8 @@ class Factors:
     """Statistics of every matrix, float32 on the CPU.
 
     Attributes:
-        layers: run-time name of the matrix -> ``activation`` (N, I), ``abs_gradient`` and ``square_gradient`` (N, O),
-            ``token_product`` and ``weight_square`` (O, I): those that were measured.
+        layers: run-time name of the matrix -> `activation` (N, I), `abs_gradient` and `square_gradient` (N, O),
+            `token_product` and `weight_square` (O, I): those that were measured.
         num_prompts: how many prompts they come from.
         prompts_per_row: how many prompts one row is the mean of; the last row may have fewer.
     """
@@ -39,7 +39,7 @@ class Factors:
 
     @property
     def statistics(self) -> frozenset[str]:
-        """What was measured."""
+        """The names of what was measured."""
         return frozenset().union(*self.layers.values())
 
     @property
@@ -66,7 +66,7 @@ class Factors:
         return self
 
     def grouped(self, prompts_per_row: int) -> "Factors":
-        """Means over groups of prompts; see :func:`dowser_pl.functional.scores.group_means`.
+        """Means over groups of prompts; see `dowser_pl.functional.scores.group_means`.
 
         Raises:
             DowserError: if the rows are groups of another size already.
@@ -79,7 +79,7 @@ class Factors:
         return replace(self, layers=grouped, prompts_per_row=prompts_per_row)
 
     def first(self, num_prompts: int) -> "Factors":
-        """The complete rows among the first ``num_prompts`` prompts; all rows if there are just so many prompts.
+        """The complete rows among the first `num_prompts` prompts; all rows if there are just so many prompts.
 
         Nothing, of statistics that are sums over another number of prompts.
         """
@@ -92,7 +92,7 @@ class Factors:
         return replace(self, layers=kept, num_prompts=rows * self.prompts_per_row)
 
     def followed_by(self, more: "Factors") -> "Factors":
-        """These rows and then ``more``."""
+        """Factors with the rows of these and then those of `more`."""
         if not self.num_prompts:
             return more
         layers = joined([self.layers, more.layers])

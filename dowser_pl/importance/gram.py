@@ -1,6 +1,6 @@
 """What matrices take in, as one square matrix each: the mean over tokens of h h^T.
 
-It says how much a change of the weights changes the outputs (``tr(dW E[h h^T] dW^T)``), which is what methods that
+It says how much a change of the weights changes the outputs (`tr(dW E[h h^T] dW^T)`), which is what methods that
 compensate need. Cost: a float32 matrix of I x I for each group of matrices with the same input: 64 MiB at I = 4096,
 485 MB at I = 11008; for large models give the matrices of a few decoder layers at a time.
 
@@ -56,7 +56,7 @@ class InputGrams(Watching):
         self._positions = self._last = None
 
     def start(self, positions: Tensor | None) -> None:
-        """Begin a batch.
+        """Begin a batch of inputs.
 
         Args:
             positions: (B, T) bool, True = real token; None counts every position. Inputs of another length

@@ -40,17 +40,17 @@ def measure(
     on_batch: Callable[[int], None] = lambda _: None,
     text_inputs: TextInputs = plain_text,
 ) -> Factors:
-    """Measure every layer on the prompts ``first``, ``first + 1`` ...
+    """Measure every layer on the prompts `first`, `first + 1` ...
 
     With several processes each takes every n-th batch and all get all factors, the same as one process would; where
     the weights are sharded over them, in step.
 
     Args:
-        model: runs the prompts; in :func:`probing_mode`.
+        model: runs the prompts; in `probing_mode`.
         layers: run-time name -> linear module; every one must lie on the way from the embeddings to the logits.
         prompts: in order.
         settings: number of probes, batch and seed.
-        statistics: what to measure; see :class:`~dowser_pl.importance.recorder.Recorder`.
+        statistics: what to measure; see `dowser_pl.importance.recorder.Recorder`.
         first: number of the first prompt, which fixes its probes.
         on_batch: told the number of prompts done, for a progress bar.
         text_inputs: what the model takes for tokens and their mask, where that is more than the two.

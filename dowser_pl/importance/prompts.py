@@ -2,8 +2,8 @@
 
 No data is needed to score a model that can write its own (arXiv 2602.04509, section 3). The random prefix is
 kept in the probed text. Every prompt has its own random stream, so its text does not depend on the batch:
-``generate`` would draw from the global random state, so one uniform number per prompt and position, drawn in
-advance from the prompt's own stream, picks the token by inverting the cumulative distribution; ``generate``
+`generate` would draw from the global random state, so one uniform number per prompt and position, drawn in
+advance from the prompt's own stream, picks the token by inverting the cumulative distribution; `generate`
 then runs greedily.
 
 Legend: B prompts, V vocabulary, T new positions.
@@ -127,17 +127,17 @@ def write_prompts(
 ) -> list[Prompt]:
     """Let the model write the prompts of the given numbers.
 
-    Text is written 64 prompts at a time whatever ``settings.batch_size`` is: generating one token costs about the
+    Text is written 64 prompts at a time whatever `settings.batch_size` is: generating one token costs about the
     same for one prompt and for many. Prompts with images take more memory and keep to the batch size, and those of
     encoder-decoders are written one at a time. Several processes share the batches, which are those of one process, so
     all must call it and all get all prompts; where the weights are sharded over them, they write in step.
 
     Args:
-        model: Hugging Face model with ``generate``, in eval mode.
+        model: Hugging Face model with `generate`, in eval mode.
         tokenizer: gives the vocabulary and the special ids.
         settings: lengths, sampling, seed.
         indices: numbers of the prompts; a prompt depends on its number alone.
-        images: gives for numbers of prompts what the processor makes of an image without text: ``input_ids`` (1, L)
+        images: gives for numbers of prompts what the processor makes of an image without text: `input_ids` (1, L)
             and the image inputs, all of one shape; None for text-only prompts.
         text_inputs: what the model takes for tokens and their mask, where that is more than the two.
         ending: what ends a text; None = the model's own end tokens.
@@ -257,7 +257,7 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
         indices: numbers of the prompts.
 
     Returns:
-        Per prompt the processor's output: ``input_ids`` (1, L) and the image inputs.
+        Per prompt the processor's output: `input_ids` (1, L) and the image inputs.
 
     Raises:
         DowserError: if the processor has no image token to place an image by.

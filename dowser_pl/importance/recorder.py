@@ -5,7 +5,7 @@ reduced inside tensor hooks on the outputs, so no output gradient outlives its h
 ever formed. The first matrices on the way from the embeddings are the roots of the graph: nothing below them is
 differentiated. Only one position of a prompt is probed, so behind the attention of the last decoder layer every other
 position's gradient is zero: multiplying those rows by the weight would be most of that layer's backward pass, and they
-are left out (:func:`live_rows_only`).
+are left out (`live_rows_only`).
 
 Legend: B prompts of a batch, T positions, O outputs, I inputs of a matrix.
 """
@@ -73,11 +73,11 @@ class Recorder(Watching):
 
     Args:
         layers: run-time name -> the linear module.
-        statistics: from :data:`FACTORS` and :data:`PRODUCTS`.
+        statistics: from `FACTORS` and `PRODUCTS`.
 
     Attributes:
-        factors: statistic -> name -> (B, I) or (B, O) float32 of the present batch. ``activation``: mean over real
-            positions of |h_j|; ``abs_gradient`` and ``square_gradient``: *sum* over probes of the mean over real
+        factors: statistic -> name -> (B, I) or (B, O) float32 of the present batch. `activation`: mean over real
+            positions of |h_j|; `abs_gradient` and `square_gradient`: *sum* over probes of the mean over real
             positions of |g_i| and g_i^2. Matrices with the same input share one tensor.
         products: statistic -> name -> (O, I) float32, *sum* over all prompts and probes so far.
     """
@@ -208,7 +208,7 @@ _BLOCK = 32  # rows are multiplied in so many: products of a few rows round diff
 
 
 class _LiveRows(torch.autograd.Function):
-    """``linear`` whose backward pass multiplies the rows that are not all zero; weights take no gradient."""
+    """`linear` whose backward pass multiplies the rows that are not all zero; weights take no gradient."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,11 +16,11 @@ class Probe:
     """How the importance pass looks at the model (arXiv 2602.04509, section 3 and appendix).
 
     The paper asks 64 prompts with 8 probes each. One probe for each of 128 prompts is as good at less than half the
-    passes, because prompts differ more than probes do (``benchmarks/compare_estimators.py``).
+    passes, because prompts differ more than probes do (`benchmarks/compare_estimators.py`).
 
     Args:
-        num_prompts: synthetic prompts the model writes (the paper's N); ``auto`` = as many as it takes for two
-            halves of them to agree on ``target_overlap`` of the mask.
+        num_prompts: synthetic prompts the model writes (the paper's N); `auto` = as many as it takes for two
+            halves of them to agree on `target_overlap` of the mask.
         num_probes: Rademacher vectors per prompt (the paper's R). More prompts help more than more probes.
         num_tokens: length of a prompt with its prefix; shorter where the model ends its text itself.
         min_prefix: fewest random tokens after BOS.
@@ -29,11 +29,11 @@ class Probe:
         top_p: nucleus of the sampling.
         repetition_penalty: of the sampling.
         noise_images: put one image of uniform noise before the text of every prompt.
-        positions: whose logits are probed: the ``last`` position (as published) or ``all`` of a prompt at once.
-        target_overlap: Jaccard index of the masks of two halves of the prompts at which ``auto`` stops.
-        max_prompts: where ``auto`` stops at the latest.
-        keep: what the cache holds: what the method's estimator ``needed``, or ``all``: every prompt on its own, for
-            ``authors`` with any group and for ``paper``. ``auto``: all, where the file stays below 256 MiB.
+        positions: whose logits are probed: the `last` position (as published) or `all` of a prompt at once.
+        target_overlap: Jaccard index of the masks of two halves of the prompts at which `auto` stops.
+        max_prompts: where `auto` stops at the latest.
+        keep: what the cache holds: what the method's estimator `needed`, or `all`: every prompt on its own, for
+            `authors` with any group and for `paper`. `auto`: all, where the file stays below 256 MiB.
         batch_size: prompts per forward pass; changes memory and speed, not the result.
         seed: of prefixes, sampling, noise and probes.
     """

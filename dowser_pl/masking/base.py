@@ -24,7 +24,7 @@ from dowser_pl.functional.masks import PackedMasks
 __all__ = ["Changes", "Protection", "State", "bits_of"]
 
 State = Mapping[str, Mapping[str, Tensor]]
-"""Name of a matrix -> ``mask`` (packed bits), ``base`` and ``values`` (k,), all on the CPU."""
+"""Name of a matrix -> `mask` (packed bits), `base` and `values` (k,), all on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Protection(ABC):
 
     @abstractmethod
     def after_step(self) -> None:
-        """After the optimizer's step."""
+        """Put things right after the optimizer's step."""
 
     @abstractmethod
     def base_values(self, name: str) -> Tensor:
@@ -150,7 +150,7 @@ class Protection(ABC):
 
     @classmethod
     def from_state(cls, weights: Mapping[str, nn.Parameter], state: State) -> "Protection":
-        """Rebuild from :meth:`state_dict` and the tuned weights of the same checkpoint, already loaded.
+        """Rebuild from `state_dict` and the tuned weights of the same checkpoint, already loaded.
 
         Raises:
             DowserError: if the checkpoint protects other matrices than the run tunes.

@@ -31,9 +31,9 @@ class Change:
 
     Attributes:
         shape: of the tensor.
-        mask: packed bits (see ``functional.masks.pack``), uint8 on the CPU; None = the whole tensor.
-        values: on the CPU, in the tensor's dtype: (entries,) with a mask, else of ``shape``.
-        base_sha256: :func:`tensor_digest` of the whole tensor before the change.
+        mask: packed bits (see `functional.masks.pack`), uint8 on the CPU; None = the whole tensor.
+        values: on the CPU, in the tensor's dtype: (entries,) with a mask, else of `shape`.
+        base_sha256: `tensor_digest` of the whole tensor before the change.
         runtime: its name in the loaded model, if known.
     """
 
@@ -83,7 +83,7 @@ class BaseModel:
         return cls(path, described, dict(keys), list(whole), dict(saved_names), dict(generation))
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint; ``BaseModel(**content)`` gives it back."""
+        """For a checkpoint; `BaseModel(**content)` gives it back."""
         return dict(vars(self))
 
     @property
@@ -108,7 +108,7 @@ class BaseModel:
         return combined(of_matrices | digests(untouched))
 
     def frozen_digest_before(self, masked: Mapping[str, str]) -> str:
-        """:meth:`frozen_digest` before training, whatever may have changed since.
+        """`frozen_digest` before training, whatever may have changed since.
 
         Args:
             masked: name of a masked matrix -> digest of its frozen entries then.
@@ -129,11 +129,11 @@ class BaseModel:
 
         Args:
             stored: tensors that the checkpoint holds.
-            entries: name of a masked matrix -> packed ``mask`` and trained ``values``.
+            entries: name of a masked matrix -> packed `mask` and trained `values`.
             own: tensors of the model that was loaded, which must be the base.
 
         Returns:
-            All tensors of the tuned model, and the entries with the ``base`` values they replaced; of tensors that are
+            All tensors of the tuned model, and the entries with the `base` values they replaced; of tensors that are
             sharded over processes, those of what is here.
 
         Raises:
@@ -166,7 +166,7 @@ class BaseModel:
         """What training changed, as a patch of the model's files.
 
         Args:
-            entries: name of a masked matrix -> packed ``mask`` and trained ``values``.
+            entries: name of a masked matrix -> packed `mask` and trained `values`.
             tensors: those trained whole, and any others.
 
         Raises:

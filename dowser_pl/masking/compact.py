@@ -35,7 +35,7 @@ class CompactEntries(Protection):
         masks: name -> (O, I) bool, True = trainable.
 
     Raises:
-        DowserError: see :class:`Protection`; also if a weight is not contiguous or takes no gradient.
+        DowserError: see `Protection`; also if a weight is not contiguous or takes no gradient.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
@@ -76,7 +76,7 @@ class CompactEntries(Protection):
         return [values for name, values in self._values.items() if self._totals[name]]
 
     def mask_gradients(self) -> None:
-        """Nothing is left to mask: :meth:`_gather_gradient` kept the k allowed entries of each gradient as it came.
+        """Nothing is left to mask: `_gather_gradient` kept the k allowed entries of each gradient as it came.
 
         That is checked. Afterwards no matrix has a gradient, and the optimizer, which knows k values of each, has never
         seen one of a frozen entry.
@@ -110,7 +110,7 @@ class CompactEntries(Protection):
         return self._base[name]
 
     def values(self, name: str) -> Tensor:
-        """(k,) float32."""
+        """The trained values of a matrix' entries, (k,) float32."""
         return self._values[name]
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class CompactEntries(Protection):
             weight.requires_grad_(True)
 
     def verify(self) -> tuple[Changes, Changes]:
-        """See :meth:`Protection.verify`.
+        """Count what changed; see `Protection.verify`.
 
         Raises:
             RuntimeError: if a matrix does not hold the values that were trained.
@@ -135,7 +135,7 @@ class CompactEntries(Protection):
         return super().verify()
 
     def num_bytes(self) -> dict[str, int]:
-        """Memory by kind, on the device (``indices``, ``values``) and on the host (``base``)."""
+        """Memory by kind, on the device (`indices`, `values`) and on the host (`base`)."""
         indices = [each for each in self._indices.values() if each is not None]
         own: list[Tensor] = [
             self._values[name] for name, weight in self.weights.items() if not self._shares(name, weight)

@@ -1,8 +1,8 @@
 """What the callbacks ask of a LightningModule: the whole list, as types, and one error for all that is missing.
 
-Any LightningModule with these members can be trained with the callback ``Dowser`` and reported on; one that subclasses
-``dowser_pl.module.MultimodalModule`` has them. Callbacks look in ``setup``, before anything is loaded. All else is had
-from these by functions of ``dowser_pl.models``: the text part, the decoder layers, adapters, unpacked weights.
+Any LightningModule with these members can be trained with the callback `Dowser` and reported on; one that subclasses
+`dowser_pl.module.MultimodalModule` has them. Callbacks look in `setup`, before anything is loaded. All else is had
+from these by functions of `dowser_pl.models`: the text part, the decoder layers, adapters, unpacked weights.
 """
 
 import inspect
@@ -24,21 +24,21 @@ class Files(Protocol):
     """Files that may change while a model that was read from them is used, as `dowser_pl.models.WeightFiles`."""
 
     def changed(self) -> dict[Path, bool]:
-        """Those that did -> whether memory may have changed with them; empty if the module watches none."""
+        """Files that changed -> whether memory may have changed with them; empty if the module watches none."""
 
     def forget(self) -> None:
         """Take what is there now for what is to stay."""
 
 
 class TunedModule(Protocol):
-    """A LightningModule whose matrices the callback ``Dowser`` may mask.
+    """A LightningModule whose matrices the callback `Dowser` may mask.
 
     Attributes:
-        protected: what the callback lets the optimizer train; set in ``on_fit_start``, None until then. From then on
-            ``configure_optimizers``, which is called once more, builds over ``protected.parameters()`` instead of the
+        protected: what the callback lets the optimizer train; set in `on_fit_start`, None until then. From then on
+            `configure_optimizers`, which is called once more, builds over `protected.parameters()` instead of the
             matrices, beside what the module trains whole.
-        reduced_elsewhere: set in ``setup``: whether the callback averages gradients over processes. A module that loads
-            its model in ``configure_model`` then calls ``masking.leave_out_of_buckets(self)``; without DDP it need not.
+        reduced_elsewhere: set in `setup`: whether the callback averages gradients over processes. A module that loads
+            its model in `configure_model` then calls `masking.leave_out_of_buckets(self)`; without DDP it need not.
         holds_checkpoint: whether weights of a checkpoint were loaded; such a model is not scored.
     """
 
@@ -52,35 +52,35 @@ class TunedModule(Protocol):
 
     @property
     def files(self) -> Files:
-        """That the model was read from, looked at while it is trained."""
+        """The files that the model was read from, looked at while it is trained."""
 
     @property
     def network(self) -> Any:
-        """The Hugging Face model (``PreTrainedModel``), loaded before ``on_fit_start``; may raise until then."""
+        """The Hugging Face model (`PreTrainedModel`), loaded before `on_fit_start`; may raise until then."""
 
     @property
     def processor(self) -> Any:
-        """Its Hugging Face processor, with ``tokenizer``; the importance pass writes prompts with it."""
+        """The Hugging Face processor of the model, with `tokenizer`; the importance pass writes prompts with it."""
 
     def tuned_layers(self) -> dict[str, nn.Linear]:
-        """Run-time name in ``network`` -> matrix that may be masked; called in ``on_fit_start`` and later."""
+        """Run-time name in `network` -> matrix that may be masked; called in `on_fit_start` and later."""
 
     def base_model(self) -> BaseModel:
-        """What the run begins from; called once in ``on_fit_start``, before anything is trained."""
+        """What the run begins from; called once in `on_fit_start`, before anything is trained."""
 
     def ending(self) -> Any:
-        """What ends an answer, a ``dowser_pl.models.generation.Ending``; for prompts, and for exported files."""
+        """What ends an answer, a `dowser_pl.models.generation.Ending`; for prompts, and for exported files."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As every LightningModule: key -> tensor, the keys those of :meth:`base_model`."""
+        """Key -> tensor, like every LightningModule; the keys are those of `base_model`."""
 
 
 class ReportedModule(Protocol):
-    """A LightningModule whose validation the callbacks ``Forgetting``, ``Curve`` and ``Predictions`` read.
+    """A LightningModule whose validation the callbacks `Forgetting`, `Curve` and `Predictions` read.
 
     Attributes:
         scores: task name -> score of the latest validation; read when one has ended.
-        answers: task name -> rows (``task, id, prediction, references`` ...) of the latest validation, of this process.
+        answers: task name -> rows (`task, id, prediction, references` ...) of the latest validation, of this process.
     """
 
     scores: dict[str, float]
@@ -91,7 +91,7 @@ class ReportedModule(Protocol):
         """Hub id or folder of the base model, for the report."""
 
     def tasks(self) -> list[Any]:
-        """The evaluation tasks (``name, role, metric, max_new_tokens``), one per validation loader, in their order."""
+        """The evaluation tasks (`name, role, metric, max_new_tokens`), one per validation loader, in their order."""
 
     def protocol(self) -> dict[str, Any] | None:
         """What scores depend on beside the weights, JSON-able, so that those of the base are kept; None = unknown."""
@@ -100,10 +100,10 @@ class ReportedModule(Protocol):
         """Task name -> score of the model as it is, outside of any loop; the curve asks when training ends."""
 
     def row_scores(self, task: Any, rows: Sequence[dict[str, Any]]) -> list[float]:
-        """Write ``score`` into each row of a task; nothing for a metric that says nothing of single rows."""
+        """Write `score` into each row of a task; nothing for a metric that says nothing of single rows."""
 
     def score_rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The same for the rows of all tasks that have references, and their means in the log; ``predict`` asks."""
+        """The same for the rows of all tasks that have references, and their means in the log; `predict` asks."""
 
     def pictures(self, task: Any, row: dict[str, Any], place: int) -> list[Any]:
         """Pillow images of the question at this place of the task, for the report; may be none."""
@@ -124,7 +124,7 @@ def tuned_module(pl_module: object, asker: object) -> TunedModule:
 
 
 def reported_module(pl_module: object, asker: object) -> ReportedModule:
-    """See :func:`tuned_module`."""
+    """The module by what reports ask of it; see `tuned_module`."""
     _refuse_missing(pl_module, ReportedModule, asker)
     return cast(ReportedModule, pl_module)
 

@@ -26,11 +26,11 @@ class DenseEntries(Protection):
     Args:
         weights: run-time name -> (O, I) parameter.
         masks: name -> (O, I) bool, True = trainable; one for every weight.
-        base: name -> (O, I) pretrained values, kept as they are; cloned from ``weights`` when None. May lie on the
+        base: name -> (O, I) pretrained values, kept as they are; cloned from `weights` when None. May lie on the
             host where no step is to follow.
 
     Raises:
-        DowserError: see :class:`Protection`.
+        DowserError: see `Protection`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DenseEntries(Protection):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """As given."""
+        """The masks as they were given, name -> (O, I) bool."""
         return self._masks
 
     @property
@@ -54,15 +54,15 @@ class DenseEntries(Protection):
         return sum(int(mask.sum()) for mask in self.masks.values())
 
     def parameters(self) -> list[nn.Parameter]:
-        """The matrices themselves."""
+        """The matrices themselves, which the optimizer sees whole."""
         return list(self.weights.values())
 
     def base_digests(self) -> dict[str, str]:
-        """Name -> content hash that the frozen entries of the base have; see :meth:`frozen_digests`."""
+        """Name -> content hash that the frozen entries of the base have; see `frozen_digests`."""
         return {name: digest(base.masked_fill(self.masks[name].to(base.device), 0)) for name, base in self.base.items()}
 
     def mask_gradients(self) -> None:
-        """The freeze, with :meth:`after_step`: gradients of frozen entries become zero, in place (also NaN)."""
+        """The freeze, with `after_step`: gradients of frozen entries become zero, in place (also NaN)."""
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.masked_fill_(~self.masks[name], 0)

@@ -2,7 +2,7 @@
 
 Parameters that are trained whole and sharded are given to the optimizer as what is here of them: it takes tensors that
 are sharded and such that are not only apart, and entries are not. It writes into their memory, so what it writes there
-is written (:class:`LocalParameters`).
+is written (`LocalParameters`).
 """
 
 import math
@@ -139,7 +139,7 @@ def check_precision(weights: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def clip_by_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-    """``torch.nn.utils.clip_grad_norm_`` for parameters of which each process holds a part; all must call it.
+    """`torch.nn.utils.clip_grad_norm_` for parameters of which each process holds a part; all must call it.
 
     The norms of all parts are put beside each other before they are added, so that one process alone gets what PyTorch
     computes, bit for bit.

@@ -35,7 +35,7 @@ class NestedUpdates:
 
     @torch.no_grad()
     def keep(self, level: int) -> None:
-        """Write a model in which the groups up to ``level`` are tuned, all else is the base, bit for bit; -1 = none."""
+        """Write a model in which the groups up to `level` are tuned, all else is the base, bit for bit; -1 = none."""
         for name, weight in self._entries.weights.items():
             kept = chosen(self._levels[name], level)
             values = torch.where(kept, self._tuned[name], self._entries.base_values(name))

@@ -3,7 +3,7 @@
 Entries lie on the processes in the order of their flat positions, so values, moments and masks put together in the
 order of the processes are those of one process; checkpoints hold them so, and any number of processes can go on from
 there. No process holds more than its share, but for one matrix at a time. What a rule asks of a whole matrix, as the
-deviation of its entries, it asks through ``reducer``: nothing but such numbers is exchanged beside the gradients.
+deviation of its entries, it asks through `reducer`: nothing but such numbers is exchanged beside the gradients.
 
 Legend: O outputs, I inputs of a matrix, k trainable entries of it, on this process or, in checkpoints, of the whole.
 """
@@ -51,7 +51,7 @@ class ShardedProtection(Protection):
     is_sharded: ClassVar[bool] = True
 
     def verify(self) -> tuple[Changes, Changes]:
-        """See :meth:`Protection.verify`; entries of all processes are counted."""
+        """Count what changed on all processes; see `Protection.verify`."""
         frozen, trainable = super().verify()
         moved, changed = all_reduce_counts([frozen.changed, trainable.changed])
         return Changes(frozen.entries, moved), Changes(trainable.entries, changed)
@@ -64,7 +64,7 @@ class ShardedProtection(Protection):
         return digests_in_turns(parts)
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """As of one process, whole, on the first process; elsewhere empty tensors."""
+        """The state that one process would have, on the first process; elsewhere empty tensors."""
         state = {}
         for name in self.weights:
             mask = gather_to_rank_zero(self.masks[name].flatten())
@@ -78,7 +78,7 @@ class ShardedProtection(Protection):
 
 
 class ShardedDenseEntries(ShardedProtection, DenseEntries):
-    """As :class:`DenseEntries`, of what this process holds; all processes must make it together.
+    """`DenseEntries` of what this process holds; all processes must make it together.
 
     Args:
         weights: run-time name -> parameter that is sharded over the processes.
@@ -117,7 +117,7 @@ def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[st
 
 
 def shared_entries(entries: Protection, base: bool = True) -> dict[str, dict[str, Share]]:
-    """:meth:`Protection.state_dict` of entries that are sharded over processes, as shards; all must call it.
+    """`Protection.state_dict` of entries that are sharded over processes, as shards; all must call it.
 
     Masks are (O, ceil(I / 8)) bytes, a row of bits after the other, so that rows of a matrix are rows of its mask.
     """
@@ -143,7 +143,7 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
     """Read what of a matrix' state concerns the entries that this process holds; all must call it.
 
     Args:
-        entry: ``mask`` and the (k,) tensors of the whole matrix.
+        entry: `mask` and the (k,) tensors of the whole matrix.
         weight: the matrix, sharded over the processes.
 
     Raises:
@@ -173,9 +173,9 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
 
 
 class ShardedEntries(ShardedProtection, CompactEntries):
-    """As :class:`CompactEntries`, of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
+    """`CompactEntries` of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
 
-    All processes must make it, and call :meth:`verify`, :meth:`frozen_digests` and :meth:`state_dict`, together.
+    All processes must make it, and call `verify`, `frozen_digests` and `state_dict`, together.
 
     Args:
         weights: run-time name -> parameter that is sharded over the processes.
@@ -190,7 +190,7 @@ def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
     """What of a matrix' state in a checkpoint concerns the entries that this process holds.
 
     Args:
-        entry: packed ``mask`` and the (k,) tensors of the whole matrix.
+        entry: packed `mask` and the (k,) tensors of the whole matrix.
         weight: the matrix, sharded over the processes.
     """
     if isinstance(entry["mask"], Stored):
@@ -209,7 +209,7 @@ def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
 
 
 class ShardedSoftEntries(SoftEntries, ShardedEntries):
-    """As :class:`SoftEntries`, of what this process holds; see :class:`ShardedEntries` for what all must call.
+    """`SoftEntries` of what this process holds; see `ShardedEntries` for what all must call.
 
     Args:
         weights: run-time name -> parameter that is sharded over the processes.
@@ -220,7 +220,7 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
     reducer: ClassVar[Reducer] = DistributedReducer()
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """As of one process, whole, on the first process; elsewhere empty tensors."""
+        """The state that one process would have, on the first process; elsewhere empty tensors."""
         state = ShardedProtection.state_dict(self, base)
         for name, weight in self.weights.items():
             for kind, kept in self.beside(name).items():

@@ -29,7 +29,7 @@ class Rule(Protocol):
 
     @property
     def sums_gradients(self) -> bool:
-        """Whether :meth:`step` wants the sum of gradients."""
+        """Whether `step` wants the sum of gradients."""
 
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor | None:
         """(O, I) float32 to add to the gradient before a step."""
@@ -41,7 +41,7 @@ class Rule(Protocol):
 
 
 class SoftEntries(CompactEntries):
-    """All entries of the tuned matrices, and a rule that is applied around every step.
+    """Every entry of the tuned matrices, and a rule that is applied around every step.
 
     Args:
         weights: run-time name -> (O, I) parameter that takes a gradient, holding the base.
@@ -49,7 +49,7 @@ class SoftEntries(CompactEntries):
         priors: name -> (O, I) float32 that the rule made of the base; may lack names.
 
     Raises:
-        DowserError: see :class:`CompactEntries`.
+        DowserError: see `CompactEntries`.
     """
 
     reducer: ClassVar[Reducer] = LOCAL
@@ -69,7 +69,7 @@ class SoftEntries(CompactEntries):
     def mask_gradients(self) -> None:
         """Nothing is frozen: every entry keeps its gradient, to which the penalty of the rule is added.
 
-        As in :class:`CompactEntries` it was gathered in the backward pass, which is checked.
+        As in `CompactEntries` it was gathered in the backward pass, which is checked.
         """
         super().mask_gradients()
         for name in self.weights:
@@ -104,20 +104,20 @@ class SoftEntries(CompactEntries):
         return super().num_bytes() | {kind: sum(each.nbytes for each in held.values()) for kind, held in kinds.items()}
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """As of :class:`CompactEntries`, with ``sum`` and ``prior``, (O, I) float32 each, where there are any."""
+        """The state of `CompactEntries`, with `sum` and `prior`, (O, I) float32, where there are any."""
         state = super().state_dict(base)
         for name, each in state.items():
             each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
         return state
 
     def beside(self, name: str) -> dict[str, Tensor]:
-        """``sum`` and ``prior``, (O, I) float32 each, where there are any."""
+        """`sum` and `prior`, (O, I) float32 each, where there are any."""
         held = {"sum": self._sums, "prior": self._priors}
         return {kind: tensors[name] for kind, tensors in held.items() if name in tensors}
 
     @classmethod
     def resumed(cls, weights: Mapping[str, nn.Parameter], rule: Rule, state: State) -> "SoftEntries":
-        """Rebuild from :meth:`state_dict` and the tuned weights of the same checkpoint, already loaded.
+        """Rebuild from `state_dict` and the tuned weights of the same checkpoint, already loaded.
 
         Raises:
             DowserError: if the checkpoint is of other matrices, or its rule kept other things.

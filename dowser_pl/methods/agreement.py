@@ -34,7 +34,7 @@ class Agreement:
         return f"mask overlap {self.overlap:.3f}, rank correlation {self.rank_correlation:.4f}"
 
     def as_dict(self) -> dict[str, float]:
-        """By name, for reports."""
+        """The numbers by name, for reports."""
         return {f"split_half_{name}": value for name, value in asdict(self).items()}
 
 
@@ -69,7 +69,7 @@ def split_half(method: Scored, layers: Iterable[Layer]) -> Agreement | None:
 def magnitude_overlap(method: Method, layers: Iterable[Layer]) -> dict[str, float]:
     """How much of a mask the smallest |W| would have given too (Jaccard, mean over matrices), by name for reports.
 
-    Computed matrix by matrix whatever the scope; large matrices are represented as in :func:`split_half`. Empty for
+    Computed matrix by matrix whatever the scope; large matrices are represented as in `split_half`. Empty for
     methods without scores and for Magnitude itself.
     """
     if not isinstance(method, Ranking) or isinstance(method, Magnitude):

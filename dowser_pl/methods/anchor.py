@@ -18,7 +18,7 @@ __all__ = ["Anchor"]
 
 
 class Anchor(EachStep):
-    """``W <- W0 + keep * (W - W0)`` after every step; the base is kept beside each matrix.
+    """`W <- W0 + keep * (W - W0)` after every step; the base is kept beside each matrix.
 
     Args:
         keep: share of the distance to the base that a step leaves, in [0, 1]; 0.995 halves it in 138 steps. Does not
@@ -35,5 +35,5 @@ class Anchor(EachStep):
     def step(
         self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL
     ) -> Tensor:
-        """``W0 + keep * (W - W0)``."""
+        """`W0 + keep * (W - W0)`."""
         return shrunk_move(base, tuned, self.keep)

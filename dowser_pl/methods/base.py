@@ -51,7 +51,7 @@ Scope = Literal["matrix", "layer", "model"]
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a method was published; ``arxiv`` is empty for folklore."""
+    """The publication of a method; `arxiv` is empty for folklore."""
 
     title: str
     authors: str
@@ -64,7 +64,7 @@ class Layer:
     """One matrix and what was measured of it; fields that no method asked for are None.
 
     Attributes:
-        name: run-time name of the matrix' module, as in ``model.named_modules()``; where several tuned models are
+        name: run-time name of the matrix' module, as in `model.named_modules()`; where several tuned models are
             merged, one name for each.
         weight: (O, I) pretrained weights.
         activation: (N, I) float32, the mean |h_j| over positions and the prompts of a row.
@@ -92,15 +92,15 @@ class Layer:
 
     @property
     def num_entries(self) -> int:
-        """Of the whole matrix."""
+        """The number of entries of the whole matrix."""
         return self.weight.numel() if self.rows is None else self.rows[1] * self.weight.shape[1]
 
     def meant(self, entries: Tensor) -> Tensor:
-        """Of something (O, I), what was made of entries one by one, those that are meant: (O, I), or 1-D of a part."""
+        """Take of (O, I) numbers, made of entries one by one, those that are meant: (O, I), or 1-D of a part."""
         return entries if self.part is None else entries.reshape(-1)[self.part]
 
     def measured(self, what: Need) -> Tensor:
-        """The measurement ``what``, on the device of the weight.
+        """The measurement `what`, on the device of the weight.
 
         Raises:
             DowserError: if it was not taken. A weight without a score is never left trainable.
@@ -130,7 +130,7 @@ class Layer:
 
 
 class Method(ABC):
-    """A rule for what may move, of one of three kinds: :class:`BeforeFit`, :class:`EachStep`, :class:`AfterFit`.
+    """A rule for what may move, of one of three kinds: `BeforeFit`, `EachStep`, `AfterFit`.
 
     Attributes:
         stage: when it decides.
@@ -145,7 +145,7 @@ class Method(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the callback has to measure before the method decides: fields of :class:`Layer`."""
+        """What the callback has to measure before the method decides: fields of `Layer`."""
         return frozenset()
 
     @property
@@ -156,7 +156,7 @@ class Method(ABC):
     def settings(self) -> dict[str, str | int | float]:
         """Name and hyper-parameters, as they stand in reports and checkpoints.
 
-        Hyper-parameters are the attributes whose names do not begin with ``_``.
+        Hyper-parameters are the attributes whose names do not begin with `_`.
 
         Raises:
             DowserError: one of them is no plain value.
@@ -180,7 +180,7 @@ class BeforeFit(Method):
 
     @abstractmethod
     def mask(self, layer: Layer) -> Tensor:
-        """(O, I) bool, True = trainable, exactly ``round(update_ratio * O * I)`` of them; all, without a ratio."""
+        """(O, I) bool, True = trainable, exactly `round(update_ratio * O * I)` of them; all, without a ratio."""
 
 
 class AfterFit(Method):
@@ -190,10 +190,10 @@ class AfterFit(Method):
 
     @abstractmethod
     def mask(self, layer: Layer) -> Tensor:
-        """(O, I) bool, True = keeps its move, exactly ``round(update_ratio * O * I)`` of them; all, without a ratio."""
+        """(O, I) bool, True = keeps its move, exactly `round(update_ratio * O * I)` of them; all, without a ratio."""
 
     def merge(self, layer: Layer, mask: Tensor) -> Tensor:
-        """(O, I) final weights: ``base + mask * (tuned - base)``."""
+        """(O, I) final weights: `base + mask * (tuned - base)`."""
         return masked_move(layer.weight, layer.measured("tuned"), mask)
 
     def merge_all(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> Tensor:
@@ -201,7 +201,7 @@ class AfterFit(Method):
 
         Args:
             layers: the matrix, once for each tuned model, all with one base.
-            masks: what :meth:`mask` said of each.
+            masks: what `mask` said of each.
 
         Raises:
             DowserError: if the method cannot merge so many.
@@ -215,12 +215,12 @@ class AfterFit(Method):
 
 
 class Ranking(Method):
-    """A rule that lets the lowest-scoring share of entries move; decided before training it is :class:`Scored`.
+    """A rule that lets the lowest-scoring share of entries move; decided before training it is `Scored`.
 
     Args:
         update_ratio: trainable share, in [0, 1].
-        scope: which entries compete for it: those of one ``matrix``, of all matrices of one decoder ``layer``, or
-            of the whole ``model``.
+        scope: which entries compete for it: those of one `matrix`, of all matrices of one decoder `layer`, or
+            of the whole `model`.
     """
 
     update_ratio: float
@@ -237,22 +237,22 @@ class Ranking(Method):
         """(O, I) float32 >= 0, low = trainable."""
 
     def mask(self, layer: Layer) -> Tensor:
-        """The lowest-scoring entries of the matrix, were it alone (scope ``matrix``)."""
+        """The lowest-scoring entries of the matrix, were it alone (scope `matrix`)."""
         return lowest(self.score(layer), num_trainable(self.update_ratio, layer.weight.numel()))
 
 
 class Scored(Ranking, BeforeFit):
-    """A method that gives every pretrained entry a score and trains the lowest-scoring share; see :class:`Ranking`."""
+    """A method that gives every pretrained entry a score and trains the lowest-scoring share; see `Ranking`."""
 
 
 class EachStep(Method):
     """A method whose mask, if it has one, changes with every step; no entry is frozen.
 
-    The callback keeps base, sum of gradients and what :meth:`prior` returns beside each matrix, all on its device:
+    The callback keeps base, sum of gradients and what `prior` returns beside each matrix, all on its device:
     the bytes of the weights, 4 and 4 per entry, the latter two where they are asked for.
 
     Attributes:
-        sums_gradients: whether :meth:`step` wants the sum of all gradients so far.
+        sums_gradients: whether `step` wants the sum of all gradients so far.
     """
 
     stage: ClassVar[Stage] = "each_step"
@@ -284,14 +284,14 @@ class EachStep(Method):
     def step(
         self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL
     ) -> Tensor:
-        """(O, I) float32 weights to go on with; may be ``tuned`` itself.
+        """(O, I) float32 weights to go on with; may be `tuned` itself.
 
         Args:
             base: (O, I) float32 pretrained weights.
             tuned: (O, I) float32 weights as the optimizer's step left them.
             gradients: (O, I) float32, the sum over t steps of what the optimizer took: of the mean over all tokens of
-                accumulated batches and processes, penalised and clipped; None unless ``sums_gradients``.
-            prior: what :meth:`prior` returned.
+                accumulated batches and processes, penalised and clipped; None unless `sums_gradients`.
+            prior: what `prior` returned.
             reducer: where the model is sharded over processes, all tensors are of the part of a matrix that is here
                 (1-D under FSDP1), and what is asked of the whole matrix is asked through this; all processes call
                 this for every matrix in the same order.

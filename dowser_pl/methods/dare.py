@@ -5,9 +5,9 @@ Homologous Models as a Free Lunch", ICML 2024, arXiv 2311.03099, section 3.2. Wi
 
     base + scale * sum_t m_t * (tuned_t - base) / (1 - p)
 
-the sum being over tuned models (task arithmetic), of which there may be one. The drop rate is ``1 - update_ratio``.
+the sum being over tuned models (task arithmetic), of which there may be one. The drop rate is `1 - update_ratio`.
 
-Difference from the paper and its code: exactly ``round(update_ratio * O * I)`` moves of a matrix are kept, not each by
+Difference from the paper and its code: exactly `round(update_ratio * O * I)` moves of a matrix are kept, not each by
 a coin of its own, and which ones depends on the seed and the name of the matrix, not on the order of the matrices. The
 verb `merge` knows matrices by their names on disk, `fit` by those at run time: where they differ, so do the draws.
 """
@@ -55,7 +55,7 @@ class Dare(AfterFit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The tuned weights."""
+        """The method needs the tuned weights."""
         return frozenset({"tuned"})
 
     def mask(self, layer: Layer) -> Tensor:

@@ -19,5 +19,5 @@ class Full(BeforeFit):
         self.update_ratio = 1.0
 
     def mask(self, layer: Layer) -> Tensor:
-        """All True."""
+        """A mask that is True everywhere."""
         return torch.ones_like(layer.weight, dtype=torch.bool)

@@ -1,10 +1,10 @@
 """Grafting: after training, only the entries that moved furthest keep their tuned values.
 
 Abhishek Panigrahi, Nikunj Saunshi, Haoyu Zhao, Sanjeev Arora: "Task-Specific Skill Localization in Fine-tuned Language
-Models", ICML 2023, arXiv 2302.06600: ``base + mask * (tuned - base)``.
+Models", ICML 2023, arXiv 2302.06600: `base + mask * (tuned - base)`.
 
 The paper *learns* the mask, starting from the furthest moves; that takes another training run and is not offered. This
-is its starting point, ``highest_movement`` in the released code. Exactly k entries move (ties there keep none).
+is its starting point, `highest_movement` in the released code. Exactly k entries move (ties there keep none).
 """
 
 from typing import ClassVar
@@ -22,7 +22,7 @@ class Grafting(Ranking, AfterFit):
 
     Args:
         update_ratio: share of entries that keep their tuned values, in [0, 1].
-        scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model`` (as published, the default).
+        scope: share of each `matrix`, of each decoder `layer` or of the `model` (as published, the default).
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -37,7 +37,7 @@ class Grafting(Ranking, AfterFit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The tuned weights."""
+        """The method needs the tuned weights."""
         return frozenset({"tuned"})
 
     def score(self, layer: Layer) -> Tensor:

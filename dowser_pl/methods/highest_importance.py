@@ -14,7 +14,7 @@ __all__ = ["HighestImportance"]
 
 
 class HighestImportance(ModelDowser):
-    """Train the most important entries; the arguments are those of :class:`ModelDowser`."""
+    """Train the most important entries; the arguments are those of `ModelDowser`."""
 
     def score(self, layer: Layer) -> Tensor:
         """(O, I) float32 that orders exactly opposite to the importance; low = trainable."""

@@ -1,9 +1,9 @@
 """L2-SP: weight decay towards the pretrained weights instead of zero.
 
 Xuhong Li, Yves Grandvalet, Franck Davoine: "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
-ICML 2018, arXiv 1802.01483: the loss gains ``alpha / 2 * ||W - W0||^2``. The paper's second term, a plain decay of
+ICML 2018, arXiv 1802.01483: the loss gains `alpha / 2 * ||W - W0||^2`. The paper's second term, a plain decay of
 layers that the base does not have, has nothing to act on here. The paper trains with SGD; AdamW divides the penalty's
-gradient by the same root as the loss' own, so that ``alpha`` means something else under it. See `anchor.py` for the
+gradient by the same root as the loss' own, so that `alpha` means something else under it. See `anchor.py` for the
 decoupled form.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["L2SP"]
 
 
 class L2SP(EachStep):
-    """Add ``alpha * (W - W0)`` to the gradient, before it is clipped; the base is kept beside each matrix.
+    """Add `alpha * (W - W0)` to the gradient, before it is clipped; the base is kept beside each matrix.
 
     Args:
         alpha: strength of the penalty, >= 0.
@@ -39,5 +39,5 @@ class L2SP(EachStep):
         self.alpha = alpha
 
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor:
-        """``alpha * (W - W0)``."""
+        """`alpha * (W - W0)`."""
         return penalty_gradient(base, tuned, self.alpha)

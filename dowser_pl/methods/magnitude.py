@@ -14,7 +14,7 @@ class Magnitude(Scored):
 
     Args:
         update_ratio: trainable share, in [0, 1].
-        scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model``.
+        scope: share of each `matrix`, of each decoder `layer` or of the `model`.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -28,5 +28,5 @@ class Magnitude(Scored):
         super().__init__(update_ratio, scope)
 
     def score(self, layer: Layer) -> Tensor:
-        """|W|."""
+        """The score |W|, (O, I)."""
         return layer.weight.detach().abs().float()

@@ -5,18 +5,18 @@ Catastrophic Forgetting in Multimodal Large Language Models", ICML 2026, arXiv 2
 
 Four estimators of the same score. Two are published, and they rank differently:
 
-- ``paper``: per prompt ``||J_i||`` is the root of the mean squared probe gradient (Hutchinson), over probes
+- `paper`: per prompt `||J_i||` is the root of the mean squared probe gradient (Hutchinson), over probes
   and positions; the products are averaged over prompts.
-- ``authors``: what the released code computes: means of |g| and |h| over a batch of prompts, their positions
-  and, at the end, the probes; products of those means. ``group_size`` is that batch.
+- `authors`: what the released code computes: means of |g| and |h| over a batch of prompts, their positions
+  and, at the end, the probes; products of those means. `group_size` is that batch.
 
 Two do not average before they multiply; each costs a float32 matrix per weight while probing:
 
-- ``token``: the mean over positions of |g_ti| |h_tj|.
-- ``weight``: the root of the mean squared derivative of the probe by the entry itself, sum_t g_ti h_tj.
+- `token`: the mean over positions of |g_ti| |h_tj|.
+- `weight`: the root of the mean squared derivative of the probe by the entry itself, sum_t g_ti h_tj.
 
 Differences from the released code, all deliberate: exactly k entries per matrix (ties do not widen the mask);
-a matrix without a score is an error instead of fully trainable; norms and ``lm_head`` stay frozen; padding
+a matrix without a score is an error instead of fully trainable; norms and `lm_head` stay frozen; padding
 does not count as a position; the probed text keeps its random prefix, as the paper has it.
 """
 
@@ -44,10 +44,10 @@ class ModelDowser(Scored):
 
     Args:
         update_ratio: trainable share, in [0, 1].
-        estimator: ``authors`` (released code, the default), ``paper``, ``token`` or ``weight``; see this file's head.
-        group_size: prompts averaged before the product, for ``authors`` only (4 in the released recipe).
-        scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model``. Across matrices ``authors``
-            under-rates the last layer, whose gradient sits on one position; prefer ``paper`` or ``weight`` there.
+        estimator: `authors` (released code, the default), `paper`, `token` or `weight`; see this file's head.
+        group_size: prompts averaged before the product, for `authors` only (4 in the released recipe).
+        scope: share of each `matrix`, of each decoder `layer` or of the `model`. Across matrices `authors`
+            under-rates the last layer, whose gradient sits on one position; prefer `paper` or `weight` there.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -79,7 +79,7 @@ class ModelDowser(Scored):
 
     @property
     def prompts_per_row(self) -> int:
-        """The group of ``authors``; the other estimators multiply prompt by prompt."""
+        """The group of `authors`; the other estimators multiply prompt by prompt."""
         return self.group_size if self.estimator == "authors" else 1
 
     def score(self, layer: Layer) -> Tensor:

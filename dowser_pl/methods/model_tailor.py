@@ -3,18 +3,18 @@
 Didi Zhu, Zhongyi Sun, Zexi Li, Tao Shen, Ke Yan, Shouhong Ding, Kun Kuang, Chao Wu: "Model Tailor: Mitigating
 Catastrophic Forgetting in Multi-modal Large Language Models", ICML 2024, arXiv 2402.12048.
 
-Patch: the entries of highest ``fusion * z(|tuned - base|) + (1 - fusion) * z(sensitivity)``, z standardising each
+Patch: the entries of highest `fusion * z(|tuned - base|) + (1 - fusion) * z(sensitivity)`, z standardising each
 output row. Decorator: the entries of the patch make up for the others' return to the base, as the Optimal Brain
-Surgeon derives it (``functional/optimal_brain_surgeon.py``), with the inputs of calibration data.
+Surgeon derives it (`functional/optimal_brain_surgeon.py`), with the inputs of calibration data.
 
 The released code differs from the derivation, and each difference is an option; the defaults are the derivation's:
 
-- ``fusion`` 0.5; the training script has 0.8, a second copy of the code 0.5.
-- ``selection``: all entries of a matrix compete; the code lets those of each block of 128 columns compete, by weights
+- `fusion` 0.5; the training script has 0.8, a second copy of the code 0.5.
+- `selection`: all entries of a matrix compete; the code lets those of each block of 128 columns compete, by weights
   that earlier blocks have compensated already.
-- ``sensitivity``: what taking back costs, ``(tuned - base)^2 / [H^-1]_jj``; the code has what setting to zero would
-  cost, ``tuned^2`` instead.
-- ``compensation_sign``: the code adds the compensation that the derivation subtracts.
+- `sensitivity`: what taking back costs, `(tuned - base)^2 / [H^-1]_jj`; the code has what setting to zero would
+  cost, `tuned^2` instead.
+- `compensation_sign`: the code adds the compensation that the derivation subtracts.
 
 Not as the code: exactly k entries; a row whose entries all moved alike gets zeros, not NaN; all matrices see the
 inputs of the tuned model, while the code tailors layer by layer and feeds each from the tailored ones before it.
@@ -45,9 +45,9 @@ class ModelTailor(AfterFit):
     Args:
         update_ratio: share of each matrix in the patch, in [0, 1].
         fusion: weight of the move against the sensitivity, in [0, 1]; see this file's head, for the next three too.
-        selection: the patch is chosen in the whole ``matrix``, or in each ``block`` of columns (released).
-        sensitivity: of the ``move`` or of the ``weight`` (released).
-        compensation_sign: of the ``derivation`` or as ``released``.
+        selection: the patch is chosen in the whole `matrix`, or in each `block` of columns (released).
+        sensitivity: of the `move` or of the `weight` (released).
+        compensation_sign: of the `derivation` or as `released`.
         damping: of the inverse, as a share of the mean of its diagonal.
         block_size: columns of a block.
     """
@@ -130,7 +130,7 @@ class ModelTailor(AfterFit):
         return highest(score.float(), until - before)
 
     def _score(self, layer: Layer, part: slice, present: Tensor, inverse: Tensor) -> Tensor:
-        """(O, C) scores of the columns ``part``, in which ``present`` stands; ``inverse`` is [H^-1]_jj of each."""
+        """(O, C) scores of the columns `part`, in which `present` stands; `inverse` is [H^-1]_jj of each."""
         base = layer.weight[:, part].to(present.dtype)
         lost = present - base if self.sensitivity == "move" else present
         moved = layer.measured("tuned")[:, part].to(present.dtype) - base

@@ -12,11 +12,11 @@ __all__ = ["Random"]
 
 
 class Random(Scored):
-    """Train uniformly random entries.
+    """Train entries that are drawn uniformly.
 
     Args:
         update_ratio: trainable share, in [0, 1].
-        scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model``.
+        scope: share of each `matrix`, of each decoder `layer` or of the `model`.
         seed: picks the mask; the same seed and matrix name give the same mask.
     """
 

@@ -22,13 +22,13 @@ __all__ = ["SoftDowser"]
 class SoftDowser(Spider):
     """Weigh Model-Dowser's score against the summed gradient, after every step.
 
-    Keeps what :class:`Spider` keeps, and the percentiles (4 bytes an entry).
+    Keeps what `Spider` keeps, and the percentiles (4 bytes an entry).
 
     Args:
         soft: keep a share G / (I + G) of a move where I < G; False = all of it.
         rescale: divide the shares of a matrix by the mean of the non-zero ones and cut them at 1.
-        estimator: ``authors``, ``paper``, ``token`` or ``weight``, as for :class:`ModelDowser`.
-        group_size: prompts averaged before the product, for ``authors`` only.
+        estimator: `authors`, `paper`, `token` or `weight`, as for `ModelDowser`.
+        group_size: prompts averaged before the product, for `authors` only.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -49,12 +49,12 @@ class SoftDowser(Spider):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Those of the score."""
+        """What the score of Model-Dowser needs."""
         return self._scored().needs
 
     @property
     def prompts_per_row(self) -> int:
-        """That of the score."""
+        """The number of prompts that the score of Model-Dowser averages into a row."""
         return self._scored().prompts_per_row
 
     def prior(self, layer: Layer) -> Tensor:
@@ -62,7 +62,7 @@ class SoftDowser(Spider):
         return within_matrix(self._scored().score(layer))
 
     def importance(self, base: Tensor, prior: Tensor | None, reducer: Reducer = LOCAL) -> Tensor:
-        """What :meth:`prior` returned.
+        """The importance that `prior` made before training.
 
         Raises:
             DowserError: without it.

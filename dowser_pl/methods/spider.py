@@ -7,8 +7,8 @@ The defaults are those of the released code (`Code/train/SPIDER.py`): signed gra
 size of the sum is taken, masks are divided by the mean of their non-zero entries and cut at 1, and the optimizer's
 moments are left alone. Options that differ from it:
 
-- ``rescale=False``: ``M = G / (I + G)`` as it stands.
-- ``soft=False``: a mask of zeros and ones, ``M = 1 where I < G``; rescaling changes nothing then.
+- `rescale=False`: `M = G / (I + G)` as it stands.
+- `soft=False`: a mask of zeros and ones, `M = 1 where I < G`; rescaling changes nothing then.
 
 Differences that are not options: what is summed are the gradients that the optimizer took, after clipping; entries of a
 matrix that are all of one size, for which that code computes NaN, get 1/2; the sums are part of a checkpoint.
@@ -60,7 +60,7 @@ class Spider(EachStep):
         Args:
             importance: (O, I) float32 in [0, 1].
             gradients: (O, I) float32, summed over the steps so far.
-            reducer: see :meth:`step`.
+            reducer: see `step`.
         """
         sensitivity = standardised(gradients, reducer)
         if not self.soft:
@@ -71,7 +71,7 @@ class Spider(EachStep):
     def step(
         self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL
     ) -> Tensor:
-        """``W0 (1 - M) + W M``.
+        """`W0 (1 - M) + W M`.
 
         Raises:
             DowserError: without gradients.

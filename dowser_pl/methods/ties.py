@@ -3,15 +3,15 @@
 Prateek Yadav, Derek Tam, Leshem Choshen, Colin Raffel, Mohit Bansal: "TIES-Merging: Resolving Interference When Merging
 Models", NeurIPS 2023, arXiv 2306.01708, section 4:
 
-1. trim: of each tuned model only the ``update_ratio`` largest moves stay;
+1. trim: of each tuned model only the `update_ratio` largest moves stay;
 2. elect: the sign of an entry is that of the sum of its moves;
-3. merge: ``base + scale * mean`` over the models whose move has that sign.
+3. merge: `base + scale * mean` over the models whose move has that sign.
 
-With one tuned model the second and third step change nothing, and at ``scale: 1`` this is grafting.
+With one tuned model the second and third step change nothing, and at `scale: 1` this is grafting.
 
 Differences from the paper and its code: exactly k moves stay (there, ties at the threshold stay too). Where the moves
 of an entry cancel, the paper's equation leaves it as it is and the code lets it go where most entries of the model go;
-``undecided`` has both, with the majority of the matrix.
+`undecided` has both, with the majority of the matrix.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ class Ties(Ranking, AfterFit):
     Args:
         update_ratio: share of moves that the trim leaves, in [0, 1].
         scale: on the merged move (lambda in the paper, 1 where it is not tuned).
-        undecided: where the moves of an entry cancel it stays at the ``base`` (the equation), or follows the
-            ``majority`` of the matrix (the released code).
-        scope: the trim leaves a share of each ``matrix``, of each decoder ``layer`` or of the ``model`` (as published,
+        undecided: where the moves of an entry cancel it stays at the `base` (the equation), or follows the
+            `majority` of the matrix (the released code).
+        scope: the trim leaves a share of each `matrix`, of each decoder `layer` or of the `model` (as published,
             the default).
     """
 
@@ -63,7 +63,7 @@ class Ties(Ranking, AfterFit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The tuned weights."""
+        """The method needs the tuned weights."""
         return frozenset({"tuned"})
 
     def score(self, layer: Layer) -> Tensor:

@@ -1,11 +1,11 @@
 """Wanda-like: weight times input activation, the sensitivity of the outputs left out.
 
 After Mingjie Sun, Zhuang Liu, Anna Bair, J. Zico Kolter: "A Simple and Effective Pruning Approach for Large Language
-Models", ICLR 2024, arXiv 2306.11695, equation 1: ``S_ij = |W_ij| ||X_j||_2``, X the inputs of all calibration tokens.
+Models", ICLR 2024, arXiv 2306.11695, equation 1: `S_ij = |W_ij| ||X_j||_2`, X the inputs of all calibration tokens.
 
 Like it, not it: the paper takes the L2 norm over the tokens of real text, while here the means of |h| over the
 positions of the model's own prompts are at hand, one per prompt; the paper compares within each output row, while here
-the entries of ``scope`` compete; and it removes the lowest, which are trained here.
+the entries of `scope` compete; and it removes the lowest, which are trained here.
 """
 
 from typing import ClassVar, Literal, get_args
@@ -26,9 +26,9 @@ class WandaLike(Scored):
 
     Args:
         update_ratio: trainable share, in [0, 1].
-        norm: how |h_j| is averaged over prompts: their ``mean``, or the root of the mean square (``rms``), nearer to
+        norm: how |h_j| is averaged over prompts: their `mean`, or the root of the mean square (`rms`), nearer to
             the norm of the paper.
-        scope: share of each ``matrix``, of each decoder ``layer`` or of the ``model``.
+        scope: share of each `matrix`, of each decoder `layer` or of the `model`.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -46,7 +46,7 @@ class WandaLike(Scored):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The activation alone."""
+        """The method needs the activation alone."""
         return frozenset({"activation"})
 
     def score(self, layer: Layer) -> Tensor:

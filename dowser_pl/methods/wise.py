@@ -2,10 +2,10 @@
 
 Mitchell Wortsman, Gabriel Ilharco, Jong Wook Kim, Mike Li, Simon Kornblith, Rebecca Roelofs, Raphael Gontijo-Lopes,
 Hannaneh Hajishirzi, Ali Farhadi, Hongseok Namkoong, Ludwig Schmidt: "Robust fine-tuning of zero-shot models", CVPR
-2022, arXiv 2109.01903: ``base + alpha * (tuned - base)``.
+2022, arXiv 2109.01903: `base + alpha * (tuned - base)`.
 
-Of several tuned models the mean of the moves is taken, which with ``alpha: 1`` is their average (Wortsman et al. 2022,
-arXiv 2203.05482). The paper interpolates every parameter; in ``fit`` only the tuned matrices move.
+Of several tuned models the mean of the moves is taken, which with `alpha: 1` is their average (Wortsman et al. 2022,
+arXiv 2203.05482). The paper interpolates every parameter; in `fit` only the tuned matrices move.
 """
 
 from collections.abc import Sequence
@@ -42,17 +42,17 @@ class Wise(AfterFit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The tuned weights."""
+        """The method needs the tuned weights."""
         return frozenset({"tuned"})
 
     def mask(self, layer: Layer) -> Tensor:
-        """All True: every entry moves."""
+        """A mask that is True everywhere: every entry moves."""
         return torch.ones_like(layer.weight, dtype=torch.bool)
 
     def merge(self, layer: Layer, mask: Tensor) -> Tensor:
-        """(O, I): the point at ``alpha``; an entry outside the mask stays."""
+        """(O, I): the point at `alpha`; an entry outside the mask stays."""
         return self.merge_all([layer], [mask])
 
     def merge_all(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> Tensor:
-        """(O, I): the point at ``alpha`` on the way to the mean of the tuned models."""
+        """(O, I): the point at `alpha` on the way to the mean of the tuned models."""
         return mean_of_moves(layers[0].weight, [layer.measured("tuned") for layer in layers], masks, self.alpha)

@@ -88,12 +88,12 @@ class AnswerMetric(Metric):
         return bool(prediction.strip())
 
     def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Of each row by itself; ValueError as for `update`, and nothing is added."""
+        """The score of each row by itself; it raises what `update` raises, and nothing is added."""
         check_rows(type(self).__name__, predictions, references)
         return [self.score(*row) for row in zip(predictions, references, strict=True)]
 
     def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Add rows.
+        """Add answers and their references.
 
         Raises:
             DowserError: lengths differ, or a row has no reference (nothing of the batch is counted then).

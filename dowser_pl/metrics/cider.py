@@ -139,7 +139,7 @@ class Cider(Metric):
         return torch.tensor(score, dtype=torch.float32, device=self.device)
 
     def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Of each row among all of these; ValueError as for `update` and `compute`, and nothing is added."""
+        """The score of each row among all of these; it raises as `update` and `compute` do, and nothing is added."""
         check_rows("Cider", predictions, references)
         tokenised = [[tokenise(caption) for caption in captions] for captions in references]
         return _scores(list(zip(map(tokenise, predictions), tokenised, strict=True)))[1]

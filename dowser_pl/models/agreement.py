@@ -1,6 +1,6 @@
 """Whether the processor of a folder belongs to its model: settings that are missing, token ids, image tokens.
 
-All of it is found from ``config.json`` and the files of the processor, before a weight is read.
+All of it is found from `config.json` and the files of the processor, before a weight is read.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def check_agreement(path: str, source: str, processor: ProcessorMixin, config: P
     Args:
         path: of the model, for messages.
         source: folder or hub id that the processor was read from.
-        processor: what its folder lacks of LLaVA's image settings (``patch_size`` ...) is set, in place.
+        processor: what its folder lacks of LLaVA's image settings (`patch_size` ...) is set, in place.
         config: of the model.
 
     Returns:

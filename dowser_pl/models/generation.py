@@ -1,6 +1,6 @@
 """How a model writes, in evaluation and in the importance pass alike: with which settings, and where an answer ends.
 
-``generate`` fills every setting that a caller leaves open from the model's own ``generation_config``: published ones
+`generate` fills every setting that a caller leaves open from the model's own `generation_config`: published ones
 ask for penalties, forbidden words or a least length, which are meant for conversations and change scores. Here nothing
 of it counts but the ids of tokens, unless a user asks for all of it.
 """
@@ -32,7 +32,7 @@ _TOKENS = ("bos_token_id", "decoder_start_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class Ending:
-    """What ends an answer.
+    """What ends an answer: tokens, or words.
 
     Attributes:
         ids: tokens, any of which ends it.
@@ -88,14 +88,14 @@ def write_tokens(
     choose: LogitsProcessor | None = None,
     own_settings: bool = False,
 ) -> Tensor:
-    """What ``generate`` gives, in rows of (T,): greedy, with a KV cache, one continuation of each prompt.
+    """What `generate` gives, in rows of (T,): greedy, with a KV cache, one continuation of each prompt.
 
     Where the weights are sharded over processes, all must call it together; it goes on until the last one is done.
 
     Args:
         model: Hugging Face model in eval mode.
         tokenizer: has the padding token.
-        inputs: what the model takes, ``input_ids`` (B, T) among it.
+        inputs: what the model takes, `input_ids` (B, T) among it.
         max_new_tokens: longest continuation.
         ending: what ends one.
         choose: picks the tokens instead, by the logits it returns.
@@ -123,7 +123,7 @@ def write_tokens(
 
 
 def generation_tokens(model: PreTrainedModel, ending: Ending) -> dict[str, Any]:
-    """What a generation config says of tokens, and of those that end an answer all of ``ending``."""
+    """What a generation config says of tokens, and of those that end an answer all of `ending`."""
     tokens = {name: getattr(model.generation_config, name, None) for name in _TOKENS}
     return {name: value for name, value in tokens.items() if value is not None} | {"eos_token_id": list(ending.ids)}
 
@@ -141,7 +141,7 @@ def greedy_answers(
     Args:
         model: image-text-to-text model in eval mode.
         tokenizer: decodes the answers.
-        inputs: what the processor made of a batch, ``input_ids`` (B, T) among it.
+        inputs: what the processor made of a batch, `input_ids` (B, T) among it.
         max_new_tokens: longest answer.
         ending: what ends an answer; None = the model's own end tokens.
         own_settings: see `write_tokens`.
@@ -173,7 +173,7 @@ class _Says(StoppingCriteria):
 
 @contextmanager
 def _nothing_of_its_own(model: torch.nn.Module) -> Iterator[None]:
-    """Empty generation configs, of the model and of a language model inside that ``generate`` may hand over to."""
+    """Empty generation configs, of the model and of a language model inside that `generate` may hand over to."""
     own = [(part, part.generation_config) for part in _writers(model)]
     for part, _ in own:
         part.generation_config = GenerationConfig()

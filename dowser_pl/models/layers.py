@@ -258,7 +258,7 @@ def find_blocks(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
 
     Args:
         model: the whole model.
-        names: run-time names from :func:`find_layers`.
+        names: run-time names from `find_layers`.
 
     Returns:
         Name of the matrix to name of its decoder layer, in the order of `names`.

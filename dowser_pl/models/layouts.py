@@ -48,7 +48,7 @@ _FOREIGN = (
 
 
 def foreign(names: Collection[str]) -> tuple[str, str] | None:
-    """What a folder without ``config.json`` is and how to get a model from it; None if its names tell nothing.
+    """What a folder without `config.json` is and how to get a model from it; None if its names tell nothing.
 
     Args:
         names: of its files and folders.
@@ -60,7 +60,7 @@ def foreign(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def foreign_config(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The same for what ``config.json`` says: original LLaVA and VILA have one that other code reads."""
+    """The same for what `config.json` says: original LLaVA and VILA have one that other code reads."""
     architectures = " ".join(config.get("architectures") or [])
     if "llm_cfg" in config or "VILA" in architectures or "LlavaLlamaModel" in architectures:
         return _VILA, _NO_VILA

@@ -89,7 +89,7 @@ def read_config(path: str, source: str, trust_remote_code: bool = False) -> PreT
 
     Args:
         path: as the user wrote it.
-        source: what :func:`find_source` made of it.
+        source: what `find_source` made of it.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -104,7 +104,7 @@ def read_config(path: str, source: str, trust_remote_code: bool = False) -> PreT
 
 
 def files_of(path: str) -> WeightFiles:
-    """The files that :func:`load_model` would read the weights from, as they are now; none of a hub id not yet cached.
+    """The files that `load_model` would read the weights from, as they are now; none of a hub id not yet cached.
 
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -240,7 +240,7 @@ def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 def skeleton(
     path: str, *, dtype: Dtype = "auto", eager: bool = False, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The model that ``load_model`` would load, on the meta device; reads ``config.json`` and nothing else.
+    """The model that `load_model` would load, on the meta device; reads `config.json` and nothing else.
 
     Args:
         path: hub id, local folder, or "embedded:world".

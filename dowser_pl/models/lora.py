@@ -1,7 +1,7 @@
 """Low-rank adapters (peft) beside the matrices to tune: put in, merged in place, written to files.
 
 Edward Hu, Yelong Shen, Phillip Wallis, Zeyuan Allen-Zhu, Yuanzhi Li, Shean Wang, Lu Wang, Weizhu Chen: "LoRA: Low-Rank
-Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685: ``z = W h + alpha / r * B A h`` with A (r, I), B
+Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685: `z = W h + alpha / r * B A h` with A (r, I), B
 (O, r), B = 0 at first. On 4-bit weights it is QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
 """
 
@@ -29,7 +29,7 @@ _ADAPTER = "default"  # peft's name for the only one
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Adapters beside every matrix of ``model.targets`` in ``model.last_n_layers``.
+    """Adapters beside every matrix of `model.targets` in `model.last_n_layers`.
 
     Args:
         r: rank of the adapters.
@@ -91,7 +91,7 @@ class Adapters:
             self.parts |= {f"{name}.lora_A.{_ADAPTER}": first, f"{name}.lora_B.{_ADAPTER}": second}
 
     def merge(self) -> None:
-        """``W + alpha / r * B A`` in place of each W; the adapters stay where they are, without effect.
+        """`W + alpha / r * B A` in place of each W; the adapters stay where they are, without effect.
 
         Raises:
             DowserError: if a merged weight is not finite, or the matrices are quantized.
@@ -120,12 +120,12 @@ class Adapters:
         return state
 
     def save(self, folder: Path, base: str, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the adapters as peft does, for ``peft.PeftModel.from_pretrained(base_model, folder)``.
+        """Write the adapters as peft does, for `peft.PeftModel.from_pretrained(base_model, folder)`.
 
         Args:
             folder: is made.
             base: path or hub id of the base model, for the adapter's configuration.
-            state: as for :meth:`plain_state`.
+            state: as for `plain_state`.
         """
         from peft import get_peft_model_state_dict  # noqa: PLC0415
 
@@ -141,7 +141,7 @@ class Adapters:
 
 
 def adapters_of(model: PreTrainedModel) -> Adapters | None:
-    """Those that were put beside matrices of the model; None = none."""
+    """The adapters that were put beside matrices of the model; None = none."""
     found: Adapters | None = getattr(model, "_adapters", None)
     return found
 

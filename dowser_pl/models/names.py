@@ -2,7 +2,7 @@
 
 They differ: transformers renames, transposes, splits and joins tensors when it reads a checkpoint, and does the
 opposite when it writes one. Which run-time tensor is which saved one is found by sending stand-ins without memory
-through the very functions that ``save_pretrained`` calls, and looking where each comes out.
+through the very functions that `save_pretrained` calls, and looking where each comes out.
 """
 
 from collections.abc import Mapping
@@ -43,15 +43,15 @@ class SavedNames(dict[str, str]):
 
 
 def saved_names(model: PreTrainedModel) -> SavedNames:
-    """The name under which ``model.save_pretrained`` writes each parameter and persistent buffer.
+    """The name under which `model.save_pretrained` writes each parameter and persistent buffer.
 
-    A model that came from ``from_pretrained`` is saved under the names of the files it came from.
+    A model that came from `from_pretrained` is saved under the names of the files it came from.
 
     Args:
         model: a transformers model, on any device; nothing of it is copied.
 
     Returns:
-        Names of the tensors that are written bit for bit as they are. Looking up another one with ``[name]`` raises
+        Names of the tensors that are written bit for bit as they are. Looking up another one with `[name]` raises
         a ValueError that says why: it is tied to one that is saved, not saved at all, or saved in another layout.
     """
     state = dict(model.state_dict())
@@ -69,7 +69,7 @@ def saved_names(model: PreTrainedModel) -> SavedNames:
 
 
 def as_saved(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that ``model.save_pretrained`` writes, under the names of the files the model came from.
+    """The tensors that `model.save_pretrained` writes, under the names of the files the model came from.
 
     Args:
         model: a transformers model.

@@ -112,7 +112,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 def locate(path: str) -> str:
     """The local folder behind `path`, or `path` itself if it can only be a hub id; asks nobody.
 
-    Where the folder that would hold it exists (``runs`` of ``runs/model``), a path is local, so that a slip of the
+    Where the folder that would hold it exists (`runs` of `runs/model`), a path is local, so that a slip of the
     pen never fetches a stranger's model; unless the cache has a model of that id.
 
     Raises:
@@ -167,7 +167,7 @@ def stored_folder(path: str) -> Path:
 
     Raises:
         FileNotFoundError: a folder that does not exist or holds no model, or a hub id that the cache does not have.
-        DowserError: as :func:`locate`.
+        DowserError: as `locate`.
     """
     located = locate(path)
     if Path(located).is_dir():

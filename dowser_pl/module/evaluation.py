@@ -26,7 +26,7 @@ class EvaluatedModule(LightningModule):
 
     Attributes:
         scores: task name -> score of the latest evaluation.
-        answers: task name -> the rows of :meth:`predict_step`, of the latest evaluation, of this process.
+        answers: task name -> the rows of `predict_step`, of the latest evaluation, of this process.
         own_settings: whether answers are written with the settings of the model's generation config, not greedily.
         chat_template: as that of the data module, where there is none.
     """
@@ -44,12 +44,12 @@ class EvaluatedModule(LightningModule):
     @property
     @abstractmethod
     def network(self) -> PreTrainedModel:
-        """The Hugging Face model."""
+        """The Hugging Face model of the module."""
 
     @property
     @abstractmethod
     def processor(self) -> Any:
-        """Its processor."""
+        """The Hugging Face processor of the model."""
 
     def tasks(self) -> list[Any]:
         """The evaluation tasks of the data module, one per evaluation loader."""
@@ -82,7 +82,7 @@ class EvaluatedModule(LightningModule):
 
         Args:
             tasks: what the loaders ask.
-            loaders: one per task, as for validation; ``trainer.limit_val_batches`` holds for them as well.
+            loaders: one per task, as for validation; `trainer.limit_val_batches` holds for them as well.
         """
         scores = {}
         self.network.eval()
@@ -108,18 +108,18 @@ class EvaluatedModule(LightningModule):
         self.answers[self.tasks()[dataloader_idx].name] += rows
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/<task>/<metric>`` and the aggregates."""
+        """Log `val/<task>/<metric>` and the aggregates."""
         self._log_scores("val")
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/<task>/<metric>`` and the aggregates."""
+        """Log `test/<task>/<metric>` and the aggregates."""
         self._log_scores("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """Answers of one batch as rows ``task, id, question, images, prediction, references``."""
+        """Answers of one batch as rows `task, id, question, images, prediction, references`."""
         task = self.tasks()[dataloader_idx]
         answers = self._answers_of(batch, task)
         told = batch.get("told") or [{"id": row} for row in batch["ids"]]
@@ -129,7 +129,7 @@ class EvaluatedModule(LightningModule):
         ]
 
     def score_rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write ``score`` into the rows of `predict_step` that have references, and their mean into the log."""
+        """Write `score` into the rows of `predict_step` that have references, and their mean into the log."""
         for task in self.tasks():
             mine = [row for row in rows if row["task"] == task.name]
             known = [row for row in mine if row["references"]]
@@ -146,7 +146,7 @@ class EvaluatedModule(LightningModule):
             rank_zero_info(f"{task.name}: {label} {mean:.3f} over {over}")
 
     def row_scores(self, task: Any, rows: Sequence[dict[str, Any]]) -> list[float]:
-        """Of the rows of a task, which must have references; each is written into its row as ``score``.
+        """Score the rows of a task, which must have references; each score is written into its row as `score`.
 
         Returns:
             Nothing for a metric of anybody's, which says nothing of rows by themselves.
@@ -171,7 +171,7 @@ class EvaluatedModule(LightningModule):
 
         Args:
             task: that the row belongs to.
-            row: with the ``id`` of the question.
+            row: with the `id` of the question.
             place: of the question in the task.
         """
         questions = getattr(task, "questions", ())

@@ -1,7 +1,7 @@
 """The LightningModule: the loss of training, one optimizer over what is tuned, and what a callback may protect.
 
-:class:`ProtectedModule` is what a protecting callback asks for: what the weights were at first, what may be trained,
-how checkpoints come back. :class:`MultimodalModule` is that around a Hugging Face model.
+`ProtectedModule` is what a protecting callback asks for: what the weights were at first, what may be trained,
+how checkpoints come back. `MultimodalModule` is that around a Hugging Face model.
 """
 
 from abc import abstractmethod
@@ -52,7 +52,7 @@ __all__ = ["MultimodalModule", "ProtectedModule"]
 
 
 class ProtectedModule(EvaluatedModule):
-    """The side of the module that the callback :class:`dowser_pl.callbacks.Dowser` works with.
+    """The side of the module that the callback `dowser_pl.callbacks.Dowser` works with.
 
     Attributes:
         path: hub id or folder of the base model.
@@ -78,7 +78,7 @@ class ProtectedModule(EvaluatedModule):
         self._local = LocalParameters()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Conversions of the whole module (``bf16-true``) leave alone what ``from_pretrained`` computes in full.
+        """Conversions of the whole module (`bf16-true`) leave alone what `from_pretrained` computes in full.
 
         Rotary frequencies, rounded to half precision, turn late positions by other angles: another model would be
         trained and scored than the one that is exported, of which no file holds them.
@@ -150,7 +150,7 @@ class ProtectedModule(EvaluatedModule):
                 state["entries"] = {name: local_state(entry, sharded[name]) for name, entry in entries.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As Lightning does; then gradients go to whoever takes them, and are complete before any callback looks."""
+        """Run the backward pass; gradients go to whoever takes them, and are complete before any callback looks."""
         super().backward(loss, *args, **kwargs)
         run_reduced_grad_hooks(self.network)
         if not self.trainer.fit_loop._should_accumulate():
@@ -191,23 +191,23 @@ class MultimodalModule(ProtectedModule):
     """Wraps any Hugging Face image-text-to-text model.
 
     Args:
-        path: hub id, local folder, or ``embedded:world`` for the small model shipped with the package.
-        dtype: of the weights; ``auto`` takes that of the files.
-        attn_implementation: as in ``from_pretrained`` (``sdpa``, ``eager``, ``flash_attention_2``); None = its choice.
+        path: hub id, local folder, or `embedded:world` for the small model shipped with the package.
+        dtype: of the weights; `auto` takes that of the files.
+        attn_implementation: as in `from_pretrained` (`sdpa`, `eager`, `flash_attention_2`); None = its choice.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
-        quantization: load the matrices in ``8bit`` or ``4bit`` (bitsandbytes), to score (``probe``), validate or
+        quantization: load the matrices in `8bit` or `4bit` (bitsandbytes), to score (`probe`), validate or
             predict where memory is short; such weights cannot be tuned, but adapters beside them can.
         trust_remote_code: run code that comes with the model; only for sources you trust.
-        generation: how answers are written: ``greedy``, or as the generation config of the ``model`` says (sampling,
+        generation: how answers are written: `greedy`, or as the generation config of the `model` says (sampling,
             penalties, beams ...). It changes scores.
         last_n_layers: tune only the last n layers of the text decoder; None = all of them.
         targets: which matrices of those layers are tuned, under the mask of the method.
-        lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method ``Lora``;
+        lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method `Lora`;
             null = none.
         also_train: further parts to train in full, *without* a mask; nothing protects them.
         optimizer: any torch-like optimizer, over the tuned parameters.
         scheduler: learning-rate schedule, stepped after every optimizer step: one of these names, or any
-            ``torch.optim.lr_scheduler`` with its arguments (``ReduceLROnPlateau`` looks at ``train/loss``).
+            `torch.optim.lr_scheduler` with its arguments (`ReduceLROnPlateau` looks at `train/loss`).
         warmup_ratio: share of all steps over which the learning rate rises from 0; of the named schedules alone.
     """
 
@@ -252,11 +252,11 @@ class MultimodalModule(ProtectedModule):
         self.warmup_ratio = warmup_ratio
         self.model: PreTrainedModel | None = None
         self.adapters: Adapters | None = None
-        """Of ``lora``, once the model is loaded."""
+        """Of `lora`, once the model is loaded."""
 
     @cached_property
     def processor(self) -> Any:
-        """The Hugging Face processor of the model; data modules ask for it in their ``setup``."""
+        """The Hugging Face processor of the model; data modules ask for it in their `setup`."""
         return load_processor(self.path, trust_remote_code=self.trust_remote_code, say=rank_zero_info)
 
     def configure_model(self) -> None:
@@ -325,7 +325,7 @@ class MultimodalModule(ProtectedModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy of the assistant's tokens, the mean over those of all processes and accumulated batches.
 
-        What is given back is this batch's share of it, see :class:`dowser_pl.masking.Window`; what is logged is the
+        What is given back is this batch's share of it, see `dowser_pl.masking.Window`; what is logged is the
         mean over the batches since the last optimizer step.
 
         Raises:

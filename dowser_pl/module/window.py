@@ -21,7 +21,7 @@ __all__ = ["Window", "count_targets"]
 
 
 class Window:
-    """Of all processes together; all must call its methods."""
+    """The batches between two optimizer steps, of all processes together; all must call its methods."""
 
     def __init__(self) -> None:
         self._first = self._tokens = self._loss = 0.0

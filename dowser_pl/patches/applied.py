@@ -1,4 +1,4 @@
-"""What a patched folder says of itself: ``dowser_patches/applied.json`` and a file per patch that takes it off.
+"""What a patched folder says of itself: `dowser_patches/applied.json` and a file per patch that takes it off.
 
 The undo file of a patch is the patch with other values: those that stood there before. Beneath all patches lies the
 base, which is what every patch was made from; it is had back, tensor by tensor, by putting in the values of the undo
@@ -35,7 +35,7 @@ class Widening:
     """What a folder was before it was converted to a dtype that holds every value of the one it had.
 
     Attributes:
-        before: the floating dtypes it had, as ``float16``.
+        before: the floating dtypes it had, as `float16`.
         contents: name of each rewritten file -> what cannot be had back from its numbers: the header of a shard, the
             whole text of a JSON file.
         digests: name of each rewritten file -> SHA-256 of it before the conversion.
@@ -60,10 +60,10 @@ class Applied:
         conflicts: how many of these belong to an earlier patch of the folder too.
         conflicts_different: how many of those it gave another value.
         cast: the dtype that the folder was converted to when this patch was applied; null if it was not.
-        tensors: name in the folder -> digests ``before`` and ``after`` the patch.
+        tensors: name in the folder -> digests `before` and `after` the patch.
         widened: how to undo that conversion where it lost nothing; null if it did, or there was none.
-        ends: the text of the generation config ``before`` tokens that end an answer were added to it (null if there
-            was no such file), and its SHA-256 ``after``; null if none were.
+        ends: the text of the generation config `before` tokens that end an answer were added to it (null if there
+            was no such file), and its SHA-256 `after`; null if none were.
     """
 
     file: str
@@ -117,7 +117,7 @@ class Beneath:
         return tensor
 
     def held(self, name: str, change: Change) -> Tensor:
-        """Which of the entries of a change belong to one of the patches; bool, shaped like ``change.values``."""
+        """Which of the entries of a change belong to one of the patches; bool, shaped like `change.values`."""
         held = torch.zeros(change.shape, dtype=torch.bool)
         for undo, names in self._undos:
             if name in names:
@@ -160,7 +160,7 @@ def write_applied(folder: Path, applied: Sequence[Applied]) -> None:
 
 
 def undo_file(folder: Path, number: int) -> Path:
-    """The file that takes patch ``number`` (from 1) off a folder."""
+    """The file that takes patch `number` (from 1) off a folder."""
     return folder / PATCHES / f"{number:02d}.undo.safetensors"
 
 

@@ -32,14 +32,14 @@ def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch:
     """Write a copy of a model folder with patches applied, first to last.
 
     Args:
-        base: a folder that ``save_pretrained`` wrote, or one that this function wrote.
+        base: a folder that `save_pretrained` wrote, or one that this function wrote.
         patches: patch files.
         out: the new folder.
         cast_to_patch: convert every floating tensor of the new folder to the dtype of the patches even where that
             loses digits. A conversion that loses none is made without asking, and undone when its patch comes off.
 
     Returns:
-        What was done, one entry for each of ``patches``.
+        What was done, one entry for each of `patches`.
 
     Raises:
         DowserError: if a patch does not belong to the base, is there already, is damaged, or the folder is no model.
@@ -170,8 +170,8 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
     Also the dtype, if the patch came with a conversion that lost nothing; one that lost digits stays.
 
     Args:
-        folder: one that :func:`apply_patches` wrote.
-        out: the new folder; None = replace ``folder``.
+        folder: one that `apply_patches` wrote.
+        out: the new folder; None = replace `folder`.
         patch: the patch that is meant; it must be the last one.
 
     Returns:

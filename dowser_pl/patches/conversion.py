@@ -33,7 +33,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def converted_size(slot: Slot, dtype: torch.dtype | None) -> int:
-    """Bytes of a tensor after :func:`cast`."""
+    """Bytes of a tensor after `cast`."""
     return math.prod(slot.shape) * dtype.itemsize if dtype is not None and slot.code in CASTABLE else slot.nbytes
 
 
@@ -45,7 +45,7 @@ def rewrite(source: Path, destination: Path, dtype: torch.dtype) -> None:
 
 
 def new_header(kinds: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str] | None) -> bytes:
-    """The header of a file, behind which the tensors follow in the order of their ``data_offsets``.
+    """The header of a file, behind which the tensors follow in the order of their `data_offsets`.
 
     Args:
         kinds: name -> dtype as a header has it, shape and bytes.
@@ -69,7 +69,7 @@ def write_under(source: Path, destination: Path, header: bytes) -> bool:
     Args:
         source: the file.
         destination: another path.
-        header: as :func:`tensor_file.read_header` gives it; one that :func:`fits`.
+        header: as `tensor_file.read_header` gives it; one that `fits`.
 
     Returns:
         Whether every number came over unchanged.

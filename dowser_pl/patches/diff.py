@@ -22,7 +22,7 @@ class Difference:
     """What makes the tuned model of the base.
 
     Attributes:
-        changes: name -> entries and their tuned values, ready for ``save_patch``.
+        changes: name -> entries and their tuned values, ready for `save_patch`.
         left_out: names of the tensors that differ but have no matrix shape, when only the largest entries are taken.
     """
 
@@ -36,9 +36,9 @@ def difference(base: Path, tuned: Path, update_ratio: float | None = None) -> Di
     A tensor that differs everywhere is taken as a whole, which is smaller than a mask of ones.
 
     Args:
-        base: a folder that ``save_pretrained`` wrote.
+        base: a folder that `save_pretrained` wrote.
         tuned: another one, with the same tensors.
-        update_ratio: take, of every tensor with two dimensions or more, only the ``round(update_ratio * entries)``
+        update_ratio: take, of every tensor with two dimensions or more, only the `round(update_ratio * entries)`
             whose values moved furthest (in float32; ties go to the lower flat index), and no other tensor;
             None = all that differ.
 

@@ -128,7 +128,7 @@ def narrow(folder: Path, widening: Widening, called: Path) -> None:
     """Convert a folder that is ours back, in place, once all of its patches are off.
 
     Args:
-        folder: a copy of one that :func:`check_narrowable` let pass.
+        folder: a copy of one that `check_narrowable` let pass.
         widening: what it was.
         called: the name under which a person knows it.
 

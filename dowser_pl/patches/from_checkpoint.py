@@ -18,8 +18,8 @@ class CheckpointPatch:
 
     Attributes:
         file: the checkpoint, which may be a folder.
-        changes: as :func:`dowser_pl.masking.save_patch` takes them.
-        head: ``base`` and ``method``, as it takes them too.
+        changes: as `dowser_pl.masking.save_patch` takes them.
+        head: `base` and `method`, as it takes them too.
         steps: optimizer steps made until then.
         frozen_digest: content hash of the frozen entries when training began; the same for no other run but one of
             the same base and masks.
@@ -36,7 +36,7 @@ def read_checkpoint_patch(path: Path) -> CheckpointPatch:
     """Read what a run had changed.
 
     Args:
-        path: the folder of a run, whose ``checkpoints/last.ckpt`` is taken, or a checkpoint.
+        path: the folder of a run, whose `checkpoints/last.ckpt` is taken, or a checkpoint.
 
     Raises:
         DowserError: if there is none, it cannot be read, no masks are in it, or a trained tensor is not one tensor in

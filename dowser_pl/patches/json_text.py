@@ -64,7 +64,7 @@ def with_value(text: str, key: str, value: Any, part: str | None = None) -> str:
 
 
 def with_dtype(text: str, dtype: str) -> str:
-    """The text of a config with every floating ``dtype``, also those of its parts (text_config ...), replaced."""
+    """The text of a config with every floating `dtype`, also those of its parts (text_config ...), replaced."""
     return _DTYPE.sub(rf'\g<1>"{dtype}"', text)
 
 

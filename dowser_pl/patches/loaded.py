@@ -50,7 +50,7 @@ def apply_to_model(model: nn.Module, patch: Patch) -> Undo:
     """Write the tuned values into a loaded model, in place and bit for bit; all tensors of the patch or none.
 
     Args:
-        model: the base of the patch, from ``from_pretrained`` in the dtype it was tuned in; on any device.
+        model: the base of the patch, from `from_pretrained` in the dtype it was tuned in; on any device.
         patch: an opened patch; need not stay open.
 
     Returns:

@@ -35,7 +35,7 @@ class Versions:
     """The folders, found to belong together.
 
     Args:
-        base: a folder that ``save_pretrained`` wrote.
+        base: a folder that `save_pretrained` wrote.
         tuned: folders of tuned models, with the same tensors.
 
     Attributes:
@@ -130,13 +130,13 @@ class Merge:
         method: decides after training, and by weights alone.
         take_others: tensors that were changed and are not merged are taken from the tuned model, of several the mean
             of those that changed it; else they stay as the base has them.
-        only: patterns (``*``, ``?``) of names, one of which a matrix must match to be merged; none = all.
+        only: patterns (`*`, `?`) of names, one of which a matrix must match to be merged; none = all.
 
     Attributes:
         merged: counts of what was merged, once written.
         others: names of what the tuned models changed besides.
         taken: counts of those that were taken, once written.
-        generation: tokens that end an answer of the tuned models and not of the base, as for ``add_ends``.
+        generation: tokens that end an answer of the tuned models and not of the base, as for `add_ends`.
 
     Raises:
         DowserError: if nothing was tuned, or the method cannot do it.
@@ -250,7 +250,7 @@ def _matches(name: str, only: Sequence[str]) -> bool:
 
 
 def _block(name: str) -> str:
-    """The layer a matrix sits in: its name up to the first number, ``model.layers.3`` of ``model.layers.3.mlp.up``."""
+    """The layer a matrix sits in: its name up to the first number, `model.layers.3` of `model.layers.3.mlp.up`."""
     found = re.match(r"(?:[^.]+\.)*?\d+(?=\.)", name)
     return found[0] if found else ""
 

@@ -1,6 +1,6 @@
-"""The weights of a folder that ``save_pretrained`` wrote: which tensor lies where, and a copy of it with all else.
+"""The weights of a folder that `save_pretrained` wrote: which tensor lies where, and a copy of it with all else.
 
-A copy has the weights that transformers reads and no others: those in other formats, and what lies hidden (``.git``),
+A copy has the weights that transformers reads and no others: those in other formats, and what lies hidden (`.git`),
 would be of the model before it was tuned, and whoever reads them would run another model.
 """
 
@@ -87,7 +87,7 @@ def resolve(patch: Patch, names: Collection[str], place: object) -> dict[str, st
 
 
 def folder_size(folder: Path, everything: bool = False) -> int:
-    """Bytes of all files that :func:`copy_model` copies."""
+    """Bytes of all files that `copy_model` copies."""
     return sum(path.stat().st_size for path in _files(folder, everything))
 
 
@@ -119,7 +119,7 @@ def beside_weights(folder: Path, apart_from: Path | None = None) -> list[Path]:
 
     Args:
         folder: of the model.
-        apart_from: a place; a folder of the model in which it lies (``runs``) is none of the model's own.
+        apart_from: a place; a folder of the model in which it lies (`runs`) is none of the model's own.
     """
     place = None if apart_from is None else apart_from.resolve()
     others = {each for each in folder.iterdir() if place is not None and each.resolve() in place.parents}

@@ -1,8 +1,8 @@
 """A patch: the sparse difference tuned - base as one safetensors file.
 
-A tuned tensor NAME (its name in the files that ``save_pretrained`` writes) is two entries: ``NAME.mask``, packed bits
-that say which entries belong to the patch, and ``NAME.values``, the tuned values of those in the order of the flat
-index. A tensor that belongs to the patch as a whole has ``NAME.values`` only, in its own shape. What was tuned, from
+A tuned tensor NAME (its name in the files that `save_pretrained` writes) is two entries: `NAME.mask`, packed bits
+that say which entries belong to the patch, and `NAME.values`, the tuned values of those in the order of the flat
+index. A tensor that belongs to the patch as a whole has `NAME.values` only, in its own shape. What was tuned, from
 which base and how is JSON under one metadata key, with a digest of each of these tensors and one of all of it, which
 are checked when they are read. Tuned values, not differences, so that a patched tensor has the bits of the tuned one.
 """
@@ -50,7 +50,7 @@ def exchange(tensor: Tensor, change: Change) -> Tensor:
     """Put the values of a change into a tensor of its shape and dtype, in place and bit for bit.
 
     Returns:
-        What stood there, shaped like ``change.values``, on the CPU.
+        What stood there, shaped like `change.values`, on the CPU.
     """
     stored, new = as_bits(tensor), as_bits(change.values).to(tensor.device)
     if change.mask is None:
@@ -69,8 +69,8 @@ def save_patch(path: str | Path, changes: Mapping[str, Change], head: Mapping[st
     Args:
         path: the file; its folder is made.
         changes: name in the files of the model -> what changes.
-        head: any of ``base`` (``model``, ``fingerprint``, ``generation``: see ``answer_ends``), ``method``, ``config``,
-            ``scores``, ``versions`` and ``created_by``, JSON-able; what is missing is written as null.
+        head: any of `base` (`model`, `fingerprint`, `generation`: see `answer_ends`), `method`, `config`,
+            `scores`, `versions` and `created_by`, JSON-able; what is missing is written as null.
 
     Raises:
         DowserError: if a change does not fit itself, a value is not finite, or the head has a field that is none.
@@ -104,7 +104,7 @@ class Patch:
 
     Attributes:
         path: the file.
-        head: ``base``, ``method``, ``config``, ``scores``, ``versions``, ``created_by``, ``tensors``, ``format``.
+        head: `base`, `method`, `config`, `scores`, `versions`, `created_by`, `tensors`, `format`.
         names: of the tensors it changes, sorted.
         has_digests: false for files of versions that wrote none.
     """
@@ -119,7 +119,7 @@ class Patch:
 
     @classmethod
     def open(cls, path: str | Path, finite: bool = True) -> "Patch":
-        """Open a file that :func:`save_patch` wrote; use it in a ``with`` block, or leave closing to Python.
+        """Open a file that `save_patch` wrote; use it in a `with` block, or leave closing to Python.
 
         Args:
             path: the file.
@@ -172,7 +172,7 @@ class Patch:
         """Read all of it, one tensor after the other.
 
         Raises:
-            DowserError: as :meth:`change`.
+            DowserError: as `change`.
         """
         for name in self.names:
             self.change(name)

@@ -58,7 +58,7 @@ METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor lies.
+    """The place of one tensor in a file.
 
     Attributes:
         file: the safetensors file.
@@ -78,7 +78,7 @@ class Slot:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its dtype in PyTorch.
+        """The tensor's dtype in PyTorch.
 
         Raises:
             DowserError: if PyTorch has none.
@@ -152,7 +152,7 @@ def as_bits(tensor: Tensor) -> Tensor:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``bfloat16`` for ``torch.bfloat16``."""
+    """The name of a dtype: `bfloat16` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -1,4 +1,4 @@
-"""The weights of a model folder in either form, safetensors or pickled (``pytorch_model.bin``), a tensor at a time."""
+"""The weights of a model folder in either form, safetensors or pickled (`pytorch_model.bin`), a tensor at a time."""
 
 import json
 import math
@@ -56,7 +56,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of weights.
+    """One file of weights of a model folder.
 
     Attributes:
         file: its name as a safetensors file.

@@ -1,11 +1,11 @@
 """The folder of a tuned model: that of its base, with tuned numbers in place of the old ones and nothing else changed.
 
-``save_pretrained`` writes what the installed version of transformers makes of a model, and other versions (and what is
+`save_pretrained` writes what the installed version of transformers makes of a model, and other versions (and what is
 built on them) may read that as another one: names of settings, defaults and classes change. The files of the base are
 what all of them were tested with. So they stay as they are: settings, tokenizer, processor, templates and code byte by
 byte, weights under the same names in the same files. Two settings follow the weights, in the base's own JSON: the dtype
 where the run converted them, and the tokens that end an answer. Settings
-of images that a run changed (``min_pixels``, ``max_pixels``) are written into it as well.
+of images that a run changed (`min_pixels`, `max_pixels`) are written into it as well.
 """
 
 import json
@@ -47,7 +47,7 @@ def add_ends(folder: Path, generation: Mapping[str, Any]) -> None:
 
     Args:
         folder: of the model.
-        generation: the tokens of the tuned model, ``eos_token_id`` among them, as a generation config has them; of
+        generation: the tokens of the tuned model, `eos_token_id` among them, as a generation config has them; of
             a folder without such a file they become one.
     """
     path, present = folder / GENERATION, _ends(folder)
@@ -61,7 +61,7 @@ def add_ends(folder: Path, generation: Mapping[str, Any]) -> None:
 
 
 def ends_added(base: Path, tuned: Iterable[Path]) -> dict[str, Any]:
-    """The tokens of tuned models, as for :func:`add_ends`; empty if they all stop where their base does."""
+    """The tokens of tuned models, as for `add_ends`; empty if they all stop where their base does."""
     found: dict[str, Any] = {}
     for folder in tuned:
         missing = [token for token in _ends(folder) if token not in _ends(base)]
@@ -90,7 +90,7 @@ class TunedFolder:
     Args:
         base: folder of the base, in which nothing is written.
         tensors: name in its files -> tuned tensor, on any device, tied ones under each of their names. What the model
-            does not hold stays as the base has it. Shapes are enough until :meth:`write`, so they may lie on ``meta``.
+            does not hold stays as the base has it. Shapes are enough until `write`, so they may lie on `meta`.
         dtype: of the tuned model.
 
     Raises:
@@ -136,7 +136,7 @@ class TunedFolder:
 
         Args:
             folder: is made.
-            generation: tokens of the model, as for :func:`add_ends`.
+            generation: tokens of the model, as for `add_ends`.
         """
         folder.mkdir(parents=True)
         for path in beside_weights(self.base, apart_from=folder):
@@ -255,7 +255,7 @@ def write_image_settings(folder: Path, images: Any) -> None:
 
 
 def _spelt_as(settings: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of pixels have two spellings, of which older versions believe ``min_pixels``, where it is there."""
+    """Numbers of pixels have two spellings, of which older versions believe `min_pixels`, where it is there."""
     edges, found = changed.get("size") or {}, dict(changed)
     pixels = {"min_pixels": edges.get("shortest_edge"), "max_pixels": edges.get("longest_edge")}
     if not pixels.keys() & settings.keys() or None in pixels.values():

@@ -23,7 +23,7 @@ def disk_bytes(
         network: the Hugging Face model, which may have no weights yet.
         layers: its matrices that are tuned.
         trained: entries of the tuned matrices that will be trained.
-        checkpoint: ``compact`` or ``full``.
+        checkpoint: `compact` or `full`.
         kind: of the optimizer.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class Matrix:
-    """A tuned tensor.
+    """The sizes of one tuned tensor.
 
     Args:
         entries: of it.
@@ -96,7 +96,7 @@ class OptimizerKind:
     known: bool = True
 
     def state_bytes(self, entries: int, itemsize: int) -> int:
-        """Of one parameter whose entries take ``itemsize`` bytes."""
+        """The bytes of the states of one parameter whose entries take `itemsize` bytes."""
         if self.block and entries < self.minimum:
             return self.states * entries * _FP32 + self.scalar_bytes
         scales = self.states * -(-entries // self.block) * _FP32 if self.block else 0
@@ -105,7 +105,7 @@ class OptimizerKind:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where it runs.
+    """Where a run takes place: devices, strategy, precision.
 
     Args:
         strategy: name of Lightning's strategy or of its class.
@@ -141,7 +141,7 @@ class Placement:
 
 
 def share_out(entries: Iterable[tuple[int, int]], num_trainable: int) -> tuple[Matrix, ...]:
-    """Matrices that have ``num_trainable`` trainable entries together, each in proportion to its size.
+    """Matrices that have `num_trainable` trainable entries together, each in proportion to its size.
 
     Args:
         entries: (entries, itemsize) of each matrix.
@@ -204,12 +204,12 @@ class Held:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Those on the device, in order."""
+        """The kinds that lie on the device, in order."""
         return {kind: value for kind, value in vars(self).items() if kind != "host"}
 
     @property
     def total(self) -> int:
-        """Of the device: activations and workspace are never held at once."""
+        """The bytes of the device: activations and workspace are never held at once."""
         return sum(self.kinds.values()) - min(self.activations, self.workspace)
 
 
@@ -225,7 +225,7 @@ def bytes_held(
 
     Args:
         sizes: of the model.
-        form: ``dense``, whole matrices and frozen entries put back, or ``compact``, trainable entries alone.
+        form: `dense`, whole matrices and frozen entries put back, or `compact`, trainable entries alone.
         optimizer: what it keeps.
         placement: devices and strategy.
         activations: bytes of one batch.

@@ -46,7 +46,7 @@ class MemoryPlan:
 
     @property
     def held(self) -> Held:
-        """Bytes by kind."""
+        """The bytes that are held, by kind."""
         known = self.decoder is not None and self.batch is not None
         activations = activation_bytes(self.decoder, self.batch) if known else 0  # type: ignore[arg-type]
         return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
@@ -68,7 +68,7 @@ def plan_of(
         network: the Hugging Face model, loaded.
         tuned: its matrices that a method may mask.
         num_trainable: entries of the tuned matrices that may move.
-        update: ``compact`` or ``dense``.
+        update: `compact` or `dense`.
         optimizer: the one that will train them.
         kept: by the method, beside each matrix.
     """
@@ -119,7 +119,7 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
     Args:
         network: a Hugging Face model whose trained weights take a gradient.
         blocks: its decoder layers, first to last.
-        precision: as Lightning names it; ``bf16-mixed`` computes in 16 bits on weights of 32.
+        precision: as Lightning names it; `bf16-mixed` computes in 16 bits on weights of 32.
     """
     text = network.config.get_text_config(decoder=True)
     hidden, heads = (getattr(text, name, None) for name in ("hidden_size", "num_attention_heads"))
@@ -152,9 +152,9 @@ def batch_of(
 
     Args:
         network: its config tells the tokens of an image and the longest text.
-        datamodule: its ``batch_size`` and ``max_length``, where it has them; None = one row.
+        datamodule: its `batch_size` and `max_length`, where it has them; None = one row.
         gradient_checkpointing: of the run.
-        tokens: of a row; None = an image and :data:`ASSUMED_TEXT_TOKENS`.
+        tokens: of a row; None = an image and `ASSUMED_TEXT_TOKENS`.
         devices: that share the rows where the data module splits its batches.
     """
     rows = getattr(datamodule, "batch_size", None) or 1

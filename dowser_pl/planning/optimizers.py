@@ -31,7 +31,7 @@ _SWITCHES = ("amsgrad", "momentum", "centered")  # each keeps one more state
 
 
 def optimizer_kind(optimizer: Optimizer, on_gpu: bool = True) -> OptimizerKind:
-    """What it keeps of each parameter; ``known`` is False where two states of float32 are assumed.
+    """What it keeps of each parameter; `known` is False where two states of float32 are assumed.
 
     Args:
         optimizer: over any parameters.

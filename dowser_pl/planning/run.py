@@ -31,7 +31,7 @@ _STATED = 0.1  # that a stated rate may be wrong by
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows.
+    """How many training rows there are, and how long.
 
     Attributes:
         count: of them; None = not known.
@@ -46,7 +46,7 @@ class Rows:
     unknown: str = ""
 
     def tokens(self, together: int) -> tuple[float, float]:
-        """Mean of a row by itself, and where ``together`` rows are filled up to the longest of them."""
+        """Mean of a row by itself, and where `together` rows are filled up to the longest of them."""
         longest_first = sorted(self.lengths)
         place = ceil(len(longest_first) * together / (together + 1)) - 1  # what the longest of them is expected to be
         mean = fmean(longest_first)
@@ -118,7 +118,7 @@ class RunPlan:
             disk: see above.
             optimizer: with the settings of the run.
             masked: see above.
-            arguments: of ``plan`` on the command line.
+            arguments: of `plan` on the command line.
         """
         here, devices = (plan.batch.rows if plan.batch else 1), plan.placement.devices
         seen, steps = _taken(trainer, rows.count, here * devices)
@@ -142,8 +142,8 @@ def rows_of(module: Any, datamodule: Any, tokens: int | None) -> Rows:
     """Read the training rows, where they are here, and measure some.
 
     Args:
-        module: has the processor, where no ``tokens`` are stated.
-        datamodule: with ``row_lengths``, as those of this package; None = there is none.
+        module: has the processor, where no `tokens` are stated.
+        datamodule: with `row_lengths`, as those of this package; None = there is none.
         tokens: of every row, instead.
     """
     stated = () if tokens is None else (tokens,)

@@ -18,12 +18,12 @@ GIB = 2**30
 
 
 def fits(total: int, card: int) -> bool:
-    """Whether ``total`` bytes fit on a card of ``card`` GB."""
+    """Whether `total` bytes fit on a card of `card` GB."""
     return total <= (1 - HELD_BACK) * card * GIB
 
 
 def smallest_card(total: int) -> int | None:
-    """The smallest of :data:`CARDS` that is large enough; None if none is."""
+    """The smallest of `CARDS` that is large enough; None if none is."""
     return next((card for card in CARDS if fits(total, card)), None)
 
 

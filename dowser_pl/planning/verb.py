@@ -46,13 +46,13 @@ def plan_run(
         module: a `MultimodalModule` that has not loaded its model; it stays without.
         datamodule: tells the batch size, and how long rows are; None = one row of an assumed length.
         placement: devices and strategy.
-        tokens: of every row; None = as they are measured, or assumed, see :func:`batch_of`.
+        tokens: of every row; None = as they are measured, or assumed, see `batch_of`.
         tokens_per_second: of all devices; None = as measured, where it was.
         on_cpu: whether it will run there.
 
     Returns:
-        ``compact``; and where weights are not sharded over devices, ``compact + 8-bit`` and (unless the method decides
-        after every step) ``dense``. And the run.
+        `compact`; and where weights are not sharded over devices, `compact + 8-bit` and (unless the method decides
+        after every step) `dense`. And the run.
 
     Raises:
         DowserError: if the model cannot be tuned, or not where it is placed, or a number cannot be.
@@ -106,7 +106,7 @@ def _forms(dense: MemoryPlan, method: Any, each_step: bool) -> dict[str, MemoryP
 
 
 def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:
-    """Where a run would be placed by what ``trainer.strategy``, ``trainer.devices`` and ``trainer.num_nodes`` say."""
+    """The place of a run by what `trainer.strategy`, `trainer.devices` and `trainer.num_nodes` say."""
     name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", type(strategy).__name__))
     if isinstance(devices, str) and "," in devices:
         count = len([each for each in devices.split(",") if each.strip()])
@@ -120,7 +120,7 @@ def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:
 
 
 def show(rows: Mapping[str, MemoryPlan], run: RunPlan) -> None:
-    """Print the table.
+    """Print the table of the plan.
 
     Args:
         rows: name -> plan.

@@ -1,8 +1,8 @@
 """Every question of a run with its answers before and after training: answers.jsonl, one JSON object a line.
 
-A line has ``task, id, question, images, references`` and of both moments the answer and its score: ``before,
-before_score, after, after_score``, null where it was not asked. What a few lines show is there too, small enough to be
-looked at: ``pictures``, a list of data URIs.
+A line has `task, id, question, images, references` and of both moments the answer and its score: `before,
+before_score, after, after_score`, null where it was not asked. What a few lines show is there too, small enough to be
+looked at: `pictures`, a list of data URIs.
 """
 
 import base64
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 
 
 def write_answers(rows: Iterable[Row], folder: Path) -> None:
-    """Write the file, atomically."""
+    """Write the file of answers atomically."""
     write_atomically(folder / ANSWERS_NAME, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

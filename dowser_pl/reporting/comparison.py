@@ -45,7 +45,7 @@ def run_row(name: str, report: Report) -> tuple[str, ...]:
 
 
 def task_names(reports: Sequence[Report]) -> list[str]:
-    """All tasks of all runs, downstream first, each once."""
+    """The tasks of all runs, downstream first, each once."""
     found = (name for role in ROLES for report in reports for name in report.of_role(role))
     return list(dict.fromkeys(found))
 
@@ -70,7 +70,7 @@ def warnings(reports: Sequence[Report]) -> list[str]:
 
 
 def comparison(reports: Sequence[Report], grid: Grid) -> str:
-    """Both tables, laid out by `grid`, and the warnings.
+    """Tables of scores and facts of several runs, laid out by `grid`, and the warnings.
 
     Raises:
         DowserError: no report.
@@ -104,5 +104,5 @@ def text_comparison(reports: Sequence[Report]) -> str:
 
 
 def markdown_comparison(reports: Sequence[Report]) -> str:
-    """As Markdown."""
+    """The comparison of several runs as Markdown."""
     return comparison(reports, markdown_grid)

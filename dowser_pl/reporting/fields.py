@@ -61,14 +61,14 @@ class Fields:
         return [Fields(entry, f"{self.where}: {key}[{place}]") for place, entry in enumerate(value)]
 
     def text(self, key: str) -> str:
-        """A text."""
+        """Read a value that is a text."""
         value = self.get(key)
         if not isinstance(value, str):
             raise self.wrong(key, "a text")
         return value
 
     def number(self, key: str) -> float:
-        """A finite number."""
+        """Read a value that is a finite number."""
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.wrong(key, "a number")
@@ -82,7 +82,7 @@ class Fields:
         return value
 
     def flag(self, key: str) -> bool:
-        """True or false."""
+        """Read a value that is true or false."""
         value = self.get(key)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")

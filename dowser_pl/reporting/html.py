@@ -177,7 +177,7 @@ def change_cell(change: float | None) -> str:
 
 
 def interval_cell(interval: Interval | None) -> str:
-    """Both ends."""
+    """The ends of an interval, as a cell."""
     if interval is None:
         return NOTHING
     return f"{interval.low:+.3f} \u2026 {interval.high:+.3f}".replace("-", "\u2212")

@@ -23,7 +23,7 @@ def provenance(verb: str, argv: Sequence[str]) -> dict[str, Any]:
     """Command, machine and versions, ready for JSON.
 
     Args:
-        verb: of the program, or the path of a script such as ``benchmarks/bench_probe.py``.
+        verb: of the program, or the path of a script such as `benchmarks/bench_probe.py`.
         argv: what followed.
     """
     program = [verb] if verb.endswith(".py") else ["-m", "dowser_pl", verb]

@@ -25,7 +25,7 @@ from dowser_pl.reporting.scores import (
 
 @dataclass(frozen=True)
 class Report:
-    """One run.
+    """The report of one run.
 
     Attributes:
         method: class name of the method ("ModelDowser").
@@ -131,7 +131,7 @@ class Report:
         return curve_knee(self.curve_means)
 
     def scores(self) -> dict[str, Any]:
-        """Of every task and their means, in plain Python values."""
+        """The scores of every task and their means, as plain Python values."""
         return {
             "tasks": {name: dict(vars(task)) for name, task in self.tasks.items()},
             "upstream": dict(vars(self.upstream)),
@@ -171,7 +171,7 @@ class Report:
         return {**vars(self.questions[name]), **ends}
 
     def to_json(self) -> str:
-        """The text of report.json."""
+        """The report as the text of report.json."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -190,7 +190,7 @@ class Report:
 
     @classmethod
     def read(cls, fields: Fields) -> "Report":
-        """All fields of report.json; those that older versions did not write may be missing."""
+        """Read the fields of report.json; those that older versions did not write may be missing."""
         tasks, versions = fields.section("tasks"), fields.section("versions")
         diagnostics, digest = (fields.section_or_empty(name) for name in ("diagnostics", "frozen_digest"))
         questions = fields.section_or_empty("questions")

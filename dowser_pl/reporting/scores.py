@@ -36,12 +36,12 @@ class BudgetChoice:
 
     @classmethod
     def read(cls, budget: Fields) -> "BudgetChoice":
-        """`budget` in report.json."""
+        """Read the field `budget` of report.json."""
         drops = {entry.number("update_ratio"): entry.number("drop") for entry in budget.sections("drops")}
         return cls(budget.number("max_upstream_drop"), budget.number("update_ratio"), budget.flag("kept"), drops)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `read` reads."""
+        """The choice as plain values, which `read` reads."""
         drops = [{"update_ratio": ratio, "drop": drop} for ratio, drop in self.drops.items()]
         return {**vars(self), "drops": drops}
 
@@ -173,12 +173,12 @@ class Seconds:
 
     @classmethod
     def read(cls, seconds: Fields) -> "Seconds":
-        """`seconds` in report.json."""
+        """Read the field `seconds` of report.json."""
         return cls(seconds.number("probe"), seconds.number("fit"), seconds.number("evaluate"))
 
     @property
     def total(self) -> float:
-        """All stages together."""
+        """The seconds of all stages together."""
         return self.probe + self.fit + self.evaluate
 
 
@@ -200,7 +200,7 @@ def trade_off(upstream: BeforeAfter, downstream: BeforeAfter) -> BeforeAfter:
 
 
 def role_means(scores: Iterable[tuple[Role, float]]) -> dict[str, float]:
-    """``upstream_mean`` and ``downstream_mean`` of one evaluation, and ``h_score`` where both roles have a task."""
+    """`upstream_mean` and `downstream_mean` of one evaluation, and `h_score` where both roles have a task."""
     by_role: dict[Role, list[float]] = {}
     for role, score in scores:
         by_role.setdefault(role, []).append(score)

@@ -1,7 +1,7 @@
 """Lightning's FSDP1 strategy with what sharded training of entries needs beside it; FSDP2 is the recommended one.
 
 Lightning restores checkpoints of FSDP1 after training is set up, saves whole matrices, and knows no clipping by norm;
-all of that is as in `sharded.py` here. Its precision differs too: see :class:`AutocastPrecision`. Units are those of
+all of that is as in `sharded.py` here. Its precision differs too: see `AutocastPrecision`. Units are those of
 `fsdp2.py`: every decoder layer, and all else as one that is gathered for the whole of a forward or backward pass.
 """
 
@@ -75,7 +75,7 @@ def flat_shard_model(
 
 
 def _unit(module: nn.Module, done: set[nn.Parameter], empty_elsewhere: bool, options: dict[str, Any]) -> Unit:
-    """The module cut into pieces, but for the weights in ``done``, which then has all of its weights."""
+    """The module cut into pieces, but for the weights in `done`, which then has all of its weights."""
     if empty_elsewhere:
         _fill(module, [weight for weight in module.parameters() if weight not in done], options["device_id"])
     mine = [weight for weight in module.parameters() if weight not in done]
@@ -134,7 +134,7 @@ def _with_places(model: nn.Module, state: dict[str, Tensor], prefix: str, _: Any
 
 
 class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
-    """Spreads weights, gradients, entries and moments over all processes (``FullyShardedDataParallel``).
+    """Spreads weights, gradients, entries and moments over all processes (`FullyShardedDataParallel`).
 
     Args:
         reduce_dtype: that gradients are averaged in; null = that of the weights.
@@ -147,7 +147,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
 
     @property
     def precision_plugin(self) -> FSDPPrecision:
-        """That of :class:`AutocastPrecision`, in Lightning's stead."""
+        """The plugin `AutocastPrecision`, in the place of Lightning's."""
         return super().precision_plugin
 
     @precision_plugin.setter
@@ -185,7 +185,7 @@ class FSDP1Strategy(ShardedStrategy, FSDPStrategy):
 
 
 class AutocastPrecision(FSDPPrecision):
-    """As under every other strategy.
+    """Autocast and float32 weights under FSDP1, like under every other strategy.
 
     Lightning lets FSDP1 itself compute bf16-mixed, in bfloat16 throughout; autocast keeps some of it in float32, and
     the numbers of one process are those of autocast.
@@ -196,7 +196,7 @@ class AutocastPrecision(FSDPPrecision):
         self._strategy = strategy
 
     def clip_grad_by_norm(self, *arguments: Any, **options: Any) -> None:
-        """As everywhere, where one process has all gradients; several have a way of their own."""
+        """Clip by the norm where one process has all gradients; several have a way of their own."""
         super(FSDPPrecision, self).clip_grad_by_norm(*arguments, **options)
 
     def forward_context(self) -> AbstractContextManager[Any]:

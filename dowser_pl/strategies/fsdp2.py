@@ -93,7 +93,7 @@ def _fill(model: PreTrainedModel, whole: dict[str, Tensor], device: torch.device
 
 
 class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
-    """Spreads weights, gradients, entries and moments over all processes (PyTorch's ``fully_shard``).
+    """Spreads weights, gradients, entries and moments over all processes (PyTorch's `fully_shard`).
 
     Args:
         param_dtype: that weights are gathered and used in; null = their own.
@@ -123,11 +123,11 @@ class FSDP2Strategy(ShardedStrategy, ModelParallelStrategy):
 
     @property
     def saves_sharded(self) -> bool:
-        """As ``save_distributed_checkpoint`` says."""
+        """Whether `save_distributed_checkpoint` was asked for."""
         return self._save_distributed_checkpoint
 
     def setup_environment(self) -> None:
-        """All processes share the weights."""
+        """Let every process share the weights."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 

@@ -18,7 +18,7 @@ __all__ = ["cut_states", "gathered_states", "shared_states"]
 
 
 def gathered_states(optimizer: Optimizer, put: Callable[[int, Tensor], Any] | None = None) -> dict[str, Any]:
-    """``optimizer.state_dict()`` as one process would have it, in the host memory of the first process; all must call.
+    """`optimizer.state_dict()` as one process would have it, in the host memory of the first process; all must call.
 
     Args:
         optimizer: of parameters that are parts.
@@ -44,7 +44,7 @@ def gathered_states(optimizer: Optimizer, put: Callable[[int, Tensor], Any] | No
 
 
 def cut_states(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Of the states of one process those of this process' parameters; all must call it."""
+    """Cut out of the states of one process those of this process' parameters; all must call it."""
     parameters = _parameters(optimizer)
     extent = extents([len(each) for each in parameters])
     return dict(state) | {
@@ -81,7 +81,7 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def shared_states(optimizer: Optimizer) -> dict[str, Any]:
-    """``optimizer.state_dict()`` of parameters that are parts, as parts; all must call it.
+    """`optimizer.state_dict()` of parameters that are parts, as parts; all must call it.
 
     Raises:
         DowserError: if a state is not one number per entry, nor one per parameter.

@@ -56,7 +56,7 @@ class ShardedStrategy(ParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """With what :meth:`load_checkpoint` read."""
+        """Restore optimizers with what `load_checkpoint` read."""
         return True
 
     @abstractmethod
@@ -90,13 +90,13 @@ class ShardedStrategy(ParallelStrategy):
                     part._buffers[name] = buffer.to(self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """As they are sharded; :meth:`save_checkpoint` gathers what is left of it by then."""
+        """The weights as they are sharded; `save_checkpoint` gathers what is left of them by then."""
         module: LightningModule | None = self.lightning_module
         assert module is not None
         return module.state_dict(keep_vars=True)  # so that tied weights are seen to be one
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As of one process, on the first, elsewhere nothing; or what is here, for a folder."""
+        """The states as one process would have them, on the first, elsewhere nothing; or what is here, for a folder."""
         return (shared_states if self.saves_sharded else gathered_states)(getattr(optimizer, "_optimizer", optimizer))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

@@ -1,8 +1,8 @@
 """The method callback: measure the base model, build the masks, enforce them, check them; or decide later than that.
 
-Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* ``on_fit_start``, so masks
+Hook order (Lightning 2.6): weights and callback state of a checkpoint are restored *before* `on_fit_start`, so masks
 are never computed on tuned weights; optimizer states *after* it, so they find the optimizer over the entries.
-``on_before_optimizer_step`` runs after unscaling and before clipping: the entries' gradient alone is clipped.
+`on_before_optimizer_step` runs after unscaling and before clipping: the entries' gradient alone is clipped.
 """
 
 import time
@@ -62,11 +62,11 @@ class Dowser(Callback):
         method: decides which entries of the tuned matrices may move.
         probe: settings of the importance pass; used by methods that need one.
         cache_dir: where importance factors are kept between runs; None = always probe.
-        factors_file: read importance from exactly this file that ``probe`` wrote; an error if it belongs to other
+        factors_file: read importance from exactly this file that `probe` wrote; an error if it belongs to other
             weights or settings.
-        update: ``compact`` trains the trainable entries as parameters of their own, with gradients and optimizer
-            states of their size; ``dense`` trains whole matrices and puts frozen entries back after each step.
-        checkpoint: ``compact`` leaves the base out of checkpoints and refers to it; ``full`` keeps all weights.
+        update: `compact` trains the trainable entries as parameters of their own, with gradients and optimizer
+            states of their size; `dense` trains whole matrices and puts frozen entries back after each step.
+        checkpoint: `compact` leaves the base out of checkpoints and refers to it; `full` keeps all weights.
         calibration_batches: training batches that a method which merges after training measures inputs on.
     """
 
@@ -91,7 +91,7 @@ class Dowser(Callback):
         """(frozen, trainable), filled when training ends."""
         self.diagnostics: dict[str, float] = {}
         self.frozen_digest: dict[str, str] = {}
-        """Content hash of all frozen entries ``before`` training and ``after`` it."""
+        """Content hash of all frozen entries `before` training and `after` it."""
         self.base = BaseModel("")
         """What the run began from."""
         self._entries: Protection | None = None
@@ -105,7 +105,7 @@ class Dowser(Callback):
         """Masks and base of the tuned matrices.
 
         Raises:
-            RuntimeError: before ``on_fit_start``.
+            RuntimeError: before `on_fit_start`.
         """
         if self._entries is None:
             raise RuntimeError("masks are built in on_fit_start, which the Trainer calls")
@@ -124,8 +124,8 @@ class Dowser(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The importance pass and the masks it decides; or, when resuming, the masks of the checkpoint.
 
-        ``builder`` measures the base model (:class:`ImportanceRunner`) and has the method choose the entries that may
-        move; ``protect`` freezes all others. The optimizer is made anew, over what may move.
+        `builder` measures the base model (`ImportanceRunner`) and has the method choose the entries that may
+        move; `protect` freezes all others. The optimizer is made anew, over what may move.
         """
         module = tuned_module(pl_module, self)
         check_adapters(self.method, self.checkpoint, adapters_of(module.network) is not None)
@@ -178,10 +178,10 @@ class Dowser(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """The freeze: the optimizer and clipping see no gradient of a frozen entry.
 
-        ``compact``: during the backward pass each matrix' gradient was gathered to its k allowed entries and dropped
-        (:meth:`CompactEntries._gather_gradient`), so it is only checked that no matrix has one left. ``dense``: the
-        gradients of frozen entries are zeroed here (:meth:`DenseEntries.mask_gradients`). Methods that decide at each
-        step freeze nothing and add their penalty (:meth:`SoftEntries.mask_gradients`).
+        `compact`: during the backward pass each matrix' gradient was gathered to its k allowed entries and dropped
+        (`CompactEntries._gather_gradient`), so it is only checked that no matrix has one left. `dense`: the
+        gradients of frozen entries are zeroed here (`DenseEntries.mask_gradients`). Methods that decide at each
+        step freeze nothing and add their penalty (`SoftEntries.mask_gradients`).
 
         Raises:
             DowserError: if a gradient reached a matrix by another way.

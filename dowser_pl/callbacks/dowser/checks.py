@@ -70,7 +70,7 @@ def check_optimizers(trainer: Trainer, entries: Protection) -> None:
     """The optimizers must train what the protection gives them, and no matrix past it.
 
     Raises:
-        DowserError: if a ``configure_optimizers`` of one's own asks for something else.
+        DowserError: if a `configure_optimizers` of one's own asks for something else.
     """
     trained = Counter(
         id(each) for optimizer in trainer.optimizers for group in optimizer.param_groups for each in group["params"]
@@ -224,7 +224,7 @@ def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:
 
     Args:
         method: of the run.
-        checkpoint: ``compact`` or ``full``.
+        checkpoint: `compact` or `full`.
         adapters: whether the model has some.
 
     Raises:
@@ -264,7 +264,7 @@ def check_frozen(frozen: Changes, digests: Mapping[str, str]) -> None:
 
     Args:
         frozen: entries, compared with the base where one was kept.
-        digests: content hash of all that is frozen, ``before`` training and ``after`` it.
+        digests: content hash of all that is frozen, `before` training and `after` it.
 
     Raises:
         RuntimeError: if one did.

@@ -1,6 +1,6 @@
 """The importance of a model: what the cache holds, what is still to measure, and when it is enough.
 
-:class:`ImportancePass` is the pass inside a Trainer, with its precision, processes and progress bar; :func:`identity`
+`ImportancePass` is the pass inside a Trainer, with its precision, processes and progress bar; `identity`
 is all that importance depends on: a cache that differs in any of it belongs to something else.
 """
 
@@ -87,7 +87,7 @@ class ImportanceRunner:
         probe: settings.
 
     Attributes:
-        seconds: by phase, ``prompts`` and ``probes``; empty as long as nothing was measured.
+        seconds: by phase, `prompts` and `probes`; empty as long as nothing was measured.
     """
 
     trainer: Trainer
@@ -112,7 +112,7 @@ class ImportanceRunner:
         return f"{self.trainer.precision}, gathered in {gathered}" if other else str(self.trainer.precision)
 
     def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
-        """``known``, continued until it has ``num_prompts`` prompts."""
+        """`known`, continued until it has `num_prompts` prompts."""
         missing = range(known.num_prompts, num_prompts)
         if not missing:
             return known
@@ -162,12 +162,12 @@ _SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
 
 @dataclass(frozen=True)
 class Importance:
-    """What the pass gave.
+    """What the importance pass gave: factors, and how sure they are.
 
     Attributes:
         factors: of every tuned matrix.
         agreement: of two halves of the prompts; None where there is nothing to split.
-        seconds: by phase, ``prompts`` and ``probes``; empty when all came from the cache.
+        seconds: by phase, `prompts` and `probes`; empty when all came from the cache.
         path: the file they lie in; None without a cache.
     """
 
@@ -247,7 +247,7 @@ class ImportancePass:
         return request if request.factorised or number == "auto" else replace(request, num_prompts=number)
 
     def _suffices(self, stored: Factors) -> bool:
-        """Whether a fixed number of prompts, but for an incomplete last group, or the most that ``auto`` asks."""
+        """Whether a fixed number of prompts, but for an incomplete last group, or the most that `auto` asks."""
         number = (
             self.measuring.probe.max_prompts
             if self.measuring.probe.num_prompts == "auto"
@@ -305,7 +305,7 @@ class ImportancePass:
             number = min(2 * number, most)
 
     def _first(self, whole: Factors, num_prompts: int, request: Request) -> tuple[Factors, Factors]:
-        """The first ``num_prompts`` prompts, measured as far as ``whole`` lacks them, and the longer of the two."""
+        """The first `num_prompts` prompts, measured as far as `whole` lacks them, and the longer of the two."""
         factors = self.measuring.grow(whole.first(num_prompts), num_prompts, request)
         return factors, factors if factors.num_prompts >= whole.num_prompts else whole
 

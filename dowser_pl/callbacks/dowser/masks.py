@@ -38,7 +38,7 @@ __all__ = ["MaskBuilder"]
 
 @dataclass
 class MaskBuilder:
-    """Masks of one model.
+    """Builds the masks of one model from what is measured of it.
 
     Args:
         trainer: its precision and processes.
@@ -100,7 +100,7 @@ class MaskBuilder:
         return masks
 
     def masks_of(self, method: BeforeFit) -> Iterator[tuple[str, Tensor]]:
-        """Name and (O, I) bool mask of every matrix, by what was measured for :meth:`masks`.
+        """Name and (O, I) bool mask of every matrix, by what was measured for `masks`.
 
         Args:
             method: that one, or it with other hyper-parameters.
@@ -172,10 +172,10 @@ class MaskBuilder:
 
 
 def rows_of(layer: Layer) -> Layer:
-    """Of a matrix that is sharded over processes, with what was measured of it, the rows that cover what is here.
+    """The rows of a sharded matrix that cover what is here, with what was measured of the matrix.
 
     Where a process holds a range of flat positions, its first and last row may be here in part: zeros stand for the
-    rest, and ``part`` says so.
+    rest, and `part` says so.
     """
     rows, part = covering(layer.weight)
     total, columns = shape_of(layer.weight)

@@ -62,7 +62,7 @@ def unmerge(weights: dict[str, Tensor], keys: Mapping[str, str], trained: Mappin
     Args:
         weights: key -> tensor.
         keys: name of a matrix -> key of its weight.
-        trained: of :func:`snapshot`.
+        trained: of `snapshot`.
     """
     for name, entry in trained.items():
         merged = weights[keys[name]]

@@ -57,7 +57,7 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
 
     Args:
         method: decides.
-        update: ``compact`` or ``dense``.
+        update: `compact` or `dense`.
         weights: run-time name -> (O, I) parameter.
         builder: measures what the method needs.
     """
@@ -67,7 +67,7 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
 
 
 def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Parameter], state: State) -> Protection:
-    """A model that was loaded from a checkpoint, its weights being tuned; ``state`` is what the checkpoint holds."""
+    """A model that was loaded from a checkpoint, its weights being tuned; `state` is what the checkpoint holds."""
     if isinstance(method, EachStep):
         return _said(method, _soft(weights).resumed(weights, method, state))
     return _said(method, _form(update, weights).from_state(weights, state))

@@ -36,7 +36,7 @@ def read_rows(path: str | Path, split: str | None = None, otherwise: str | None 
 
 
 def image_folder(path: str, given: str | None) -> Path:
-    """Where relative image paths start: at the folder that was given, else beside the rows."""
+    """The folder at which relative image paths start: the one that was given, else that of the rows."""
     if given:
         return Path(given).expanduser()
     if path.startswith(HUB):

@@ -68,7 +68,7 @@ class JsonRows(Rows):
         super().__init__(torch.tensor(places.sizes), f"{places.checksum:08x}-{len(places.sizes)}")
 
     def entry(self, number: int) -> tuple[str, Any]:
-        """See `Rows.entry`."""
+        """Where a row stands, as `Rows.entry` says."""
         place = int(self._numbers[number])
         with self._plain.open("rb") as file:  # anew, as workers share the place in a file that was open before them
             if _state(file) != self._state:

@@ -38,7 +38,7 @@ class Rows(Sequence[NamedRow]):
 
     @abstractmethod
     def entry(self, number: int) -> tuple[str, Any]:
-        """Where row `number` stands, such as "train.json row 12" (counted from 1), and what stands there."""
+        """The place of row `number`, such as "train.json row 12" (counted from 1), and what stands there."""
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -47,7 +47,7 @@ class Rows(Sequence[NamedRow]):
         return named(*self.entry(range(len(self))[number]))
 
     def light(self, number: int) -> NamedRow:
-        """As `self[number]`, but pictures stored in a table may be stand-ins, which cost nothing to read."""
+        """Like `self[number]`, but pictures stored in a table may be stand-ins, which cost nothing to read."""
         return self[number]
 
 
@@ -85,13 +85,13 @@ class Selected(Sequence[Parsed], Generic[Parsed]):
 
     @property
     def sizes(self) -> torch.Tensor | None:
-        """Of these rows, where it is known; see `Rows`."""
+        """Sizes of these rows, where they are known; see `Rows`."""
         sizes: torch.Tensor | None = getattr(self._rows, "sizes", None)
         return None if sizes is None else sizes[self._numbers]
 
     @property
     def digest(self) -> str | None:
-        """Of the whole file, where it is known; see `Rows`."""
+        """The digest of the whole file, where it is known; see `Rows`."""
         return getattr(self._rows, "digest", None)
 
     def __len__(self) -> int:

@@ -104,12 +104,12 @@ class Table(Rows):
         self.digest = f"{zlib.crc32(text.encode()):08x}-{len(self)}"
 
     def entry(self, number: int) -> tuple[str, Any]:
-        """See `Rows.entry`."""
+        """Where a row stands, as `Rows.entry` says."""
         (row,) = self._table[number : number + 1].to_pylist()
         return self._place(number), self._plain(row)
 
     def light(self, number: int) -> NamedRow:
-        """See `Rows.light`; quick where rows are asked for in order."""
+        """A row as `Rows.light` gives it; quick where rows are asked for in order."""
         start = number // _BATCH * _BATCH
         if self._batch[0] != start:
             self._batch = start, self._light(self._table[start : start + _BATCH])

@@ -62,7 +62,7 @@ class Example:
 
 
 def one_of(rng: Rng, words: tuple[str, ...]) -> str:
-    """A word drawn uniformly."""
+    """Draw one of the words uniformly."""
     return words[rng.integers(len(words))]
 
 

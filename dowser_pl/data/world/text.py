@@ -48,7 +48,7 @@ GRAMMAR = (
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All tokens in the order of their ids; the special ones come first."""
+    """Every token of the world in the order of their ids; the special ones come first."""
     return (
         *SPECIAL,
         *GRAMMAR,

@@ -1,8 +1,8 @@
-"""Checkpoints as folders, to which every process writes what it holds (``torch.distributed.checkpoint``).
+"""Checkpoints as folders, to which every process writes what it holds (`torch.distributed.checkpoint`).
 
 A folder holds two things. What is sharded over processes, and all weights that are in the checkpoint, are tensors of
-PyTorch's format, whole ones to whoever reads them: ``.metadata`` and one ``.distcp`` file of each process. All else is
-plain data and small, in ``meta.pt``: the checkpoint of one process with a note in the place of each of those tensors.
+PyTorch's format, whole ones to whoever reads them: `.metadata` and one `.distcp` file of each process. All else is
+plain data and small, in `meta.pt`: the checkpoint of one process with a note in the place of each of those tensors.
 Checkpoints of both forms carry digests, which are compared when they are read.
 """
 

@@ -67,7 +67,7 @@ def note(key: str, columns: int | None) -> dict[str, Any]:
 
 
 def noted(value: Any) -> tuple[str, int | None] | None:
-    """What :func:`note` was given, if this is one."""
+    """What `note` was given, if this is one."""
     if isinstance(value, dict) and value.keys() == {_NOTE, "columns"}:
         return value[_NOTE], value["columns"]
     return None
@@ -158,7 +158,7 @@ class Share:
 
     @property
     def offsets(self) -> torch.Size:
-        """Where in the whole it begins, in each dimension."""
+        """The place in the whole at which the share begins, in each dimension."""
         return torch.Size((self.first, *[0] * (len(self.shape) - 1))[: len(self.shape)])
 
     @property
@@ -180,7 +180,7 @@ def shares_of(tensors: Mapping[str, Tensor]) -> dict[str, Share]:
 
 
 def extents(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Where parts of so many rows begin in their wholes, and how many rows these have; all processes must call it.
+    """Where parts of so many rows begin in their wholes, and the rows of these; all processes must call it.
 
     Args:
         lengths: rows of each part that is here; the parts of a whole lie on the processes in order.

@@ -36,7 +36,7 @@ class Stored:
     Attributes:
         shape: of the whole.
         dtype: of it.
-        columns: see :class:`dowser_pl.distributed.checkpoint.Share`.
+        columns: see `dowser_pl.distributed.checkpoint.Share`.
     """
 
     def __init__(self, reader: Reader, parts: Parts | None, key: str, columns: int | None) -> None:
@@ -53,7 +53,7 @@ class Stored:
             raise self._damaged(f"shape {tuple(self.shape)}", str(tuple(shape)))
 
     def dim(self) -> int:
-        """Number of dimensions."""
+        """The number of dimensions of the whole."""
         return len(self.shape)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Stored:
         return self._read((first, *[0] * (self.dim() - 1)), (max(end - first, 0), *self.shape[1:]))
 
     def whole(self) -> Tensor:
-        """Read all of it; a mask as :func:`dowser_pl.functional.masks.pack` gives it."""
+        """Read all of it; a mask as `dowser_pl.functional.masks.pack` gives it."""
         everything = self._read((0,) * self.dim(), tuple(self.shape))
         return everything if self.columns is None else from_rows(everything, self.columns)
 
@@ -132,7 +132,7 @@ class _Into(DefaultLoadPlanner):
 
 
 def open_folder(path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-    """A checkpoint in which tensors of the folder are :class:`Stored`: read when they are asked for.
+    """A checkpoint in which tensors of the folder are `Stored`: read when they are asked for.
 
     Raises:
         DowserError: if it is not one, or files are missing.
@@ -161,11 +161,11 @@ def read_folder(path: str | Path, weights_only: bool | None = None, without: Col
 
     Args:
         path: the folder.
-        weights_only: as of ``torch.load``.
+        weights_only: as of `torch.load`.
         without: what of it is not needed, and left out.
 
     Raises:
-        DowserError: as :func:`open_folder`.
+        DowserError: as `open_folder`.
     """
     opened = open_folder(path, weights_only)
     return _whole({key: value for key, value in opened.items() if key not in without}, {})

@@ -26,7 +26,7 @@ _SAID = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 
 
 def sealed(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint with digests of what is in it, for :func:`checked`; the given one stays as it is."""
+    """A checkpoint with digests of what is in it, for `checked`; the given one stays as it is."""
     plain, tensors = _told(checkpoint)
     return {**checkpoint, _TENSORS: digests(tensors), _PLAIN: plain}
 
@@ -35,7 +35,7 @@ def checked(checkpoint: Any, path: str | Path) -> Any:
     """What was read of a file, without its digests, if it is what was written.
 
     Args:
-        checkpoint: as :func:`sealed` gave it; one without digests, of an earlier version or another program, is let
+        checkpoint: as `sealed` gave it; one without digests, of an earlier version or another program, is let
             pass, and told of once.
         path: for messages.
 
@@ -69,7 +69,7 @@ def read_file(path: str | Path, weights_only: bool | None = None, mmap: bool = F
 
     Args:
         path: the file.
-        weights_only: as of ``torch.load``.
+        weights_only: as of `torch.load`.
         mmap: leave tensors in the file until they are used; they are all read once here, to compare them.
 
     Raises:

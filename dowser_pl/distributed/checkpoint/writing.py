@@ -31,7 +31,7 @@ __all__ = ["write_folder"]
 def write_folder(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint as a folder; all processes must call it, and see the folder it is to lie in.
 
-    It is written to a hidden neighbour of always the same name, ``.last.tmp.ckpt`` for ``last.ckpt``, which takes the
+    It is written to a hidden neighbour of always the same name, `.last.tmp.ckpt` for `last.ckpt`, which takes the
     final name when all are done. A kill before that leaves the old checkpoint, file or folder.
 
     Args:

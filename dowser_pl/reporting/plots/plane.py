@@ -109,7 +109,7 @@ def draw_whole(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def draw_curve(axes: Axes, level: float, downstream: Span, upstream: Span, named: bool = True) -> None:
-    """All points whose H-score is `level`, y = level x / (2 x - level), labelled where the curve leaves the part."""
+    """Draw the points whose H-score is `level`, y = level x / (2 x - level), labelled where they leave the part."""
     (left, right), (bottom, top) = downstream, upstream
     first = level * top / (2 * top - level)
     start = max(first, left)

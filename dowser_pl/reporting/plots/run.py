@@ -148,7 +148,7 @@ def draw_unit(axes: Axes, part: Block) -> None:
 
 
 def interval_text(interval: Interval) -> str:
-    """Both ends of an interval, with their signs."""
+    """The ends of an interval, with their signs."""
     return signed(f"{interval.low:+.2f} \u2026 {interval.high:+.2f}")
 
 

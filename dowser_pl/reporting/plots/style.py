@@ -63,7 +63,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Bare axes."""
+    """Add axes without ticks, frame or background."""
     full_width, full_height = figure.get_size_inches()
     bottom = full_height - top - height
     box = (left / full_width, bottom / full_height, width / full_width, height / full_height)
