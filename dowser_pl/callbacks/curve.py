@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from dowser_pl.callbacks.dowser.merging import announce_merge
+from dowser_pl.callbacks.order import find_callback
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import DistributedReducer, gather_to_rank_zero
 from dowser_pl.errors import DowserError
@@ -272,7 +273,7 @@ class Curve(Callback):
 
 def find_curve(trainer: Trainer) -> Curve:
     """The callback of a run; one that asks for nothing where there is none."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Curve)), Curve())  # type: ignore[attr-defined]
+    return find_callback(trainer, Curve) or Curve()
 
 
 def _selection(trainer: Trainer) -> list[Any]:

@@ -30,7 +30,7 @@ from dowser_pl.callbacks.dowser.importance import behaviour
 from dowser_pl.callbacks.dowser.merging import BeforeMerge
 from dowser_pl.callbacks.evaluation_cache import EvaluationCache
 from dowser_pl.callbacks.memory import peak_memory_bytes
-from dowser_pl.callbacks.order import need_dowser
+from dowser_pl.callbacks.order import find_callback, need_dowser
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import digest
@@ -166,7 +166,7 @@ class Forgetting(Callback, BeforeMerge):
         Raises:
             DowserError: if the Dowser callback has not counted entries yet.
         """
-        dowser = next((callback for callback in trainer.callbacks if isinstance(callback, Dowser)), None)  # type: ignore[attr-defined]
+        dowser = find_callback(trainer, Dowser)
         if dowser is None or dowser.counts is None:
             raise DowserError("the report tells what Dowser counted, got none; ask for it once training has ended")
         frozen, trainable = dowser.counts
@@ -218,7 +218,7 @@ class Forgetting(Callback, BeforeMerge):
 
     def _look_up(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Take "before" from an earlier run, or make ready to keep it."""
-        dowser = next((each for each in trainer.callbacks if isinstance(each, Dowser)), None)  # type: ignore[attr-defined]
+        dowser = find_callback(trainer, Dowser)
         if dowser is None or not dowser.base.tensors:
             return
         module = reported_module(pl_module, self)

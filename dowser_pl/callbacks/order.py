@@ -1,10 +1,14 @@
-"""In which order callbacks must stand where training ends: what each makes is the next one's to use."""
+"""In which order callbacks must stand where training ends, what each makes being for the next; and finding one."""
+
+from typing import TypeVar
 
 from lightning.pytorch import Callback, Trainer
 
 from dowser_pl.errors import DowserError
 
-__all__ = ["BEFORE", "check_order", "need_dowser"]
+__all__ = ["BEFORE", "check_order", "find_callback", "need_dowser"]
+
+T = TypeVar("T")
 
 BEFORE = (
     ("Dowser", "Export", "it checks that no frozen entry moved and merges the model, which is exported then"),
@@ -54,6 +58,11 @@ def need_dowser(trainer: Trainer, asker: Callback) -> None:
             f"{type(asker).__name__} tells what the callback Dowser did, and got trainer.callbacks without one. Fix: "
             f"put Dowser before it, or leave {type(asker).__name__} out"
         )
+
+
+def find_callback(trainer: Trainer, kind: type[T]) -> T | None:
+    """The first callback of a run that is of this kind; None = there is none."""
+    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
 def enabled(trainer: Trainer) -> list[Callback]:

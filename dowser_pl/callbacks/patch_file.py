@@ -1,7 +1,6 @@
 """What a run changed as a small file: masks and values instead of a second model."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -9,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from dowser_pl import __version__
 from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
-from dowser_pl.callbacks.order import need_dowser
+from dowser_pl.callbacks.order import find_callback, need_dowser
 from dowser_pl.distributed.tensors import shape_of, to_rank_zero
 from dowser_pl.patches import save_patch
 
@@ -37,7 +36,8 @@ class PatchFile(Callback):
         """After the report, whose scores the file tells."""
         if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        dowser = _callback(trainer, Dowser)
+        dowser = find_callback(trainer, Dowser)
+        assert dowser is not None  # by `setup`
         entries, base = dowser.entries, dowser.base
         if not trainer.is_global_zero and not entries.is_sharded:
             return
@@ -57,7 +57,7 @@ class PatchFile(Callback):
             rank_zero_warn(f"No patch: {error}")
             return
         folder = Path(trainer.default_root_dir)
-        config, report = folder / "config.yaml", _callback(trainer, Forgetting)
+        config, report = folder / "config.yaml", find_callback(trainer, Forgetting)
         head = {
             "base": base.head,
             "method": dowser.method.settings(),
@@ -68,7 +68,3 @@ class PatchFile(Callback):
         path = folder / "patch.safetensors"
         save_patch(path, changes, head)
         rank_zero_info(f"Patch written to {path}: {entries.num_trainable:,} entries, {path.stat().st_size:,} bytes")
-
-
-def _callback(trainer: Trainer, kind: type) -> Any:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]

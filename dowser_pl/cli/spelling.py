@@ -27,9 +27,9 @@ class Word:
     """An option as it was written.
 
     Attributes:
-        name: dotted, without ``--`` and ``+``.
+        name: dotted, without `--` and `+`.
         value: a text or number; None = it has options of its own.
-        where: ``file.yaml:3: `` or nothing.
+        where: `file.yaml:3: ` or nothing.
         bare: whether it was given no value.
     """
 
@@ -40,7 +40,7 @@ class Word:
 
     @property
     def shown(self) -> str:
-        """As it was written."""
+        """The word as it was written."""
         return self.name if self.where else f"--{self.name}"
 
 
@@ -92,7 +92,7 @@ def check_model(arguments: Sequence[str]) -> None:
 
 
 def words_of(arguments: Sequence[str]) -> Iterator[Word]:
-    """The options of a command line and of the files after ``-c``, in their order."""
+    """The options of a command line and of the files after `-c`, in their order."""
     position = 0
     while position < len(arguments):
         argument = arguments[position]

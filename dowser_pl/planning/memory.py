@@ -16,7 +16,7 @@ from dowser_pl.errors import DowserError
 __all__ = ["Form", "Held", "Kept", "Matrix", "OptimizerKind", "Placement", "Sizes", "bytes_held", "share_out"]
 
 
-Form = Literal["dense", "compact"]
+Form = Literal["compact", "dense"]
 
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
 _OURS = ("fsdp1", "fsdp1strategy", "fsdp2", "fsdp2strategy")

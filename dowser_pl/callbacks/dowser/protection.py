@@ -31,6 +31,7 @@ from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import shared_entries
 from dowser_pl.methods import BeforeFit, EachStep, Method
 from dowser_pl.planning import Kept, lines, plan_of
+from dowser_pl.planning.memory import Form
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
 ]
 
 
-Form = Literal["compact", "dense"]
 Content = Literal["compact", "full"]
 _FORMS: dict[str, type[Protection]] = {"compact": CompactEntries, "dense": DenseEntries}
 
