@@ -31,7 +31,7 @@ from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.distributed.tensors import to_rank_zero
 from dowser_pl.files.atomic import atomic_path, write_atomically
 from dowser_pl.masking import ShardedEntries
-from dowser_pl.masking.sharded import shared_entries
+from dowser_pl.masking.sharded import entries_as_shares
 from dowser_pl.methods import Layer, Random, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.reporting.provenance import provenance
@@ -77,7 +77,7 @@ class Trained:
 
     def folder(self, path: Path, full: bool) -> None:
         """A folder, written by all."""
-        state = {"entries": shared_entries(self.entries), "optimizer_states": [shared_states(self.optimizer)]}
+        state = {"entries": entries_as_shares(self.entries), "optimizer_states": [shared_states(self.optimizer)]}
         write_folder(state | {"state_dict": shares_of(self.weights(full))}, path)
 
 

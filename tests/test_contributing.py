@@ -57,3 +57,7 @@ def test_every_file_that_is_named_is_there():
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`([a-z_]+/[\w/]+\.py)`", TEXT):
         assert (ROOT / name).exists() or (ROOT / "dowser_pl" / name).exists(), name
+    for row in re.findall(r"^\| .*\|$", TEXT, re.MULTILINE):
+        folders = [ROOT / path for path in re.findall(r"`(dowser_pl/[\w/]*?)(?:\w+\.py)?`", row)]
+        for name in re.findall(r"`(\w+\.py)`", row):
+            assert any((folder / name).exists() for folder in folders), f"{name} is in none of {folders}"

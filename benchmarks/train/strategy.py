@@ -82,7 +82,7 @@ def measured_here(preset: str) -> dict[str, Any]:
     subject = Subject(PRESETS[preset])
     if ranks > 1:
         fully_shard_model(subject.model, init_device_mesh("cpu", (ranks,)))
-    entries = _entries(subject, spread=ranks > 1)
+    entries = _entries(subject, sharded=ranks > 1)
     optimizer = AdamW(entries.parameters(), lr=1e-5)
     gradients, calls = 0, {}
     for number in range(2):
@@ -126,14 +126,14 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _entries(subject: Subject, spread: bool) -> CompactEntries:
+def _entries(subject: Subject, sharded: bool) -> CompactEntries:
     """Random masks, by the rows that are here."""
     layers = {name: Layer(name, layer.weight.detach()) for name, layer in subject.layers.items()}
-    here = {name: rows_of(layer) for name, layer in layers.items()} if spread else layers
+    here = {name: rows_of(layer) for name, layer in layers.items()} if sharded else layers
     blocks = find_blocks(subject.model, layers)
     method = Random(subject.preset.update_ratio)
-    masks = dict(build_masks(method, blocks, here.__getitem__, DistributedReducer() if spread else LOCAL))
-    return (ShardedEntries if spread else CompactEntries)(subject.weights, masks)
+    masks = dict(build_masks(method, blocks, here.__getitem__, DistributedReducer() if sharded else LOCAL))
+    return (ShardedEntries if sharded else CompactEntries)(subject.weights, masks)
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""Pure tensor functions, one equation each. They import torch and nothing else."""
+"""Pure tensor functions, one equation each. They import torch and our errors alone."""

@@ -54,6 +54,11 @@ class Probe:
     batch_size: int = 16
     seed: int = 0
 
+    @property
+    def most_prompts(self) -> int:
+        """The prompts that are asked, or that `auto` asks at the latest."""
+        return self.max_prompts if self.num_prompts == "auto" else self.num_prompts
+
     def __post_init__(self) -> None:
         for name in ("num_prompts", "num_probes", "batch_size", "min_prefix", "max_prompts"):
             value = getattr(self, name)

@@ -1,4 +1,7 @@
-"""What happens to gradients and losses before a step: not finite is refused, the norm is clipped, buckets are left out.
+"""What an optimizer is built over and fed with: parameters that are here, losses and gradients that are numbers.
+
+The freeze is not here: it is in `compact.py` and `dense.py`. The optimizer is made by `make_optimizer`, with settings
+and weights that can train.
 
 Parameters that are trained whole and sharded are given to the optimizer as what is here of them: it takes tensors that
 are sharded and such that are not only apart, and entries are not. It writes into their memory, so what it writes there
@@ -57,13 +60,13 @@ def check_loss(loss: Tensor, step: int, batch: int, rows: list[str] | None) -> N
         )
 
 
-def check_gradients(weights: Iterable[Tensor], step: int, is_sharded: bool = False) -> None:
+def check_gradients(weights: Iterable[Tensor], step: int, in_parts: bool = False) -> None:
     """Stop on a gradient that is infinite or no number, which a finite loss can have; one pass over them.
 
     Args:
         weights: that may have a gradient.
         step: optimizer steps so far.
-        is_sharded: whether processes hold different parts of them; then all must call it, and all stop.
+        in_parts: whether processes hold different parts of them; then all must call it, and all stop.
 
     Raises:
         DowserError: naming the step.
@@ -71,7 +74,7 @@ def check_gradients(weights: Iterable[Tensor], step: int, is_sharded: bool = Fal
     gradients = [to_local(weight.grad) for weight in weights if weight.grad is not None]
     total = torch.nn.utils.get_total_norm([each for each in gradients if each.numel()], math.inf)
     odd = not bool(torch.isfinite(total))
-    if any(all_reduce_counts([odd])) if is_sharded else odd:
+    if any(all_reduce_counts([odd])) if in_parts else odd:
         raise DowserError(
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"

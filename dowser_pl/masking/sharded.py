@@ -38,9 +38,9 @@ __all__ = [
     "ShardedEntries",
     "ShardedProtection",
     "ShardedSoftEntries",
+    "entries_as_shares",
     "frozen_of",
     "local_state",
-    "shared_entries",
     "stored_state",
 ]
 
@@ -77,6 +77,20 @@ class ShardedProtection(Protection):
         return state
 
 
+class ShardedEntries(ShardedProtection, CompactEntries):
+    """`CompactEntries` of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
+
+    All processes must make it, and call `verify`, `frozen_digests` and `state_dict`, together.
+
+    Args:
+        weights: run-time name -> parameter that is sharded over the processes.
+        masks: name -> bool of what is here, in its shape.
+    """
+
+    def _counted(self, counts: dict[str, int]) -> dict[str, int]:
+        return dict(zip(counts, all_reduce_counts(counts.values()), strict=True))
+
+
 class ShardedDenseEntries(ShardedProtection, DenseEntries):
     """`DenseEntries` of what this process holds; all processes must make it together.
 
@@ -105,6 +119,27 @@ class ShardedDenseEntries(ShardedProtection, DenseEntries):
         )
 
 
+class ShardedSoftEntries(SoftEntries, ShardedEntries):
+    """`SoftEntries` of what this process holds; see `ShardedEntries` for what all must call.
+
+    Args:
+        weights: run-time name -> parameter that is sharded over the processes.
+        rule: applied to what is here of each matrix, by all processes together.
+        priors: name -> float32 of what is here, in its shape; may lack names.
+    """
+
+    reducer: ClassVar[Reducer] = DistributedReducer()
+
+    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
+        """The state that one process would have, on the first process; elsewhere empty tensors."""
+        state = ShardedProtection.state_dict(self, base)
+        for name, weight in self.weights.items():
+            for kind, kept in self.beside(name).items():
+                every = gather_to_rank_zero(kept.flatten())
+                state[name][kind] = every.view(shape_of(weight)) if len(every) else every
+        return state
+
+
 def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> DenseEntries:
     """What stays frozen of matrices that were trained, by masks that are known only now.
 
@@ -116,7 +151,7 @@ def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[st
     return (ShardedDenseEntries if trained.is_sharded else DenseEntries)(trained.weights, masks, base)
 
 
-def shared_entries(entries: Protection, base: bool = True) -> dict[str, dict[str, Share]]:
+def entries_as_shares(entries: Protection, base: bool = True) -> dict[str, dict[str, Share]]:
     """`Protection.state_dict` of entries that are sharded over processes, as shards; all must call it.
 
     Masks are (O, ceil(I / 8)) bytes, a row of bits after the other, so that rows of a matrix are rows of its mask.
@@ -172,20 +207,6 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
     }
 
 
-class ShardedEntries(ShardedProtection, CompactEntries):
-    """`CompactEntries` of the rows (FSDP2) or flat positions (FSDP1) that this process holds.
-
-    All processes must make it, and call `verify`, `frozen_digests` and `state_dict`, together.
-
-    Args:
-        weights: run-time name -> parameter that is sharded over the processes.
-        masks: name -> bool of what is here, in its shape.
-    """
-
-    def _counted(self, counts: dict[str, int]) -> dict[str, int]:
-        return dict(zip(counts, all_reduce_counts(counts.values()), strict=True))
-
-
 def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
     """What of a matrix' state in a checkpoint concerns the entries that this process holds.
 
@@ -206,24 +227,3 @@ def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
         for kind, values in entry.items()
         if kind != "mask"
     }
-
-
-class ShardedSoftEntries(SoftEntries, ShardedEntries):
-    """`SoftEntries` of what this process holds; see `ShardedEntries` for what all must call.
-
-    Args:
-        weights: run-time name -> parameter that is sharded over the processes.
-        rule: applied to what is here of each matrix, by all processes together.
-        priors: name -> float32 of what is here, in its shape; may lack names.
-    """
-
-    reducer: ClassVar[Reducer] = DistributedReducer()
-
-    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """The state that one process would have, on the first process; elsewhere empty tensors."""
-        state = ShardedProtection.state_dict(self, base)
-        for name, weight in self.weights.items():
-            for kind, kept in self.beside(name).items():
-                every = gather_to_rank_zero(kept.flatten())
-                state[name][kind] = every.view(shape_of(weight)) if len(every) else every
-        return state

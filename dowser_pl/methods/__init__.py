@@ -1,4 +1,4 @@
-"""One file per method. A method is found by its class name in YAML; adding one is one line here."""
+"""One file per method. A method of this package is found by its class name in YAML, any other by its class path."""
 
 from dowser_pl.methods.agreement import Agreement, magnitude_overlap, rank_correlation, sample_rows, split_half
 from dowser_pl.methods.anchor import Anchor

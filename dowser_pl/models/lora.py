@@ -101,7 +101,7 @@ class Adapters:
         for name in self._names:
             adapted: Any = self._model.get_submodule(name)
             if is_sharded(adapted.base_layer.weight):
-                _merge_spread(adapted, name)
+                _merge_sharded(adapted, name)
             else:
                 adapted.merge(safe_merge=True)
 
@@ -147,7 +147,7 @@ def adapters_of(model: PreTrainedModel) -> Adapters | None:
 
 
 @torch.no_grad()
-def _merge_spread(adapted: Any, name: str) -> None:
+def _merge_sharded(adapted: Any, name: str) -> None:
     """As peft merges, where processes hold parts of a matrix and of its adapters; all must call it."""
     first, second = (full_tensor(part[_ADAPTER].weight) for part in (adapted.lora_A, adapted.lora_B))
     weight, moved = adapted.base_layer.weight, second @ first * adapted.scaling[_ADAPTER]

@@ -15,7 +15,7 @@ from dowser_pl.data.images import open_image
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
-from dowser_pl.module.protocol import limited, protocol
+from dowser_pl.module.evaluation_identity import limited, protocol
 from dowser_pl.reporting import role_means
 
 __all__ = ["EvaluatedModule"]

@@ -1,7 +1,7 @@
 """The LightningModule: the loss of training, one optimizer over what is tuned, and what a callback may protect.
 
-`ProtectedModule` is what a protecting callback asks for: what the weights were at first, what may be trained,
-how checkpoints come back. `MultimodalModule` is that around a Hugging Face model.
+`ProtectedModule` is the side that `dowser_pl.masking.TunedModule` asks for: what the weights were at first, what may be
+trained, how checkpoints come back. `MultimodalModule` is that around a Hugging Face model.
 """
 
 from abc import abstractmethod

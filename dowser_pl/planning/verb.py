@@ -68,7 +68,7 @@ def plan_run(
     dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
     method: Any = getattr(dowser, "method", None)
     if placement.shards and method is not None:
-        _refuse_spread(trainer, module, method, dowser.checkpoint)
+        _refuse_sharded(trainer, module, method, dowser.checkpoint)
     rows = rows_of(module, datamodule, tokens)
     tuned = _without_weights(trainer, module)
     each_step, ratio = isinstance(method, EachStep), 1.0
@@ -171,7 +171,7 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
     return tuned
 
 
-def _refuse_spread(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
+def _refuse_sharded(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
     """What `fit` refuses there, in its words."""
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
     refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint)

@@ -180,7 +180,7 @@ def test_other_weights_numbers_and_settings_are_others(tmp_path, model_folder, k
     slower = build_module(model_folder, attn_implementation="eager")
     assert identity_of(tmp_path, model_folder, module=slower)["model"] != known["model"]
     assert identity_of(tmp_path, model_folder, limit_val_batches=1)["protocol"] != known["protocol"]
-    with patch("dowser_pl.module.protocol._versions", return_value={"transformers": "0"}):
+    with patch("dowser_pl.module.evaluation_identity._versions", return_value={"transformers": "0"}):
         assert identity_of(tmp_path, model_folder)["protocol"] != known["protocol"]
 
 

@@ -1,4 +1,4 @@
-"""One process under strategies that spread a model: FSDP2 cuts it all the same, FSDP1 has nothing to cut."""
+"""One process under strategies that shard a model: FSDP2 cuts it all the same, FSDP1 has nothing to cut."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every supported family spread over two ranks: the same prompts and factors, and every weight in its place again."""
+"""Every supported family sharded over two ranks: the same prompts and factors, and every weight in its place again."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def measured(model):
         return prompts, measure(text, layers, prompts, SETTINGS, text_inputs=inputs)
 
 
-def spread(model, kind):
+def shard(model, kind):
     if kind == "fsdp1":
         flat_shard_model(model, torch.device("cpu"))
     else:
@@ -42,7 +42,7 @@ def compare_families(kind):
         model = build().eval().requires_grad_(False)
         prompts, factors = measured(model)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        spread(model, kind)
+        shard(model, kind)
         again, sharded = measured(model)
         if any(not torch.equal(one.tokens, two.tokens) for one, two in zip(prompts, again, strict=True)):
             odd.append(f"{family}: prompts")
@@ -67,7 +67,7 @@ def tied(kind, empty):
     with torch.device("meta" if empty and distributed.get_rank() else "cpu"):
         model = tiny_llava(tie_word_embeddings=True).eval()
     expected = tiny_llava(tie_word_embeddings=True)
-    spread(model, kind)
+    shard(model, kind)
     state = to_rank_zero(model.state_dict(keep_vars=True))
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     same = all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())

@@ -1,4 +1,4 @@
-"""Every supported family spread over two ranks: losses, gradients and answers of one process."""
+"""Every supported family sharded over two ranks: losses, gradients and answers of one process."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.layers import find_layers
 from tests.distributed.harness import RankError, run
 from tests.distributed.sharded import both
-from tests.distributed.test_sharded_families import spread
+from tests.distributed.test_sharded_families import shard
 from tests.tiny_models import FAMILIES, IMAGE, tiny_tokenizer
 
 
@@ -36,7 +36,7 @@ def stepped(family, kind):
     for layer in find_layers(model, None, ["attn", "mlp"]).values():
         layer.weight.requires_grad_(True)
     if kind is not None:
-        spread(model, kind)
+        shard(model, kind)
     layers = find_layers(model, None, ["attn", "mlp"])
     for name, layer in layers.items():
 
@@ -82,7 +82,7 @@ def test_every_family_steps_as_in_one_process(kind):
 def with_a_trained_table(family):
     model = FAMILIES[family]()
     model.get_input_embeddings().weight.requires_grad_(True)
-    spread(model, "fsdp2")
+    shard(model, "fsdp2")
 
 
 def test_a_table_whose_gradient_would_be_missed_is_refused():

@@ -31,15 +31,15 @@ def test_what_fails_while_hashing_is_raised(monkeypatch):
 
 
 @pytest.fixture
-def spread():
+def sharded():
     """A matrix that is sharded over one process."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield distribute_tensor(torch.arange(6.0).view(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
     distributed.destroy_process_group()
 
 
-def test_rows_are_put_together_where_they_can_be_sent(monkeypatch, spread):
+def test_rows_are_put_together_where_they_can_be_sent(monkeypatch, sharded):
     """With `cpu_offload` they are kept in host memory, from which NCCL does not send."""
     monkeypatch.setattr(tensors, "to_be_sent", lambda rows: rows.double())  # as another device would, it shows
-    assert tensors.full_tensor(spread).dtype == torch.float64
-    assert torch.equal(tensors.full_tensor(spread), torch.arange(6.0, dtype=torch.float64).view(3, 2))
+    assert tensors.full_tensor(sharded).dtype == torch.float64
+    assert torch.equal(tensors.full_tensor(sharded), torch.arange(6.0, dtype=torch.float64).view(3, 2))

@@ -43,6 +43,10 @@ from dowser_pl.models.layers import text_inputs, text_model
 
 __all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "identity"]
 
+_CHUNK = 64  # prompts per process whose factors are held one by one before groups are formed
+_SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
+_FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
+
 
 def identity(pl_module: TunedModule, probe: Probe, precision: str) -> dict[str, Any]:
     """Weights, what the model computes with them, what writes the prompts, and how it is probed; JSON-able."""
@@ -71,9 +75,6 @@ def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
     tokenizer = processor.tokenizer
     settings = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
     return settings | ({"images": processor.image_processor.to_json_string()} if with_images else {})
-
-
-_CHUNK = 64  # prompts per process whose factors are held one by one before groups are formed
 
 
 @dataclass
@@ -156,10 +157,6 @@ class ImportanceRunner:
         return prompts
 
 
-_FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
-_SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
-
-
 @dataclass(frozen=True)
 class Importance:
     """What the importance pass gave: factors, and how sure they are.
@@ -182,12 +179,12 @@ class ImportancePass:
     """Factors of the base model, on every process.
 
     Args:
-        measuring: asks prompts of the model.
+        runner: asks prompts of the model.
         method: what it needs is measured.
         agree: agreement of two halves of the given factors.
     """
 
-    measuring: ImportanceRunner
+    runner: ImportanceRunner
     method: Method
     agree: Callable[[Factors], Agreement | None]
 
@@ -201,7 +198,7 @@ class ImportancePass:
         Raises:
             DowserError: if a file is damaged or belongs to something else.
         """
-        number = self.measuring.probe.num_prompts
+        number = self.runner.probe.num_prompts
         needed = self._request(self.method.needs, self.method.prompts_per_row)
         if number == "auto" and not needed.factorised:
             raise DowserError(
@@ -214,7 +211,7 @@ class ImportancePass:
             return Importance(factors, self._halves_agree(factors), {}, factors_file)
         if cache_dir is None:
             factors, _, agreement = self._converge(Factors({}, 0, needed.prompts_per_row), needed)
-            return Importance(factors, agreement, self.measuring.seconds, None)
+            return Importance(factors, agreement, self.runner.seconds, None)
         return self._cached(self._cache(cache_dir), needed)
 
     def _cached(self, cache: Cache, needed: Request) -> Importance:
@@ -235,42 +232,32 @@ class ImportancePass:
         if path is None or whole.num_prompts > known:
             notes = {"agreement": agreement.as_dict() if agreement else None, "method": self.method.settings()}
             path = collectives.from_rank_zero(lambda: cache.save(whole, request, notes))
-            seconds = ", ".join(f"{phase} {duration:.1f} s" for phase, duration in self.measuring.seconds.items())
+            seconds = ", ".join(f"{phase} {duration:.1f} s" for phase, duration in self.runner.seconds.items())
             rank_zero_info(f"Importance written to {path} ({seconds})")
         else:
             rank_zero_info(f"Importance of this model is known: {path}")
-        return Importance(factors.grouped(self.method.prompts_per_row), agreement, self.measuring.seconds, path)
+        return Importance(factors.grouped(self.method.prompts_per_row), agreement, self.runner.seconds, path)
 
     def _request(self, statistics: Iterable[str], prompts_per_row: int) -> Request:
         request = Request(frozenset(statistics), prompts_per_row)
-        number = self.measuring.probe.num_prompts
+        number = self.runner.probe.num_prompts
         return request if request.factorised or number == "auto" else replace(request, num_prompts=number)
 
     def _suffices(self, stored: Factors) -> bool:
         """Whether a fixed number of prompts, but for an incomplete last group, or the most that `auto` asks."""
-        number = (
-            self.measuring.probe.max_prompts
-            if self.measuring.probe.num_prompts == "auto"
-            else self.measuring.probe.num_prompts
-        )
-        return stored.num_prompts >= number
+        return stored.num_prompts >= self.runner.probe.most_prompts
 
     def _cache(self, folder: Path) -> Cache:
-        return Cache(folder, self.measuring.identity(), list(self.measuring.layers))
+        return Cache(folder, self.runner.identity(), list(self.runner.layers))
 
     def _keep_all(self) -> bool:
-        if self.measuring.probe.keep != "auto":
-            return self.measuring.probe.keep == "all"
-        widths = sum(layer.in_features + 2 * layer.out_features for layer in self.measuring.layers.values())
-        prompts = (
-            self.measuring.probe.max_prompts
-            if self.measuring.probe.num_prompts == "auto"
-            else self.measuring.probe.num_prompts
-        )
-        return 4 * widths * prompts <= _SMALL
+        if self.runner.probe.keep != "auto":
+            return self.runner.probe.keep == "all"
+        widths = sum(layer.in_features + 2 * layer.out_features for layer in self.runner.layers.values())
+        return 4 * widths * self.runner.probe.most_prompts <= _SMALL
 
     def _enough(self, factors: Factors, path: Path) -> Factors:
-        wanted = self.measuring.probe.num_prompts
+        wanted = self.runner.probe.num_prompts
         enough = factors if wanted == "auto" else factors.first(wanted)
         if wanted not in ("auto", enough.num_prompts):
             raise DowserError(
@@ -281,10 +268,10 @@ class ImportancePass:
 
     def _converge(self, whole: Factors, request: Request) -> tuple[Factors, Factors, Agreement | None]:
         """The factors asked for, all there are, and the agreement of the former's halves."""
-        if self.measuring.probe.num_prompts != "auto":
-            factors, whole = self._first(whole, self.measuring.probe.num_prompts, request)
+        if self.runner.probe.num_prompts != "auto":
+            factors, whole = self._first(whole, self.runner.probe.num_prompts, request)
             return factors, whole, self._halves_agree(factors)
-        rows, most = self.method.prompts_per_row, self.measuring.probe.max_prompts
+        rows, most = self.method.prompts_per_row, self.runner.probe.max_prompts
         number = min(max(2, -(-_FIRST_TRY // rows)) * rows, most)
         while True:
             factors, whole = self._first(whole, number, request)
@@ -294,19 +281,19 @@ class ImportancePass:
                     f"num_prompts auto compares two halves of the prompts: got max_prompts {most} and groups of "
                     f"{rows}, expected at least {2 * rows} prompts; raise dowser.probe.max_prompts"
                 )
-            if agreement.overlap >= self.measuring.probe.target_overlap:
+            if agreement.overlap >= self.runner.probe.target_overlap:
                 return factors, whole, agreement
             if number >= most:
                 rank_zero_warn(
                     f"the masks of two halves of {number} prompts overlap by {agreement.overlap:.3f}, below "
-                    f"dowser.probe.target_overlap {self.measuring.probe.target_overlap}; raise dowser.probe.max_prompts"
+                    f"dowser.probe.target_overlap {self.runner.probe.target_overlap}; raise dowser.probe.max_prompts"
                 )
                 return factors, whole, agreement
             number = min(2 * number, most)
 
     def _first(self, whole: Factors, num_prompts: int, request: Request) -> tuple[Factors, Factors]:
         """The first `num_prompts` prompts, measured as far as `whole` lacks them, and the longer of the two."""
-        factors = self.measuring.grow(whole.first(num_prompts), num_prompts, request)
+        factors = self.runner.grow(whole.first(num_prompts), num_prompts, request)
         return factors, factors if factors.num_prompts >= whole.num_prompts else whole
 
     def _halves_agree(self, factors: Factors) -> Agreement | None:

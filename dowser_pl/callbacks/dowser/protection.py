@@ -28,7 +28,7 @@ from dowser_pl.masking import (
     TunedModule,
 )
 from dowser_pl.masking.base import State
-from dowser_pl.masking.sharded import shared_entries
+from dowser_pl.masking.sharded import entries_as_shares
 from dowser_pl.methods import BeforeFit, EachStep, Method
 from dowser_pl.planning import Kept, lines, plan_of
 from dowser_pl.planning.memory import Form
@@ -84,7 +84,7 @@ def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
 def saved_entries(entries: Protection, sharded: bool, checkpoint: Content) -> Mapping[str, Any]:
     """What a checkpoint is to hold of entries: all of it on the first process, or of each its own."""
     base = checkpoint == "full"  # otherwise the model that is loaded gives it back
-    return shared_entries(entries, base) if sharded else entries.state_dict(base)
+    return entries_as_shares(entries, base) if sharded else entries.state_dict(base)
 
 
 def leave_base_out(checkpoint: dict[str, Any], base: BaseModel, owner: str) -> None:
