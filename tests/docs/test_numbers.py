@@ -63,3 +63,14 @@ def test_the_short_table_of_methods_is_the_long_one():
             re.MULTILINE,
         ), name
     assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+
+
+def test_experiments_say_what_they_cost():
+    names = {"llava_7b_dowser": "compact", "llava_7b_dowser_8bit": "compact_8bit", "llava_7b_lora": "lora"}
+    folder = ROOT / "configs" / "experiment"
+    assert {path.stem for path in folder.glob("*.yaml")} == names.keys()
+    for name, step in names.items():
+        said = " ".join((folder / f"{name}.yaml").read_text().replace("# ", "").split())
+        seconds = sorted(STEPS[f"training.{step}"]["step_seconds"])[2]
+        assert f"peak {STEPS[f'training.{step}']['peak_bytes'] / GB:.1f} GB, {seconds:.2f} s a row" in said, name
+        assert f"-c experiment/{name} " in said, name
