@@ -73,7 +73,7 @@ def _prepare() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ def message_of(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, (DowserError, FileError)):
             return _without_traceback(error)
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) and error.filename is not None:
             return f"{error}; choose another folder, or ask who owns this one"
         error = error.__cause__
     return None

@@ -3,7 +3,10 @@
 They are what samples are chosen from, and what tells how uncertain a change is.
 """
 
+import json
 from collections.abc import Sequence
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dowser_pl.callbacks.predictions import in_turns
 from dowser_pl.distributed import collectives
@@ -29,7 +32,8 @@ def latest_answers(pl_module: ReportedModule, earlier: Sequence[Row], moment: Mo
         mine = in_turns([share[task.name] for share in shares])
         pl_module.row_scores(task, mine)
         rows += mine
-    return with_answers(earlier, rows, moment)
+    plain: list[Row] = json.loads(json.dumps(with_answers(earlier, rows, moment), default=str))  # ids may be anything
+    return plain
 
 
 def add_pictures(rows: Sequence[Row], pl_module: ReportedModule) -> None:
@@ -38,6 +42,9 @@ def add_pictures(rows: Sequence[Row], pl_module: ReportedModule) -> None:
     start = 0
     for name, mine in of_tasks(rows).items():
         for place in (sample.place for sample in samples(rows, name)):
-            images = pl_module.pictures(tasks[name], rows[place], place - start)
-            rows[place]["pictures"] = list(map(data_uri, images))
+            try:
+                images = pl_module.pictures(tasks[name], rows[place], place - start)
+                rows[place]["pictures"] = list(map(data_uri, images))
+            except (OSError, ValueError) as error:  # a report without a picture is better than none
+                rank_zero_warn(f"the page shows no picture of {name} {rows[place]['id']}: {error}")
         start += len(mine)

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
+from dowser_pl.callbacks.end_on_sigterm import finished_first
 from dowser_pl.distributed.checkpoint import checked, is_folder, read_file, read_folder, sealed
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import abandoned, atomic_path, put_back, remove, rename_over
@@ -67,6 +68,11 @@ class Checkpoints(ModelCheckpoint):
         for pattern in (".*.tmp.ckpt", ".*.ckpt.*.old"):  # of runs that were killed while they saved
             for left in filter(abandoned, last.parent.glob(pattern)):
                 remove(left)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Written whole, whatever asks the run to end meanwhile."""
+        with finished_first():
+            super()._save_checkpoint(trainer, filepath)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Also what a kill in mid save left under another name; `fit` alone may touch it: another run may be saving."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["ENDED", "EndOnSigterm", "end_now", "ending_on_sigterm"]
+__all__ = ["ENDED", "EndOnSigterm", "end_now", "ending_on_sigterm", "finished_first"]
 
 ENDED = "ended by SIGTERM"
 
@@ -23,6 +23,7 @@ class EndOnSigterm(Callback):
     """Lets a step be finished, and puts what is kept into the message; the rest does `ending_on_sigterm`."""
 
     _stepping: ClassVar[bool] = False  # there is one handler in a process
+    _asked: ClassVar[bool] = False  # to end, while something was finished first
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on Lightning ends the run, behind the step."""
@@ -57,11 +58,28 @@ def ending_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others cannot have handlers
         yield
         return
+    EndOnSigterm._asked = False
     before = signal.signal(signal.SIGTERM, _end_outside_of_steps)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def finished_first() -> Iterator[None]:
+    """Within it the run is not ended, as while a checkpoint is written; right behind it, if SIGTERM came.
+
+    Raises:
+        SIGTERMException: then.
+    """
+    before, EndOnSigterm._stepping = EndOnSigterm._stepping, True
+    try:
+        yield
+    finally:
+        EndOnSigterm._stepping = before
+    if EndOnSigterm._asked and not before:
+        raise SIGTERMException(ENDED)
 
 
 def end_now(number: int, frame: Any) -> None:  # noqa: ARG001
@@ -71,7 +89,9 @@ def end_now(number: int, frame: Any) -> None:  # noqa: ARG001
 
 
 def _end_outside_of_steps(number: int, frame: Any) -> None:
-    if not EndOnSigterm._stepping:
+    if EndOnSigterm._stepping:
+        EndOnSigterm._asked = True
+    else:
         end_now(number, frame)
 
 

@@ -135,17 +135,31 @@ def _of_file(path: Path) -> Iterator[Word]:
         yield from _of_node(node, "", f"{path}:")
 
 
-def _of_node(node: yaml.Node, prefix: str, file: str) -> Iterator[Word]:
+def _of_node(node: yaml.Node, prefix: str, file: str, above: tuple[yaml.Node, ...] = ()) -> Iterator[Word]:
+    if any(node is each for each in above):  # an alias of what it lies in
+        return
+    above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from () if isinstance(item, yaml.ScalarNode) else _of_node(item, prefix, file)
+            yield from () if isinstance(item, yaml.ScalarNode) else _of_node(item, prefix, file, above)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                yield from _of_node(value, prefix, file, above)
+                continue
             name = f"{prefix}.{key.value}" if prefix else str(key.value)
             scalar = isinstance(value, yaml.ScalarNode)
-            plain = yaml.SafeLoader("").construct_object(value) if scalar else None
+            plain = _plain(value) if scalar else None
             yield Word(name.removesuffix("+"), plain, f"{file}{key.start_mark.line + 1}: ")
-            yield from _of_node(value, name.removesuffix("+"), file)
+            yield from _of_node(value, name.removesuffix("+"), file, above)
+
+
+def _plain(value: yaml.Node) -> Any:
+    """What a scalar stands for; what YAML cannot make of it is left to the parser."""
+    try:
+        return yaml.SafeLoader("").construct_object(value)
+    except (yaml.YAMLError, ValueError):
+        return value.value
 
 
 def _chosen(words: Sequence[Word]) -> Mapping[str, set[str]]:

@@ -116,7 +116,7 @@ def _sendable(error: Exception | None) -> Exception | None:
     if error is None or type(error) in (DowserError, FileError, MissingFileError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
-        return FileError(error.errno, error.strerror, error.filename)  # of the kind that belongs to the number
+        return OSError(error.errno, error.strerror, error.filename)  # of the kind that belongs to the number
     kind = next((kind for kind in (DowserError, ValueError, OSError) if isinstance(error, kind)), None)
     return RuntimeError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
 

@@ -1,5 +1,6 @@
 """Evaluation of a multimodal model: greedy answers, one metric per task, scores in the log."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -190,6 +191,13 @@ class EvaluatedModule(LightningModule):
         self.scores = {
             task.name: round(float(metric.compute()), 6) for task, metric in zip(tasks, self._metrics, strict=True)
         }
+        for task in tasks:
+            if not 0 <= self.scores[task.name] < math.inf:
+                raise DowserError(
+                    f"the metric {metric_label(task.metric)} of task {task.name!r} gave {self.scores[task.name]}, "
+                    "expected a score of at least 0: reports compare scores of which more is better. Choose another "
+                    "metric, or scale it"
+                )
         for task in tasks:
             self.log(f"{stage}/{task.name}/{metric_label(task.metric)}", self.scores[task.name])
         for name, value in role_means([(task.role, self.scores[task.name]) for task in tasks]).items():

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def limited(loader: Any, limit: float | None) -> Iterator[Any]:
 def _of_this_process(module: Any) -> dict[str, Any] | None:
     trainer, data = module.trainer, module.trainer.datamodule
     backend = getattr(module.processor.tokenizer, "backend_tokenizer", None)
-    if backend is None or not isinstance(data, EvaluatedData) or not _known(module, trainer):
+    if backend is None or not isinstance(data, EvaluatedData) or _changes_batches(data) or not _known(module, trainer):
         return None
     loaders, tasks = data.val_dataloader(), module.tasks()
     if not all(type(loader) is EvaluationLoader for loader in loaders):
@@ -79,11 +80,21 @@ def _of_this_process(module: Any) -> dict[str, Any] | None:
 def _known(module: Any, trainer: Trainer) -> bool:
     """Whether all that takes part is of this package or of Lightning."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    others = [each for each in callbacks if not _is_ours(type(each))]
-    watching = any(getattr(type(each), name) is not getattr(Callback, name) for each in others for name in _HOOKS)
+    others = [each for each in callbacks if isinstance(each, LambdaCallback) or not _is_ours(type(each))]
+    watching = any(_hook(each, name) is not getattr(Callback, name) for each in others for name in _HOOKS)
     metrics = all(_is_ours(type(build_metric(task.metric))) for task in module.tasks())
     runs_it = (module, trainer.strategy, trainer.precision_plugin)
     return metrics and not watching and all(_is_ours(type(each)) for each in runs_it) and not module.trust_remote_code
+
+
+def _hook(callback: Callback, name: str) -> Any:
+    return vars(callback).get(name, getattr(type(callback), name))
+
+
+def _changes_batches(data: EvaluatedData) -> bool:
+    """Whether batches may reach the model otherwise than the loaders give them."""
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    return any(getattr(type(data), name) is not getattr(LightningDataModule, name) for name in hooks)
 
 
 def _is_ours(kind: type) -> bool:
@@ -147,7 +158,16 @@ def _numerics(module: Any, trainer: Trainer) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Of libraries, and the content of this package's own files, which change between versions too."""
     own = {str(path.relative_to(_PACKAGE)): _file_digest(path) for path in sorted(_PACKAGE.rglob("*.py"))}
-    names: Sequence[str] = ("torch", "transformers", "tokenizers", "lightning", "torchmetrics", "pycocoevalcap")
+    names: Sequence[str] = (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "lightning",
+        "torchmetrics",
+        "pycocoevalcap",
+        "bitsandbytes",
+        "peft",
+    )
     read: Callable[[str], str] = version
     return {name: read(name) for name in names} | {"torch build": torch.__version__, "dowser_pl": combined(own)}
 

@@ -50,7 +50,9 @@ def read_answers(folder: Path) -> list[Row]:
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    # not `splitlines`, which takes characters for the end of a line that may stand in a text
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             row = json.loads(line)
             rows.append(
@@ -123,10 +125,15 @@ def counted(rows: Sequence[Row], before: Mapping[str, float], after: Mapping[str
 
 def _count(rows: Sequence[Row], paired: bool) -> Questions:
     if not paired:
-        return Questions(len(rows))
+        return Questions(len(rows), unit=_unit(rows))
     changes = list(map(change_of, rows))
     gained, forgotten = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
-    return Questions(len(rows), gained, forgotten, sum(change**2 for change in changes) / len(rows))
+    return Questions(len(rows), gained, forgotten, sum(change**2 for change in changes) / len(rows), _unit(rows))
+
+
+def _unit(rows: Iterable[Row]) -> bool:
+    scores = [row[name] for row in rows for name in ("before_score", "after_score") if row[name] is not None]
+    return all(0 <= score <= 1 for score in scores)
 
 
 def change_of(row: Row) -> float:

@@ -45,7 +45,7 @@ def change_interval(change: float, mean_square: float, num_questions: int, wide:
         change: mean of after - before over the questions.
         mean_square: mean of its square.
         num_questions: that were asked, before and after.
-        wide: whether scores exceed 1 (CIDEr): then nothing is added, as half a question says nothing there.
+        wide: whether questions score above 1 (CIDEr): then nothing is added, as half a question says nothing there.
 
     Returns:
         None without a question, or, if `wide`, with one alone.

@@ -102,12 +102,12 @@ class Report:
         asked, task = self.questions.get(name), self.tasks[name]
         if asked is None:
             return None
+        wide = not asked.unit or max(task.before, task.after) > 1
         if moment != "change":
-            wide = max(task.before, task.after) > 1
             return None if wide else score_interval(getattr(task, moment), asked.count)
         if asked.mean_square_change is None:
             return None
-        return change_interval(task.change, asked.mean_square_change, asked.count, max(task.before, task.after) > 1)
+        return change_interval(task.change, asked.mean_square_change, asked.count, wide)
 
     def role_interval(self, role: Role, moment: str) -> Interval | None:
         """The same of the mean over the tasks of a role; None where it cannot be told of one of them."""

@@ -135,19 +135,22 @@ class Questions:
         gained: with a higher score after training; None where answers of the base model are not known one by one.
         forgotten: with a lower score, likewise.
         mean_square_change: mean over questions of the squared change of the score, likewise.
+        unit: whether the score of every single question lies in [0, 1], as that of CIDEr does not.
     """
 
     count: int
     gained: int | None = None
     forgotten: int | None = None
     mean_square_change: float | None = None
+    unit: bool = True
 
     @classmethod
     def read(cls, questions: Fields) -> "Questions":
         """One entry of `questions` in report.json."""
         gained, forgotten = (questions.optional(name, questions.count) for name in ("gained", "forgotten"))
         mean_square = questions.optional("mean_square_change", questions.number)
-        return cls(questions.count("count"), gained, forgotten, mean_square)
+        unit = questions.optional("unit", questions.flag)
+        return cls(questions.count("count"), gained, forgotten, mean_square, unit is not False)
 
 
 @dataclass(frozen=True)

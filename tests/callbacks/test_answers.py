@@ -3,13 +3,17 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Callback
 from PIL import Image, ImageChops
 
 from dowser_pl.callbacks.answers import latest_answers as latest
 from dowser_pl.data.loaders import EvaluationBatches
+from dowser_pl.errors import DowserError
 from dowser_pl.methods import Magnitude
 from dowser_pl.reporting import read_report
 from dowser_pl.reporting.answers import read_answers, samples
@@ -110,3 +114,36 @@ def test_a_module_that_keeps_no_answers_has_a_report_without_them(model_folder, 
 
 class Bare:
     """Has nothing of what is asked for."""
+
+
+class OddIds(TinyData):
+    """Ids as they come out of a table of numbers."""
+
+    def evaluation_tasks(self):
+        return [
+            replace(task, questions=[replace(each, id=np.int64(n)) for n, each in enumerate(task.questions)])
+            for task in super().evaluation_tasks()
+        ]
+
+
+def test_ids_may_be_anything(model_folder, tmp_path):
+    trainer = build_trainer(tmp_path, Magnitude(0.1))
+    trainer.fit(build_module(model_folder), datamodule=OddIds())
+    assert (tmp_path / "report.json").exists() and len(read_answers(tmp_path)) == 8
+
+
+def test_an_image_that_is_gone_costs_its_picture_alone(model_folder, tmp_path, monkeypatch):
+    def gone(*_):
+        raise FileNotFoundError("on a disk that is not mounted any more")
+
+    monkeypatch.setattr("dowser_pl.module.evaluation.EvaluatedModule.pictures", gone)
+    with pytest.warns(UserWarning, match="shows no picture of colour q .: on a disk that is not mounted"):
+        fit(model_folder, tmp_path)
+    assert (tmp_path / "report.json").exists()
+
+
+def test_a_metric_that_goes_below_zero_is_told_before_training(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dowser_pl.metrics.answers.AnswerMetric.compute", lambda _: torch.tensor(-1.0))
+    with pytest.raises(DowserError, match="exact_match of task 'colour' gave -1.0, expected a score of at least 0"):
+        fit(model_folder, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()

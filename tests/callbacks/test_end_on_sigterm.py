@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -94,3 +95,17 @@ def test_a_second_signal_means_it():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_checkpoint_that_is_being_written_is_finished(tmp_path, model_folder, monkeypatch):
+    saved = torch.save
+
+    def slowly(*arguments, **options):
+        saved(*arguments, **options)
+        told()
+
+    monkeypatch.setattr(torch, "save", slowly)
+    message, trainer = ended(tmp_path, model_folder, Told(""), every=2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert message.startswith("ended by SIGTERM after 2 steps; the same command with --ckpt_path last")
+    assert trainer.global_step == 2 and torch.load(last, weights_only=False)["global_step"] == 2

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
 from safetensors.torch import load_file, save_file
 
 from dowser_pl.callbacks.evaluation_cache import EvaluationCache
@@ -189,11 +189,18 @@ class Watching(Callback):
         pass
 
 
+class ChangesBatches(TinyData):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+
 class OfAnother(MultimodalModule):
     pass
 
 
 def test_what_others_may_change_is_always_asked(tmp_path, model_folder):
     assert identity_of(tmp_path, model_folder, callbacks=[Watching()]) is None
+    assert identity_of(tmp_path, model_folder, callbacks=[LambdaCallback(on_validation_start=lambda *_: None)]) is None
+    assert identity_of(tmp_path, model_folder, data=ChangesBatches()) is None
     assert identity_of(tmp_path, model_folder, module=OfAnother(str(model_folder))) is None
     assert identity_of(tmp_path, model_folder, module=build_module(model_folder, trust_remote_code=True)) is None

@@ -196,3 +196,24 @@ def test_words_have_their_places(tmp_path):
         ("curve", None, ""),
         ("model.dtype", "auto", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trainer: {<<: {max_epochs: 3}, max_steps: 4}",
+        "some: &some {max_epochs: 3}\ntrainer:\n  <<: *some\n",
+        "trainer: &again {callbacks: [*again]}",
+        "trainer: {default_root_dir: 2024-13-45}",
+        "trainer: {default_root_dir: !!python/name:os.path x}",
+    ],
+)
+def test_what_yaml_can_do_is_no_typo(text, tmp_path):
+    """What cannot be read is left to the parser, which says so; `some` itself is a key that there is not."""
+    (tmp_path / "own.yaml").write_text(text)
+    line = ["-c", "quickstart", "-c", str(tmp_path / "own.yaml")]
+    if text.startswith("some"):
+        with pytest.raises(DowserError, match="there is no key some"):
+            check_spelling("fit", resolve_configs(line))
+    else:
+        check_spelling("fit", resolve_configs(line))

@@ -102,3 +102,15 @@ def test_pictures_are_small(size: tuple[int, int], shown: tuple[int, int]) -> No
     kind, _, content = data_uri(image).partition(";base64,")
     with Image.open(io.BytesIO(base64.b64decode(content))) as found:
         assert found.size == shown and kind == f"data:image/{found.format.lower()}"
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\r"])
+def test_texts_may_hold_what_ends_a_line_elsewhere(character: str, tmp_path: Path) -> None:
+    rows = both([1.0], [0.0]) + with_answers([], said("b", [1.0], f"a{character}b"), "after")
+    write_answers(rows, tmp_path)
+    assert read_answers(tmp_path) == rows
+
+
+def test_questions_remember_whether_one_scored_above_one() -> None:
+    found = counted(both([0.0, 5.0, 0.0], [0.0, 0.0, 1.5]), {"a": 5 / 3}, {"a": 0.5})
+    assert found == {"a": Questions(3, 1, 1, (25 + 2.25) / 3, unit=False)}
