@@ -15,6 +15,7 @@ __all__ = ["check_numbers", "joined_numbers", "resolve_configs"]
 
 
 _NEGATIVE = re.compile(r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|\.?inf(inity)?|\.?nan)", re.IGNORECASE)
+_KNOWN = ("dowser_pl", "torch", "bitsandbytes", "lightning", "transformers")  # whose classes take no such number
 _UNBOUNDED = ("trainer.callbacks", "trainer.logger", "trainer.strategy", "trainer.plugins", "trainer.profiler")
 
 
@@ -38,8 +39,8 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
     """Refuse numbers that no option can take: NaN, infinity, and a learning rate that is not above 0.
 
     Args:
-        settings: options of a verb, nested, before anything is built from them. What callbacks of the user's own,
-            loggers and the like are given may be infinite.
+        settings: options of a verb, nested, before anything is built from them. What classes of the user's own, loggers
+            and the like are given may be anything, but for an optimizer.
 
     Raises:
         DowserError: naming the first option.
@@ -57,6 +58,9 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
+        path = value.get("class_path")
+        if isinstance(path, str) and "." in path and path.partition(".")[0] not in _KNOWN and name != "model.optimizer":
+            return
         for key, inner in value.items():
             yield from _numbers(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, (list, tuple)):
@@ -71,7 +75,7 @@ _CHECKOUT = Path(__file__).parents[2] / "configs"  # in a clone
 
 
 def resolve_configs(args: list[str]) -> list[str]:
-    """Replace short names after `-c`, `--config` and `--config=` by paths; other values stay as they are.
+    """Replace short names after `-c`, `-c=`, `--config` and `--config=` by paths; other values stay as they are.
 
     A file of that path wins; then `configs/<name>[.yaml]` under the working folder, then the shipped ones.
 
@@ -85,6 +89,8 @@ def resolve_configs(args: list[str]) -> list[str]:
     for position, argument in enumerate(args):
         if argument.startswith("--config="):
             resolved.append("--config=" + _find(argument.removeprefix("--config=")))
+        elif argument.startswith("-c") and len(argument) > 2:  # as parsers take it: -cbase, -c=base
+            resolved += ["-c", _find(argument[2:].removeprefix("="))]
         elif position and args[position - 1] in ("-c", "--config"):
             resolved.append(_find(argument))
         else:

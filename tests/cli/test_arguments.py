@@ -64,3 +64,12 @@ def test_numbers_that_are_none(settings, option):
 def test_what_is_a_number_may_stay():
     check_numbers({"model": inside(1e-5), "seed_everything": 0, "trainer": {"max_steps": -1, "logger": False}})
     check_numbers({"trainer": {"callbacks": [{"class_path": "Mine", "init_args": {"threshold": float("inf")}}]}})
+
+
+def test_what_a_class_of_the_users_own_takes_is_its_own_affair():
+    own = {"class_path": "my_data.Mine", "init_args": {"limit": float("inf"), "lr": -1}}
+    check_numbers({"data": own, "dowser": {"method": own}})
+    with pytest.raises(ValueError, match="--data.limit is inf"):
+        check_numbers({"data": own | {"class_path": "dowser_pl.data.ConversationData"}})
+    with pytest.raises(ValueError, match=r"--model.optimizer.limit is inf"):
+        check_numbers({"model": {"optimizer": own}})

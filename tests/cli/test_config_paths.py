@@ -43,3 +43,8 @@ def test_names_that_exist_become_paths(tmp_path, monkeypatch):
     assert resolved[2] == str(Path("configs/base.yaml"))
     assert Path(resolved[3].removeprefix("--config=")).is_file() and resolved[3].endswith("method/dare.yaml")
     assert resolved[4:] == ["--data", "base"]
+
+
+@pytest.mark.parametrize("argument", ["-cbase", "-c=base"])
+def test_a_name_may_stand_right_behind_the_option(argument):
+    assert resolve_configs(["fit", argument]) == resolve_configs(["fit", "-c", "base"])
