@@ -189,3 +189,18 @@ class EndOnly(Callback):
 
     def on_train_end(self, trainer, pl_module):
         trainer.save_checkpoint(f"{trainer.default_root_dir}/end.ckpt")
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e-9])
+def test_a_run_in_which_nothing_would_move_is_refused_before_the_probe(model_folder, tmp_path, ratio, monkeypatch):
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.importance.measure", lambda *_: pytest.fail("probed"))
+    trainer = build_trainer(tmp_path, ModelDowser(ratio))
+    with pytest.raises(ValueError, match=f"update_ratio {ratio}, with which no entry of any matrix may move"):
+        trainer.fit(build_module(model_folder), datamodule=TinyData())
+
+
+def test_a_part_beside_the_matrices_may_be_all_that_is_trained(model_folder, tmp_path):
+    trainer = build_trainer(tmp_path, Magnitude(0.0), max_steps=1)
+    module = build_module(model_folder, also_train=["projector"])
+    trainer.fit(module, datamodule=TinyData())
+    assert trainer.global_step == 1

@@ -18,6 +18,7 @@ from dowser_pl.callbacks.dowser.checks import (
     check_ended,
     check_files,
     check_frozen,
+    check_number,
     check_optimizers,
     check_same_base,
     check_settings,
@@ -142,8 +143,10 @@ class Dowser(Callback):
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
         curve.check(trainer, whole, self.method, self._loaded is not None)
+        number = num_trained(layers, self.method)
+        check_number(number, self.method, whole)
         announce_plan(trainer, module, self.method, self.update)
-        check_room(trainer, module, num_trained(layers, self.method), self.checkpoint)
+        check_room(trainer, module, number, self.checkpoint)
         if module.protected is not None:  # of an earlier fit that changed nothing
             module.protected.close()
         self._trained = self.counts = None

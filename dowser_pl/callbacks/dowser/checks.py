@@ -24,6 +24,7 @@ __all__ = [
     "check_ended",
     "check_files",
     "check_frozen",
+    "check_number",
     "check_optimizers",
     "check_same_base",
     "check_settings",
@@ -83,6 +84,25 @@ def check_optimizers(trainer: Trainer, entries: Protection) -> None:
             f"the optimizers leave out (or train twice) {left_out} of the {len(wanted)} parameters that the method "
             f"lets them train, and train {past} matrices past it. In your configure_optimizers, build them over "
             "self.trained_parameters()"
+        )
+
+
+def check_number(trained: int, method: Method, whole: list[str]) -> None:
+    """Refuse a run in which nothing would move.
+
+    Args:
+        trained: entries that the method lets move.
+        method: decides on them.
+        whole: what is trained without a mask.
+
+    Raises:
+        DowserError: if that is nothing at all.
+    """
+    if not trained and not whole:
+        raise DowserError(
+            f"got dowser.method {type(method).__name__} with update_ratio {method.update_ratio}, with which no entry "
+            "of any matrix may move, and nothing else is trained; expected something to train. Fix: a larger "
+            "--dowser.method.update_ratio, such as 0.1"
         )
 
 
