@@ -1,6 +1,7 @@
 """Several runs side by side: one line per run, then task by task what is left after each."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from dowser_pl.errors import DowserError
 from dowser_pl.reporting.report import Report
@@ -14,6 +15,7 @@ from dowser_pl.reporting.table import (
     number_text,
     score_text,
     seconds_text,
+    terminal_width,
     text_grid,
 )
 
@@ -99,8 +101,8 @@ def before_cells(report: Report) -> tuple[str, str, str, str]:
 
 
 def text_comparison(reports: Sequence[Report]) -> str:
-    """For the terminal, at most 100 columns."""
-    return comparison(reports, text_grid)
+    """The comparison of several runs for the terminal, no wider than it or 100 columns."""
+    return comparison(reports, partial(text_grid, limit=terminal_width()))
 
 
 def markdown_comparison(reports: Sequence[Report]) -> str:

@@ -4,9 +4,11 @@ How numbers are written is decided here, the same in the terminal, in Markdown a
 """
 
 import re
+import shutil
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
@@ -250,7 +252,12 @@ def budget_text(budget: BudgetChoice) -> str:
 
 HEADER = ("task", "role", "metric", "before", "after", "change")
 ALIGNS = "lllrrr"
-WIDTH = 100
+_NARROWEST, _WIDEST = 80, 100
+
+
+def terminal_width() -> int:
+    """The columns of the terminal, from 80 to 100; 100 where there is none, as in a file."""
+    return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
 
 
 def numbers(score: TaskScore | BeforeAfter) -> tuple[str, str, str]:
@@ -275,18 +282,22 @@ def mean_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def text_table(report: Report) -> str:
-    """What a run prints at its end; no line is wider than 100 columns, no newline at the end."""
-    heading = textwrap.fill(", ".join([report.method, *settings(report)]), WIDTH, subsequent_indent="  ")
-    grid = text_grid(HEADER, [*task_rows(report), RULE, *mean_rows(report)], ALIGNS, WIDTH)
-    names = max(len(name) for name, _ in facts(report))
-    lines = (f"{name:<{names}}  {value}" for name, value in facts(report))
-    curve = [wrapped(part) for part in curve_parts(report, text_grid)]
+    """What a run prints at its end, no line wider than the terminal or 100 columns; no newline at the end."""
+    limit = terminal_width()
+    heading = textwrap.fill(", ".join([report.method, *settings(report)]), limit, subsequent_indent="  ")
+    grid = text_grid(HEADER, [*task_rows(report), RULE, *mean_rows(report)], ALIGNS, limit)
+    names = max(len(name) for name, _ in facts(report)) + 2
+    lines = (
+        textwrap.fill(f"{name:<{names}}{value}", limit, subsequent_indent=" " * names, break_long_words=False)
+        for name, value in facts(report)
+    )
+    curve = [wrapped(part) for part in curve_parts(report, partial(text_grid, limit=limit))]
     return "\n\n".join([heading, grid, *curve, "\n".join(lines)])
 
 
 def wrapped(part: str) -> str:
-    """A sentence as lines of at most 100 columns; a table as it is."""
-    return part if "\n" in part else textwrap.fill(part, WIDTH)
+    """A sentence as lines that fit the terminal; a table as it is."""
+    return part if "\n" in part else textwrap.fill(part, terminal_width())
 
 
 def markdown_table(report: Report) -> str:

@@ -1,5 +1,7 @@
+import pytest
+
 from dowser_pl.reporting import Counts, TaskScore, markdown_page, markdown_table, text_table
-from tests.reporting.samples import report, with_tasks
+from tests.reporting.samples import report, with_budget, with_tasks
 
 EXPECTED = """\
 ModelDowser, update ratio 0.1, learning rate 0.006, 1,500 steps, seed 3, embedded:world
@@ -56,3 +58,10 @@ def test_page() -> None:
     assert "](report.png)" in page
     assert page.endswith("Versions: torch 2.13.0\n")
     assert "![" not in markdown_page(report())
+
+
+@pytest.mark.parametrize(("columns", "most"), [("80", 80), ("300", 100), ("20", 80)])
+def test_a_report_fits_the_terminal(columns, most, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = text_table(with_budget()).splitlines()
+    assert max(map(len, lines)) <= most
