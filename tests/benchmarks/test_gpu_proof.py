@@ -44,6 +44,7 @@ def run(folder, wanted, budget=60.0):
     return json.loads((folder / "out.json").read_text())["steps"] if (folder / "out.json").is_file() else {}
 
 
+@pytest.mark.slow
 def test_what_fails_crashes_or_hangs_stops_nothing(stub):
     found = run(stub, steps("one", "fail", "crash", "hang", "two", "three"))
     assert {key: step["status"] for key, step in found.items()} == {
@@ -67,6 +68,7 @@ def test_what_is_done_is_not_repeated_and_what_failed_is_tried_again(stub):
     assert second["part.two"]["status"] == "done"
 
 
+@pytest.mark.slow
 def test_it_ends_within_its_budget(stub):
     start = time.monotonic()
     found = run(stub, [*steps("one"), *steps("hang", "hang2", seconds=100)], budget=13)
