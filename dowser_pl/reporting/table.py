@@ -5,6 +5,7 @@ How numbers are written is decided here, the same in the terminal, in Markdown a
 
 import re
 import shutil
+import sys
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -257,6 +258,8 @@ _NARROWEST, _WIDEST = 80, 100
 
 def terminal_width() -> int:
     """The columns of the terminal, from 80 to 100; 100 where there is none, as in a file."""
+    if not sys.stdout.isatty():
+        return _WIDEST
     return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
 
 

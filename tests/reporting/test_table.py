@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from dowser_pl.reporting import Counts, TaskScore, markdown_page, markdown_table, text_table
@@ -63,5 +65,11 @@ def test_page() -> None:
 @pytest.mark.parametrize(("columns", "most"), [("80", 80), ("300", 100), ("20", 80)])
 def test_a_report_fits_the_terminal(columns, most, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     lines = text_table(with_budget()).splitlines()
     assert max(map(len, lines)) <= most
+
+
+def test_what_goes_to_a_file_is_as_wide_as_ever(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert text_table(report()) == EXPECTED
