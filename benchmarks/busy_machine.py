@@ -4,9 +4,10 @@
 
 Whole runs of `python -m dowser_pl fit --config configs/quickstart.yaml`, each in a folder of its own, with as many
 threads as torch takes by itself. "spinning" is the default of GNU and Intel OpenMP (`GOMP_SPINCOUNT=300000
-KMP_BLOCKTIME=200`), "passive" what the command line sets (`OMP_WAIT_POLICY=PASSIVE`). Load is the number of processes
-that compute beside the run, each on one thread. The two ways alternate, the first of them in turns, so that a drift
-of the machine falls on both; the median is reported. Start it on an idle machine: load of others is told.
+KMP_BLOCKTIME=200`), "passive" what the command line sets where others compute (`OMP_WAIT_POLICY=PASSIVE`). Load is the
+number of processes that compute beside the run, each on one thread. The two ways alternate, the first of them in turns,
+so that a drift of the machine falls on both; the median is reported. Start it on an idle machine: load of others is
+told.
 
 About 4 minutes without load on 2 idle cores, 3 runs of each way, and up to 20 more with 4 processes beside them: a run
 that takes longer than --limit is ended and counts as that.
@@ -32,7 +33,7 @@ from dowser_pl.reporting.provenance import provenance
 ROOT = Path(__file__).parents[1]
 WAYS = {
     "spinning": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
-    "passive": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 OF_OPENMP = ("OMP_", "GOMP_", "KMP_", "MKL_NUM")
 BUSY = "while True: pass"

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -64,14 +65,34 @@ def unknown(verb: str) -> str:
     return f"unknown verb {verb!r}, expected one of: {', '.join(VERBS)}.{hint}"
 
 
+def wait_quietly() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, where others compute; before torch is imported.
+
+    Threads that spin keep the cores from the ones they wait for; on an idle machine they are the faster way. What the
+    environment says is left alone.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ and 2 * others_computing() >= (os.cpu_count() or 1):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def others_computing() -> int:
+    """How many other threads of this machine compute right now: the median of five looks; 0 where it is unknown."""
+    looks = []
+    for _ in range(5):
+        try:
+            looks.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+        except (OSError, ValueError, IndexError):  # not Linux
+            return 0
+        time.sleep(0.01)
+    return sorted(looks)[2]
+
+
 def _prepare() -> None:
     """What must hold before anything else is imported, for all processes of a run.
 
-    OpenMP's threads sleep while they wait for each other, unless the environment says otherwise: on a machine with
-    other work those that spin keep the cores from the ones they wait for. And the classes that settings name are looked
-    for in the working folder, as under `python -m`, also when it was a script that was started.
+    The classes that settings name are looked for in the working folder, as under `python -m`, also when it was a script
+    that was started.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
 
@@ -86,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb == "--version":
         sys.stdout.write(f"dowser_pl {__version__}\n")
     elif verb in OFFLINE_MODULES:
+        if verb == "bench":
+            wait_quietly()
         return int(import_module(OFFLINE_MODULES[verb]).main(arguments[1:]))
     elif verb in TRAINING_VERBS or verb.startswith("-"):
         return train(arguments)
@@ -108,6 +131,7 @@ def train(arguments: Sequence[str]) -> int:
             check_model(rest)
     except DowserError as error:
         return refuse(error)
+    wait_quietly()
     # while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import_module("dowser_pl.cli.main").main(arguments)

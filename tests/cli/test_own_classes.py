@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dowser_pl.__main__ import main as verb
+from dowser_pl.__main__ import others_computing, wait_quietly
 from dowser_pl.cli.main import main
 from dowser_pl.reporting import read_report
 from tests.cli.test_cli import error_of, user_yaml, write_user_folder
@@ -133,20 +134,40 @@ def test_the_nearest_of_ones_own_classes_is_told(folder, option, meant, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_the_installed_script_finds_the_working_folder_and_threads_wait_quietly(folder, given, policy):
+def test_the_installed_script_finds_the_working_folder(folder):
     """A script has its own folder on the path, and not, as `python -m`, the one it is started in."""
     script = folder / "bin" / "dowser_pl"
     script.parent.mkdir()
     script.write_text(
-        "import os, sys\n"
+        "import sys\n"
         "from dowser_pl.__main__ import main\n"
         "assert not main()\n"
         "import my_package\n"
-        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "print('torch' in sys.modules)\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
-    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, str(script), "--version"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1:] == [f"{policy} False"]
+    assert done.stdout.splitlines()[1:] == ["False"]
+
+
+@pytest.mark.parametrize(
+    ("given", "others", "policy"),
+    [(None, 0, None), (None, 64, "PASSIVE"), ("ACTIVE", 64, "ACTIVE"), ("PASSIVE", 0, "PASSIVE")],
+)
+def test_threads_sleep_in_waits_where_others_compute(given, others, policy, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("dowser_pl.__main__.others_computing", lambda: others)
+    wait_quietly()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_who_computes_can_be_told_or_is_nobody(monkeypatch):
+    assert 0 <= others_computing() < 10_000
+    monkeypatch.setattr(Path, "read_text", lambda _: "0.1 0.2 0.3 5/300 1")
+    assert others_computing() == 4
+    monkeypatch.setattr(Path, "read_text", lambda _: "")
+    assert others_computing() == 0
