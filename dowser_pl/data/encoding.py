@@ -18,7 +18,7 @@ from dowser_pl.data.images import open_image
 from dowser_pl.data.literal import LiteralWords
 from dowser_pl.data.rows import Conversation, Message, Question
 from dowser_pl.data.templates import ChatTemplate, has_placeholders
-from dowser_pl.errors import DowserError
+from dowser_pl.errors import DowserError, FileError
 
 IGNORED = -100
 _PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask", "labels"}
@@ -217,7 +217,7 @@ def _naming(encode: Callable[[Sequence[AnyRow]], Encoded], rows: Sequence[AnyRow
     """
     try:
         return encode(rows)
-    except MemoryError:
+    except (MemoryError, FileError):  # no fault of a row
         raise
     except Exception as error:
         ids = [row.id for row in rows]

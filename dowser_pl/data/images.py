@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import io
 import os
 import struct
@@ -22,10 +23,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, PngImagePlugin
 
-from dowser_pl.errors import DowserError
+from dowser_pl.errors import DowserError, FileError
 
 MAX_PIXELS = 178_956_970
 """Where Pillow refuses a picture unless told otherwise: twice as many pixels as where it warns."""
+_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 BROKEN = (
     OSError,  # truncated, or not an image at all
     SyntaxError,  # what Pillow raises for broken PNG chunks
@@ -292,11 +294,15 @@ def open_image(source: ImageSource, row: str) -> Image.Image:
 
     Raises:
         DowserError: it cannot be read, or it claims more pixels than is plausible (a decompression bomb).
+        FileError: the disk fails, or the process may open no more files: no fault of the row, which is not left out.
     """
     try:
         picture = source if isinstance(source, Image.Image) else source.load()
         return picture if picture is not source and picture.mode == "RGB" else ON_WHITE.upright_rgb(picture)
     except (*BROKEN, urllib.error.URLError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            said = f"{row}: {error.strerror}; look at the disk, then go on"
+            raise FileError(error.errno, said, str(source)) from error
         reason = str(error) or type(error).__name__
         raise DowserError(
             f"{row}: cannot read the image {source}: {reason}. Replace the file or remove the row; "

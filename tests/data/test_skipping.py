@@ -1,6 +1,8 @@
 """Rows that something refuses: named, or left out and counted, wherever they are found."""
 
+import errno
 import json
+import os
 import warnings
 
 import pytest
@@ -11,7 +13,9 @@ from PIL import Image
 
 from dowser_pl.data import Conversation, ConversationData, MultimodalData, Question, Task, TaskFile
 from dowser_pl.data.encoders import build_encoder
+from dowser_pl.data.images import ImageFile
 from dowser_pl.data.loaders import LEFT_OUT, TrainingBatches
+from dowser_pl.errors import FileError
 from tests.data.builders import IMAGE, build_llava, chat_template, one_image, picture, question, text_only, turn
 from tests.data.test_families import FAMILIES, qwen2_5_vl
 from tests.data.test_resume import Diary
@@ -251,3 +255,27 @@ def test_other_rows_in_mid_epoch_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"middle of an epoch of other training rows: got .*-4, expected .*-4"):
         other.load_state_dict(state)
     other.load_state_dict(state | {"num_done": 0})  # at an epoch's start anything may change
+
+
+@pytest.mark.parametrize("skip_bad", [True, False])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_that_fails_is_no_fault_of_a_row(number, skip_bad, tmp_path, monkeypatch):
+    """Or the rows that it held would be left out one after the other, and the run would go on with the rest."""
+    picture().save(tmp_path / "a.png")
+    row = Conversation("a", [turn("user", IMAGE, "what?"), turn("assistant", "red")], [ImageFile(tmp_path / "a.png")])
+
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(FileError, match=os.strerror(number)) as failed:
+        batches_of([row, good("b")], skip_bad)[[0, 1]]
+    assert failed.value.errno == number and "a.png" in str(failed.value)
+
+
+def test_a_picture_that_is_cut_off_is_a_fault_of_its_row(tmp_path):
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    row = Conversation("a", [turn("user", IMAGE, "what?"), turn("assistant", "red")], [ImageFile(tmp_path / "a.png")])
+    with pytest.raises(ValueError, match="a: cannot read the image .*a.png"):
+        batches_of([row, good("b")], skip_bad=False)[[0, 1]]

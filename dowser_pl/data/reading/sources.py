@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from dowser_pl.errors import DowserError
+from dowser_pl.errors import DowserError, FileError
 
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]
@@ -140,7 +140,7 @@ def _parsed(parse: Callable[[str, Row], Parsed], name: str, row: Row) -> Parsed:
     """What a row becomes; one of a shape that nobody thought of is refused like any bad row."""
     try:
         return parse(name, row)
-    except (ValueError, MemoryError):
+    except (ValueError, MemoryError, FileError):  # a bad row already, or no fault of a row
         raise
     except Exception as error:
         raise DowserError(
