@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dowser_pl.errors import DowserError, MissingFileError
+from dowser_pl.errors import DowserError, MissingFileError, nearest_path
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting.answers import ANSWERS_NAME, Row, write_answers
 from dowser_pl.reporting.html import write_html
@@ -66,7 +66,7 @@ def read_report(path: str | Path) -> Report:
 def missing(path: Path) -> str:
     """The message for a path without a report, with the nearest reports below it."""
     if not path.is_dir():
-        return f"There is no file or folder {path}. Give the folder of a run, or its {JSON_NAME}."
+        return f"There is no file or folder {path}{nearest_path(path)}. Give the folder of a run, or its {JSON_NAME}."
     below = sorted(str(file.parent) for file in path.glob(f"*/{JSON_NAME}"))
     found = f" Reports below it: {', '.join(below)}." if below else ""
     return f"The folder {path} has no {JSON_NAME}; a run writes it when fit ends.{found}"

@@ -50,3 +50,9 @@ def test_not_text(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
         read_report(tmp_path)
+
+
+def test_a_path_that_is_no_run_is_told_with_the_nearest(tmp_path):
+    (tmp_path / "quickstart").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"folder {tmp_path}/quickstrat, did you mean {tmp_path}/quickstart\\?"):
+        read_report(tmp_path / "quickstrat")

@@ -8,7 +8,7 @@ from pathlib import Path
 from dowser_pl.data.reading.json_rows import read_json
 from dowser_pl.data.reading.sources import Rows
 from dowser_pl.data.reading.tables import HUB, is_table, read_table
-from dowser_pl.errors import DowserError, MissingFileError
+from dowser_pl.errors import DowserError, MissingFileError, nearest_path
 
 
 def read_rows(path: str | Path, split: str | None = None, otherwise: str | None = None) -> Rows:
@@ -29,7 +29,10 @@ def read_rows(path: str | Path, split: str | None = None, otherwise: str | None 
     place = Path(path).expanduser()
     if not place.is_file():
         hint = f" A data set of the hub is written {HUB}{path}." if re.fullmatch(r"[\w.-]+/[\w-]+", str(path)) else ""
-        raise MissingFileError(f"No data file at {place} (working directory {Path.cwd()}).{hint}")
+        raise MissingFileError(
+            f"No data file at {place} (working directory {Path.cwd()}){nearest_path(place)}. Expected rows as JSON, "
+            f"JSONL or Parquet; correct the path.{hint}"
+        )
     if split is not None:
         raise DowserError(f"{place} is a file of one part: leave out split: {split}.")
     return read_json(place)

@@ -189,3 +189,11 @@ def test_the_digest_is_of_the_rows(tmp_path):
     other = read_rows(write(tmp_path / "c.jsonl", '{"x": 2}\n'))
     assert one.digest == same.digest != other.digest
     assert read_rows(write(tmp_path / "d.json", "[{}]")).digest != read_rows(write(tmp_path / "e.json", "[{} ]")).digest
+
+
+def test_a_file_that_is_not_there_is_told_with_the_nearest(tmp_path):
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(
+        FileNotFoundError, match=r"trian\.json \(.*\), did you mean .*train\.json\?\. Expected rows as JSON"
+    ):
+        read_rows(tmp_path / "trian.json")
