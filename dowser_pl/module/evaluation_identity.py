@@ -6,10 +6,9 @@ these, in a row, an image, the chat template, the tokenizer or the size of a bat
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.files.digests import combined, digest
 from dowser_pl.metrics import build_metric
 from dowser_pl.models.generation import generation_tokens
+from dowser_pl.reporting.provenance import installed_version
 
 __all__ = ["limited", "protocol"]
 
@@ -158,7 +158,7 @@ def _numerics(module: Any, trainer: Trainer) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Of libraries, and the content of this package's own files, which change between versions too."""
     own = {str(path.relative_to(_PACKAGE)): _file_digest(path) for path in sorted(_PACKAGE.rglob("*.py"))}
-    names: Sequence[str] = (
+    names = (
         "torch",
         "transformers",
         "tokenizers",
@@ -168,8 +168,10 @@ def _versions() -> dict[str, str]:
         "bitsandbytes",
         "peft",
     )
-    read: Callable[[str], str] = version
-    return {name: read(name) for name in names} | {"torch build": torch.__version__, "dowser_pl": combined(own)}
+    return {name: installed_version(name) for name in names} | {
+        "torch build": torch.__version__,
+        "dowser_pl": combined(own),
+    }
 
 
 def _file_digest(path: Path) -> str:

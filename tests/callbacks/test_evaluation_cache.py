@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from unittest.mock import patch
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from dowser_pl.callbacks.evaluation_cache import EvaluationCache
 from dowser_pl.methods import Magnitude
 from dowser_pl.module import MultimodalModule
+from dowser_pl.module.evaluation_identity import _versions
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
@@ -204,3 +206,15 @@ def test_what_others_may_change_is_always_asked(tmp_path, model_folder):
     assert identity_of(tmp_path, model_folder, data=ChangesBatches()) is None
     assert identity_of(tmp_path, model_folder, module=OfAnother(str(model_folder))) is None
     assert identity_of(tmp_path, model_folder, module=build_module(model_folder, trust_remote_code=True)) is None
+
+
+def test_a_library_that_is_not_installed_is_told_as_such(tmp_path, model_folder, monkeypatch):
+    def found(name):
+        if name == "pycocoevalcap":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("dowser_pl.reporting.provenance.version", found)
+    monkeypatch.setattr("dowser_pl.module.evaluation_identity._versions", _versions.__wrapped__)
+    (process,) = identity_of(tmp_path, model_folder)["protocol"]["processes"]
+    assert process["versions"]["pycocoevalcap"] == "not installed" and process["versions"]["torch"] == "1.0"
