@@ -87,6 +87,11 @@ def others_computing() -> int:
     return sorted(looks)[2]
 
 
+def silence_bitsandbytes() -> None:
+    """While it is imported it asks for a package that only makes 4-bit models faster on a CPU."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def _prepare() -> None:
     """What must hold before anything else is imported, for all processes of a run.
 
@@ -132,8 +137,7 @@ def train(arguments: Sequence[str]) -> int:
     except DowserError as error:
         return refuse(error)
     wait_quietly()
-    # while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    silence_bitsandbytes()
     import_module("dowser_pl.cli.main").main(arguments)
     return 0
 

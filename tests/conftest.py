@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it, of those that take more threads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of those that take more threads, beside the other worker
 
 import torch
 

@@ -1,9 +1,8 @@
 """What the fork server loads once, for all cells."""
 
-import logging
+from dowser_pl.__main__ import silence_bitsandbytes
 
-# while it is imported, bitsandbytes asks for a package that only makes 4-bit models faster on a CPU
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+silence_bitsandbytes()
 
 import dowser_pl.cli.main  # noqa: E402
 import dowser_pl.patches.merge  # noqa: E402, F401

@@ -20,12 +20,10 @@ def latest_answers(pl_module: ReportedModule, earlier: Sequence[Row], moment: Mo
     """The answers of the evaluation that has just ended, of all processes, on every process; all of them must call it.
 
     Args:
-        pl_module: that has just been evaluated; one without `answers` keeps none, and its report counts no questions.
+        pl_module: that has just been evaluated.
         earlier: what it gave for the other moment.
         moment: "before" is the base model, "after" the model as it is now.
     """
-    if not hasattr(pl_module, "answers"):
-        return []
     shares = collectives.all_gather_numbered(lambda: {collectives.rank(): pl_module.answers})
     rows: list[Row] = []
     for task in pl_module.tasks():

@@ -94,7 +94,7 @@ def _at(method: Scored, ratio: float) -> Scored:
 
 
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # of the update ratio, where a budget is asked for and no ratios are
-_MOST = 255  # groups that fit into one byte per trainable entry
+_MOST_GROUPS = 255  # groups that fit into one byte per trainable entry
 
 
 class Curve(Callback):
@@ -239,8 +239,8 @@ class Curve(Callback):
             )
         asked = self.ratios or [round(share * ratio, 12) for share in _SHARES]
         steps = [*(each for each in asked if each != ratio), ratio]
-        if len(steps) > _MOST:
-            raise DowserError(f"curve takes up to {_MOST} ratios, got {len(steps)}")
+        if len(steps) > _MOST_GROUPS:
+            raise DowserError(f"curve takes up to {_MOST_GROUPS} ratios, got {len(steps)}")
         return steps
 
     def _choose(self, trainer: Trainer, module: ReportedModule, updates: NestedUpdates) -> int:

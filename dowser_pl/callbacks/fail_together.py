@@ -21,7 +21,7 @@ from dowser_pl.errors import DowserError, message_of
 
 __all__ = ["FailTogether"]
 
-_MOST = 2000  # characters of a message
+_LONGEST = 2000  # characters of a message
 
 
 class FailTogether(Callback):
@@ -121,7 +121,7 @@ class FailTogether(Callback):
 def _reason(exception: BaseException) -> str:
     kind = "" if isinstance(exception, ValueError | OSError | SystemExit) else f"{type(exception).__name__}: "
     text = message_of(exception) or f"{kind}{exception}".removesuffix(": ")  # Ctrl-C says nothing beside its name
-    return text[:_MOST]
+    return text[:_LONGEST]
 
 
 def _first_failure(number: int, reason: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from dowser_pl.patches import save_patch
 
 __all__ = ["PatchFile"]
 
-_MOST = 0.5  # share of trainable entries above which the model itself is the better file
+_MOST_MOVED = 0.5  # share of trainable entries above which the model itself is the better file
 
 
 class PatchFile(Callback):
@@ -42,7 +42,7 @@ class PatchFile(Callback):
         if not trainer.is_global_zero and not entries.is_sharded:
             return
         total = sum(shape_of(weight).numel() for weight in entries.weights.values())
-        if entries.num_trainable > _MOST * total:
+        if entries.num_trainable > _MOST_MOVED * total:
             rank_zero_info(
                 f"No patch: {entries.num_trainable:,} of {total:,} entries may move; share the exported folder"
             )

@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from dowser_pl.cli.options import DEFAULT_CLASSES, GROUPS, ROOMS, class_named, settings_of, table, usable
+from dowser_pl.cli.options import DEFAULT_CLASSES, GROUPS, ROOMS, class_signature, settings_of, table, usable
 from dowser_pl.cli.signatures import Kinds, ListOf, Literally, Option, signature
 
 __all__ = ["MATTERS", "default_of", "full_help", "short_help"]
@@ -127,7 +127,7 @@ def default_of(name: str) -> str | None:
     if name in DEFAULT_CLASSES:
         return DEFAULT_CLASSES[name]
     if owner in ROOMS:
-        found = class_named(owner, _DATA if owner == "data" else DEFAULT_CLASSES[owner])
+        found = class_signature(owner, _DATA if owner == "data" else DEFAULT_CLASSES[owner])
         option = signature(found).options[name.rpartition(".")[2]] if found else None
     else:
         option = options[name]

@@ -34,7 +34,7 @@ __all__ = [
     "TRAINER_DEFAULTS",
     "VERBS",
     "Table",
-    "class_named",
+    "class_signature",
     "near_class",
     "settings_of",
     "table",
@@ -147,7 +147,7 @@ class Table:
         """The classes that an option's own options may belong to; None = one that cannot be read."""
         if owner in ROOMS:
             names = chosen.get(owner) or {DEFAULT_CLASSES.get(owner, "")}
-            found = [class_named(owner, name) for name in names]
+            found = [class_signature(owner, name) for name in names]
             return None if None in found else [each for each in found if each]
         return settings_of(self.options[owner].kinds)
 
@@ -203,7 +203,7 @@ def _inside(parts: list[str], classes: list[Class] | None) -> bool:
     return False
 
 
-def class_named(owner: str, name: str) -> Class | None:
+def class_signature(owner: str, name: str) -> Class | None:
     """A class by its path, or by its name alone where it lies in the room that the option takes classes from."""
     module, _, last = name.rpartition(".")
     return class_at(module or ROOMS[owner][0], last)
@@ -211,7 +211,7 @@ def class_named(owner: str, name: str) -> Class | None:
 
 def usable(owner: str) -> list[Class]:
     """The classes that an option takes by their name alone; those that others derive from lie in modules `base`."""
-    found = [class_named(owner, name) for name in classes_in(*ROOMS[owner])]
+    found = [class_signature(owner, name) for name in classes_in(*ROOMS[owner])]
     return [each for each in found if each and not each.module.endswith(".base")]
 
 

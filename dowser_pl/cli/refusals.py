@@ -13,7 +13,7 @@ from dowser_pl.files.class_path import class_named
 
 __all__ = ["in_words"]
 
-_MOST = 400  # characters
+_LONGEST = 400  # characters
 _WORDS = (
     (r"Expected a dot import path string: (\S+)", r"there is no class \1 that is known; give its module too"),
     (r"<class '(?:builtins\.)?([^']+)'>", r"\1"),
@@ -49,7 +49,7 @@ def in_words(error: ArgumentError, verb: str, arguments: Sequence[str]) -> str:
     text = " ".join(_innermost(error).split())
     for pattern, words in _WORDS:
         text = re.sub(pattern, words, text)
-    text = text if len(text) <= _MOST else f"{text[:_MOST]} ..."
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
     if not path:
         return f"{text}. Help: python -m dowser_pl {verb} --help"
     written = [(f"{word.name.replace('.init_args', '')}.", word.where) for word in words_of(arguments)]

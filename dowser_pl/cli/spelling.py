@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dowser_pl.cli.options import ROOMS, Table, class_named, near_class, table
+from dowser_pl.cli.options import ROOMS, Table, class_signature, near_class, table
 from dowser_pl.cli.signatures import OPEN, Kinds, Literally
 from dowser_pl.errors import DowserError
 
@@ -181,7 +181,7 @@ def names_class(word: Word) -> str | None:
 
 def _check_class(owner: str, word: Word, texts: Sequence[str]) -> None:
     module, _, name = word.value.rpartition(".")
-    if class_named(owner, word.value) is not None or Path(word.value).is_file():
+    if class_signature(owner, word.value) is not None or Path(word.value).is_file():
         return
     said = f"{word.where}{word.shown}"
     try:

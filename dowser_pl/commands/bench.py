@@ -10,6 +10,7 @@ from dowser_pl.bench import Bench, Settings, read_settings, write_outputs
 from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.processes import Processes
 from dowser_pl.cli.arguments import resolve_configs
+from dowser_pl.cli.ending import FAILED, INTERRUPTED
 from dowser_pl.cli.parser import LineParser
 from dowser_pl.commands.merge import METHODS
 from dowser_pl.commands.output import answer
@@ -64,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = answer(run)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if failed:
         print(f"{len(failed)} cells failed; see bench.md, and --retry", file=sys.stderr)
-    return 1 if failed else status
+    return FAILED if failed else status
 
 
 def _check_classes(settings: Settings, file: str) -> None:

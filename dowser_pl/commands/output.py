@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from dowser_pl.cli.ending import FAILED, refuse
 from dowser_pl.errors import DowserError
 
 __all__ = ["answer"]
@@ -21,6 +22,5 @@ def answer(run: Callable[[], str]) -> int:
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
     except (DowserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return refuse(" ".join(str(error).split()), FAILED)
     return 0

@@ -45,7 +45,7 @@ def split_rows(rows: Rows, numbers: Sequence[int], fraction: float) -> tuple[lis
     for number in numbers:
         _, row = rows[number]
         shown = _images(row) or [{key: value for key, value in row.items() if key != "id"}]
-        groups.setdefault(json.dumps(shown, sort_keys=True, default=_fingerprint), []).append(number)
+        groups.setdefault(json.dumps(shown, sort_keys=True, default=_digest), []).append(number)
     if len(groups) < 2:
         raise DowserError(
             f"Cannot hold out a part of {len(numbers)} training rows with {len(groups)} different images. Give an "
@@ -73,8 +73,8 @@ def holdout_task(questions: Sequence[Question], tokenizer: Any = None) -> Task:
     return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=room)
 
 
-def _fingerprint(value: Any) -> str:
-    """Of what JSON has no word for, as the bytes of a picture."""
+def _digest(value: Any) -> str:
+    """Stands for what JSON has no word for, as the bytes of a picture."""
     return sha256(value if isinstance(value, bytes) else str(value).encode()).hexdigest()
 
 

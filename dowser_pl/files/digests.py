@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["combined", "digest", "digests", "num_hashed_together"]
 
-_MOST = 8  # each thread may hold a copy of a tensor, and eight outrun memory
+_MOST_THREADS = 8  # each thread may hold a copy of a tensor, and eight outrun memory
 
 
 def digest(tensor: Tensor) -> str:
@@ -42,4 +42,4 @@ def combined(named: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
 def num_hashed_together() -> int:
     """Threads that hash: cores that this process may use, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST)
+    return min(cores, _MOST_THREADS)

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image, ImageChops
 
-from dowser_pl.callbacks.answers import latest_answers as latest
 from dowser_pl.data.loaders import EvaluationBatches
 from dowser_pl.errors import DowserError
 from dowser_pl.methods import Magnitude
@@ -104,16 +103,6 @@ def test_a_report_of_counts_alone_has_no_interval_of_the_change(run):
     assert report.interval("colour", "after") is not None and report.interval("colour", "change") is None
     (run / "counts.json").write_text(json.dumps({key: content[key] for key in content if key != "questions"}))
     assert read_report(run / "counts.json").interval("colour", "after") is None
-
-
-def test_a_module_that_keeps_no_answers_has_a_report_without_them(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dowser_pl.callbacks.forgetting.latest_answers", lambda module, *rest: latest(Bare(), *rest))
-    fit(model_folder, tmp_path)
-    assert read_report(tmp_path).questions == {} and not (tmp_path / "answers.jsonl").exists()
-
-
-class Bare:
-    """Has nothing of what is asked for."""
 
 
 class OddIds(TinyData):

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 from dowser_pl.cli.main import DowserCLI
-from dowser_pl.cli.options import GROUPS, ROOMS, TRAINER_DEFAULTS, VERBS, class_named, table, usable
+from dowser_pl.cli.options import GROUPS, ROOMS, TRAINER_DEFAULTS, VERBS, class_signature, table, usable
 from dowser_pl.cli.signatures import classes_in, signature
 from dowser_pl.module import MultimodalModule
 from dowser_pl.trainer import DowserTrainer
@@ -68,7 +68,7 @@ SHORT = [(owner, name) for owner in ROOMS for name in classes_in(*ROOMS[owner])]
 @pytest.mark.parametrize(("owner", "name"), SHORT)
 def test_arguments_are_those_of_the_class(owner, name):
     given = inspect.signature(live(owner, name)).parameters.values()
-    read = signature(class_named(owner, name))
+    read = signature(class_signature(owner, name))
     named = [each.name for each in given if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
     assert set(named) <= set(read.options)
     assert not read.closed or set(named) == set(read.options)

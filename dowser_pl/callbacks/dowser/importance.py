@@ -1,6 +1,6 @@
 """The importance of a model: what the cache holds, what is still to measure, and when it is enough.
 
-`ImportancePass` is the pass inside a Trainer, with its precision, processes and progress bar; `identity`
+`ImportancePass` is the pass inside a Trainer, with its precision, processes and progress bar; `cache_key`
 is all that importance depends on: a cache that differs in any of it belongs to something else.
 """
 
@@ -41,14 +41,14 @@ from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
 from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "identity"]
+__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "cache_key"]
 
 _CHUNK = 64  # prompts per process whose factors are held one by one before groups are formed
 _SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
 _FIRST_TRY = 32  # prompts with which `num_prompts: auto` begins; doubled until it is enough
 
 
-def identity(pl_module: TunedModule, probe: Probe, precision: str) -> dict[str, Any]:
+def cache_key(pl_module: TunedModule, probe: Probe, precision: str) -> dict[str, Any]:
     """Weights, what the model computes with them, what writes the prompts, and how it is probed; JSON-able."""
     network, processor = pl_module.network, pl_module.processor
     return {
@@ -97,11 +97,11 @@ class ImportanceRunner:
     probe: Probe
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def identity(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         """What the factors of a prompt depend on, on every process."""
 
         def compute() -> dict[str, Any]:
-            return identity(self.pl_module, self.probe, self._precision())
+            return cache_key(self.pl_module, self.probe, self._precision())
 
         return compute() if is_sharded_model(self.pl_module.network) else collectives.from_rank_zero(compute)
 
@@ -248,7 +248,7 @@ class ImportancePass:
         return stored.num_prompts >= self.runner.probe.most_prompts
 
     def _cache(self, folder: Path) -> Cache:
-        return Cache(folder, self.runner.identity(), list(self.runner.layers))
+        return Cache(folder, self.runner.cache_key(), list(self.runner.layers))
 
     def _keep_all(self) -> bool:
         if self.runner.probe.keep != "auto":

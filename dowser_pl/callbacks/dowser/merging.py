@@ -21,7 +21,7 @@ from dowser_pl.models.lora import adapters_of
 
 __all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
 
-_MOST = 1 << 32  # bytes of Gram matrices that are measured in one pass over the batches
+_GRAM_BYTES = 1 << 32  # bytes of Gram matrices that are measured in one pass over the batches
 
 
 class BeforeMerge(ABC):
@@ -152,7 +152,7 @@ class Merging:
             needed = sum(4 * layers[name].in_features ** 2 for name in names)
             if not groups or needed > left:
                 groups.append({})
-                left = _MOST
+                left = _GRAM_BYTES
             groups[-1] |= {name: layers[name] for name in names}
             left -= needed
         return groups
