@@ -27,6 +27,8 @@ from dowser_pl.importance import probing_mode as probing_mode
 from dowser_pl.importance import write_prompts as write_prompts
 from dowser_pl.masking import CompactEntries as CompactEntries
 from dowser_pl.masking import Protection as Protection
+from dowser_pl.masking import ReportedModule as ReportedModule
+from dowser_pl.masking import TunedModule as TunedModule
 from dowser_pl.methods import L2SP as L2SP
 from dowser_pl.methods import AfterFit as AfterFit
 from dowser_pl.methods import Anchor as Anchor
