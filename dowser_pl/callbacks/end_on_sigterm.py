@@ -58,12 +58,12 @@ def ending_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others cannot have handlers
         yield
         return
-    EndOnSigterm._asked = False
     before = signal.signal(signal.SIGTERM, _end_outside_of_steps)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        EndOnSigterm._asked = False  # the next run of this process is asked for itself
 
 
 @contextmanager

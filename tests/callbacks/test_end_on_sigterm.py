@@ -109,3 +109,10 @@ def test_a_checkpoint_that_is_being_written_is_finished(tmp_path, model_folder, 
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert message.startswith("ended by SIGTERM after 2 steps; the same command with --ckpt_path last")
     assert trainer.global_step == 2 and torch.load(last, weights_only=False)["global_step"] == 2
+
+
+def test_a_run_that_was_ended_in_a_step_ends_no_later_one(tmp_path, model_folder):
+    ended(tmp_path / "first", model_folder, Told("on_train_batch_start", number=3), every=2)
+    trainer = build_trainer(tmp_path / "second", every=2)
+    trainer.fit(build_module(model_folder), datamodule=TinyData())
+    assert trainer.global_step == 12 and (tmp_path / "second" / "report.json").exists()
