@@ -30,6 +30,7 @@ __all__ = [
     "DEFAULT_CLASSES",
     "GROUPS",
     "OVERWRITE",
+    "REGISTERED",
     "ROOMS",
     "TRAINER_DEFAULTS",
     "VERBS",
@@ -74,6 +75,33 @@ ROOMS = {
     "model.optimizer": ("torch.optim", "Optimizer"),
     "model.scheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
     "trainer.callbacks": ("lightning.pytorch.callbacks", "Callback"),
+}
+# option -> the names that Lightning and this package register for it, and those that are understood beside them
+REGISTERED = {
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.strategy": (
+        "auto",
+        "ddp",
+        *(f"ddp_{way}" for way in ("spawn", "fork", "notebook")),
+        *(
+            f"ddp_{way}find_unused_parameters_{choice}"
+            for way in ("", "spawn_", "fork_", "notebook_")
+            for choice in ("false", "true")
+        ),
+        *(f"deepspeed{stage}" for stage in ("", "_stage_1", "_stage_2", "_stage_3")),
+        *(f"deepspeed_stage_{rest}" for rest in ("2_offload", "3_offload", "3_offload_nvme")),
+        *(
+            "fsdp",
+            "fsdp1",
+            "fsdp2",
+            "fsdp_cpu_offload",
+            "single_device",
+            "single_tpu",
+            "single_xla",
+            "xla",
+            "xla_debug",
+        ),
+    ),
 }
 _FREE = {
     "seed_everything": Option("seed_everything", ("int", "bool"), "int", "0", "Seed of all random numbers."),

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dowser_pl.cli.options import ROOMS, Table, class_signature, near_class, table
+from dowser_pl.cli.options import REGISTERED, ROOMS, Table, class_signature, near_class, table, usable
 from dowser_pl.cli.signatures import OPEN, Kinds, Literally
 from dowser_pl.errors import DowserError
 
@@ -68,6 +68,7 @@ def check_spelling(verb: str, arguments: Sequence[str]) -> None:
         if word.bare and word.name in options.options:
             raise DowserError(f"{word.shown}: expected a value after it")
         kinds = options.kinds(word.name, chosen)
+        _check_registered(word)
         if word.value is not None and not _fits(word.value, kinds):
             raise DowserError(
                 f"{word.where}{word.shown}: got {word.value}, expected {_shown(kinds)}{_near_value(word.value, kinds)}"
@@ -194,8 +195,20 @@ def _check_class(owner: str, word: Word, texts: Sequence[str]) -> None:
             f"{Path.cwd()}{_meant(near_class(owner, name))}"
         )
     near = ([] if module else get_close_matches(name, texts, n=1)) or near_class(owner, name)
-    if near and (not module or module in ("dowser_pl", ROOMS[owner][0])):
+    known = module in ("dowser_pl", ROOMS[owner][0])
+    if near and (known or not module):
         raise DowserError(f"{said}: there is no class {word.value}{_meant([f'{module}.' * bool(module) + near[0]])}")
+    if known:
+        there = ", ".join(each.name for each in usable(owner))
+        raise DowserError(f"{said}: there is no class {word.value}; {ROOMS[owner][0]} has {there}")
+
+
+def _check_registered(word: Word) -> None:
+    """Others may have been registered: only what is nearly one of Lightning's own names is refused."""
+    names, value = REGISTERED.get(word.name, ()), str(word.value)
+    near = [] if value in names or "." in value else get_close_matches(value, names, cutoff=0.75)
+    if near:
+        raise DowserError(f"{word.where}{word.shown}: there is no {value}{_meant(near)}")
 
 
 def _unknown(word: Word, options: Table, chosen: Mapping[str, set[str]], verb: str) -> str:

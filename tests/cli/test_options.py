@@ -6,9 +6,11 @@ import sys
 from importlib import import_module
 
 import pytest
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 
 from dowser_pl.cli.main import DowserCLI
-from dowser_pl.cli.options import GROUPS, ROOMS, TRAINER_DEFAULTS, VERBS, class_signature, table, usable
+from dowser_pl.cli.options import GROUPS, REGISTERED, ROOMS, TRAINER_DEFAULTS, VERBS, class_signature, table, usable
 from dowser_pl.cli.signatures import classes_in, signature
 from dowser_pl.module import MultimodalModule
 from dowser_pl.trainer import DowserTrainer
@@ -88,3 +90,9 @@ def test_reading_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_all_names_that_are_registered_are_known():
+    """One that is missing would be refused for the one it resembles."""
+    assert set(REGISTERED["trainer.strategy"]) == {"auto", *StrategyRegistry.available_strategies()}
+    assert set(REGISTERED["trainer.accelerator"]) >= set(AcceleratorRegistry.available_accelerators())
