@@ -29,6 +29,7 @@ __all__ = [
     "CURVE",
     "DEFAULT_CLASSES",
     "GROUPS",
+    "LEAST",
     "OVERWRITE",
     "REGISTERED",
     "ROOMS",
@@ -75,6 +76,16 @@ ROOMS = {
     "model.optimizer": ("torch.optim", "Optimizer"),
     "model.scheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
     "trainer.callbacks": ("lightning.pytorch.callbacks", "Callback"),
+}
+# option -> the least number it takes, where another ends in the midst of something or is passed over
+LEAST = {
+    "seed_everything": 0,
+    "data.num_workers": 0,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.gradient_clip_val": 0,
+    "trainer.log_every_n_steps": 0,
+    "trainer.num_sanity_val_steps": -1,
 }
 # option -> the names that Lightning and this package register for it, and those that are understood beside them
 REGISTERED = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dowser_pl.cli.options import REGISTERED, ROOMS, Table, class_signature, near_class, table, usable
+from dowser_pl.cli.options import LEAST, REGISTERED, ROOMS, Table, class_signature, near_class, table, usable
 from dowser_pl.cli.signatures import OPEN, Kinds, Literally
 from dowser_pl.errors import DowserError
 
@@ -73,6 +73,7 @@ def check_spelling(verb: str, arguments: Sequence[str]) -> None:
             raise DowserError(
                 f"{word.where}{word.shown}: got {word.value}, expected {_shown(kinds)}{_near_value(word.value, kinds)}"
             )
+        _check_least(word)
 
 
 def check_model(arguments: Sequence[str]) -> None:
@@ -201,6 +202,13 @@ def _check_class(owner: str, word: Word, texts: Sequence[str]) -> None:
     if known:
         there = ", ".join(each.name for each in usable(owner))
         raise DowserError(f"{said}: there is no class {word.value}; {ROOMS[owner][0]} has {there}")
+
+
+def _check_least(word: Word) -> None:
+    least = LEAST.get(word.name.replace(".init_args", ""))
+    number = isinstance(word.value, (int, float)) and not isinstance(word.value, bool)
+    if number and least is not None and word.value < least:
+        raise DowserError(f"{word.where}{word.shown}: got {word.value}, expected at least {least}")
 
 
 def _check_registered(word: Word) -> None:

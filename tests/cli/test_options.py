@@ -10,7 +10,17 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from dowser_pl.cli.main import DowserCLI
-from dowser_pl.cli.options import GROUPS, REGISTERED, ROOMS, TRAINER_DEFAULTS, VERBS, class_signature, table, usable
+from dowser_pl.cli.options import (
+    GROUPS,
+    LEAST,
+    REGISTERED,
+    ROOMS,
+    TRAINER_DEFAULTS,
+    VERBS,
+    class_signature,
+    table,
+    usable,
+)
 from dowser_pl.cli.signatures import classes_in, signature
 from dowser_pl.module import MultimodalModule
 from dowser_pl.trainer import DowserTrainer
@@ -96,3 +106,11 @@ def test_all_names_that_are_registered_are_known():
     """One that is missing would be refused for the one it resembles."""
     assert set(REGISTERED["trainer.strategy"]) == {"auto", *StrategyRegistry.available_strategies()}
     assert set(REGISTERED["trainer.accelerator"]) >= set(AcceleratorRegistry.available_accelerators())
+
+
+def test_least_numbers_are_of_options_that_are_there():
+    names = {
+        *table("fit").options,
+        *(f"data.{each}" for each in signature(class_signature("data", "WorldData")).options),
+    }
+    assert set(LEAST) <= names
