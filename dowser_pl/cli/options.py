@@ -80,7 +80,6 @@ ROOMS = {
 # option -> the least number it takes, where another ends in the midst of something or is passed over
 LEAST = {
     "seed_everything": 0,
-    "data.num_workers": 0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.gradient_clip_val": 0,

@@ -18,6 +18,7 @@ from dowser_pl.errors import DowserError
 
 __all__ = ["Word", "check_model", "check_spelling", "words_of"]
 
+_THEIRS = ("bitsandbytes", "dowser_pl", "lightning", "torch", "transformers")
 _WITHOUT_VALUE = ("--print_config", "--help", "-h")
 _BOOLEAN = ("true", "false", "yes", "no", "on", "off")
 
@@ -60,6 +61,7 @@ def check_spelling(verb: str, arguments: Sequence[str]) -> None:
         owner = names_class(word)
         if owner is not None and word.value not in options.texts(owner):
             _check_class(owner, word, options.texts(owner))
+    own = any(name.partition(".")[0] not in _THEIRS for names in chosen.values() for name in names if "." in name)
     for word in words:
         if not word.name:
             raise DowserError(f"not understood: {word.value}. Help: python -m dowser_pl {verb} --help")
@@ -68,7 +70,8 @@ def check_spelling(verb: str, arguments: Sequence[str]) -> None:
         if word.bare and word.name in options.options:
             raise DowserError(f"{word.shown}: expected a value after it")
         kinds = options.kinds(word.name, chosen)
-        _check_registered(word)
+        if not own:  # which may register names as they are imported
+            _check_registered(word)
         if word.value is not None and not _fits(word.value, kinds):
             raise DowserError(
                 f"{word.where}{word.shown}: got {word.value}, expected {_shown(kinds)}{_near_value(word.value, kinds)}"
@@ -212,7 +215,7 @@ def _check_least(word: Word) -> None:
 
 
 def _check_registered(word: Word) -> None:
-    """Others may have been registered: only what is nearly one of Lightning's own names is refused."""
+    """Refuse what is nearly a registered name; what is far from all of them Lightning may know."""
     names, value = REGISTERED.get(word.name, ()), str(word.value)
     near = [] if value in names or "." in value else get_close_matches(value, names, cutoff=0.75)
     if near:

@@ -91,6 +91,8 @@ class EvaluatedData(LightningDataModule):
         super().__init__()
         if eval_batch_size < 1:
             raise DowserError(f"eval_batch_size must be at least 1, got {eval_batch_size}.")
+        if num_workers < 0:
+            raise DowserError(f"num_workers must be at least 0, got {num_workers}.")
         if check not in get_args(Check):
             raise DowserError(f"check must be one of {list(get_args(Check))}, got {check!r}.")
         if isinstance(max_length, str) and max_length != "auto":

@@ -80,7 +80,6 @@ TYPOS = {
     "no batches": ("fit -c quickstart --trainer.accumulate_grad_batches 0", "got 0, expected at least 1"),
     "never": ("fit -c quickstart --trainer.check_val_every_n_epoch=0", "got 0, expected at least 1"),
     "a norm": ("fit -c quickstart --trainer.gradient_clip_val -1", "got -1, expected at least 0"),
-    "workers": ("fit -c quickstart --data.num_workers -1", "--data.num_workers: got -1, expected at least 0"),
     "a share": ("fit -c quickstart --dowser.method.update_ratio ten", "got ten, expected a number"),
     "no value": ("fit -c quickstart --trainer.max_epochs --overwrite true", "--trainer.max_epochs: expected a value"),
     "a word too many": ("fit -c quickstart runs/mine", "not understood: runs/mine. Help: python -m dowser_pl fit --he"),
@@ -229,3 +228,17 @@ def test_what_yaml_can_do_is_no_typo(text, tmp_path):
             check_spelling("fit", resolve_configs(line))
     else:
         check_spelling("fit", resolve_configs(line))
+
+
+def test_classes_of_ones_own_may_register_strategies():
+    """Known only when they are imported."""
+    line = [
+        "-c",
+        "configs/quickstart.yaml",
+        "--trainer.strategy",
+        "fsdp3",
+        "--dowser.method=tests.own_classes.LargestMove",
+    ]
+    check_spelling("fit", line)
+    with pytest.raises(DowserError, match="there is no fsdp3"):
+        check_spelling("fit", line[:-1])

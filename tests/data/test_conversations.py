@@ -186,6 +186,8 @@ def test_options_are_checked():
         ConversationData("train.json", holdout=5)
     with pytest.raises(ValueError, match="eval_batch_size must be at least 1, got 0"):
         ConversationData("train.json", eval_batch_size=0)
+    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+        ConversationData("train.json", num_workers=-1)
 
 
 def test_truncated_rows_are_counted_once(folder):
