@@ -108,12 +108,16 @@ class Prompt:
     Attributes:
         tokens: (T,) int64 that the decoder reads, image tokens and prefix included.
         source: (T_source,) int64 that the encoder reads; None for decoder-only models.
-        image: what the processor made of the noise image, without ids and masks; empty for text only.
+        image: what the processor made of the image, without ids and masks; empty for text only.
+        kind: what the model was given to write after, such as `text` or `noise`.
+        is_text: (T,) bool, False where a placeholder of an image stands; None = all of it is text.
     """
 
     tokens: Tensor
     source: Tensor | None = None
     image: dict[str, Tensor] = field(default_factory=dict)
+    kind: str = "text"
+    is_text: Tensor | None = None
 
 
 def write_prompts(
