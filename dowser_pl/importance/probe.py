@@ -25,7 +25,7 @@ from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
 from dowser_pl.importance.recorder import FACTORS, Recorder, live_rows_only
 from dowser_pl.importance.settings import Probe
 
-__all__ = ["measure", "probing_mode"]
+__all__ = ["measure", "probing_mode", "stacked"]
 
 _OPTION = "--dowser.probe.batch_size"
 
@@ -112,7 +112,7 @@ def _measure_batch(
     settings: Probe,
     text_inputs: TextInputs,
 ) -> Statistics:
-    inputs, positions = _stack(batch, device_of(model), text_inputs)
+    inputs, positions = stacked(batch, device_of(model), text_inputs)
     with measuring(model), live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
         recorder.start(positions)
         logits, probed = _probed_logits(model, inputs, positions, settings)
@@ -193,8 +193,14 @@ def _probed_logits(
     return chosen[:, None].float(), positions[:, :1]
 
 
-def _stack(batch: list[Prompt], device: torch.device, text_inputs: TextInputs) -> tuple[dict[str, Tensor], Tensor]:
-    """Right-padded model inputs, and the (B, T) mask of real positions."""
+def stacked(batch: list[Prompt], device: torch.device, text_inputs: TextInputs) -> tuple[dict[str, Tensor], Tensor]:
+    """Right-padded model inputs, and the (B, T) mask of real positions.
+
+    Args:
+        batch: prompts of one kind: all with image inputs of the same shapes, or all without.
+        device: of the result.
+        text_inputs: what the model takes for tokens and their mask.
+    """
     lengths = torch.tensor([len(prompt.tokens) for prompt in batch])
     longest = int(lengths.max())
     tokens = torch.zeros(len(batch), longest, dtype=torch.int64)
