@@ -42,10 +42,12 @@ from dowser_pl.callbacks.dowser.protection import (
     saved_entries,
     stop_reducing,
 )
+from dowser_pl.callbacks.dowser.replay import Replayer, check_replay, load_replay
 from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe
+from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
 from dowser_pl.models.lora import adapters_of
@@ -69,6 +71,7 @@ class Dowser(Callback):
             states of their size; `dense` trains whole matrices and puts frozen entries back after each step.
         checkpoint: `compact` leaves the base out of checkpoints and refers to it; `full` keeps all weights.
         calibration_batches: training batches that a method which merges after training measures inputs on.
+        replay: hold the model to what its base says on rows that the base wrote itself; null = do without.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Dowser(Callback):
         update: Form = "compact",
         checkpoint: Content = "compact",
         calibration_batches: int = 32,
+        replay: Replay | None = None,
     ) -> None:
         check_settings(method, update, checkpoint, calibration_batches)
         self.method, self.probe = method, probe
@@ -87,6 +91,7 @@ class Dowser(Callback):
         self.factors_file = None if factors_file is None else Path(factors_file)
         self.update, self.checkpoint = update, checkpoint
         self.calibration_batches = calibration_batches
+        self.replay = replay if replay is not None and replay.weight else None
         self.probe_seconds = 0.0
         self.counts: tuple[Changes, Changes] | None = None
         """(frozen, trainable), filled when training ends."""
@@ -96,6 +101,7 @@ class Dowser(Callback):
         self.base = BaseModel("")
         """What the run began from."""
         self._entries: Protection | None = None
+        self._replayer: Replayer | None = None
         self._saves_sharded = False  # whether every process saves its share of them
         self._loaded: dict[str, Any] | None = None
         self._next_look = 0.0
@@ -120,6 +126,7 @@ class Dowser(Callback):
             self._saves_sharded = isinstance(strategy, ShardedStrategy) and strategy.saves_sharded
             tuned_module(pl_module, self).reduced_elsewhere = self.update == "compact"
             check_sharded(trainer, self.method, self.update, self.checkpoint)
+            check_replay(trainer, self.replay, self.update)
         check_trainer(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,11 +158,13 @@ class Dowser(Callback):
             module.protected.close()
         self._trained = self.counts = None
         if self._loaded is not None:
+            self._replayer = load_replay(self.replay, self._loaded)
             self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
             self._loaded = None
             digest = self._digest_frozen(module)
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
+            self._replayer = None if self.replay is None else Replayer.of(trainer, module, self.replay, self.probe)
             self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
             curve.order(self.method, self._entries, builder.masks_of)
             self.probe_seconds, self.diagnostics = builder.seconds, builder.diagnostics
@@ -174,7 +183,9 @@ class Dowser(Callback):
             optimizer.register_step_post_hook(self._after_step)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Average gradients over the processes, before anything looks at them."""
+        """Add the gradient of replay, and average over the processes, before anything looks at gradients."""
+        if self._replayer is not None:
+            self._replayer.add_gradient(trainer, pl_module, tuned_module(pl_module, self).network)
         if self.update == "compact":
             reduce_gradients(trainer)
 
@@ -232,6 +243,8 @@ class Dowser(Callback):
             return self._loaded or {}
         state: dict[str, Any] = {"method": self.method.settings(), "update": self.update, "base": self.base.to_dict()}
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
+        if self._replayer is not None:
+            state["replay"] = self._replayer.state_dict()
         if self._trained is None:
             state |= {"entries": saved_entries(self._entries, self._saves_sharded, self.checkpoint)}
             state["frozen_digest"] = self.frozen_digest

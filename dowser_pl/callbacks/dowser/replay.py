@@ -1,0 +1,157 @@
+"""Replay inside a Trainer: the base's rows and what it said on them, and its gradient before each optimizer step."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.models import run_reduced_grad_hooks
+from dowser_pl.errors import DowserError
+from dowser_pl.functional.divergence import TopOutcomes
+from dowser_pl.importance import Probe, Prompt, probing_mode, write_prompts
+from dowser_pl.importance.base_outputs import BaseOutputs, record_base
+from dowser_pl.importance.prompts import noise_images
+from dowser_pl.importance.replay import Replay, draw_rows, replay_gradient
+from dowser_pl.masking import TunedModule
+from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.strategies import FSDP1Strategy
+
+__all__ = ["Replayer", "check_replay", "load_replay", "write_rows"]
+
+
+def check_replay(trainer: Trainer, settings: Replay | None, update: str) -> None:
+    """Refuse what would add a wrong gradient.
+
+    Raises:
+        DowserError: saying what to set instead.
+    """
+    if settings is None:
+        return
+    if isinstance(trainer.strategy, FSDP1Strategy):
+        raise DowserError(
+            "got dowser.replay with FSDP1, which averages the gradient of one backward pass a step, expected another "
+            "strategy. Set --trainer.strategy ddp, or -c strategy/fsdp2, or --dowser.replay null"
+        )
+    if update == "dense" and trainer.world_size > 1:
+        raise DowserError(
+            f"got dowser.replay and update 'dense' on {trainer.world_size} processes, whose wrapper has averaged "
+            "gradients before replay adds its own. Set --dowser.update compact, or --dowser.replay null"
+        )
+
+
+def write_rows(module: TunedModule, probe: Probe) -> list[Prompt]:
+    """Rows that the base writes: text, and text after images of noise where the processor can place an image.
+
+    The same on every process.
+
+    Args:
+        module: the model, its weights being the base, in eval mode.
+        probe: how many of each, their lengths, sampling and seed.
+    """
+    network, processor = module.network, module.processor
+    text = text_model(network)
+    write = partial(
+        write_prompts,
+        tokenizer=processor.tokenizer,
+        settings=probe,
+        indices=range(probe.most_prompts),
+        text_inputs=partial(text_inputs, text),
+        ending=module.ending(),
+    )
+    rows = write(text)
+    if isinstance(getattr(processor, "image_token", None), str):
+        start = noise_images(processor, probe, range(1))[0]["input_ids"].shape[1]
+        seen = write(network, images=lambda batch: noise_images(processor, probe, batch))
+        rows += [replace(row, kind="noise", is_text=torch.arange(len(row.tokens)) >= start) for row in seen]
+    return [row for row in rows if len(row.tokens) > 1]
+
+
+class Replayer:
+    """The rows of a run and what its base says on them.
+
+    Args:
+        settings: of the run.
+        base: what was recorded.
+        seed: of the rows that are drawn.
+    """
+
+    def __init__(self, settings: Replay, base: BaseOutputs, seed: int) -> None:
+        self.settings, self.base, self.seed = settings, base, seed
+
+    @classmethod
+    def of(cls, trainer: Trainer, module: TunedModule, settings: Replay, probe: Probe) -> "Replayer":
+        """Of a model whose weights are the base.
+
+        Raises:
+            DowserError: if there are no rows of the kinds asked for, or the model is one whose words cannot be kept.
+        """
+        network = module.network
+        head = text_model(network).get_output_embeddings()
+        head_is_trained = any(each.requires_grad for each in head.parameters())
+        with probing_mode(network), trainer.precision_plugin.forward_context():
+            rows = write_rows(module, probe)
+            chosen = [row for row in rows if settings.sources is None or row.kind in settings.sources]
+            missing = set(settings.sources or ()) - {row.kind for row in rows}
+            if missing:
+                raise DowserError(
+                    f"got replay.sources {settings.sources}, expected some of {sorted({row.kind for row in rows})}: "
+                    f"this model writes no rows of {sorted(missing)}"
+                )
+            base = record_base(network, chosen, probe.batch_size, head_is_trained)
+        return cls(settings, base, probe.seed)
+
+    def add_gradient(self, trainer: Trainer, pl_module: LightningModule, network: Any) -> None:
+        """Where the batches of an optimizer step are complete: one forward and backward pass over some rows."""
+        step = trainer.global_step
+        if trainer.fit_loop._should_accumulate() or step % self.settings.every:
+            return
+        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+
+        def backward(loss: Tensor) -> None:
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            run_reduced_grad_hooks(network)
+
+        numbers = draw_rows(self.base.rows, self.settings.rows, self.seed, step, collectives.rank())
+        with trainer.precision_plugin.forward_context():
+            kl = replay_gradient(network, self.base, numbers, self.settings.weight * self.settings.every, backward)
+        pl_module.log("train/replay_kl", kl, batch_size=len(numbers), sync_dist=trainer.world_size > 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and what the base said: weights are tuned when a run resumes, so neither can be made again."""
+        top = self.base.top
+        return {
+            "rows": [{each: getattr(row, each) for each in Prompt.__dataclass_fields__} for row in self.base.rows],
+            "hidden": self.base.hidden,
+            "top": None if top is None else [each._asdict() for each in top],
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+        }
+
+
+def load_replay(settings: Replay | None, state: Mapping[str, Any]) -> Replayer | None:
+    """Rows and what the base said on them, of a run that is resumed.
+
+    Args:
+        settings: of the present run; None = it does without.
+        state: what its checkpoint holds.
+
+    Raises:
+        DowserError: if that run replayed in another way.
+    """
+    kept = state.get("replay")
+    was, now = None if kept is None else kept["settings"], None if settings is None else asdict(settings)
+    if was != now:
+        raise DowserError(
+            f"the checkpoint was trained with replay {was}, this run asks for {now}; resume with the same "
+            "--dowser.replay"
+        )
+    if settings is None or kept is None:
+        return None
+    top = None if kept["top"] is None else [TopOutcomes(**each) for each in kept["top"]]
+    rows = [Prompt(**each) for each in kept["rows"]]
+    return Replayer(settings, BaseOutputs(rows, kept["hidden"], top), kept["seed"])
