@@ -72,9 +72,12 @@ def build_trainer(
     checkpoint="compact",
     export=False,
     every=1,
+    replay=None,
     **options,
 ) -> DowserTrainer:
-    dowser = Dowser(method or ModelDowser(0.1), SMALL_PROBE, cache_dir, update=update, checkpoint=checkpoint)
+    dowser = Dowser(
+        method or ModelDowser(0.1), SMALL_PROBE, cache_dir, update=update, checkpoint=checkpoint, replay=replay
+    )
     options = {
         "max_epochs": 2,
         "default_root_dir": folder,

@@ -4,8 +4,9 @@ A row says something at every position before a token of text: logits there are 
 before padding or before a placeholder of an image predict nothing that is ever written, and do not count.
 
 The logits themselves would be V numbers a position. The head's input is H numbers, and a head that stays as it is makes
-the base's logits of them again. Where it is trained too, or where the model does more to logits than its head does
-(scales or caps them), the k likeliest outcomes and the probability of all others are kept instead.
+the base's logits of them again. Where it is trained too or sharded over processes, or where the model does more to
+logits than its head does (scales or caps them), the k likeliest outcomes and the probability of all others are kept
+instead.
 
 Legend: N positions that count, B rows of a batch, T positions, H hidden size, V vocabulary, k outcomes that are kept.
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dowser_pl.distributed.models import device_of
+from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import TopOutcomes, top_outcomes
 from dowser_pl.importance.probe import stacked
@@ -111,7 +112,7 @@ def record_base(
     """
     _check(network, rows)
     batches = list(alike(rows, batch_size))
-    if not head_is_trained:
+    if not head_is_trained and not is_sharded_model(network):  # a head that is sharded cannot be run by itself
         found: dict[int, Tensor] = {}
         if all(_keep_hidden(network, rows, numbers, found) for numbers in batches):
             return BaseOutputs(rows, [found[number] for number in range(len(rows))])

@@ -85,7 +85,13 @@ class Replayer:
 
     @classmethod
     def of(cls, trainer: Trainer, module: TunedModule, settings: Replay, probe: Probe) -> "Replayer":
-        """Of a model whose weights are the base.
+        """Have the base write its rows and say what it says on them; on every process.
+
+        Args:
+            trainer: its precision.
+            module: the model, its weights being the base.
+            settings: of the run.
+            probe: how rows are written.
 
         Raises:
             DowserError: if there are no rows of the kinds asked for, or the model is one whose words cannot be kept.
