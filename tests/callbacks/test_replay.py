@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Checkpoints, Dowser, RandomState
 from dowser_pl.errors import DowserError
-from dowser_pl.importance.replay import Replay
+from dowser_pl.importance.replay import Replay, replay_gradient
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Spider
 from dowser_pl.trainer import DowserTrainer
 from tests.tiny_models import save_tiny_llava
@@ -93,9 +93,8 @@ def test_it_holds_the_model_to_its_base(tmp_path, model_folder, method, update):
 
 
 def test_accumulated_batches_get_the_gradient_of_replay_once(tmp_path, model_folder):
-    """The same rows in one batch and in three: after the first step, whose replay gradient is zero, both pull alike."""
-    options = {"replay": Replay(weight=5.0), "method": Full(), "shuffle": None}
-    options.pop("shuffle")
+    """The same rows in one batch and in three; replay's gradient is zero at the first step, and is not at the second."""
+    options = {"replay": Replay(weight=5.0), "method": Full()}
     runs = []
     for name, size, number in [("one", 6, 1), ("three", 2, 3)]:
         data = TinyData(12, size)
@@ -105,13 +104,19 @@ def test_accumulated_batches_get_the_gradient_of_replay_once(tmp_path, model_fol
         torch.testing.assert_close(one, three, rtol=1e-3, atol=1e-4)
 
 
-def test_every_other_step_at_twice_the_weight(tmp_path, model_folder):
-    free = fit(tmp_path / "a", model_folder, None, Full(), max_steps=2)[1]
-    plain = fit(tmp_path / "b", model_folder, Replay(1.0), Full(), max_steps=2)[1]
-    rare = fit(tmp_path / "c", model_folder, Replay(1.0, every=2), Full(), max_steps=2)[1]
-    torch.testing.assert_close(plain.gradients[0], free.gradients[0], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(plain.gradients[1], free.gradients[1], rtol=1e-3, atol=1e-4)
+def test_every_other_step_at_twice_the_weight(tmp_path, model_folder, monkeypatch):
+    factors = []
+
+    def listening(network, base, numbers, factor, backward):
+        factors.append(factor)
+        return replay_gradient(network, base, numbers, factor, backward)
+
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.replay.replay_gradient", listening)
+    free = fit(tmp_path / "a", model_folder, None, Full(), max_steps=3)[1]
+    rare = fit(tmp_path / "b", model_folder, Replay(1.5, every=2), Full(), max_steps=3)[1]
+    assert factors == [3.0, 3.0]  # of steps 0 and 2
     torch.testing.assert_close(rare.gradients[1], free.gradients[1], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(rare.gradients[2], free.gradients[2], rtol=1e-3, atol=1e-4)
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, model_folder):
