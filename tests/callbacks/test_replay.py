@@ -93,7 +93,7 @@ def test_it_holds_the_model_to_its_base(tmp_path, model_folder, method, update):
 
 
 def test_accumulated_batches_get_the_gradient_of_replay_once(tmp_path, model_folder):
-    """The same rows in one batch and in three; replay's gradient is zero at the first step, and is not at the second."""
+    """The same rows in one batch and in three; replay's gradient is zero at the first step alone."""
     options = {"replay": Replay(weight=5.0), "method": Full()}
     runs = []
     for name, size, number in [("one", 6, 1), ("three", 2, 3)]:
