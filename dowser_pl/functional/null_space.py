@@ -1,0 +1,98 @@
+"""A move of a matrix, without what would change its outputs on given inputs.
+
+With A (I, I) the second moment of the inputs and m the mean of its I eigenvalues,
+
+    P = (I + A / (eps m))^-1 = I - U diag(d) U^T,    d_i = l_i / (l_i + eps m),
+
+where l_i and the columns of U are eigenvalues and eigenvectors of A. A move times P from the right is the least squares
+answer to "keep the move, but let outputs on these inputs stay": D P is the D' that minimises |D' - D|^2 +
+tr(D' A D'^T) / (eps m). P is symmetric with eigenvalues in (0, 1]; eps -> 0 is the projection onto the null space of A,
+eps -> infinity is no change. With the r greatest l_i alone it takes r (I + 1) numbers, and directions that inputs seldom
+have stay free.
+
+Legend: O outputs, I inputs of a matrix, r directions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dowser_pl.errors import DowserError
+
+__all__ = ["Directions", "check_directions", "directions_of", "projected", "taken_out"]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What of a move is taken out.
+
+    Attributes:
+        vectors: (I, r), orthonormal columns: U.
+        shares: (r,) float32 in (0, 1], how much of each is taken out: d, falling.
+    """
+
+    vectors: Tensor
+    shares: Tensor
+
+
+def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
+    """The directions that inputs mostly have, by an eigen-decomposition in float64.
+
+    Args:
+        moment: (I, I) symmetric, the mean of h h^T over inputs h.
+        eps: which eigenvalue is taken out by half, in mean eigenvalues; > 0, may be infinite.
+        rank: the most directions to keep; None = all.
+
+    Returns:
+        `min(rank, I)` directions or fewer: those of share 0 are left out.
+
+    Raises:
+        DowserError: if a setting is out of its range, or the moment is not finite, or zero.
+    """
+    check_directions(eps, rank)
+    trace = float(moment.double().trace())
+    if not math.isfinite(trace) or trace <= 0 or not bool(moment.isfinite().all()):
+        raise DowserError(
+            f"got a second moment of inputs with trace {trace}, expected finite numbers and a trace above 0: nothing "
+            "is known of inputs that are all zero or overflow. Load the model in bfloat16 or float32 (--model.dtype)"
+        )
+    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
+    shares = (values / (values + eps * trace / len(moment))).float()
+    kept = shares > 0
+    return Directions(vectors[:, kept].contiguous(), shares[kept])
+
+
+def check_directions(eps: float, rank: int | None) -> None:
+    """Refuse settings out of their range.
+
+    Raises:
+        DowserError: saying which.
+    """
+    if not eps > 0:
+        raise DowserError(f"eps is in mean eigenvalues of the inputs' second moment, above 0; got {eps}")
+    if rank is not None and rank < 1:
+        raise DowserError(f"rank is the number of directions to keep, at least 1, or null for all; got {rank}")
+
+
+def taken_out(move: Tensor, directions: Directions) -> Tensor:
+    """`D U diag(d) U^T`, what `projected` leaves out of a move.
+
+    Args:
+        move: (O, I), D.
+        directions: of its inputs; taken in the dtype of the move.
+    """
+    vectors = directions.vectors.to(move.dtype)
+    return ((move @ vectors) * directions.shares.to(move.dtype)) @ vectors.T
+
+
+def projected(move: Tensor, directions: Directions) -> Tensor:
+    """`D P = D - D U diag(d) U^T`; the bits of the move where there are no directions.
+
+    Args:
+        move: (O, I), D.
+        directions: of its inputs.
+    """
+    return move - taken_out(move, directions)
