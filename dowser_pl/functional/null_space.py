@@ -7,13 +7,12 @@ With A (I, I) the second moment of the inputs and m the mean of its I eigenvalue
 where l_i and the columns of U are eigenvalues and eigenvectors of A. A move times P from the right is the least squares
 answer to "keep the move, but let outputs on these inputs stay": D P is the D' that minimises |D' - D|^2 +
 tr(D' A D'^T) / (eps m). P is symmetric with eigenvalues in (0, 1]; eps -> 0 is the projection onto the null space of A,
-eps -> infinity is no change. With the r greatest l_i alone it takes r (I + 1) numbers, and directions that inputs seldom
-have stay free.
+eps -> infinity is no change. With the r greatest l_i alone it takes r (I + 1) numbers, and moves along what inputs
+seldom have stay free.
 
 Legend: O outputs, I inputs of a matrix, r directions.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +52,7 @@ def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
     """
     check_directions(eps, rank)
     trace = float(moment.double().trace())
-    if not math.isfinite(trace) or trace <= 0 or not bool(moment.isfinite().all()):
+    if not (trace > 0 and bool(moment.isfinite().all())):
         raise DowserError(
             f"got a second moment of inputs with trace {trace}, expected finite numbers and a trace above 0: nothing "
             "is known of inputs that are all zero or overflow. Load the model in bfloat16 or float32 (--model.dtype)"

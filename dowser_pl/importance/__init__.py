@@ -2,7 +2,8 @@
 
 from dowser_pl.importance.cache import Cache, Request, digest, fingerprint, load_factors, read_head, save_factors
 from dowser_pl.importance.factors import Factors
-from dowser_pl.importance.gram import InputGrams
+from dowser_pl.importance.gram import InputGrams, grouped
+from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, input_directions
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts
 from dowser_pl.importance.recorder import FACTORS, PRODUCTS
@@ -10,6 +11,7 @@ from dowser_pl.importance.settings import Probe
 
 __all__ = [
     "FACTORS",
+    "GRAM_BYTES",
     "PRODUCTS",
     "Cache",
     "Factors",
@@ -19,6 +21,9 @@ __all__ = [
     "Request",
     "digest",
     "fingerprint",
+    "first_tokens",
+    "grouped",
+    "input_directions",
     "load_factors",
     "measure",
     "probing_mode",

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.recorder import Watching
 
-__all__ = ["InputGrams"]
+__all__ = ["InputGrams", "grouped"]
 
 
 class InputGrams(Watching):
@@ -64,6 +64,16 @@ class InputGrams(Watching):
         """
         self._positions, self._last = positions, None
 
+    def clear(self) -> None:
+        """Forget what was summed, but not of which matrices."""
+        for total in self.sums.values():
+            total.zero_()
+        self.counts = dict.fromkeys(self.counts, 0)
+
+    def shared_with(self, name: str) -> str:
+        """The first of the matrices that share the input of this one; the matrix itself, where nothing was summed."""
+        return self._owner.get(name, name)
+
     def mean(self, name: str) -> Tensor:
         """(I, I) float32, the mean over tokens of h h^T.
 
@@ -107,3 +117,26 @@ class InputGrams(Watching):
         if self._positions is None or len(flat) != self._positions.numel():
             return flat
         return flat[self._positions.reshape(-1).to(flat.device)]
+
+
+def grouped(layers: Mapping[str, nn.Linear], blocks: Mapping[str, str], limit: int) -> list[dict[str, nn.Linear]]:
+    """The matrices of consecutive decoder layers, as many as may be measured at once, in model order.
+
+    Args:
+        layers: run-time name -> linear module.
+        blocks: name -> the decoder layer it lies in, which is never split.
+        limit: bytes of (I, I) float32 sums that a group may take, were no input shared; a layer alone may take more.
+    """
+    groups: list[dict[str, nn.Linear]] = []
+    of_block: dict[str, list[str]] = {}
+    left = 0
+    for name, block in blocks.items():
+        of_block.setdefault(block, []).append(name)
+    for names in of_block.values():
+        needed = sum(4 * layers[name].in_features ** 2 for name in names)
+        if not groups or needed > left:
+            groups.append({})
+            left = limit
+        groups[-1] |= {name: layers[name] for name in names}
+        left -= needed
+    return groups

@@ -185,7 +185,7 @@ def test_a_run_resumed_at_its_end_merges_again(model_folder, tmp_path, name):
 def test_inputs_measured_a_few_layers_at_a_time_are_the_same(model_folder, tmp_path, monkeypatch):
     """What is merged first must not feed what is measured next."""
     _, together, _ = fit(model_folder, tmp_path / "together", ModelTailor(0.1))
-    monkeypatch.setattr(merging, "_GRAM_BYTES", 1)
+    monkeypatch.setattr(merging, "GRAM_BYTES", 1)
     _, apart, _ = fit(model_folder, tmp_path / "apart", ModelTailor(0.1))
     weights = apart.network.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in together.network.state_dict().items())

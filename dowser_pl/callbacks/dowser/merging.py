@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.tensors import all_gather_like, full_tensor, shard_like, to_local
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
-from dowser_pl.importance import InputGrams
+from dowser_pl.importance import GRAM_BYTES, InputGrams, grouped
 from dowser_pl.masking import DenseEntries, Protection, TunedModule, frozen_of
 from dowser_pl.methods import AfterFit, Layer, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.lora import adapters_of
 
 __all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
-
-_GRAM_BYTES = 1 << 32  # bytes of Gram matrices that are measured in one pass over the batches
 
 
 class BeforeMerge(ABC):
@@ -117,7 +115,7 @@ class Merging:
                 self._write(weights[name], self.method.merge(layer, all_gather_like(masks[name], weights[name])))
             return frozen_of(trained, masks, base)
         # from the last decoder layer to the first, so that no matrix is measured on inputs that a merge has changed
-        for group in reversed(self._groups()):
+        for group in reversed(grouped(self.pl_module.tuned_layers(), self._blocks(), GRAM_BYTES)):
             grams = self._measure(group)
             for name in group:
                 layer = layer_of(name, grams.mean(name))
@@ -140,22 +138,6 @@ class Merging:
 
     def _blocks(self) -> dict[str, str]:
         return find_blocks(self.pl_module.network, self.pl_module.tuned_layers())
-
-    def _groups(self) -> list[dict[str, nn.Linear]]:
-        """The matrices of consecutive decoder layers, as many as may be measured at once, in model order."""
-        groups: list[dict[str, nn.Linear]] = []
-        layers, left = self.pl_module.tuned_layers(), 0
-        blocks: dict[str, list[str]] = {}
-        for name, block in self._blocks().items():
-            blocks.setdefault(block, []).append(name)
-        for names in blocks.values():
-            needed = sum(4 * layers[name].in_features ** 2 for name in names)
-            if not groups or needed > left:
-                groups.append({})
-                left = _GRAM_BYTES
-            groups[-1] |= {name: layers[name] for name in names}
-            left -= needed
-        return groups
 
     def _measure(self, layers: Mapping[str, nn.Linear]) -> InputGrams:
         network = self.pl_module.network

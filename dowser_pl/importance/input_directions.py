@@ -1,0 +1,139 @@
+"""Which directions the inputs of each matrix have on rows that the model wrote: what a null space is the rest of.
+
+Forward passes alone: the second moments of the inputs are summed in float32 as the rows come by, for as many decoder
+layers at once as fit a limit, and each is reduced to its directions before the next layers are looked at. Rows are run
+once for each such group of layers.
+
+Legend: I inputs of a matrix, r directions of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from dowser_pl.distributed import collectives
+from dowser_pl.distributed.models import device_of, measuring
+from dowser_pl.errors import DowserError
+from dowser_pl.functional.null_space import Directions, check_directions, directions_of
+from dowser_pl.importance.gram import InputGrams, grouped
+from dowser_pl.importance.probe import stacked
+from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
+
+__all__ = ["GRAM_BYTES", "first_tokens", "input_directions"]
+
+GRAM_BYTES = 1 << 32
+"""Bytes of second moments that are summed in one pass over the rows."""
+
+
+def first_tokens(prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
+    """The first prompts that together have so many tokens; all of them, where they have fewer."""
+    chosen: list[Prompt] = []
+    for prompt in prompts:
+        if tokens <= 0:
+            break
+        chosen.append(prompt)
+        tokens -= len(prompt.tokens)
+    return chosen
+
+
+def input_directions(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    blocks: Mapping[str, str],
+    prompts: Sequence[Prompt],
+    eps: float,
+    rank: int | None,
+    batch_size: int = 16,
+    text_inputs: TextInputs = plain_text,
+    limit: int = GRAM_BYTES,
+) -> dict[str, Directions]:
+    """Measure what every matrix takes in on the prompts, and keep its directions.
+
+    Several processes share the prompts, run the model equally often, and all get the directions of the first.
+
+    Args:
+        model: runs the prompts; in `probing_mode`.
+        layers: run-time name -> linear module.
+        blocks: name -> the decoder layer it lies in; see `dowser_pl.models.layers.find_blocks`.
+        prompts: whose every token counts alike.
+        eps: see `dowser_pl.functional.null_space.directions_of`.
+        rank: see there.
+        batch_size: prompts that are run at a time; of encoder-decoders one.
+        text_inputs: what the model takes for tokens and their mask, where that is more than the two.
+        limit: bytes of second moments in one pass over the prompts; one decoder layer is measured whatever it takes.
+
+    Returns:
+        Name -> directions with vectors in the dtype of the weight, on the device of the inputs; matrices that share
+        an input share one object.
+
+    Raises:
+        DowserError: if there are no prompts, or a matrix takes nothing in.
+    """
+    check_directions(eps, rank)
+    if not prompts:
+        raise DowserError("got no prompts to measure inputs on, expected at least one")
+    batches = _batches(prompts, batch_size)
+    found: dict[str, Directions] = {}
+    for group in grouped(layers, blocks, limit):
+        grams = _summed(model, group, batches, text_inputs)
+        of_owner: dict[str, Directions] = {}
+        for name, layer in group.items():
+            owner = grams.shared_with(name)
+            if owner not in of_owner:
+                of_owner[owner] = _same_on_all(directions_of(grams.mean(name), eps, rank), layer.weight.dtype)
+                del grams.sums[owner]
+            found[name] = of_owner[owner]
+    return found
+
+
+def _batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Neighbours that can be run together: with a picture or without, and sources one at a time."""
+    batches = []
+    for _, alike in groupby(prompts, lambda prompt: (prompt.source is None, _shapes(prompt))):
+        rows = list(alike)
+        step = size if rows[0].source is None else 1
+        batches += [rows[first : first + step] for first in range(0, len(rows), step)]
+    return batches
+
+
+def _shapes(prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
+    """Of the picture; not of numbers per token, which are padded."""
+    return [(k, () if k.endswith("token_type_ids") else tuple(v.shape)) for k, v in sorted(prompt.image.items())]
+
+
+@torch.no_grad()
+def _summed(
+    model: nn.Module, layers: Mapping[str, nn.Linear], batches: Sequence[list[Prompt]], text_inputs: TextInputs
+) -> InputGrams:
+    """Sums over all batches; each process runs every n-th and as many as the others, since they may do so in step."""
+    grams = InputGrams(layers)
+    world = collectives.world_size()
+    missing = -len(batches) % world  # so many processes have none in the first round: they run one and forget it
+    for number in range(collectives.rank() - missing, len(batches), world):
+        inputs, positions = stacked(batches[max(number, 0)], device_of(model), text_inputs)
+        with measuring(model), grams:
+            grams.start(positions)
+            model(**inputs, use_cache=False)
+        if number < 0:
+            grams.clear()
+    for name, total in grams.sums.items():
+        collectives.all_reduce(total)
+        grams.counts[name] = collectives.all_reduce_counts([grams.counts[name]])[0]
+    return grams
+
+
+def _same_on_all(directions: Directions, dtype: torch.dtype) -> Directions:
+    """Those of the first process: an eigen-decomposition may differ in its last bits from device to device."""
+    vectors, shares = directions.vectors.to(dtype), directions.shares
+    if collectives.world_size() == 1:
+        return Directions(vectors, shares)
+    size = int(collectives.broadcast(torch.tensor(len(shares))))
+    return Directions(_sent(vectors, (len(vectors), size)), _sent(shares, (size,)))
+
+
+def _sent(mine: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor of the first process, which has this shape, where that of this process lies."""
+    here = mine if tuple(mine.shape) == shape else mine.new_empty(shape)
+    return collectives.broadcast(here).to(mine.device)
