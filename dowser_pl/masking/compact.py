@@ -127,7 +127,7 @@ class CompactEntries(Protection):
             RuntimeError: if a matrix does not hold the values that were trained.
         """
         for name, weight in self.weights.items():
-            if not torch.equal(bits_of(self._gathered(name)), bits_of(self._values[name].detach().to(weight.dtype))):
+            if not torch.equal(bits_of(self._gathered(name)), bits_of(self.values(name).detach().to(weight.dtype))):
                 raise RuntimeError(
                     f"{name} does not hold the values that were trained: another callback writes weights. Train "
                     "without it, or with --dowser.update dense and --dowser.checkpoint full"

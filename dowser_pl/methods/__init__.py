@@ -13,6 +13,7 @@ from dowser_pl.methods.lora import Lora
 from dowser_pl.methods.magnitude import Magnitude
 from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
+from dowser_pl.methods.null_space import NullSpace
 from dowser_pl.methods.random import Random
 from dowser_pl.methods.soft_dowser import SoftDowser
 from dowser_pl.methods.spider import Spider
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "ModelDowser",
     "ModelTailor",
+    "NullSpace",
     "Random",
     "Ranking",
     "Reference",

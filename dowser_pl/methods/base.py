@@ -18,6 +18,7 @@ from torch import Tensor
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import masked_move
+from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL, Reducer, lowest
 
 __all__ = [
@@ -297,3 +298,13 @@ class EachStep(Method):
                 this for every matrix in the same order.
         """
         return tuned
+
+    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:  # noqa: ARG002
+        """(O, I) float32 that a matrix holds for given values of the optimizer; asked where directions were measured.
+
+        Args:
+            base: (O, I) float32 pretrained weights.
+            values: (O, I) float32 as the optimizer has them, which it goes on from.
+            directions: that the inputs of the matrix have on rows that the model wrote.
+        """
+        return values

@@ -1,0 +1,50 @@
+"""NullSpace: train, but not in the directions that inputs have on rows which the model wrote itself.
+
+A matrix holds `W = W0 + (R - W0) P` with `P = (I + A / (eps m))^-1`, where A is the second moment of its inputs on
+self-written rows, m its mean eigenvalue and R what the optimizer trains. P is fixed, so this is every step of the
+optimizer times P, whatever the optimizer; weight decay pulls R. Equations: `dowser_pl/functional/null_space.py`.
+
+A combination of this package. Its parents project gradients or steps: Saha, Garg, Roy: "Gradient Projection Memory for
+Continual Learning", ICLR 2021, arXiv 2103.09762 (gradients, off the leading directions of stored examples); Wang, Li,
+Sun, Xu: "Training Networks in Null Space of Feature Covariance for Continual Learning", CVPR 2021, arXiv 2103.07113
+(Adam's steps, on the small eigenvalues of the inputs' second moment); Fang et al.: "AlphaEdit: Null-Space Constrained
+Knowledge Editing for Language Models", ICLR 2025, arXiv 2410.02355 (edits of single matrices, on Wikipedia). They take
+data of earlier tasks and a threshold; here the model writes the rows, and each direction is taken out by its share.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from dowser_pl.errors import DowserError
+from dowser_pl.functional.null_space import Directions, check_directions, taken_out
+from dowser_pl.methods.base import EachStep, Reference
+
+__all__ = ["NullSpace"]
+
+
+class NullSpace(EachStep):
+    """Keep each matrix' outputs on what the model writes itself; the base is kept beside each matrix.
+
+    Args:
+        eps: which eigenvalue of the inputs' second moment is protected by half, in mean eigenvalues; > 0, smaller
+            protects more.
+        rank: directions that are protected in each matrix; None = all.
+        tokens: self-written tokens that inputs are measured on.
+    """
+
+    reference: ClassVar[Reference] = Reference(
+        title="null space of self-written inputs (after arXiv 2103.09762, 2103.07113 and 2410.02355)",
+        authors="",
+        year=0,
+    )
+
+    def __init__(self, eps: float = 0.1, rank: int | None = 128, tokens: int = 8192) -> None:
+        check_directions(eps, rank)
+        if tokens < 1:
+            raise DowserError(f"tokens is how many the model writes to measure inputs on, at least 1; got {tokens}")
+        self.eps, self.rank, self.tokens = eps, rank, tokens
+
+    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:
+        """`W0 + (R - W0) P`, in the form `R - (R - W0) U diag(d) U^T`: with no directions R, bit for bit."""
+        return values - taken_out(values - base, directions)
