@@ -1,11 +1,11 @@
 """Whole matrices in training, and a rule that says after each step how far every entry got from the base.
 
 As for `compact.py` the optimizer trains float32 values, which the matrices take over rounded; here they are those of
-all entries. A rule that knows directions of a matrix' inputs says what the matrix holds for given values, which then
-differ from what it holds: checkpoints have the latter as `values`, as those who read them want the model, and what the
-optimizer goes on from as `raw`. Beside them, on the device of the matrix: its base (the bytes of the weight), the sum of gradients and what
-the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a time is
-worked on, in float32.
+all entries. A rule that knows directions of a matrix' inputs says what the matrix holds for given values, which is then
+another thing: checkpoints have it as `values`, since those who read them want the model, and what the optimizer goes on
+from as `raw`. Beside them, on the device of the matrix: its base (the bytes of the weight), the sum of gradients and
+what the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a time
+is worked on, in float32.
 
 Legend: O outputs, I inputs of a matrix, k = O * I.
 """
@@ -34,6 +34,10 @@ class Rule(Protocol):
     def sums_gradients(self) -> bool:
         """Whether `step` wants the sum of gradients."""
 
+    @property
+    def needs_directions(self) -> bool:
+        """Whether `held` is asked, and matrices must not train without directions."""
+
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor | None:
         """(O, I) float32 to add to the gradient before a step."""
 
@@ -53,8 +57,8 @@ class SoftEntries(CompactEntries):
         weights: run-time name -> (O, I) parameter that takes a gradient, holding the base.
         rule: applied to each matrix by itself.
         priors: name -> (O, I) float32 that the rule made of the base; may lack names.
-        directions: name -> directions of the inputs, one object for matrices that share an input; None = the matrices
-            hold what the optimizer trains.
+        directions: name -> directions of the inputs, one object for matrices that share an input; for rules that need
+            them.
 
     Raises:
         DowserError: see `CompactEntries`.
@@ -73,7 +77,7 @@ class SoftEntries(CompactEntries):
         super().__init__(weights, PackedMasks.of((n, torch.ones_like(e, dtype=torch.bool)) for n, e in here.items()))
         self._rule = rule
         self._directions = directions or {}
-        if self._directions:
+        if rule.needs_directions:
             _check_covered(weights, self._directions)
             for values in self._values.values():
                 values.data = values.data.clone()  # in float32 they were the memory of the matrix

@@ -254,10 +254,12 @@ class EachStep(Method):
 
     Attributes:
         sums_gradients: whether `step` wants the sum of all gradients so far.
+        needs_directions: whether `held` says what matrices hold, by directions of their inputs.
     """
 
     stage: ClassVar[Stage] = "each_step"
     sums_gradients: ClassVar[bool] = False
+    needs_directions: ClassVar[bool] = False
     update_ratio: None = None
 
     @property
@@ -299,7 +301,7 @@ class EachStep(Method):
         """
         return tuned
 
-    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:  # noqa: ARG002
+    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:
         """(O, I) float32 that a matrix holds for given values of the optimizer; asked where directions were measured.
 
         Args:

@@ -39,6 +39,8 @@ class NullSpace(EachStep):
         year=0,
     )
 
+    needs_directions: ClassVar[bool] = True
+
     def __init__(self, eps: float = 0.1, rank: int | None = 128, tokens: int = 8192) -> None:
         check_directions(eps, rank)
         if tokens < 1:
