@@ -4,8 +4,8 @@ As for `compact.py` the optimizer trains float32 values, which the matrices take
 all entries. A rule that knows directions of a matrix' inputs says what the matrix holds for given values, which is then
 another thing: checkpoints have it as `values`, since those who read them want the model, and what the optimizer goes on
 from as `raw`. Beside them, on the device of the matrix: its base (the bytes of the weight), the sum of gradients and
-what the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a time
-is worked on, in float32.
+what the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a
+time is worked on, in float32.
 
 Legend: O outputs, I inputs of a matrix, k = O * I.
 """
@@ -146,9 +146,10 @@ class SoftEntries(CompactEntries):
         """
         state = super().state_dict(base)
         sent: dict[int, dict[str, Tensor]] = {}
-        for name, each in self._directions.items():
-            kept = {"vectors": each.vectors.cpu(), "shares": each.shares.cpu()}
-            state[name].update(sent.setdefault(id(each), kept))
+        for name, found in self._directions.items():
+            if id(found) not in sent:
+                sent[id(found)] = {"vectors": found.vectors.cpu(), "shares": found.shares.cpu()}
+            state[name].update(sent[id(found)])
         for name, each in state.items():
             each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
         return state
@@ -228,5 +229,5 @@ def _stored(state: State, weights: Mapping[str, nn.Parameter]) -> dict[str, Dire
         if "vectors" in each:
             device = weights[name].device
             loaded = Directions(each["vectors"].to(device), each["shares"].to(device))
-            found[name] = known.setdefault(each["vectors"].data_ptr() or id(each), loaded)
+            found[name] = known.setdefault(each["vectors"].data_ptr() or id(loaded), loaded)
     return found
