@@ -89,13 +89,29 @@ class ChatTemplate:
         between, follows, _ = rest.partition(_WORDS[2])
         return last if found else "", between if follows else ""
 
-    def _sample(self, num_turns: int) -> str:
+    def openers(self) -> tuple[str, str, str | None] | None:
+        """Text before a user's words, between them and an assistant's, and before those of a user with a picture.
+
+        The last is None where pictures have no place in the text; all is None where the template writes no such
+        conversation, or other words than it was given.
+        """
+        user, is_asked, rest = self._sample(2).partition(_WORDS[0])
+        assistant, is_answered, _ = rest.partition(_WORDS[1])
+        if not is_asked or not is_answered:
+            return None
+        picture, found, _ = self._sample(2, picture=True).partition(_WORDS[0])
+        token = getattr(self.processor, "image_token", None)
+        return user, assistant, picture if found and isinstance(token, str) and token in picture else None
+
+    def _sample(self, num_turns: int, picture: bool = False) -> str:
         """A conversation of `_WORDS`; a template that is asked for text alone may have been written for that."""
-        for as_parts in (True, False):
+        for as_parts in (True,) if picture else (True, False):
             turns = [
                 {"role": role, "content": [{"type": "text", "text": words}] if as_parts else words}
                 for role, words in zip(("user", "assistant") * (num_turns // 2), _WORDS, strict=False)
             ]
+            if picture:
+                turns[0]["content"] = [{"type": "image"}, {"type": "text", "text": _WORDS[0]}]
             with suppress(ValueError):
                 return self.render(turns)
         return ""

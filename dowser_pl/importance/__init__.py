@@ -7,18 +7,22 @@ from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, inpu
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts
 from dowser_pl.importance.recorder import FACTORS, PRODUCTS
+from dowser_pl.importance.rows import Bank, Openers, Rows, write_rows
 from dowser_pl.importance.settings import Probe
 
 __all__ = [
     "FACTORS",
     "GRAM_BYTES",
     "PRODUCTS",
+    "Bank",
     "Cache",
     "Factors",
     "InputGrams",
+    "Openers",
     "Probe",
     "Prompt",
     "Request",
+    "Rows",
     "digest",
     "fingerprint",
     "first_tokens",
@@ -30,4 +34,5 @@ __all__ = [
     "read_head",
     "save_factors",
     "write_prompts",
+    "write_rows",
 ]
