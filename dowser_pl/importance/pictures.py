@@ -4,6 +4,7 @@ All are PIL images of any size, before a processor sees them. What is drawn come
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from PIL import Image
@@ -60,11 +61,7 @@ def _cells(generator: Generator, size: tuple[int, int]) -> list[Box]:
     """The boxes of a grid over a picture; sizes differ by a pixel where the sides do not divide."""
     count = int(torch.randint(_GRIDS[0], _GRIDS[1] + 1, (), generator=generator))
     columns, rows = ([round(edge * k / n) for k in range(n + 1)] for edge, n in ((s, min(count, s)) for s in size))
-    return [
-        (left, top, right, bottom)
-        for top, bottom in zip(rows, rows[1:], strict=False)
-        for left, right in zip(columns, columns[1:], strict=False)
-    ]
+    return [(left, top, right, bottom) for top, bottom in pairwise(rows) for left, right in pairwise(columns)]
 
 
 def _size(box: Box) -> tuple[int, int]:

@@ -134,3 +134,18 @@ def test_published_templates(source, said):
     text, spans = ChatTemplate(processor, source).render_spans(row.messages, row.id)
     text, spans = close_turns(text, spans, "blue red", "</s>")
     assert [text[a:b] for a, b in spans] == said
+
+
+def test_openers_are_found_around_words():
+    user, assistant, picture = ChatTemplate(build_llava()).openers()
+    row = one_image()
+    words = row.messages[0]["content"][-1]["text"]
+    text = ChatTemplate(build_llava()).render(row.messages)
+    assert text.startswith(picture + words + assistant)
+    assert picture != user and picture.replace(" <image>", "") == user
+
+
+def test_templates_that_write_other_words_have_no_openers():
+    assert ChatTemplate(build_llava(), "{{ messages[0]['role'] }}").openers() is None
+    no_pictures = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    assert ChatTemplate(build_llava(), no_pictures).openers() == ("user: ", "assistant: ", None)
