@@ -205,7 +205,7 @@ class _Rows:
             picture = PICTURES[self.source](generator, self.writer.side)
         else:
             picture = MADE_OF_PICTURES[self.source](generator, self.pictures)
-        return self.writer.start_with(picture, self.openers and self.openers.picture)
+        return self.writer.start_with(picture, None if self.openers is None else self.openers.picture)
 
     def _stream(self, use: str, number: int, attempt: int) -> torch.Generator:
         return stream(self.settings.seed, "rows", use, self.source, number, attempt)
@@ -222,8 +222,9 @@ def _check(
         raise DowserError(f"the rows {sorted(needy)} need a chat template; give one, or leave them out of rows.sources")
     if not pictures and (needy := asked & set(MADE_OF_PICTURES)):
         raise DowserError(f"the rows {sorted(needy)} need training pictures, got none; leave them out of rows.sources")
-    token = getattr(processor, "image_token", None)
-    if not isinstance(token, str) and (needy := asked & {*PICTURES, *MADE_OF_PICTURES}):
+    token = getattr(processor, "image_token", None)  # some tokenizers have one too
+    places = isinstance(token, str) and hasattr(processor, "image_processor")
+    if not places and (needy := asked & {*PICTURES, *MADE_OF_PICTURES}):
         raise DowserError(
             f"{type(processor).__name__} has no image token, so the rows {sorted(needy)} cannot place a picture; "
             "leave them out of rows.sources"

@@ -76,7 +76,7 @@ class RowWriter:
 
     @property
     def tokenizer(self) -> Any:
-        """Of the processor."""
+        """The processor's tokenizer, or the processor itself where it is one."""
         return getattr(self.processor, "tokenizer", self.processor)
 
     @cached_property

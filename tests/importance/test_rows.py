@@ -6,6 +6,7 @@ from PIL import Image
 
 from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.importance import Openers, Rows, write_rows
+from dowser_pl.models.layers import text_model
 from tests.tiny_models import BOS, EOS, IMAGE, make_processor, tiny_instructblip_t5, tiny_llava
 
 ALL = ("text", "chat", "turn", "noise", "blank", "train", "shuffle", "mosaic")
@@ -135,7 +136,7 @@ def test_sources_that_lack_something_are_refused(model, source, openers, picture
 
 def test_encoder_decoders_and_processors_without_pictures_are_refused(model):
     with pytest.raises(ValueError, match="decoders alone"):
-        write(tiny_instructblip_t5(), Rows({"text": 2}))
+        write(text_model(tiny_instructblip_t5()), Rows({"text": 2}))
     with pytest.raises(ValueError, match="no image token.*noise"):
         write_rows(model, PROCESSOR.tokenizer, Rows({"noise": 2}))
 
