@@ -2,6 +2,7 @@
 
 from dowser_pl.reporting.comparison import markdown_comparison, text_comparison
 from dowser_pl.reporting.curve import CurvePoint, knee
+from dowser_pl.reporting.drift import DriftScore, ReportedDrift
 from dowser_pl.reporting.folder import read_report, write_report
 from dowser_pl.reporting.html import write_html
 from dowser_pl.reporting.plots.curve import plot_curve
@@ -25,8 +26,10 @@ __all__ = [
     "BudgetChoice",
     "Counts",
     "CurvePoint",
+    "DriftScore",
     "Questions",
     "Report",
+    "ReportedDrift",
     "Seconds",
     "TaskScore",
     "h_score",

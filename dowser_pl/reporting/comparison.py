@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from dowser_pl.errors import DowserError
+from dowser_pl.reporting.drift import kl_text
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES
 from dowser_pl.reporting.table import (
@@ -46,6 +47,24 @@ def run_row(name: str, report: Report) -> tuple[str, ...]:
     )
 
 
+def with_drift(header: Sequence[str], rows: Sequence[Sequence[str]], reports: Sequence[Report]) -> list[Sequence[str]]:
+    """Header and rows with KL to the base before the last column, where it was measured at all; steps make room for it.
+
+    Args:
+        header: of the table.
+        rows: the base model, a rule, then one for each run.
+        reports: of the runs.
+    """
+    if all(report.drift is None for report in reports):
+        return [header, *rows]
+    drifts = [NOTHING if report.drift is None else kl_text(report.drift.all.kl) for report in reports]
+    cells, steps = ["KL", "", NOTHING, *drifts], header.index("steps")
+    return [
+        (*row[:steps], *row[steps + 1 : -1], cell, row[-1]) if row else row
+        for row, cell in zip([header, *rows], cells, strict=True)
+    ]
+
+
 def task_names(reports: Sequence[Report]) -> list[str]:
     """The tasks of all runs, downstream first, each once."""
     found = (name for role in ROLES for report in reports for name in report.of_role(role))
@@ -81,7 +100,8 @@ def comparison(reports: Sequence[Report], grid: Grid) -> str:
         raise DowserError("Got no report to compare, expected at least one.")
     names = run_names(reports)
     base_row = ("0 base", "", "", "", "", *before_cells(reports[0]), "")
-    parts = [grid(RUN_HEADER, [base_row, RULE, *map(run_row, names, reports)], RUN_ALIGNS)]
+    header, *rows = with_drift(RUN_HEADER, [base_row, RULE, *map(run_row, names, reports)], reports)
+    parts = [grid(header, rows, RUN_ALIGNS)]
     for start in range(0, len(reports), RUNS_PER_BLOCK):
         block = reports[start : start + RUNS_PER_BLOCK]
         header = ("task", "0 base", *(f"{number}" for number in range(start + 1, start + 1 + len(block))))

@@ -6,7 +6,8 @@ reader's system has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,10 @@ from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, Role
 from dowser_pl.reporting.table import (
     NOTHING,
+    Grid,
     change_text,
     curve_parts,
+    drift_parts,
     facts,
     number_text,
     score_text,
@@ -104,6 +107,7 @@ def html_page(report: Report, answers: Sequence[Row] = (), config: str | None = 
         score_table(report),
         f'<p class="muted small">{escape(NOTES)}</p>',
         *curve_section(report),
+        *drift_section(report),
         "<h2>Answers before and after</h2>",
         *(answer_sections(report, answers) if answers else [f'<p class="muted">{escape(NO_ANSWERS)}</p>']),
         "<h2>The run</h2>",
@@ -189,12 +193,22 @@ def curve_section(report: Report) -> list[str]:
     if has_picture(report):
         found.append("<h2>At every update ratio</h2>")
         found.append(picture(draw_curve_page(report), "curve", "What is learnt and kept at every update ratio"))
+    return found + laid_out(partial(curve_parts, report))
+
+
+def drift_section(report: Report) -> list[str]:
+    """What is known of forgetting without upstream data."""
+    parts = laid_out(partial(drift_parts, report))
+    return ["<h2>Drift from the base, without data</h2>", *parts] if parts else []
+
+
+def laid_out(parts: Callable[[Grid], list[str]]) -> list[str]:
+    """Tables and sentences as parts of the page."""
 
     def grid(header: Sequence[str], rows: Sequence[Sequence[str]], aligns: str) -> str:
         return table(header, [("", list(map(escape, row))) for row in rows], aligns.index("r"))
 
-    parts = curve_parts(report, grid)
-    return found + [part if part.startswith("<") else f'<p class="small">{escape(part)}</p>' for part in parts]
+    return [part if part.startswith("<") else f'<p class="small">{escape(part)}</p>' for part in parts(grid)]
 
 
 def answer_sections(report: Report, answers: Sequence[Row]) -> list[str]:

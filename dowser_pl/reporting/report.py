@@ -7,6 +7,7 @@ from typing import Any
 
 from dowser_pl.errors import DowserError
 from dowser_pl.reporting.curve import CurveMeans, CurvePoint, check_curve, curve_entries, curve_knee, curve_means
+from dowser_pl.reporting.drift import ReportedDrift
 from dowser_pl.reporting.fields import Fields
 from dowser_pl.reporting.intervals import Interval, change_interval, mean_interval, score_interval
 from dowser_pl.reporting.scores import (
@@ -47,6 +48,7 @@ class Report:
         curve: rising in ratio, from 0 (the base model) to the trained ratio; empty where it was not measured.
         budget: what a budget chose; the scores "after" are then those at the chosen ratio.
         questions: task name to how many questions were asked, gained and forgotten; empty where that is not known.
+        drift: from the base, on rows that it wrote itself; None where that was not measured.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Report:
     curve: list[CurvePoint] = field(default_factory=list)
     budget: BudgetChoice | None = None
     questions: dict[str, Questions] = field(default_factory=dict)
+    drift: ReportedDrift | None = None
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.items():
@@ -162,6 +165,7 @@ class Report:
             "knee": self.knee,
             "budget": None if self.budget is None else self.budget.to_dict(),
             "questions": {name: self._questions_entry(name) for name in self.questions},
+            "drift": None if self.drift is None else self.drift.to_dict(),
         }
 
     def _questions_entry(self, name: str) -> dict[str, Any]:
@@ -214,4 +218,5 @@ class Report:
             curve=[CurvePoint.read(point) for point in fields.optional("curve", fields.sections) or []],
             budget=fields.optional("budget", lambda key: BudgetChoice.read(fields.section(key))),
             questions={name: Questions.read(questions.section(name)) for name in questions.value},
+            drift=fields.optional("drift", lambda key: ReportedDrift.read(fields.section(key))),
         )

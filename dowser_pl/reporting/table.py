@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
 
@@ -251,6 +252,16 @@ def budget_text(budget: BudgetChoice) -> str:
     )
 
 
+def drift_parts(report: Report, grid: Grid) -> list[str]:
+    """What is known of forgetting beside upstream tasks: a table by source, and a sentence that is always true."""
+    upstream = bool(report.of_role("upstream"))
+    if report.drift is None:
+        return [] if upstream else [NO_DRIFT]
+    several = len(report.drift.sources) > 1
+    rows = [grid(DRIFT_HEADER, drift_rows(report.drift), DRIFT_ALIGNS)] if several else []
+    return [*rows, drift_note(report.drift, upstream)]
+
+
 HEADER = ("task", "role", "metric", "before", "after", "change")
 ALIGNS = "lllrrr"
 _NARROWEST, _WIDEST = 80, 100
@@ -294,8 +305,9 @@ def text_table(report: Report) -> str:
         textwrap.fill(f"{name:<{names}}{value}", limit, subsequent_indent=" " * names, break_long_words=False)
         for name, value in facts(report)
     )
-    curve = [wrapped(part) for part in curve_parts(report, partial(text_grid, limit=limit))]
-    return "\n\n".join([heading, grid, *curve, "\n".join(lines)])
+    narrow = partial(text_grid, limit=limit)
+    parts = map(wrapped, [*curve_parts(report, narrow), *drift_parts(report, narrow)])
+    return "\n\n".join([heading, grid, *parts, "\n".join(lines)])
 
 
 def wrapped(part: str) -> str:
@@ -308,7 +320,8 @@ def markdown_table(report: Report) -> str:
     means = [tuple(f"**{cell}**" if cell else "" for cell in row) for row in mean_rows(report)]
     grid = markdown_grid(HEADER, [*task_rows(report), *means], ALIGNS)
     lines = (f"- {name}: {value}" for name, value in facts(report))
-    return "\n\n".join([grid, *curve_parts(report, markdown_grid), "\n".join(lines)])
+    parts = [*curve_parts(report, markdown_grid), *drift_parts(report, markdown_grid)]
+    return "\n\n".join([grid, *parts, "\n".join(lines)])
 
 
 def markdown_page(report: Report, picture: str | None = None, curve_picture: str | None = None) -> str:

@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from dowser_pl.reporting import BudgetChoice, Counts, CurvePoint, Report, Seconds, TaskScore
+from dowser_pl.reporting import (
+    BudgetChoice,
+    Counts,
+    CurvePoint,
+    DriftScore,
+    Report,
+    ReportedDrift,
+    Seconds,
+    TaskScore,
+)
 
 
 def report(**changes: object) -> Report:
@@ -30,6 +39,11 @@ def report(**changes: object) -> Report:
         frozen_digest={"before": "ab" * 32, "after": "ab" * 32},
     )
     return replace(base, **changes)
+
+
+def drift() -> ReportedDrift:
+    """KL 0.004 and 95 % the same on 400 positions of two sources."""
+    return ReportedDrift({"text": DriftScore(0.001, 0.98, 300), "shuffle": DriftScore(0.013, 0.86, 100)})
 
 
 def with_tasks(num_tasks: int) -> Report:

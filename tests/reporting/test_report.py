@@ -31,6 +31,7 @@ LAYOUT = [
     "knee",
     "budget",
     "questions",
+    "drift",
 ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from dowser_pl.reporting.drift import drift_text, kl_text
 from dowser_pl.reporting.intervals import Interval
 from dowser_pl.reporting.plots.plane import draw_move, draw_plane
 from dowser_pl.reporting.plots.style import (
@@ -189,6 +190,8 @@ def headline(report: Report) -> str:
     """The result in one line: "ModelDowser: downstream +0.562, upstream -0.276"."""
     means = (("downstream", report.downstream.change), ("upstream", report.upstream.change))
     parts = [f"{name} {signed(change_text(change))}" for name, change in means if change is not None]
+    if report.upstream.change is None and report.drift is not None:
+        parts.append(f"KL to the base {kl_text(report.drift.all.kl)}")
     return ": ".join([shorten(report.method, LONGEST_METHOD), ", ".join(parts)] if parts else [report.method])
 
 
@@ -220,4 +223,5 @@ def notes(report: Report) -> list[str]:
     if counts:
         asked = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
         found += wrap(INTERVAL_NOTE.format(asked), LONGEST_FACT)
-    return found + [f"{name}: {value}" for name, value in facts(report)[:2]]
+    found += [f"{name}: {value}" for name, value in facts(report)[:2]]
+    return found + (wrap(f"drift from the base: {drift_text(report.drift)}", LONGEST_FACT) if report.drift else [])
