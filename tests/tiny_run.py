@@ -73,11 +73,12 @@ def build_trainer(
     export=False,
     every=1,
     replay=None,
+    drift=False,
     **options,
 ) -> DowserTrainer:
-    dowser = Dowser(
-        method or ModelDowser(0.1), SMALL_PROBE, cache_dir, update=update, checkpoint=checkpoint, replay=replay
-    )
+    method = method or ModelDowser(0.1)
+    forms = {"update": update, "checkpoint": checkpoint}
+    dowser = Dowser(method, SMALL_PROBE, cache_dir, **forms, replay=replay, drift=drift)
     options = {
         "max_epochs": 2,
         "default_root_dir": folder,

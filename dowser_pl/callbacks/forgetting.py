@@ -36,7 +36,18 @@ from dowser_pl.errors import DowserError
 from dowser_pl.importance import digest
 from dowser_pl.masking import ReportedModule, TunedModule, reported_module, tuned_module
 from dowser_pl.metrics import metric_label
-from dowser_pl.reporting import Counts, CurvePoint, Report, Seconds, TaskScore, role_means, text_table, write_report
+from dowser_pl.reporting import (
+    Counts,
+    CurvePoint,
+    DriftScore,
+    Report,
+    ReportedDrift,
+    Seconds,
+    TaskScore,
+    role_means,
+    text_table,
+    write_report,
+)
 from dowser_pl.reporting.answers import Moment, Row, counted
 
 __all__ = ["Forgetting"]
@@ -170,7 +181,7 @@ class Forgetting(Callback, BeforeMerge):
         if dowser is None or dowser.counts is None:
             raise DowserError("the report tells what Dowser counted, got none; ask for it once training has ended")
         frozen, trainable = dowser.counts
-        settings = dowser.method.settings()
+        settings, drift = dowser.method.settings(), dowser.drift
         return Report(
             method=str(settings["method"]),
             update_ratio=dowser.method.update_ratio,
@@ -196,6 +207,7 @@ class Forgetting(Callback, BeforeMerge):
             curve=self._curve_points(find_curve(trainer), dowser.method.update_ratio),
             budget=find_curve(trainer).choice,
             questions=counted(self._answers, self.before, self.after),
+            drift=ReportedDrift({kind: DriftScore(**vars(each)) for kind, each in drift.items()}) if drift else None,
         )
 
     def state_dict(self) -> dict[str, Any]:

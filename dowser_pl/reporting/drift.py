@@ -113,5 +113,5 @@ def drift_note(drift: ReportedDrift, upstream: bool) -> str:
 
 NO_DRIFT = (
     "Nothing is known of forgetting: there is no upstream task, and no row that the base wrote was measured. List "
-    "upstream tasks, or do not set --dowser.rows null."
+    "upstream tasks, or leave --dowser.drift true (decoder-only models)."
 )

@@ -6,10 +6,12 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.curve import find_curve
@@ -27,6 +29,7 @@ from dowser_pl.callbacks.dowser.checks import (
     check_trainer,
     refuse_quantized,
 )
+from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift
 from dowser_pl.callbacks.dowser.finish import finish
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
@@ -42,11 +45,12 @@ from dowser_pl.callbacks.dowser.protection import (
     saved_entries,
     stop_reducing,
 )
-from dowser_pl.callbacks.dowser.replay import Replayer, check_replay, load_replay
+from dowser_pl.callbacks.dowser.replay import Replayer, check_replay, load_replay, write_rows
 from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
-from dowser_pl.importance import Probe
+from dowser_pl.importance import Probe, probing_mode
+from dowser_pl.importance.drift import Drift
 from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
@@ -72,6 +76,8 @@ class Dowser(Callback):
         checkpoint: `compact` leaves the base out of checkpoints and refers to it; `full` keeps all weights.
         calibration_batches: training batches that a method which merges after training measures inputs on.
         replay: hold the model to what its base says on rows that the base wrote itself; null = do without.
+        drift: measure at every validation how far the model is from its base, on rows that the base wrote itself and
+            that nothing is trained on.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Dowser(Callback):
         checkpoint: Content = "compact",
         calibration_batches: int = 32,
         replay: Replay | None = None,
+        drift: bool = True,
     ) -> None:
         check_settings(method, update, checkpoint, calibration_batches)
         self.method, self.probe = method, probe
@@ -92,6 +99,7 @@ class Dowser(Callback):
         self.update, self.checkpoint = update, checkpoint
         self.calibration_batches = calibration_batches
         self.replay = replay if replay is not None and replay.weight else None
+        self.measures_drift = drift
         self.probe_seconds = 0.0
         self.counts: tuple[Changes, Changes] | None = None
         """(frozen, trainable), filled when training ends."""
@@ -102,6 +110,7 @@ class Dowser(Callback):
         """What the run began from."""
         self._entries: Protection | None = None
         self._replayer: Replayer | None = None
+        self._meter: DriftMeter | None = None
         self._saves_sharded = False  # whether every process saves its share of them
         self._loaded: dict[str, Any] | None = None
         self._next_look = 0.0
@@ -117,6 +126,11 @@ class Dowser(Callback):
         if self._entries is None:
             raise RuntimeError("masks are built in on_fit_start, which the Trainer calls")
         return self._entries
+
+    @property
+    def drift(self) -> dict[str, Drift]:
+        """Kind of self-written rows -> drift from the base at the latest validation; empty where it is not measured."""
+        return {} if self._meter is None else dict(self._meter.latest)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the model is loaded: refuse what cannot work, and say who averages gradients."""
@@ -159,12 +173,14 @@ class Dowser(Callback):
         self._trained = self.counts = None
         if self._loaded is not None:
             self._replayer = load_replay(self.replay, self._loaded)
+            self._meter = DriftMeter.from_state(self._loaded["drift"]) if self._loaded.get("drift") else None
             self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
             self._loaded = None
             digest = self._digest_frozen(module)
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
             self._replayer = None if self.replay is None else Replayer.of(trainer, module, self.replay, self.probe)
+            self._meter = self._new_meter(trainer, module)
             self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
             curve.order(self.method, self._entries, builder.masks_of)
             self.probe_seconds, self.diagnostics = builder.seconds, builder.diagnostics
@@ -207,6 +223,12 @@ class Dowser(Callback):
         if time.monotonic() > self._next_look:
             self._check_files(tuned_module(pl_module, self))
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask the model how far it is from its base."""
+        if self._meter is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            drift = self._meter.measure(trainer, tuned_module(pl_module, self))
+            pl_module.log_dict({"drift/kl": drift.kl, "drift/agreement": drift.agreement})
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge or take updates back, where that is done now, and compare every entry with the base.
 
@@ -245,6 +267,8 @@ class Dowser(Callback):
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
         if self._replayer is not None:
             state["replay"] = self._replayer.state_dict()
+        if self._meter is not None:
+            state["drift"] = self._meter.state_dict()
         if self._trained is None:
             state |= {"entries": saved_entries(self._entries, self._saves_sharded, self.checkpoint)}
             state["frozen_digest"] = self.frozen_digest
@@ -273,6 +297,13 @@ class Dowser(Callback):
             unmerge(checkpoint["state_dict"], self.base.keys, (self._trained or {}).get("entries", {}))
             return
         leave_base_out(checkpoint, self.base, self.state_key)
+
+    def _new_meter(self, trainer: Trainer, module: TunedModule) -> DriftMeter | None:
+        if not (self.measures_drift and can_tell_drift(module)):
+            return None
+        with probing_mode(module.network), trainer.precision_plugin.forward_context():
+            rows = write_rows(module, replace(self.probe, seed=self.probe.seed + 1, num_prompts=32))
+        return DriftMeter.of(trainer, module, rows, self.probe.batch_size)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()

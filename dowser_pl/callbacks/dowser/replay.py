@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from dowser_pl.callbacks.dowser.drift import head_is_trained
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import run_reduced_grad_hooks
 from dowser_pl.errors import DowserError
-from dowser_pl.functional.divergence import TopOutcomes
 from dowser_pl.importance import Probe, Prompt, probing_mode, write_prompts
 from dowser_pl.importance.base_outputs import BaseOutputs, record_base
 from dowser_pl.importance.prompts import noise_images
@@ -97,8 +97,6 @@ class Replayer:
             DowserError: if there are no rows of the kinds asked for, or the model is one whose words cannot be kept.
         """
         network = module.network
-        head = text_model(network).get_output_embeddings()
-        head_is_trained = any(each.requires_grad for each in head.parameters())
         with probing_mode(network), trainer.precision_plugin.forward_context():
             rows = write_rows(module, probe)
             chosen = [row for row in rows if settings.sources is None or row.kind in settings.sources]
@@ -108,7 +106,7 @@ class Replayer:
                     f"got replay.sources {settings.sources}, expected some of {sorted({row.kind for row in rows})}: "
                     f"this model writes no rows of {sorted(missing)}"
                 )
-            base = record_base(network, chosen, probe.batch_size, head_is_trained)
+            base = record_base(network, chosen, probe.batch_size, head_is_trained(network))
         return cls(settings, base, probe.seed)
 
     def add_gradient(self, trainer: Trainer, pl_module: LightningModule, network: Any) -> None:
@@ -129,11 +127,8 @@ class Replayer:
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and what the base said: weights are tuned when a run resumes, so neither can be made again."""
-        top = self.base.top
         return {
-            "rows": [{each: getattr(row, each) for each in Prompt.__dataclass_fields__} for row in self.base.rows],
-            "hidden": self.base.hidden,
-            "top": None if top is None else [each._asdict() for each in top],
+            "base": self.base.state_dict(),
             "settings": asdict(self.settings),
             "seed": self.seed,
         }
@@ -158,6 +153,4 @@ def load_replay(settings: Replay | None, state: Mapping[str, Any]) -> Replayer |
         )
     if settings is None or kept is None:
         return None
-    top = None if kept["top"] is None else [TopOutcomes(**each) for each in kept["top"]]
-    rows = [Prompt(**each) for each in kept["rows"]]
-    return Replayer(settings, BaseOutputs(rows, kept["hidden"], top), kept["seed"])
+    return Replayer(settings, BaseOutputs.from_state(kept["base"]), kept["seed"])

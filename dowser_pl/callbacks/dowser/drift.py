@@ -1,0 +1,82 @@
+"""The meter of drift in a run: what the base said on rows that are never trained on, and how far the model is from it.
+
+The base is asked once, before anything is trained; checkpoints hold what it said, since weights are tuned when a run
+resumes. Every validation asks the model as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from dowser_pl.importance import Prompt, probing_mode
+from dowser_pl.importance.base_outputs import BaseOutputs, record_base
+from dowser_pl.importance.drift import Drift, measure_drift, pooled
+from dowser_pl.masking import TunedModule
+from dowser_pl.models.layers import text_model
+
+__all__ = ["DriftMeter", "can_tell_drift", "head_is_trained"]
+
+
+def can_tell_drift(module: TunedModule) -> bool:
+    """Whether a model continues its own text, so that what it says on its rows can be kept; if not, a line says so."""
+    able = not text_model(module.network).config.is_encoder_decoder
+    if not able:
+        rank_zero_info(f"{type(module.network).__name__} is an encoder-decoder: drift from the base is not measured")
+    return able
+
+
+def head_is_trained(network: Any) -> bool:
+    """Whether what makes logits of hidden states will change."""
+    head = text_model(network).get_output_embeddings()
+    return any(each.requires_grad for each in head.parameters())
+
+
+class DriftMeter:
+    """Measures drift on rows of the base.
+
+    Args:
+        base: what it said on them.
+        batch_size: rows a forward pass.
+        latest: kind of rows -> drift when it was last measured.
+    """
+
+    def __init__(self, base: BaseOutputs, batch_size: int, latest: Mapping[str, Drift] | None = None) -> None:
+        self.base, self.batch_size, self.latest = base, batch_size, dict(latest or {})
+
+    @classmethod
+    def of(cls, trainer: Trainer, module: TunedModule, rows: list[Prompt], batch_size: int) -> "DriftMeter":
+        """Ask the base; on every process.
+
+        Args:
+            trainer: its precision.
+            module: the model, its weights being the base.
+            rows: that are not trained on.
+            batch_size: rows a forward pass.
+        """
+        network = module.network
+        with probing_mode(network), trainer.precision_plugin.forward_context():
+            return cls(record_base(network, rows, batch_size, head_is_trained(network)), batch_size)
+
+    def measure(self, trainer: Trainer, module: TunedModule) -> Drift:
+        """Ask the model as it is; on every process.
+
+        Returns:
+            The drift on all rows; `latest` has it by kind.
+        """
+        with trainer.precision_plugin.forward_context():
+            self.latest = measure_drift(module.network, self.base, self.batch_size)
+        return pooled(list(self.latest.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the base said, and the latest drift."""
+        latest = {kind: asdict(each) for kind, each in self.latest.items()}
+        return {"base": self.base.state_dict(), "batch_size": self.batch_size, "latest": latest}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "DriftMeter":
+        """The meter of a run that is resumed."""
+        latest = {kind: Drift(**each) for kind, each in state["latest"].items()}
+        return cls(BaseOutputs.from_state(state["base"]), state["batch_size"], latest)
