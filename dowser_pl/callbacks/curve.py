@@ -103,10 +103,14 @@ class Curve(Callback):
     Args:
         ratios: update ratios to measure the tuned model at, beside that of the run, on the data of the report.
         max_upstream_drop: keep the largest ratio at which the upstream mean loses at most so much, measured on
-            questions to choose on (`selection_tasks` of the data), and export that model; None = keep all updates.
+            questions to choose on (`selection_tasks` of the data), and export that model; None = do not limit it.
+        max_drift: the same by the drift from the base, in nats of KL on rows that it wrote itself, which takes no data;
+            None = do not limit it. Of both, the largest ratio that keeps both.
     """
 
-    def __init__(self, ratios: Sequence[float] = (), max_upstream_drop: float | None = None) -> None:
+    def __init__(
+        self, ratios: Sequence[float] = (), max_upstream_drop: float | None = None, max_drift: float | None = None
+    ) -> None:
         odd = [ratio for ratio in ratios if not 0 < ratio <= 1]
         if odd:
             raise DowserError(f"curve lists update ratios, above 0 and at most 1; got {odd[0]}")
@@ -115,8 +119,12 @@ class Curve(Callback):
                 f"budget.max_upstream_drop is how much of the upstream mean may be lost, 0.02 for two hundredths; got "
                 f"{max_upstream_drop}"
             )
+        if max_drift is not None and not max_drift >= 0.0:
+            raise DowserError(
+                f"budget.max_drift is the KL to the base that may be reached, 0.01 for a careful one; got {max_drift}"
+            )
         self.ratios = sorted(set(ratios))
-        self.max_upstream_drop = max_upstream_drop
+        self.max_upstream_drop, self.max_drift = max_upstream_drop, max_drift
         self.points: list[CurvePoint] = []
         """Smaller ratios than that of the run, once training has ended."""
         self.choice: BudgetChoice | None = None
@@ -127,14 +135,19 @@ class Curve(Callback):
     @property
     def active(self) -> bool:
         """Whether anything is asked for."""
-        return bool(self.ratios) or self.max_upstream_drop is not None
+        return bool(self.ratios) or self.chooses
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is a budget."""
+        return self.max_upstream_drop is not None or self.max_drift is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Where something is asked for: whether the module can be measured when training ends."""
         if self.active and stage == "fit":
             reported_module(pl_module, self)
 
-    def check(self, trainer: Trainer, whole: Sequence[str], method: Method, resumed: bool) -> None:
+    def check(self, trainer: Trainer, whole: Sequence[str], method: Method, resumed: bool, has_drift: bool) -> None:
         """Before anything is measured: refuse what could not be done when training ends.
 
         Args:
@@ -142,6 +155,7 @@ class Curve(Callback):
             whole: what is trained without a mask.
             method: of the run.
             resumed: whether a checkpoint was loaded.
+            has_drift: whether drift from the base is measured.
 
         Raises:
             DowserError: saying what to set.
@@ -162,18 +176,21 @@ class Curve(Callback):
                 f"for {steps}; resume with the curve (and budget) that its run began with, or start a new run"
             )
         self._order.steps = steps
-        if self.max_upstream_drop is None:
-            return
-        if whole:
+        if self.chooses and whole:
             raise DowserError(
-                f"budget.max_upstream_drop takes updates back to the base, got model.also_train with {len(whole)} "
-                f"tensors ({whole[0]} ...), which have no mask; leave one of them out"
+                f"budget takes updates back to the base, got model.also_train with {len(whole)} tensors ({whole[0]} "
+                "...), which have no mask; leave one of them out"
             )
-        if not any(task.role == "upstream" for task in _selection(trainer)):
+        if self.max_upstream_drop is not None and not any(task.role == "upstream" for task in _selection(trainer)):
             raise DowserError(
                 "budget.max_upstream_drop chooses on upstream questions that the report does not use, and "
                 f"{type(trainer.datamodule).__name__} has none (`selection_tasks`); with ConversationData list them "  # type: ignore[attr-defined]
-                "under data.choose_on"
+                "under data.choose_on, or limit --budget.max_drift, which takes no data"
+            )
+        if self.max_drift is not None and not has_drift:
+            raise DowserError(
+                "budget.max_drift chooses by the drift from the base, and it is not measured here: set --dowser.drift "
+                "true, with a decoder-only model"
             )
 
     def order(self, method: Method, entries: Protection, masks_of: MasksOf) -> None:
@@ -194,13 +211,16 @@ class Curve(Callback):
         if (protected := tuned_module(pl_module, self).protected) is not None:
             self._order.cut(protected)
 
-    def finish(self, trainer: Trainer, pl_module: TunedModule, trained: Protection) -> DenseEntries | None:
+    def finish(
+        self, trainer: Trainer, pl_module: TunedModule, trained: Protection, drift: Callable[[], float]
+    ) -> DenseEntries | None:
         """Measure the curve, then keep the budget.
 
         Args:
             trainer: its data and limits.
             pl_module: the model, tuned.
             trained: its entries; closed.
+            drift: KL of the model as it is to its base.
 
         Returns:
             Smaller masks where updates were taken back for good; None if the model is as it was.
@@ -214,7 +234,7 @@ class Curve(Callback):
             scores = module.score_tasks(module.tasks(), _loaders(trainer.val_dataloaders))
             self.points.append(CurvePoint(ratio, scores))
             rank_zero_info(f"Updates of the lowest {ratio:g}: {_said(scores)}")
-        level = full if self.max_upstream_drop is None else self._choose(trainer, module, updates)
+        level = self._choose(trainer, module, updates, drift) if self.chooses else full
         updates.keep(full)
         self.seconds = time.monotonic() - start
         if level == full:
@@ -243,32 +263,58 @@ class Curve(Callback):
             raise DowserError(f"curve takes up to {_MOST_GROUPS} ratios, got {len(steps)}")
         return steps
 
-    def _choose(self, trainer: Trainer, module: ReportedModule, updates: NestedUpdates) -> int:
+    def _choose(
+        self, trainer: Trainer, module: ReportedModule, updates: NestedUpdates, drift: Callable[[], float]
+    ) -> int:
         """The highest level that keeps the budget; the lowest if none does."""
+        upstream = self._upstream(trainer, module)
+        updates.keep(-1)
+        base, drops, drifts, kept = upstream(), dict[float, float](), dict[float, float](), False
+        for level in reversed(range(len(self._order.steps))):
+            ratio = self._order.steps[level]
+            updates.keep(level)
+            if self.max_upstream_drop is not None:
+                drops[ratio] = round(base - upstream(), 6)
+                rank_zero_info(
+                    f"Updates of the lowest {ratio:g}: {drops[ratio]:+.3f} upstream lost, on data to choose on"
+                )
+            if self.max_drift is not None:
+                drifts[ratio] = drift()
+                rank_zero_info(f"Updates of the lowest {ratio:g}: KL {drifts[ratio]:.2g} to the base")
+            kept = _within(self.max_upstream_drop, drops, ratio) and _within(self.max_drift, drifts, ratio)
+            if kept:
+                break
+        if not kept:
+            rank_zero_warn(
+                f"no update ratio of {self._order.steps} keeps the budget: the smallest, {ratio:g}, "
+                f"{_lost(drops, drifts, ratio)} and is kept; give smaller ratios (--curve), or train with a lower "
+                "learning rate. The checkpoint holds all updates"
+            )
+        drops, drifts = dict(sorted(drops.items())), dict(sorted(drifts.items()))
+        self.choice = BudgetChoice(self.max_upstream_drop, ratio, kept, drops, self.max_drift, drifts)
+        return level
+
+    def _upstream(self, trainer: Trainer, module: ReportedModule) -> Callable[[], float]:
+        """The upstream mean of the model as it is, on data to choose on; 0 where nothing is asked of it."""
+        if self.max_upstream_drop is None:
+            return lambda: 0.0
         tasks = _selection(trainer)
         loaders = _loaders(trainer.datamodule.selection_dataloader())  # type: ignore[attr-defined]
 
-        def upstream(level: int) -> float:
-            updates.keep(level)
+        def mean() -> float:
             scores = module.score_tasks(tasks, loaders)
             return fmean(scores[task.name] for task in tasks if task.role == "upstream")
 
-        budget, base, drops = self.max_upstream_drop or 0.0, upstream(-1), {}
-        for level in reversed(range(len(self._order.steps))):
-            ratio = self._order.steps[level]
-            drops[ratio] = round(base - upstream(level), 6)
-            rank_zero_info(f"Updates of the lowest {ratio:g}: {drops[ratio]:+.3f} upstream lost, on data to choose on")
-            if drops[ratio] <= budget:
-                break
-        kept = drops[ratio] <= budget
-        if not kept:
-            rank_zero_warn(
-                f"no update ratio of {self._order.steps} keeps the upstream drop within {budget}: the smallest, "
-                f"{ratio:g}, loses {drops[ratio]:.3f} and is kept; give smaller ratios (--curve), or train with a "
-                "lower learning rate. The checkpoint holds all updates"
-            )
-        self.choice = BudgetChoice(budget, ratio, kept, dict(sorted(drops.items())))
-        return level
+        return mean
+
+
+def _within(limit: float | None, measured: dict[float, float], ratio: float) -> bool:
+    return limit is None or measured[ratio] <= limit
+
+
+def _lost(drops: dict[float, float], drifts: dict[float, float], ratio: float) -> str:
+    said = [f"loses {drops[ratio]:.3f} of the upstream mean"] if drops else []
+    return " and ".join([*said, *([f"has KL {drifts[ratio]:.2g} to the base"] if drifts else [])])
 
 
 def find_curve(trainer: Trainer) -> Curve:

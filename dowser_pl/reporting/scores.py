@@ -5,7 +5,7 @@ And what a budget for forgetting chose among the update ratios of one run.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
@@ -15,58 +15,73 @@ from dowser_pl.reporting.fields import Fields
 
 @dataclass(frozen=True)
 class BudgetChoice:
-    """The ratio that was chosen because the upstream mean may fall by so much and no more.
+    """The ratio that was chosen because so much may be forgotten and no more.
 
     Attributes:
-        max_upstream_drop: upstream mean that may be lost.
+        max_upstream_drop: upstream mean that may be lost; None = not limited.
         update_ratio: the chosen one.
         kept: whether it keeps the budget; if none does, the smallest measured ratio is taken.
-        drops: measured ratio -> upstream mean lost (negative = gained), on data to choose on, not that of the report.
+        drops: measured ratio -> upstream mean lost (negative = gained), on data to choose on, not that of the report;
+            empty where that is not limited.
+        max_drift: KL to the base that may be reached; None = not limited.
+        drifts: measured ratio -> KL to the base on rows that it wrote itself; empty where that is not limited.
     """
 
-    max_upstream_drop: float
+    max_upstream_drop: float | None
     update_ratio: float
     kept: bool
-    drops: dict[float, float]
-
-    @property
-    def drop(self) -> float:
-        """Upstream mean lost at the chosen ratio, on the data to choose on."""
-        return self.drops[self.update_ratio]
+    drops: dict[float, float] = field(default_factory=dict)
+    max_drift: float | None = None
+    drifts: dict[float, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, budget: Fields) -> "BudgetChoice":
         """Read the field `budget` of report.json."""
-        drops = {entry.number("update_ratio"): entry.number("drop") for entry in budget.sections("drops")}
-        return cls(budget.number("max_upstream_drop"), budget.number("update_ratio"), budget.flag("kept"), drops)
+        limits = {name: budget.optional(name, budget.number) for name in ("max_upstream_drop", "max_drift")}
+        drops, drifts = _by_ratio(budget, "drops", "drop"), _by_ratio(budget, "drifts", "drift")
+        ratio, kept = budget.number("update_ratio"), budget.flag("kept")
+        return cls(update_ratio=ratio, kept=kept, drops=drops, drifts=drifts, **limits)
 
     def to_dict(self) -> dict[str, Any]:
         """The choice as plain values, which `read` reads."""
         drops = [{"update_ratio": ratio, "drop": drop} for ratio, drop in self.drops.items()]
-        return {**vars(self), "drops": drops}
+        drifts = [{"update_ratio": ratio, "drift": drift} for ratio, drift in self.drifts.items()]
+        return {**vars(self), "drops": drops, "drifts": drifts}
+
+
+def _by_ratio(budget: Fields, key: str, name: str) -> dict[float, float]:
+    entries = budget.optional(key, budget.sections) or []
+    return {entry.number("update_ratio"): entry.number(name) for entry in entries}
 
 
 def check_budget(budget: BudgetChoice) -> None:
     """Refuse a choice that no budget can have led to.
 
     Raises:
-        DowserError: the budget is negative or not finite, a measured drop or its ratio is not possible, or the chosen
+        DowserError: the budget is negative or not finite, what was measured or its ratio is not possible, or the chosen
             ratio was not measured.
     """
-    if not (math.isfinite(budget.max_upstream_drop) and budget.max_upstream_drop >= 0):
-        raise DowserError(
-            f"The budget's max_upstream_drop is {budget.max_upstream_drop}, expected a finite number of at least 0."
-        )
-    for ratio, drop in budget.drops.items():
-        if not (0 <= ratio <= 1 and math.isfinite(drop)):
+    limited = {"max_upstream_drop": (budget.max_upstream_drop, budget.drops, "drop")}
+    limited |= {"max_drift": (budget.max_drift, budget.drifts, "drift")}
+    if all(limit is None for limit, _, _ in limited.values()):
+        raise DowserError("The budget limits nothing, expected max_upstream_drop or max_drift.")
+    for name, (limit, measured, what) in limited.items():
+        if limit is not None:
+            _check_limit(name, limit, measured, what, budget.update_ratio)
+
+
+def _check_limit(name: str, limit: float, measured: dict[float, float], what: str, chosen: float) -> None:
+    if not (math.isfinite(limit) and limit >= 0):
+        raise DowserError(f"The budget's {name} is {limit}, expected a finite number of at least 0.")
+    for ratio, value in measured.items():
+        if not (0 <= ratio <= 1 and math.isfinite(value)):
             raise DowserError(
-                f"The budget has the drop {drop} at update ratio {ratio}, expected a finite drop and a ratio in [0, 1]."
+                f"The budget has the {what} {value} at update ratio {ratio}, expected a finite {what} and a ratio in "
+                "[0, 1]."
             )
-    if budget.update_ratio not in budget.drops:
-        measured = ", ".join(map(str, budget.drops)) or "none"
-        raise DowserError(
-            f"The budget chose update ratio {budget.update_ratio}, expected one that was measured: {measured}."
-        )
+    if chosen not in measured:
+        known = ", ".join(map(str, measured)) or "none"
+        raise DowserError(f"The budget chose update ratio {chosen}, expected one that was measured: {known}.")
 
 
 def h_score(upstream: float, downstream: float) -> float:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows
+from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows, kl_text
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
 
@@ -202,14 +202,13 @@ KNEE_NOTE = (
 def curve_parts(report: Report, grid: Grid) -> list[str]:
     """The table, laid out by `grid`, and the sentences under it; empty where neither curve nor budget is there.
 
-    Drop is the upstream mean lost on the data of the report; where a budget chose, the last column is the same on the
-    data to choose on.
+    Drop is the upstream mean lost on the data of the report; where a budget chose, what it looked at stands beside it.
     """
     parts = []
     if report.curve:
-        chosen = report.budget is not None
-        header = (*CURVE_HEADER, "drop when choosing", "") if chosen else (*CURVE_HEADER, "")
-        parts.append(grid(header, curve_rows(report), CURVE_ALIGNS + ("rl" if chosen else "l")))
+        apart = [name for name, _ in budget_columns(report.budget)]
+        header = (*CURVE_HEADER, *apart, "")
+        parts.append(grid(header, curve_rows(report), CURVE_ALIGNS + "r" * len(apart) + "l"))
         if report.knee is not None:
             parts.append(KNEE_NOTE)
     if report.budget is not None:
@@ -219,14 +218,27 @@ def curve_parts(report: Report, grid: Grid) -> list[str]:
 
 def curve_rows(report: Report) -> list[tuple[str, ...]]:
     """One row for each ratio, the base model first; the last cell marks knee and choice."""
-    budget, base, rows = report.budget, report.upstream.before, []
+    base, rows = report.upstream.before, []
     for means in report.curve_means:
         drop = None if means.upstream is None or base is None else base - means.upstream
         scores = map(score_text, (means.downstream, means.upstream, means.h_score))
-        apart = [] if budget is None else [lost_text(budget.drops.get(means.update_ratio))]
+        apart = [told(means.update_ratio) for _, told in budget_columns(report.budget)]
         ratio = number_text(means.update_ratio)
         rows.append((ratio, *scores, lost_text(drop), *apart, ", ".join(marks(report, means.update_ratio))))
     return rows
+
+
+def budget_columns(budget: BudgetChoice | None) -> list[tuple[str, Callable[[float], str]]]:
+    """What a budget looked at: title of a column, and its cell at a ratio."""
+    if budget is None:
+        return []
+    drops, drifts = budget.drops, budget.drifts
+    told: list[tuple[str, Callable[[float], str]]] = []
+    if budget.max_upstream_drop is not None:
+        told.append(("drop when choosing", lambda ratio: lost_text(drops.get(ratio))))
+    if budget.max_drift is not None:
+        told.append(("KL to the base", lambda ratio: kl_text(drifts[ratio]) if ratio in drifts else NOTHING))
+    return told
 
 
 def marks(report: Report, ratio: float) -> list[str]:
@@ -241,14 +253,22 @@ def marks(report: Report, ratio: float) -> list[str]:
 
 def budget_text(budget: BudgetChoice) -> str:
     """What was asked, what was chosen, on which data."""
-    asked = f"at most {number_text(budget.max_upstream_drop)} of the upstream mean may be lost"
-    lost = f"which {'gained' if budget.drop < 0 else 'lost'} {score_text(abs(budget.drop))}"
-    apart = "data set apart to choose on, not the data of this report"
+    asked, found = [], []
+    if budget.max_upstream_drop is not None:
+        drop = budget.drops[budget.update_ratio]
+        asked.append(f"at most {number_text(budget.max_upstream_drop)} of the upstream mean may be lost")
+        lost = f"{'gained' if drop < 0 else 'lost'} {score_text(abs(drop))}"
+        found.append(f"{lost} on data set apart to choose on, not the data of this report")
+    if budget.max_drift is not None:
+        asked.append(f"KL to the base may be at most {number_text(budget.max_drift)}")
+        drift = kl_text(budget.drifts[budget.update_ratio])
+        found.append(f"has KL {drift} to the base on rows that the base wrote itself")
+    wanted, chosen = " and ".join(asked), number_text(budget.update_ratio)
     if budget.kept:
-        return f"Budget: {asked}. Chosen: update ratio {number_text(budget.update_ratio)}, {lost} on {apart}."
+        return f"Budget: {wanted}. Chosen: update ratio {chosen}, which {' and '.join(found)}."
     return (
-        f"WARNING: the budget is not kept: {asked}, and every measured update ratio lost more. Chosen: the smallest, "
-        f"{number_text(budget.update_ratio)}, {lost} on {apart}."
+        f"WARNING: the budget is not kept: {wanted}, and every measured update ratio lost more. Chosen: the smallest, "
+        f"{chosen}, which {' and '.join(found)}."
     )
 
 

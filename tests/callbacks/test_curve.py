@@ -111,7 +111,7 @@ def test_the_budget_keeps_the_largest_ratio_within_it(model_folder, tmp_path, mo
 
 def test_no_ratio_within_the_budget_is_said_and_the_smallest_is_kept(model_folder, tmp_path, monkeypatch):
     watch(monkeypatch, [0.3, 0.4, 0.9, 0.5, 0.6, 0.7])
-    with pytest.warns(UserWarning, match="no update ratio of .0.02, 0.05, 0.1. keeps the upstream drop within 0.02"):
+    with pytest.warns(UserWarning, match="of .0.02, 0.05, 0.1. keeps the budget: the smallest, 0.02, loses 0.200"):
         fit(model_folder, tmp_path, ModelDowser(0.1), Curve(RATIOS, 0.02))
     budget = read_report(tmp_path).budget
     assert (budget.update_ratio, budget.kept) == (0.02, False)
@@ -178,3 +178,29 @@ def test_settings_that_mean_nothing_are_refused():
     for drop in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="how much of the upstream mean may be lost"):
             Curve(max_upstream_drop=drop)
+
+
+def test_a_budget_of_drift_keeps_the_largest_ratio_within_it(model_folder, tmp_path):
+    """Drift falls with the ratio, and no data is asked for; what is reported is of the model that is kept."""
+    options = {"data": TinyData(), "drift": True}
+    fit(model_folder, tmp_path / "all", ModelDowser(0.1), Curve([0.02, 0.05], max_drift=0.0), **options)
+    drifts = read_report(tmp_path / "all").budget.drifts
+    assert 0 < drifts[0.02] < drifts[0.05] < drifts[0.1]
+    limit = (drifts[0.05] + drifts[0.1]) / 2
+    fit(model_folder, tmp_path / "some", ModelDowser(0.1), Curve([0.02, 0.05], max_drift=limit), **options)
+    report = read_report(tmp_path / "some")
+    assert (report.budget.update_ratio, report.budget.kept) == (0.05, True)
+    assert report.budget.drifts == {0.05: drifts[0.05], 0.1: drifts[0.1]}
+    assert report.drift.all.kl == pytest.approx(drifts[0.05], rel=1e-5)
+
+
+def test_both_budgets_are_kept(model_folder, tmp_path, monkeypatch):
+    watch(monkeypatch, [0.9] * 6)  # the curve, the base and three ratios lose nothing
+    with pytest.warns(UserWarning, match="loses 0.000 of the upstream mean and has KL"):
+        fit(model_folder, tmp_path, ModelDowser(0.1), Curve(RATIOS, 0.02, max_drift=0.0), drift=True)
+    assert not read_report(tmp_path).budget.kept
+
+
+def test_a_budget_of_drift_needs_the_meter(model_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"budget.max_drift .* not measured here: set --dowser.drift true"):
+        fit(model_folder, tmp_path, ModelDowser(0.1), Curve(max_drift=0.1))

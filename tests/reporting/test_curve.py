@@ -41,6 +41,8 @@ def test_layout() -> None:
         "update_ratio": 0.05,
         "kept": True,
         "drops": [{"update_ratio": 0.05, "drop": 0.013}, {"update_ratio": 0.1, "drop": 0.25}],
+        "max_drift": None,
+        "drifts": [],
     }
 
 
@@ -134,7 +136,17 @@ def test_impossible_budget(change: dict[str, Any], message: str) -> None:
 def test_more_upstream_than_before_is_a_negative_drop() -> None:
     budget = BudgetChoice(0.0, 0.05, True, {0.05: -0.01})
     assert Report.from_json(report(budget=budget).to_json()).budget == budget
-    assert budget.drop == -0.01
+
+
+def test_a_budget_may_limit_drift_alone_or_both() -> None:
+    alone = BudgetChoice(None, 0.05, True, max_drift=0.01, drifts={0.05: 0.004, 0.1: 0.02})
+    both = replace(alone, max_upstream_drop=0.02, drops={0.05: -0.01, 0.1: 0.3})
+    for budget in (alone, both):
+        assert Report.from_json(report(budget=budget).to_json()).budget == budget
+    with pytest.raises(ValueError, match="limits nothing"):
+        report(budget=replace(alone, max_drift=None))
+    with pytest.raises(ValueError, match=r"chose update ratio 0\.07, expected one that was measured: 0\.05, 0\.1\."):
+        report(budget=replace(both, update_ratio=0.07))
 
 
 SCORES = {"colour": 1.0, "digits": 0.0, "ocr": 0.5}
@@ -162,7 +174,7 @@ BUDGET = json.loads(with_budget().to_json())["budget"]
         ({"budget": BUDGET | {"drops": {}}}, "budget: the field 'drops' is an object, expected a list of objects"),
         ({"budget": BUDGET | {"drops": [{"drop": 1}]}}, r"budget: drops\[0\] has no field 'update_ratio'"),
         ({"budget": BUDGET | {"update_ratio": 0.07}}, r"^a/report\.json: The budget chose update ratio 0\.07"),
-        ({"budget": {"kept": True}}, "budget has no field 'drops'; it has: kept"),
+        ({"budget": {"kept": True}}, "budget has no field 'update_ratio'; it has: kept"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from dowser_pl.callbacks.dowser.replay import Replayer, check_replay, load_repla
 from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe, probing_mode
 from dowser_pl.importance.drift import Drift
 from dowser_pl.importance.replay import Replay
@@ -163,7 +165,8 @@ class Dowser(Callback):
                 return
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
-        curve.check(trainer, whole, self.method, self._loaded is not None)
+        has_drift = self.measures_drift and can_tell_drift(module)
+        curve.check(trainer, whole, self.method, self._loaded is not None, has_drift)
         number = num_trained(layers, self.method)
         check_number(number, self.method, whole)
         announce_plan(trainer, module, self.method, self.update)
@@ -180,7 +183,7 @@ class Dowser(Callback):
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
             self._replayer = None if self.replay is None else Replayer.of(trainer, module, self.replay, self.probe)
-            self._meter = self._new_meter(trainer, module)
+            self._meter = self._new_meter(trainer, module) if has_drift else None
             self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
             curve.order(self.method, self._entries, builder.masks_of)
             self.probe_seconds, self.diagnostics = builder.seconds, builder.diagnostics
@@ -239,7 +242,8 @@ class Dowser(Callback):
         module = tuned_module(pl_module, self)
         self._check_files(module)
         self.entries.close()
-        finished = finish(trainer, module, self.method, self.calibration_batches, self.entries)
+        drift = partial(self._drift_now, trainer, module)
+        finished = finish(trainer, module, self.method, self.calibration_batches, self.entries, drift)
         if finished is not None:  # checkpoints hold what was trained: a run that resumes at its end comes here again
             self._trained = {"entries": finished[0], "frozen_digest": self.frozen_digest}
             self._entries = module.protected = final = finished[1]
@@ -298,9 +302,12 @@ class Dowser(Callback):
             return
         leave_base_out(checkpoint, self.base, self.state_key)
 
-    def _new_meter(self, trainer: Trainer, module: TunedModule) -> DriftMeter | None:
-        if not (self.measures_drift and can_tell_drift(module)):
-            return None
+    def _drift_now(self, trainer: Trainer, module: TunedModule) -> float:
+        if self._meter is None:  # a checkpoint of a run that did without
+            raise DowserError("the checkpoint knows nothing of drift; resume without --budget.max_drift")
+        return self._meter.measure(trainer, module).kl
+
+    def _new_meter(self, trainer: Trainer, module: TunedModule) -> DriftMeter:
         with probing_mode(module.network), trainer.precision_plugin.forward_context():
             rows = write_rows(module, replace(self.probe, seed=self.probe.seed + 1, num_prompts=32))
         return DriftMeter.of(trainer, module, rows, self.probe.batch_size)

@@ -71,10 +71,13 @@ def panels(report: Report) -> list[Panel]:
     base, budget = report.upstream.before, report.budget
     if base is not None:
         lost = [Line("upstream mean lost", LOSS, [base - (mean.upstream or 0.0) for mean in means])]
-        if budget is not None:
+        if budget is not None and budget.drops:
             drops = [budget.drops.get(mean.update_ratio) for mean in means]
             lost.append(Line("on data to choose on", MUTED, drops, apart=True))
         found.append(Panel("Forgotten", lost, None if budget is None else budget.max_upstream_drop))
+    if budget is not None and budget.drifts:
+        drifts = [budget.drifts.get(mean.update_ratio) for mean in means]
+        found.append(Panel("Drift", [Line("KL to the base", LOSS, drifts, apart=True)], budget.max_drift))
     return found
 
 
