@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.bench.grid import Plan
+from dowser_pl.bench.page import page
 from dowser_pl.bench.plots import plot_trade_off
-from dowser_pl.bench.results import Comparison, compare, page
+from dowser_pl.bench.results import Comparison, compare
 from dowser_pl.bench.small_multiples import plot_depths, plot_tried
 from dowser_pl.files.atomic import write_atomically
 

@@ -11,7 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dowser_pl.bench.cells import setting_text
-from dowser_pl.bench.results import Comparison, MethodResult, Spread, spread_text
+from dowser_pl.bench.page import spread_text
+from dowser_pl.bench.results import Comparison, MethodResult, Spread
 from dowser_pl.bench.small_multiples import method_colour
 from dowser_pl.reporting.intervals import Interval
 from dowser_pl.reporting.plots.labels import Label, draw_labels

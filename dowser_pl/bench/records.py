@@ -36,6 +36,8 @@ class Record:
         trainable_share: of the entries of the tuned matrices; after a merge the share that differs from the base.
         file_bytes: of the smallest file that gives the tuned model: patch, adapter or weights; None if there is none.
         steps: optimizer steps.
+        drift: KL of the final model to its base on rows that the base wrote itself; None where that is not known, as of
+            what is merged after training.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -44,6 +46,7 @@ class Record:
     trainable_share: float
     file_bytes: int | None
     steps: int | None
+    drift: float | None = None
 
     def mean(self, role: str, moment: str = "after") -> float:
         """Mean score over the tasks of a role, 0 where it has none."""
@@ -59,6 +62,11 @@ class Record:
     def arithmetic_mean(self) -> float:
         """The mean of upstream and downstream scores after training."""
         return (self.mean("upstream") + self.mean("downstream")) / 2
+
+    @property
+    def upstream_lost(self) -> float:
+        """Of the upstream mean; negative where it was gained."""
+        return self.mean("upstream", "before") - self.mean("upstream")
 
     @property
     def training_seconds(self) -> float:
@@ -156,7 +164,7 @@ class Store:
 def _record(content: Mapping[str, Any]) -> Record:
     tasks = {name: TaskScore(**task) for name, task in content["tasks"].items()}
     names = ("seconds", "peak_memory_bytes", "trainable_share", "file_bytes", "steps")
-    return Record(tasks, *(content[name] for name in names))
+    return Record(tasks, **{name: content[name] for name in names}, drift=content.get("drift"))
 
 
 _LAST = 12  # lines of a log
@@ -181,6 +189,7 @@ def of_fit(run: Path, ended: Ended) -> Record:
         trainable_share=report.trainable.entries / entries if entries else 0.0,
         file_bytes=_smallest_file(run),
         steps=report.steps,
+        drift=None if report.drift is None else report.drift.all.kl,
     )
 
 

@@ -1,18 +1,16 @@
-"""The numbers of a bench, and its tables: what each method reached at its best setting, and how it got there."""
+"""The numbers of a bench: what each method reached at its best setting, and how it got there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import correlation, fmean, stdev
 from typing import Any
 
-from dowser_pl.bench.cells import Cell, Group, setting_text
+from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.grid import Choice, Plan, groups
 from dowser_pl.bench.records import Record
-from dowser_pl.bench.settings import Entry, Settings
-from dowser_pl.reporting.scores import h_score
-from dowser_pl.reporting.table import NOTHING, bytes_text, markdown_grid, score_text, seconds_text
+from dowser_pl.bench.settings import Entry
 
-__all__ = ["Comparison", "MethodResult", "Point", "Spread", "compare", "page", "spread_text"]
+__all__ = ["Comparison", "MethodResult", "Point", "Spread", "compare"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,12 @@ class MethodResult:
         }
 
     @property
+    def drift(self) -> Spread | None:
+        """KL to the base on rows that it wrote itself; None where that is not known of every seed."""
+        known = [record.drift for record in self.records if record.drift is not None]
+        return Spread(known) if known and len(known) == len(self.records) else None
+
+    @property
     def peak_memory_bytes(self) -> int | None:
         """The highest of the seeds."""
         return max((record.peak_memory_bytes or 0 for record in self.records), default=0) or None
@@ -132,7 +136,7 @@ class MethodResult:
         }
         names = ("downstream", "upstream", "h_score", "arithmetic_mean", "seconds")
         if not self.records:
-            others = ("drops", "trainable_share", "peak_memory_bytes", "file_bytes", "steps")
+            others = ("drops", "drift", "trainable_share", "peak_memory_bytes", "file_bytes", "steps")
             return content | dict.fromkeys((*names, *others))
         last = self.records[-1]
         return (
@@ -140,6 +144,7 @@ class MethodResult:
             | {name: getattr(self, name).to_dict() for name in names}
             | {
                 "drops": {task: spread.to_dict() for task, spread in self.drops.items()},
+                "drift": None if self.drift is None else self.drift.to_dict(),
                 "trainable_share": Spread([record.trainable_share for record in self.records]).mean,
                 "peak_memory_bytes": self.peak_memory_bytes,
                 "file_bytes": last.file_bytes,
@@ -163,10 +168,39 @@ class Comparison:
                 return record.mean("downstream", "before"), record.mean("upstream", "before")
         return None
 
+    @property
+    def foretold(self) -> tuple[float, int] | None:
+        """How well drift, which takes no data, orders runs by the upstream score that they lost.
+
+        Returns:
+            Spearman's rank correlation over all runs of the group of which both are known, on validation and test data,
+            and how many these are; None for fewer than three, or where one of the two is the same in all.
+        """
+        records = {each.cell: each.record for method in self.methods for each in method.curve}
+        found = [*records.values(), *(record for method in self.methods for record in method.records)]
+        pairs = [(each.drift, each.upstream_lost) for each in found if each is not None and each.drift is not None]
+        if len(pairs) < _LEAST or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+            return None
+        drifts, lost = map(_ranks, zip(*pairs, strict=True))
+        return correlation(drifts, lost), len(pairs)
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain values, ready for JSON."""
         base = None if self.base is None else dict(zip(("downstream", "upstream"), self.base, strict=True))
-        return {**vars(self.group), "base": base, "methods": {each.entry.name: each.to_dict() for each in self.methods}}
+        foretold = (
+            None if self.foretold is None else dict(zip(("rank_correlation", "runs"), self.foretold, strict=True))
+        )
+        methods = {each.entry.name: each.to_dict() for each in self.methods}
+        return {**vars(self.group), "base": base, "drift_foretells": foretold, "methods": methods}
+
+
+_LEAST = 3  # pairs of which a correlation says something
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Places in rising order, 1 first; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
 
 
 def compare(plan: Plan) -> list[Comparison]:
@@ -195,126 +229,3 @@ def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:
         records=list(finished.values()),
         failures=failures,
     )
-
-
-HEADER = (
-    "method",
-    "setting",
-    "downstream",
-    "upstream",
-    "H",
-    "mean",
-    "trainable",
-    "training",
-    "peak memory",
-    "file",
-)
-EDGE_MARK = "\u2020"
-NOTES = (
-    "Mean ± standard deviation over seeds on the test split; every setting was chosen on the validation split, by the "
-    "H-score, the harmonic mean of downstream and upstream; mean is the arithmetic one. Training is without "
-    "evaluation; of what is merged after training it holds the training as well. Trainable: share of the tuned "
-    "matrices' entries that may move, or, after a merge, that differ from the base. File: the smallest written that "
-    "gives the tuned model. The deviation is that of training seeds; all seeds answer the same questions, so a mean p "
-    "over n of them is uncertain by about sqrt(p (1 - p) / n) more. Methods that decide after training tried their own "
-    "option at two learning rates of the runs they merge."
-)
-
-
-def page(settings: Settings, comparisons: Sequence[Comparison], pictures: Sequence[str]) -> str:
-    """The contents of bench.md, the report of a bench.
-
-    Args:
-        settings: of the bench.
-        comparisons: one for each group.
-        pictures: file names beside it.
-    """
-    parts = [f"# {settings.folder.name}", NOTES]
-    for comparison in comparisons:
-        parts += [f"## {comparison.group.text}", *_sections(settings, comparison)]
-    parts += [f"![{name}]({name})" for name in pictures]
-    return "\n\n".join(parts) + "\n"
-
-
-def spread_text(spread: Spread, of_score: bool = True) -> str:
-    """Such as `0.820 ± .010`; the mean alone for one seed."""
-    mean = f"{spread.mean:.3f}" if of_score else seconds_text(spread.mean)
-    if spread.std is None or not of_score:
-        return mean
-    return f"{mean} ± {f'{spread.std:.3f}'.lstrip('0')}"
-
-
-def _sections(settings: Settings, comparison: Comparison) -> list[str]:
-    methods = comparison.methods
-    rows = [_row(settings, method) for method in methods]
-    if comparison.base is not None:
-        downstream, upstream = comparison.base
-        scores = (downstream, upstream, h_score(upstream, downstream), (downstream + upstream) / 2)
-        rows.append(("base model", "", *map(score_text, scores), "", "", "", ""))
-    sections = [markdown_grid(HEADER, rows, "ll" + "r" * 8)]
-    if any(method.choice is not None and method.choice.edges for method in methods):
-        sections.append(f"{EDGE_MARK} at the edge of what was tried: a better setting may lie outside.")
-    sections += _failures(methods) + _drops(methods)
-    sections += ["What was tried, on the validation split:", _tried(methods)]
-    return sections
-
-
-def _row(settings: Settings, method: MethodResult) -> tuple[str, ...]:
-    if method.choice is None:
-        state = "failed" if method.failures else "not finished"
-        return (method.entry.name, state, *[NOTHING] * 8)
-    edges = method.choice.edges
-    setting = " ".join(f"{name} {value:g}{EDGE_MARK if name in edges else ''}" for name, value in method.choice.setting)
-    missing = len(settings.seeds) - len(method.seeds)
-    if missing:
-        setting += f" ({len(method.seeds)} of {len(settings.seeds)} seeds)"
-    if not method.records:
-        return (method.entry.name, setting, *[NOTHING] * 8)
-    content = method.to_dict()
-    return (
-        method.entry.name,
-        setting,
-        spread_text(method.downstream),
-        spread_text(method.upstream),
-        spread_text(method.h_score),
-        spread_text(method.arithmetic_mean),
-        f"{100 * content['trainable_share']:.1f} %",
-        spread_text(method.seconds, of_score=False),
-        bytes_text(method.peak_memory_bytes),
-        bytes_text(content["file_bytes"]),
-    )
-
-
-def _failures(methods: Sequence[MethodResult]) -> list[str]:
-    lines = [
-        f"- {cell}: {reason.splitlines()[-1] if reason else ''}"
-        for method in methods
-        for cell, reason in method.failures.items()
-    ]
-    return ["Failed (run the bench again with `--retry`):", "\n".join(lines)] if lines else []
-
-
-def _drops(methods: Sequence[MethodResult]) -> list[str]:
-    shown = [method for method in methods if method.records]
-    if not shown:
-        return []
-    tasks = list(shown[0].drops)
-    rows = [(each.entry.name, *(_change(each.drops[task].mean) for task in tasks)) for each in shown]
-    grid = markdown_grid(("lost of", *tasks), rows, "l" + "r" * len(tasks))
-    return ["What was lost of every upstream task (negative: gained), mean over seeds:", grid]
-
-
-def _change(lost: float) -> str:
-    return f"{lost:.3f}" if abs(lost) >= 0.0005 else "0.000"
-
-
-def _tried(methods: Sequence[MethodResult]) -> str:
-    rows = []
-    for method in methods:
-        for point in method.curve:
-            chosen = method.choice is not None and method.choice.setting == point.cell.setting
-            record = point.record
-            scores = (record.mean("downstream"), record.mean("upstream"), record.h_score) if record else (None,) * 3
-            state = "chosen" if chosen else "" if record else "failed" if point.failure else "not finished"
-            rows.append((method.entry.name, setting_text(point.cell.setting), *map(score_text, scores), state))
-    return markdown_grid(("method", "setting", "downstream", "upstream", "H", ""), rows, "llrrrl")

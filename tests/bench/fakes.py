@@ -127,6 +127,7 @@ def write_report(run: Path, downstream: float, upstream: float) -> None:
         "method": "Fake", "update_ratio": 0.1, "seed": 0, "tasks": rows, "steps": 7,
         "frozen": {"entries": 90, "changed": 0}, "trainable": {"entries": 10, "changed": 10},
         "seconds": {"probe": 1.0, "fit": 3.0, "evaluate": 2.0}, "peak_memory_bytes": 1000, "versions": {},
+        "drift": {"sources": {"text": {"kl": 2 * (1 - upstream) ** 2, "agreement": upstream, "positions": 100}}},
     }  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     (run / "report.json").write_text(json.dumps(report))

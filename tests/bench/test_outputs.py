@@ -12,6 +12,7 @@ from dowser_pl.bench import Bench, write_outputs
 from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.processes import Ended
 from dowser_pl.bench.records import of_fit
+from dowser_pl.bench.results import _ranks
 from tests.bench.fakes import FakeRunner, settings_of, write_report
 
 
@@ -33,7 +34,7 @@ def test_the_numbers_and_the_table(tmp_path):
     assert content["methods"] == content["groups"]["shipped-digits-all"]["methods"]
     full = content["methods"]["Full"]
     assert set(full) == set(
-        "chosen at_edge after tuning seeds failures downstream upstream h_score arithmetic_mean seconds drops "
+        "chosen at_edge after tuning seeds failures downstream upstream h_score arithmetic_mean seconds drops drift "
         "trainable_share peak_memory_bytes file_bytes steps".split()
     )
     assert full["chosen"] == {"lr": 2e-4} and full["at_edge"] == {} and full["seeds"] == [1, 2]
@@ -50,6 +51,22 @@ def test_the_numbers_and_the_table(tmp_path):
     assert order == sorted(order)
     h_scores = [method["h_score"]["mean"] for method in content["methods"].values()]
     assert h_scores == sorted(h_scores, reverse=True)
+
+
+def test_drift_stands_beside_the_scores_and_how_well_it_foretells_them(tmp_path):
+    """The runs of `FakeRunner` drift the more, the more upstream they lose; what is merged has no drift."""
+    content, text, _ = outputs(tmp_path)
+    assert content["methods"]["Full"]["drift"]["mean"] == pytest.approx(0.02)
+    assert content["methods"]["Dare"]["drift"] is None
+    foretold = content["groups"]["shipped-digits-all"]["drift_foretells"]
+    assert foretold == {"rank_correlation": pytest.approx(1.0), "runs": 22}
+    assert "over 22 runs the rank correlation (Spearman) of KL to the base" in text and "lost is 1.00 (1 =" in text
+    row = next(line for line in text.splitlines() if line.startswith("| Full | lr 0.0002 |"))
+    assert row.split(" | ")[6] == "0.02"
+
+
+def test_equal_values_share_their_rank():
+    assert _ranks([0.3, 0.1, 0.3, 0.2, 0.3]) == [4.0, 1.0, 4.0, 2.0, 4.0]
 
 
 def test_a_best_setting_at_the_edge_is_marked(tmp_path):
