@@ -23,7 +23,10 @@ from dowser_pl.errors import DowserError
 __all__ = ["Directions", "check_directions", "directions_of", "projected", "taken_out"]
 
 
-@dataclass(frozen=True)
+_LEAST = 2.0**-25
+
+
+@dataclass(frozen=True, eq=False)
 class Directions:
     """What of a move is taken out.
 
@@ -45,7 +48,8 @@ def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
         rank: the most directions to keep; None = all.
 
     Returns:
-        `min(rank, I)` directions or fewer: those of share 0 are left out.
+        `min(rank, I)` directions or fewer: those of which less than half a unit in the last place of float32 is taken
+        out are left out.
 
     Raises:
         DowserError: if a setting is out of its range, or the moment is not finite, or zero.
@@ -60,7 +64,7 @@ def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
     values, vectors = torch.linalg.eigh(moment.double())
     values, vectors = values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
     shares = (values / (values + eps * trace / len(moment))).float()
-    kept = shares > 0
+    kept = shares > _LEAST  # what float32 cannot tell from nothing is nothing
     return Directions(vectors[:, kept].contiguous(), shares[kept])
 
 

@@ -28,9 +28,10 @@ GRAM_BYTES = 1 << 32
 
 
 def first_tokens(prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
-    """The first prompts that together have so many tokens; all of them, where they have fewer."""
+    """The first prompts that together have so many tokens, of all kinds in turns; all, where they have fewer."""
+    places = [sum(other.kind == each.kind for other in prompts[:number]) for number, each in enumerate(prompts)]
     chosen: list[Prompt] = []
-    for prompt in prompts:
+    for prompt in (prompts[number] for number in sorted(range(len(prompts)), key=places.__getitem__)):
         if tokens <= 0:
             break
         chosen.append(prompt)

@@ -107,6 +107,10 @@ class Protection(ABC):
         """What else is kept of a matrix, a number for each of its entries, by kind; a checkpoint holds it too."""
         return {}
 
+    def shared(self, name: str) -> dict[str, Tensor]:  # noqa: ARG002 - forms that keep nothing do not look
+        """What a checkpoint holds of a matrix that is the same on all processes, such as `SHARED` kinds."""
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the matrices; gradients reach them again."""
@@ -184,6 +188,10 @@ class Protection(ABC):
 
     def _frozen_digest(self, name: str) -> str:
         return digest(self.weights[name].detach().masked_fill(self.masks[name], 0))
+
+
+SHARED = ("vectors", "shares")
+"""Kinds of a matrix' state that no process holds a part of."""
 
 
 def bits_of(values: Tensor) -> Tensor:

@@ -98,12 +98,16 @@ class CompactEntries(Protection):
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        for name, weight in self.weights.items():
-            indices, values, here = self._indices[name], self._values[name], to_local(weight)
-            if indices is not None:
-                here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
-            elif values.data_ptr() != here.data_ptr():
-                here.copy_(values.view_as(here))
+        for name in self.weights:
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        """Write the values of one matrix back."""
+        indices, values, here = self._indices[name], self._values[name], to_local(self.weights[name])
+        if indices is not None:
+            here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
+        elif values.data_ptr() != here.data_ptr():
+            here.copy_(values.view_as(here))
 
     def base_values(self, name: str) -> Tensor:
         """(k,) pretrained values, in host memory."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dowser_pl.distributed.checkpoint import Share, Stored, extents
-from dowser_pl.distributed.collectives import DistributedReducer, all_reduce_counts, gather_to_rank_zero
+from dowser_pl.distributed.collectives import DistributedReducer, all_reduce_counts, gather_to_rank_zero, rank
 from dowser_pl.distributed.tensors import (
     covering,
     digests_in_turns,
@@ -28,7 +28,7 @@ from dowser_pl.distributed.tensors import (
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import from_rows, pack, to_rows, unpack
 from dowser_pl.functional.selection import Reducer
-from dowser_pl.masking.base import Changes, Protection
+from dowser_pl.masking.base import SHARED, Changes, Protection
 from dowser_pl.masking.compact import CompactEntries
 from dowser_pl.masking.dense import DenseEntries
 from dowser_pl.masking.soft import SoftEntries
@@ -126,6 +126,7 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
         weights: run-time name -> parameter that is sharded over the processes.
         rule: applied to what is here of each matrix, by all processes together.
         priors: name -> float32 of what is here, in its shape; may lack names.
+        directions: name -> directions of the inputs, the same on all processes.
     """
 
     reducer: ClassVar[Reducer] = DistributedReducer()
@@ -133,10 +134,13 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """The state that one process would have, on the first process; elsewhere empty tensors."""
         state = ShardedProtection.state_dict(self, base)
+        sent: dict[int, Tensor] = {}
         for name, weight in self.weights.items():
             for kind, kept in self.beside(name).items():
                 every = gather_to_rank_zero(kept.flatten())
                 state[name][kind] = every.view(shape_of(weight)) if len(every) else every
+            for kind, kept in self.shared(name).items():
+                state[name][kind] = sent.setdefault(id(kept), kept.cpu()) if rank() == 0 else kept[:0].cpu()
         return state
 
 
@@ -171,6 +175,8 @@ def entries_as_shares(entries: Protection, base: bool = True) -> dict[str, dict[
             state[name]["base"] = Share(entries.base_values(name), first, (total,))
         for kind, kept in entries.beside(name).items():
             state[name][kind] = Share(kept, rows.start, tuple(weight.shape))
+        for kind, kept in entries.shared(name).items():
+            state[name][kind] = Share(kept, 0, kept.shape) if rank() == 0 else Share(kept[:0], len(kept), kept.shape)
     return state
 
 
@@ -200,11 +206,15 @@ def stored_state(entry: Mapping[str, Stored], weight: Tensor) -> dict[str, Tenso
             f"the checkpoint is damaged: got {len(entry['values'])} values for a mask of {total} entries, expected as "
             "many; give another checkpoint"
         )
-    return {"mask": pack(here)} | {
-        kind: each[first : first + count] if each.dim() == 1 else each.part_of(weight)
-        for kind, each in entry.items()
-        if kind != "mask"
-    }
+    return (
+        {"mask": pack(here)}
+        | {
+            kind: each[first : first + count] if each.dim() == 1 else each.part_of(weight)
+            for kind, each in entry.items()
+            if kind not in ("mask", *SHARED)
+        }
+        | {kind: entry[kind].whole() for kind in SHARED if kind in entry}
+    )
 
 
 def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
@@ -220,10 +230,14 @@ def local_state(entry: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
     here = shard_like(mask, weight)
     first = int(torch.count_nonzero(mask.view(-1)[: flat_range(weight).start]))
     part = slice(first, first + int(torch.count_nonzero(here)))
-    return {"mask": pack(here)} | {
-        kind: (
-            values[part] if values.dim() == 1 else shard_like(values, weight)
-        ).clone()  # a number per entry of the matrix
-        for kind, values in entry.items()
-        if kind != "mask"
-    }
+    return (
+        {"mask": pack(here)}
+        | {
+            kind: (
+                values[part] if values.dim() == 1 else shard_like(values, weight)
+            ).clone()  # a number per entry of the matrix
+            for kind, values in entry.items()
+            if kind not in ("mask", *SHARED)
+        }
+        | {kind: entry[kind] for kind in SHARED if kind in entry}
+    )

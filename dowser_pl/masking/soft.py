@@ -1,15 +1,19 @@
 """Whole matrices in training, and a rule that says after each step how far every entry got from the base.
 
 As for `compact.py` the optimizer trains float32 values, which the matrices take over rounded; here they are those of
-all entries. A rule that knows directions of a matrix' inputs says what the matrix holds for given values, which is then
-another thing: checkpoints have it as `values`, since those who read them want the model, and what the optimizer goes on
-from as `raw`. Beside them, on the device of the matrix: its base (the bytes of the weight), the sum of gradients and
-what the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a
-time is worked on, in float32.
+all entries. Beside them, on the device of the matrix: its base (the bytes of the weight), the sum of gradients and what
+the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a time is
+worked on, in float32.
+
+Where the inputs of a matrix have directions to be left alone, the optimizer trains the offset D from the base, and the
+matrix holds W0 + D P (`dowser_pl/functional/null_space.py`). Every step of any optimizer is thus multiplied by P, and
+its weight decay pulls to the base. A checkpoint has what the matrix holds as `values`, since those who read it want the
+model, and D as `offset`. With no direction to leave alone, P is 1, and the matrix trains as any other, to the bit.
 
 Legend: O outputs, I inputs of a matrix, k = O * I.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 from dowser_pl.distributed.tensors import to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks
-from dowser_pl.functional.null_space import Directions
+from dowser_pl.functional.null_space import Directions, projected
 from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.masking.base import State
 from dowser_pl.masking.compact import CompactEntries
@@ -36,7 +40,7 @@ class Rule(Protocol):
 
     @property
     def needs_directions(self) -> bool:
-        """Whether `held` is asked, and matrices must not train without directions."""
+        """Whether matrices must not train without directions of their inputs."""
 
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor | None:
         """(O, I) float32 to add to the gradient before a step."""
@@ -45,9 +49,6 @@ class Rule(Protocol):
         self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer
     ) -> Tensor:
         """(O, I) float32 weights to go on with after a step."""
-
-    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:
-        """(O, I) float32 that a matrix holds for the values that the optimizer has."""
 
 
 class SoftEntries(CompactEntries):
@@ -76,11 +77,11 @@ class SoftEntries(CompactEntries):
         here = {name: to_local(weight) for name, weight in weights.items()}
         super().__init__(weights, PackedMasks.of((n, torch.ones_like(e, dtype=torch.bool)) for n, e in here.items()))
         self._rule = rule
-        self._directions = directions or {}
+        self._directions = dict(directions or {})
         if rule.needs_directions:
             _check_covered(weights, self._directions)
-            for values in self._values.values():
-                values.data = values.data.clone()  # in float32 they were the memory of the matrix
+        for name in filter(self._is_offset, weights):
+            self._values[name].data = torch.zeros_like(self._values[name])
         self._priors = {name: prior.to(weights[name].device) for name, prior in priors.items()}
         self._sums = (
             {name: torch.zeros_like(each, dtype=torch.float32) for name, each in here.items()}
@@ -95,7 +96,7 @@ class SoftEntries(CompactEntries):
         As in `CompactEntries` it was gathered in the backward pass, which is checked.
         """
         super().mask_gradients()
-        for name in self.weights:
+        for name in itertools.filterfalse(self._is_offset, self.weights):
             values, base = self._values[name], self._base_of(name)
             penalty = self._rule.penalty(base, values.detach().view_as(base))
             if penalty is None:
@@ -107,7 +108,7 @@ class SoftEntries(CompactEntries):
     @torch.no_grad()
     def after_step(self) -> None:
         """Sum the gradients, apply the rule, and write the values back into the matrices."""
-        for name in self.weights:
+        for name in itertools.filterfalse(self._is_offset, self.weights):
             values, base = self._values[name], self._base_of(name)
             if name in self._sums and values.grad is not None:
                 self._sums[name] += values.grad.view_as(base)
@@ -124,41 +125,41 @@ class SoftEntries(CompactEntries):
     @torch.no_grad()
     def values(self, name: str) -> Tensor:
         """(k,) float32 that the matrix holds, before it is rounded."""
-        if name not in self._directions:
-            return super().values(name)
-        base = self._base_of(name)
-        return self._rule.held(base, self._values[name].detach().view_as(base), self._directions[name]).reshape(-1)
+        return self._held(name).reshape(-1) if self._is_offset(name) else super().values(name)
 
     def num_bytes(self) -> dict[str, int]:
         """Memory by kind, all of it on the device of the matrices."""
         kinds = {"sums": self._sums, "priors": self._priors}
-        held = {kind: sum(each.nbytes for each in held.values()) for kind, held in kinds.items()}
+        held = {kind: sum(each.nbytes for each in tensors.values()) for kind, tensors in kinds.items()}
         if self._directions:
-            own = {id(each): each for each in self._directions.values()}.values()
+            own = dict.fromkeys(self._directions.values())
             held["directions"] = sum(each.vectors.nbytes + each.shares.nbytes for each in own)
         return super().num_bytes() | held
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """The state of `CompactEntries`, with `sum`, `prior` and `raw`, (O, I) float32, where there are any.
+        """The state of `CompactEntries`, and what `beside` and `shared` have.
 
-        With directions also their `vectors` and `shares`: one tensor for matrices that share an input, so that
-        `torch.save` writes them once.
+        Matrices that share an input share tensors, so that `torch.save` writes them once.
         """
         state = super().state_dict(base)
-        sent: dict[int, dict[str, Tensor]] = {}
-        for name, found in self._directions.items():
-            if id(found) not in sent:
-                sent[id(found)] = {"vectors": found.vectors.cpu(), "shares": found.shares.cpu()}
-            state[name].update(sent[id(found)])
+        sent: dict[int, Tensor] = {}
         for name, each in state.items():
             each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
+            each.update((kind, sent.setdefault(id(kept), kept.cpu())) for kind, kept in self.shared(name).items())
         return state
 
     def beside(self, name: str) -> dict[str, Tensor]:
-        """`sum`, `prior` and `raw`, what the optimizer trains, (O, I) float32 each, where there are any."""
-        raw = {key: self._values[key].detach().view_as(to_local(self.weights[key])) for key in self._directions}
-        held = {"sum": self._sums, "prior": self._priors, "raw": raw}
-        return {kind: tensors[name] for kind, tensors in held.items() if name in tensors}
+        """`sum`, `prior` and `offset`, (O, I) float32 each, where there are any."""
+        kinds = {"sum": self._sums, "prior": self._priors}
+        held = {kind: tensors[name] for kind, tensors in kinds.items() if name in tensors}
+        if self._is_offset(name):
+            held["offset"] = self._offset(name)
+        return held
+
+    def shared(self, name: str) -> dict[str, Tensor]:
+        """`vectors` and `shares` of the directions of its inputs, where there are any."""
+        found = self._directions.get(name)
+        return {} if found is None else {"vectors": found.vectors, "shares": found.shares}
 
     @classmethod
     def resumed(cls, weights: Mapping[str, nn.Parameter], rule: Rule, state: State) -> "SoftEntries":
@@ -185,19 +186,27 @@ class SoftEntries(CompactEntries):
         return entries
 
     @torch.no_grad()
-    def _write_back(self) -> None:
-        if not self._directions:
-            super()._write_back()
-        for name in self._directions:
-            here = to_local(self.weights[name])
-            here.copy_(self.values(name).view_as(here))
+    def _write(self, name: str) -> None:
+        if self._is_offset(name):
+            to_local(self.weights[name]).copy_(self._held(name))
+        else:
+            super()._write(name)
 
     def _restore(self, state: State) -> None:
-        if not self._directions:
-            super()._restore(state)
-            return
-        raw = {name: {**each, "values": each["raw"].reshape(-1)} for name, each in state.items()}
-        super()._restore(raw)
+        trained = {n: {**each, "values": each.get("offset", each["values"]).reshape(-1)} for n, each in state.items()}
+        super()._restore(trained)
+
+    def _is_offset(self, name: str) -> bool:
+        """Whether the optimizer trains the offset of a matrix from its base."""
+        return name in self._directions and len(self._directions[name].shares) > 0
+
+    def _offset(self, name: str) -> Tensor:
+        return self._values[name].detach().view_as(to_local(self.weights[name]))
+
+    def _held(self, name: str) -> Tensor:
+        """(O, I) float32: W0 + D P, of what is here."""
+        moved = projected(self._offset(name), self._directions[name])
+        return moved.add_(self._base[name].view_as(moved))
 
     def _keep_base(self, name: str) -> Tensor:
         return self._gathered(name).clone()
@@ -222,12 +231,17 @@ def _check_covered(weights: Mapping[str, nn.Parameter], directions: Mapping[str,
 
 
 def _stored(state: State, weights: Mapping[str, nn.Parameter]) -> dict[str, Directions]:
-    """Directions of a checkpoint, shared again by the matrices that shared them, on the device of the weights."""
+    """Directions of a checkpoint on the device of the weights; equal ones are one object, as they were."""
     found: dict[str, Directions] = {}
-    known: dict[int, Directions] = {}
     for name, each in state.items():
-        if "vectors" in each:
-            device = weights[name].device
-            loaded = Directions(each["vectors"].to(device), each["shares"].to(device))
-            found[name] = known.setdefault(each["vectors"].data_ptr() or id(loaded), loaded)
+        if "vectors" not in each:
+            continue
+        device = weights[name].device
+        loaded = Directions(each["vectors"].to(device), each["shares"].to(device))
+        known = (other for other in dict.fromkeys(found.values()) if _equal(other, loaded))
+        found[name] = next(known, loaded)
     return found
+
+
+def _equal(one: Directions, other: Directions) -> bool:
+    return torch.equal(one.shares, other.shares) and torch.equal(one.vectors, other.vectors)

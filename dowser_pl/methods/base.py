@@ -18,7 +18,6 @@ from torch import Tensor
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.merges import masked_move
-from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL, Reducer, lowest
 
 __all__ = [
@@ -254,7 +253,8 @@ class EachStep(Method):
 
     Attributes:
         sums_gradients: whether `step` wants the sum of all gradients so far.
-        needs_directions: whether `held` says what matrices hold, by directions of their inputs.
+        needs_directions: whether matrices train in the null space of their inputs on rows that the model wrote, with
+            `eps`, `rank` and `tokens` as `NullSpace` has them; `step` and `penalty` are not asked then.
     """
 
     stage: ClassVar[Stage] = "each_step"
@@ -300,13 +300,3 @@ class EachStep(Method):
                 this for every matrix in the same order.
         """
         return tuned
-
-    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:
-        """(O, I) float32 that a matrix holds for given values of the optimizer; asked where directions were measured.
-
-        Args:
-            base: (O, I) float32 pretrained weights.
-            values: (O, I) float32 as the optimizer has them, which it goes on from.
-            directions: that the inputs of the matrix have on rows that the model wrote.
-        """
-        return values

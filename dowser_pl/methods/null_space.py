@@ -1,8 +1,9 @@
 """NullSpace: train, but not in the directions that inputs have on rows which the model wrote itself.
 
-A matrix holds `W = W0 + (R - W0) P` with `P = (I + A / (eps m))^-1`, where A is the second moment of its inputs on
-self-written rows, m its mean eigenvalue and R what the optimizer trains. P is fixed, so this is every step of the
-optimizer times P, whatever the optimizer; weight decay pulls R. Equations: `dowser_pl/functional/null_space.py`.
+A matrix holds `W = W0 + D P` with `P = (I + A / (eps m))^-1`, where A is the second moment of its inputs on rows that
+the model wrote, m its mean eigenvalue and D what the optimizer trains, from zero. P is fixed, so this is every step of
+the optimizer times P, whatever the optimizer, and weight decay pulls to the base. Equations:
+`dowser_pl/functional/null_space.py`; how it is kept: `dowser_pl/masking/soft.py`.
 
 A combination of this package. Its parents project gradients or steps: Saha, Garg, Roy: "Gradient Projection Memory for
 Continual Learning", ICLR 2021, arXiv 2103.09762 (gradients, off the leading directions of stored examples); Wang, Li,
@@ -14,10 +15,8 @@ data of earlier tasks and a threshold; here the model writes the rows, and each 
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from dowser_pl.errors import DowserError
-from dowser_pl.functional.null_space import Directions, check_directions, taken_out
+from dowser_pl.functional.null_space import check_directions
 from dowser_pl.methods.base import EachStep, Reference
 
 __all__ = ["NullSpace"]
@@ -46,7 +45,3 @@ class NullSpace(EachStep):
         if tokens < 1:
             raise DowserError(f"tokens is how many the model writes to measure inputs on, at least 1; got {tokens}")
         self.eps, self.rank, self.tokens = eps, rank, tokens
-
-    def held(self, base: Tensor, values: Tensor, directions: Directions) -> Tensor:
-        """`W0 + (R - W0) P`, in the form `R - (R - W0) U diag(d) U^T`: with no directions R, bit for bit."""
-        return values - taken_out(values - base, directions)

@@ -9,12 +9,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dowser_pl.methods import EachStep, Method, NullSpace
 from dowser_pl.models.layers import decoder_layers
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
 
-__all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "plan_of", "sizes_of"]
+__all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "kept_by", "plan_of", "sizes_of"]
 
 ASSUMED_TEXT_TOKENS = 512
 """Text of a conversation, beside its image, where nothing tells how long it is."""
@@ -50,6 +51,26 @@ class MemoryPlan:
         known = self.decoder is not None and self.batch is not None
         activations = activation_bytes(self.decoder, self.batch) if known else 0  # type: ignore[arg-type]
         return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
+
+
+def kept_by(method: Method, tuned: Iterable[Tensor]) -> Kept:
+    """What a method keeps beside the tuned matrices.
+
+    Args:
+        method: that decides.
+        tuned: the (O, I) weights; their shapes and dtypes alone are read.
+
+    Returns:
+        Of directions of inputs what they take at most: as if no two matrices shared an input.
+    """
+    if not isinstance(method, EachStep):
+        return Kept()
+    if not isinstance(method, NullSpace):
+        return Kept(1, method.num_kept)
+    widths = [(weight.shape[1], weight.element_size()) for weight in tuned]
+    ranks = [inputs if method.rank is None else min(method.rank, inputs) for inputs, _ in widths]
+    shared = sum(rank * (inputs * size + 4) for rank, (inputs, size) in zip(ranks, widths, strict=True))
+    return Kept(1, apart=True, shared=shared)
 
 
 def plan_of(

@@ -24,36 +24,52 @@ def directions(eps=0.1, dtype=torch.float32):
 
 
 def test_w_is_w0_plus_the_projected_move_after_every_step():
-    """AdamW on raw values in float64, the gradients of the model that holds the projected ones."""
+    """AdamW that decays on the offset in float64, with the gradients of the model that holds the projected one."""
     weights = make()
     entries = SoftEntries(weights, METHOD, {}, directions())
     train(entries, adamw(entries.parameters()), weights, range(5))
 
-    raw = {name: weight.detach().double().requires_grad_() for name, weight in make().items()}
     base = {name: weight.detach().double() for name, weight in make().items()}
+    offset = {name: torch.zeros_like(weight).requires_grad_() for name, weight in base.items()}
     projections = {}
     for name, moment in moments().items():
         values, vectors = torch.linalg.eigh(moment)
         shares = values / (values + 0.1 * values.mean())
         shares[:-3] = 0
         projections[name] = torch.eye(len(moment)).double() - vectors @ torch.diag(shares) @ vectors.T
-    optimizer = adamw(list(raw.values()))
+    optimizer = adamw(list(offset.values()))
 
     def held():
-        return {name: base[name] + (raw[name].detach() - base[name]) @ projections[name] for name in raw}
+        return {name: base[name] + offset[name].detach() @ projections[name] for name in base}
 
     for step in range(5):
         current = {name: value.clone().requires_grad_() for name, value in held().items()}
         inputs = torch.randn(8, 5, generator=torch.Generator().manual_seed(10 * step)).double()
         loss = (torch.tanh(inputs @ current["first"].T) @ current["second"].T).pow(3).mean() * 30
         loss.backward()
-        for name, value in raw.items():
+        for name, value in offset.items():
             value.grad = current[name].grad
         optimizer.step()
     for name, weight in weights.items():
         torch.testing.assert_close(weight.double(), held()[name], rtol=1e-4, atol=1e-5)
         assert (weight - make()[name]).norm() > 0.01
-        torch.testing.assert_close(entries.beside(name)["raw"].double(), raw[name].detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(entries.beside(name)["offset"].double(), offset[name].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_weight_decay_alone_pulls_to_the_base():
+    """SGD that decays, without a gradient: the distance from the base shrinks by 1 - lr decay in every step."""
+    weights = make()
+    entries = SoftEntries(weights, METHOD, {}, directions())
+    train(entries, adamw(entries.parameters()), weights, range(3))
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer = torch.optim.SGD(entries.parameters(), lr=0.5, weight_decay=0.2)
+    for values in entries.parameters():
+        values.grad = torch.zeros_like(values)
+    optimizer.step()
+    entries.after_step()
+    for name, base in make().items():
+        torch.testing.assert_close(weights[name] - base, 0.9 * (before[name] - base), rtol=1e-4, atol=1e-6)
+        assert (before[name] - base).norm() > 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

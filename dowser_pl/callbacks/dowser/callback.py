@@ -7,7 +7,7 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
-from dowser_pl.importance import Probe, probing_mode
+from dowser_pl.importance import Probe, Prompt, probing_mode
 from dowser_pl.importance.drift import Drift
 from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
@@ -156,7 +156,8 @@ class Dowser(Callback):
         layers = module.tuned_layers()
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
         whole = trained_whole(pl_module, layers)
-        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file)
+        rows = cache(partial(self._write_rows, trainer, module))
+        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, rows)
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
             builder.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
@@ -173,7 +174,7 @@ class Dowser(Callback):
         check_room(trainer, module, number, self.checkpoint)
         if module.protected is not None:  # of an earlier fit that changed nothing
             module.protected.close()
-        self._trained = self.counts = None
+        self._trained = self.counts = self._replayer = self._meter = None
         if self._loaded is not None:
             self._replayer = load_replay(self.replay, self._loaded)
             self._meter = DriftMeter.from_state(self._loaded["drift"]) if self._loaded.get("drift") else None
@@ -182,7 +183,8 @@ class Dowser(Callback):
             digest = self._digest_frozen(module)
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
-            self._replayer = None if self.replay is None else Replayer.of(trainer, module, self.replay, self.probe)
+            if self.replay is not None:
+                self._replayer = Replayer.of(trainer, module, self.replay, self.probe, rows())
             self._meter = self._new_meter(trainer, module) if has_drift else None
             self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
             curve.order(self.method, self._entries, builder.masks_of)
@@ -306,6 +308,10 @@ class Dowser(Callback):
         if self._meter is None:  # a checkpoint of a run that did without
             raise DowserError("the checkpoint knows nothing of drift; resume without --budget.max_drift")
         return self._meter.measure(trainer, module).kl
+
+    def _write_rows(self, trainer: Trainer, module: TunedModule) -> list[Prompt]:
+        with probing_mode(module.network), trainer.precision_plugin.forward_context():
+            return write_rows(module, self.probe)
 
     def _new_meter(self, trainer: Trainer, module: TunedModule) -> DriftMeter:
         with probing_mode(module.network), trainer.precision_plugin.forward_context():

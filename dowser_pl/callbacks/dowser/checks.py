@@ -16,7 +16,8 @@ from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.masking.contract import Files
-from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method
+from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method, NullSpace
+from dowser_pl.strategies import FSDP1Strategy
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = [
@@ -197,6 +198,11 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return
+    if isinstance(method, NullSpace) and isinstance(trainer.strategy, FSDP1Strategy):
+        raise DowserError(
+            "got dowser.method NullSpace with FSDP1, expected a strategy that keeps rows of matrices whole: moves are kept "
+            "off directions of inputs row by row. Use -c strategy/fsdp2, or --trainer.strategy ddp"
+        )
     refused = no_training(method, isinstance(method, AfterFit), find_curve(trainer).active, checkpoint)
     if refused := refused or _other_form(trainer, update):
         raise DowserError(refused)

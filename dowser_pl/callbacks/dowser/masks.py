@@ -1,13 +1,15 @@
 """From a base model to masks, or to what a method keeps of it: measure, then decide, the same on every process."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner
@@ -15,8 +17,10 @@ from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.distributed.tensors import covering, full_tensor, is_sharded, shape_of, shard_like, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
+from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL
-from dowser_pl.importance import Factors, Probe
+from dowser_pl.importance import Factors, Probe, Prompt, probing_mode
+from dowser_pl.importance.input_directions import first_tokens, input_directions
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import (
     AfterFit,
@@ -25,12 +29,13 @@ from dowser_pl.methods import (
     EachStep,
     Layer,
     Method,
+    NullSpace,
     Scored,
     build_masks,
     magnitude_overlap,
     split_half,
 )
-from dowser_pl.models.layers import find_blocks
+from dowser_pl.models.layers import find_blocks, text_inputs, text_model
 from dowser_pl.models.quantized import base_weight
 
 __all__ = ["MaskBuilder"]
@@ -48,6 +53,7 @@ class MaskBuilder:
         probe: settings of the importance pass.
         cache_dir: where importance factors are kept; None = always probe.
         factors_file: read them from exactly this file.
+        rows: has the base write rows.
 
     Attributes:
         seconds: that deciding took.
@@ -61,6 +67,7 @@ class MaskBuilder:
     probe: Probe
     cache_dir: Path | None
     factors_file: Path | None
+    rows: Callable[[], list[Prompt]]
     seconds: float = 0.0
     diagnostics: dict[str, float] = field(default_factory=dict)
     _factors: Factors = field(default_factory=lambda: Factors({}, 0))
@@ -128,6 +135,35 @@ class MaskBuilder:
                 priors[name] = shard_like(first, self.layers[name].weight).clone()
         self.seconds = time.monotonic() - start
         return priors
+
+    def directions(self, method: EachStep) -> dict[str, Directions]:
+        """Name -> directions that the inputs have on rows that the model writes, where the method keeps off them."""
+        if not isinstance(method, NullSpace):
+            return {}
+        start = time.monotonic()
+        rows = first_tokens(self.rows(), method.tokens)
+        written = sum(len(row.tokens) for row in rows)
+        if written < method.tokens:
+            rank_zero_warn(
+                f"the model wrote {written:,} tokens, fewer than dowser.method.tokens {method.tokens:,}, so inputs are "
+                "measured on these; let it write more rows, or ask for fewer tokens"
+            )
+        network = self.pl_module.network
+        text = text_model(network)
+        model = network if any(row.image for row in rows) else text
+        with probing_mode(network), self.trainer.precision_plugin.forward_context():
+            found = input_directions(
+                model,
+                self.layers,
+                find_blocks(network, self.layers),
+                rows,
+                method.eps,
+                method.rank,
+                self.probe.batch_size,
+                partial(text_inputs, text),
+            )
+        self.seconds = time.monotonic() - start
+        return found
 
     def measure(self) -> Importance:
         """What the method needs to know of the base model; nothing, for some."""

@@ -30,7 +30,7 @@ from dowser_pl.masking import (
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import entries_as_shares
 from dowser_pl.methods import BeforeFit, EachStep, Method
-from dowser_pl.planning import Kept, lines, plan_of
+from dowser_pl.planning import kept_by, lines, plan_of
 from dowser_pl.planning.memory import Form
 from dowser_pl.strategies.sharded import ShardedStrategy
 
@@ -62,7 +62,7 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
         builder: measures what the method needs.
     """
     if isinstance(method, EachStep):
-        return _said(method, _soft(weights)(weights, method, builder.priors(method)))
+        return _said(method, _soft(weights)(weights, method, builder.priors(method), builder.directions(method)))
     return _said(method, _form(update, weights)(weights, builder.masks()))
 
 
@@ -111,11 +111,11 @@ def num_trained(layers: Mapping[str, nn.Linear], method: Method) -> int:
 
 def announce_plan(trainer: Trainer, module: TunedModule, method: Method, update: Form) -> None:
     """Say what training will take in memory, before any of it is taken."""
-    kept = Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
     layers = module.tuned_layers()
     number = num_trained(layers, method)
     with whole_shapes(module.network):
         tuned = [layer.weight for layer in layers.values()]
+        kept = kept_by(method, tuned)
         plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept)
     rank_zero_info("\n".join(lines(plan)))
 

@@ -84,21 +84,23 @@ class Replayer:
         self.settings, self.base, self.seed = settings, base, seed
 
     @classmethod
-    def of(cls, trainer: Trainer, module: TunedModule, settings: Replay, probe: Probe) -> "Replayer":
-        """Have the base write its rows and say what it says on them; on every process.
+    def of(
+        cls, trainer: Trainer, module: TunedModule, settings: Replay, probe: Probe, rows: list[Prompt]
+    ) -> "Replayer":
+        """Have the base say what it says on rows; on every process.
 
         Args:
             trainer: its precision.
             module: the model, its weights being the base.
             settings: of the run.
-            probe: how rows are written.
+            probe: rows a forward pass, and the seed.
+            rows: that the base wrote.
 
         Raises:
             DowserError: if there are no rows of the kinds asked for, or the model is one whose words cannot be kept.
         """
         network = module.network
         with probing_mode(network), trainer.precision_plugin.forward_context():
-            rows = write_rows(module, probe)
             chosen = [row for row in rows if settings.sources is None or row.kind in settings.sources]
             missing = set(settings.sources or ()) - {row.kind for row in rows}
             if missing:
