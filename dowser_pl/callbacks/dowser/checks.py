@@ -200,8 +200,8 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
         return
     if isinstance(method, NullSpace) and isinstance(trainer.strategy, FSDP1Strategy):
         raise DowserError(
-            "got dowser.method NullSpace with FSDP1, expected a strategy that keeps rows of matrices whole: moves are kept "
-            "off directions of inputs row by row. Use -c strategy/fsdp2, or --trainer.strategy ddp"
+            "got dowser.method NullSpace with FSDP1, expected a strategy that keeps rows of matrices whole: moves are "
+            "kept off directions of inputs row by row. Use -c strategy/fsdp2, or --trainer.strategy ddp"
         )
     refused = no_training(method, isinstance(method, AfterFit), find_curve(trainer).active, checkpoint)
     if refused := refused or _other_form(trainer, update):
