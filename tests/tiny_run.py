@@ -8,12 +8,13 @@ from PIL import Image
 
 from dowser_pl.callbacks import Checkpoints, Dowser, EpochProgress, Export, Forgetting, PatchFile, RandomState
 from dowser_pl.data import Conversation, MultimodalData, Question, Task
-from dowser_pl.importance import Probe
+from dowser_pl.importance import Probe, Rows
 from dowser_pl.methods import ModelDowser
 from dowser_pl.module import MultimodalModule
 from dowser_pl.trainer import DowserTrainer
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
+FEW_ROWS = Rows(per_source=20, num_tokens=8)
 SMALL_PROBE = Probe(num_prompts=4, num_probes=2, num_tokens=12)
 
 
@@ -74,11 +75,12 @@ def build_trainer(
     every=1,
     replay=None,
     drift=False,
+    rows=FEW_ROWS,
     **options,
 ) -> DowserTrainer:
     method = method or ModelDowser(0.1)
     forms = {"update": update, "checkpoint": checkpoint}
-    dowser = Dowser(method, SMALL_PROBE, cache_dir, **forms, replay=replay, drift=drift)
+    dowser = Dowser(method, SMALL_PROBE, cache_dir, **forms, rows=rows, replay=replay, drift=drift)
     options = {
         "max_epochs": 2,
         "default_root_dir": folder,

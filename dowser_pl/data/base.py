@@ -12,6 +12,7 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   closes a turn.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
+- `training_pictures(number, seed)`, optional: Pillow images of training rows, the same on every process, for own rows.
 - `selection_tasks` and `selection_dataloader()`, optional: as `tasks` and `val_dataloader()`, of other questions: what
   a run chooses by itself, such as how much of an update to keep, is chosen on these and not on those of the report.
 """
@@ -26,6 +27,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image
 from transformers import ProcessorMixin
 
 from dowser_pl.data.checking import Check, rows_to_check
@@ -47,7 +49,7 @@ from dowser_pl.data.loaders import (
     refusals,
 )
 from dowser_pl.data.reading.sources import Selected, report_left_out
-from dowser_pl.data.rows import Conversation, Question, Role, Task, checked_tasks
+from dowser_pl.data.rows import Conversation, Question, Role, Task, checked_tasks, some_pictures
 from dowser_pl.errors import DowserError
 
 __all__ = ["Conversation", "EvaluatedData", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
@@ -311,6 +313,10 @@ class MultimodalData(EvaluatedData):
         """Training batches in an order that knows nothing of how far training got: those of the first epoch."""
         batches = self._training_batches()
         return build_loader(TrainingLoader, batches, self._training_order(len(batches), None), 0)
+
+    def training_pictures(self, number: int, seed: int) -> list[Image.Image]:
+        """Up to so many pictures of the training rows, the same on every process, for rows that the model writes."""
+        return [] if self._rows is None else some_pictures(self._rows, number, seed)
 
     def row_lengths(self, most: int) -> tuple[int, list[int], int]:
         """How many training rows there are, tokens of up to `most` and of the longest; no evaluation set is read."""

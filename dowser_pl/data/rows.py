@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from PIL import Image
 
-from dowser_pl.data.images import ImageSource
+from dowser_pl.data.images import ImageSource, open_image
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, check_references
 
@@ -81,6 +84,31 @@ class Task:
     questions: Sequence[Question]
     max_new_tokens: int = 16
     left_out: int = 0
+
+
+def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[Image.Image]:
+    """Up to so many pictures of training rows, upright and RGB, in an order that the seed decides.
+
+    Rows that cannot be read are passed over, and so are all but the first picture of a row. Of many rows without a
+    picture no more are looked at than it takes to tell.
+
+    Args:
+        rows: of the training set.
+        number: the most pictures.
+        seed: of the order.
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    found: list[Image.Image] = []
+    for place in order[: _LOOKED_AT * number]:
+        with suppress(DowserError, OSError):
+            row = rows[place]
+            found += [open_image(source, row.id) for source in row.images[:1]]
+        if len(found) == number:
+            break
+    return found
+
+
+_LOOKED_AT = 20  # rows for each picture that is wanted
 
 
 def checked_tasks(tasks: list[Task], tokenizer: Any = None, labelled: bool = True) -> list[Task]:

@@ -7,14 +7,13 @@ from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, inpu
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts
 from dowser_pl.importance.recorder import FACTORS, PRODUCTS
-from dowser_pl.importance.rows import Bank, Openers, Rows, write_rows
+from dowser_pl.importance.rows import Openers, Rows, Writers
 from dowser_pl.importance.settings import Probe
 
 __all__ = [
     "FACTORS",
     "GRAM_BYTES",
     "PRODUCTS",
-    "Bank",
     "Cache",
     "Factors",
     "InputGrams",
@@ -23,6 +22,7 @@ __all__ = [
     "Prompt",
     "Request",
     "Rows",
+    "Writers",
     "digest",
     "fingerprint",
     "first_tokens",
@@ -34,5 +34,4 @@ __all__ = [
     "read_head",
     "save_factors",
     "write_prompts",
-    "write_rows",
 ]

@@ -13,7 +13,7 @@ Legend: N positions that count, B rows of a batch, T positions, H hidden size, V
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,16 +48,14 @@ class BaseOutputs:
     top: list[TopOutcomes] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as what `torch.save` writes and loads again without classes of ours."""
-        rows = [{each.name: getattr(row, each.name) for each in fields(row)} for row in self.rows]
-        top = None if self.top is None else [each._asdict() for each in self.top]
-        return {"rows": rows, "hidden": self.hidden, "top": top}
+        """What the base said, as what `torch.save` writes and loads again without classes of ours; rows are apart."""
+        return {"hidden": self.hidden, "top": None if self.top is None else [each._asdict() for each in self.top]}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "BaseOutputs":
-        """What `state_dict` gave."""
+    def from_state(cls, rows: list[Prompt], state: Mapping[str, Any]) -> "BaseOutputs":
+        """What `state_dict` gave, of these rows."""
         top = None if state["top"] is None else [TopOutcomes(**each) for each in state["top"]]
-        return cls([Prompt(**each) for each in state["rows"]], state["hidden"], top)
+        return cls(rows, state["hidden"], top)
 
     def of(self, network: PreTrainedModel, numbers: Sequence[int]) -> Tensor | TopOutcomes:
         """What the base said at the positions that count of some rows, one row after another.

@@ -111,6 +111,7 @@ class Prompt:
         image: what the processor made of the image, without ids and masks; empty for text only.
         kind: what the model was given to write after, such as `text` or `noise`.
         is_text: (T,) bool, False where a placeholder of an image stands; None = all of it is text.
+        number: of the row among those of its kind.
     """
 
     tokens: Tensor
@@ -118,6 +119,7 @@ class Prompt:
     image: dict[str, Tensor] = field(default_factory=dict)
     kind: str = "text"
     is_text: Tensor | None = None
+    number: int = 0
 
 
 def write_prompts(
@@ -153,7 +155,7 @@ def write_prompts(
         DowserError: if the vocabulary has no ordinary token to start from.
     """
     ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
-    ordinary, special = _split_vocabulary(tokenizer, ending)
+    ordinary, special = split_vocabulary(tokenizer, ending)
     writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs, ending)
     encoder_decoder = model.config.is_encoder_decoder
     size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
@@ -233,7 +235,7 @@ class _Writer:
         ]
 
 
-def _split_vocabulary(tokenizer: Tokens, ending: Ending) -> tuple[Tensor, list[int]]:
+def split_vocabulary(tokenizer: Tokens, ending: Ending) -> tuple[Tensor, list[int]]:
     """Ordinary ids to draw prefixes from, and special ids that must not be written (those that end a text may)."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ordinary = torch.tensor([index for index in range(len(tokenizer)) if index not in special])

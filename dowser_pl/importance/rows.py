@@ -4,26 +4,26 @@ Every row has random streams of its own, fixed by seed, source, number and try, 
 neighbours in a batch nor on the number of processes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.degenerate import is_degenerate
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.pictures import MADE_OF_PICTURES, PICTURES
-from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
+from dowser_pl.importance.prompts import Prompt
 from dowser_pl.importance.writing import RowWriter, Start, token_ids
-from dowser_pl.models.generation import Ending, own_ends
 
-__all__ = ["Bank", "Openers", "Rows", "Source", "write_rows"]
+__all__ = ["Openers", "Rows", "Source", "Writers"]
 
 Source = Literal["text", "chat", "turn", "noise", "blank", "train", "shuffle", "mosaic"]
-_SOURCES = ("text", "chat", "turn", *PICTURES, *MADE_OF_PICTURES)
+_SOURCES: tuple[Source, ...] = get_args(Source)
+_WITH_PICTURE = (*PICTURES, *MADE_OF_PICTURES)
 _PREFIX, _TURN = (1, 5), (5, 14)  # fewest and most random tokens after BOS, and tokens of a user part
 _TRIES = 4  # after a picture, the second half of them with a user part written without it
 
@@ -48,15 +48,18 @@ class Rows:
     """Which rows the model writes.
 
     Args:
-        sources: how many rows of each source.
+        sources: what rows are written after: `text`, `chat`, `turn`, `noise`, `blank`, `train`, `shuffle`, `mosaic`;
+            `auto` = all but `blank` that there is what it takes for.
+        per_source: rows of each source.
         num_tokens: most tokens that are written after what a row starts with.
         temperature: of the sampling.
-        held_out: share of every source that is kept for measuring.
+        held_out: share of every source that nothing is trained on.
         batch_size: rows with pictures that are written together; changes memory and speed, not the result.
         seed: of prefixes, pictures and sampling.
     """
 
-    sources: Mapping[str, int] = field(default_factory=lambda: {"text": 512, "chat": 512, "turn": 512})
+    sources: list[Source] | Literal["auto"] = "auto"
+    per_source: int = 256
     num_tokens: int = 32
     temperature: float = 1.0
     held_out: float = 0.1
@@ -64,131 +67,122 @@ class Rows:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := set(self.sources) - set(_SOURCES):
-            raise DowserError(f"rows.sources: got {sorted(unknown)}, expected some of {', '.join(_SOURCES)}")
-        if not self.sources or min(self.sources.values()) < 1:
-            raise DowserError(f"rows.sources needs at least one row of each source, got {dict(self.sources)}")
-        if self.num_tokens < 1 or self.batch_size < 1 or not self.temperature > 0 or not 0 <= self.held_out < 1:
+        if self.sources != "auto" and (not self.sources or set(self.sources) - set(_SOURCES)):
+            raise DowserError(f"rows.sources: got {self.sources}, expected auto or some of {', '.join(_SOURCES)}")
+        if min(self.per_source, self.num_tokens, self.batch_size) < 1:
             raise DowserError(
-                "rows.num_tokens and batch_size must be at least 1, temperature above 0 and held_out in [0, 1); got "
-                f"{self.num_tokens}, {self.batch_size}, {self.temperature} and {self.held_out}"
+                "rows.per_source, num_tokens and batch_size must be at least 1; got "
+                f"{self.per_source}, {self.num_tokens} and {self.batch_size}"
+            )
+        if not self.temperature > 0 or not 0 < self.held_out < 1 or not self.numbers(held_out=True):
+            raise DowserError(
+                "rows.temperature must be above 0, and rows.held_out a share in (0, 1) that is at least one row of "
+                f"per_source; got {self.temperature} and {self.held_out} of {self.per_source}"
             )
 
     def identity(self) -> dict[str, object]:
         """What rows depend on, for JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "sources")}
 
-    def is_held_out(self, number: int) -> bool:
-        """Whether row `number` of a source is kept for measuring; the same however many rows there are."""
-        return int((number + 1) * self.held_out + 1e-9) > int(number * self.held_out + 1e-9)
+    def numbers(self, held_out: bool) -> list[int]:
+        """Of the rows of a source, those that are held out or all others; a number is the one or the other for good."""
+        share = self.held_out
+        out = [int((n + 1) * share + 1e-9) > int(n * share + 1e-9) for n in range(self.per_source)]
+        return [number for number, is_out in enumerate(out) if is_out == held_out]
 
 
 @dataclass(frozen=True)
-class Bank:
-    """Rows by source.
+class Writers:
+    """All that rows are made of beside the model's own words.
 
     Attributes:
-        used: rows to work with.
-        held_out: rows to measure with, never worked with.
-        dropped: how many rows of a source stayed degenerate in every try.
+        writer: continues starts.
+        settings: of the rows.
+        openers: of the chat template; None = it has none.
+        pictures: of the user, any sizes; may be none.
     """
-
-    used: dict[str, list[Prompt]]
-    held_out: dict[str, list[Prompt]]
-    dropped: dict[str, int]
-
-
-def write_rows(
-    model: PreTrainedModel,
-    processor: Any,
-    settings: Rows,
-    openers: Openers | None = None,
-    pictures: Sequence[Image.Image] = (),
-    text_inputs: TextInputs = plain_text,
-    ending: Ending | None = None,
-) -> Bank:
-    """Let the model write rows of every source.
-
-    Every process must call it, and gets all rows. A row that is degenerate is written again from its next streams.
-
-    Args:
-        model: decoder with `generate`, in eval mode.
-        processor: Hugging Face processor, or a tokenizer where no source has a picture.
-        settings: sources, lengths, seed.
-        openers: of the chat template; `chat` and `turn` need them.
-        pictures: of the user, any sizes; `train`, `shuffle` and `mosaic` need them.
-        text_inputs: what the model takes for tokens and their mask.
-        ending: what ends a text; None = the model's own end tokens.
-
-    Raises:
-        DowserError: a source lacks what it needs, the model is an encoder-decoder, or all rows of one are degenerate.
-    """
-    _check(model, processor, settings, openers, pictures)
-    tokenizer = getattr(processor, "tokenizer", processor)
-    ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
-    writer = RowWriter(model, processor, settings.temperature, settings.batch_size, text_inputs, ending)
-    bank = Bank({}, {}, {})
-    for source, count in settings.sources.items():
-        rows = _Rows(writer, settings, openers, pictures, source).write(count)
-        if not rows:
-            raise DowserError(
-                f"all {count} rows that the model wrote after {source!r} are empty or repeat themselves, in {_TRIES} "
-                f"tries each; leave {source!r} out of rows.sources, or raise rows.temperature"
-            )
-        bank.used[source] = [row for number, row in rows.items() if not settings.is_held_out(number)]
-        bank.held_out[source] = [row for number, row in rows.items() if settings.is_held_out(number)]
-        bank.dropped[source] = count - len(rows)
-    return bank
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of one source."""
 
     writer: RowWriter
     settings: Rows
     openers: Openers | None
     pictures: Sequence[Image.Image]
-    source: str
 
-    def write(self, count: int) -> dict[int, Prompt]:
-        """Number -> row, in order; those that stay degenerate are missing."""
+    def sources(self) -> list[Source]:
+        """Those asked for; of `auto` those that there is what it takes for.
+
+        Raises:
+            DowserError: if one that is asked for lacks what it needs, or the model is an encoder-decoder.
+        """
+        if self.writer.model.config.is_encoder_decoder:
+            raise DowserError(
+                f"rows are written by decoders alone, got the encoder-decoder {type(self.writer.model).__name__}"
+            )
+        lacking = {source: why for source in _SOURCES if (why := self._lacks(source))}
+        if self.settings.sources == "auto":
+            return [source for source in _SOURCES if source not in lacking and source != "blank"]
+        for source in self.settings.sources:
+            if source in lacking:
+                raise DowserError(f"rows of {source!r} need {lacking[source]}; leave it out of rows.sources")
+        return list(self.settings.sources)
+
+    def write(self, source: Source, numbers: Sequence[int]) -> list[Prompt]:
+        """Rows of a source, in order; every process must call it, and gets all. Those that stay degenerate are missing.
+
+        A row that is degenerate is written again from its next streams.
+        """
         rows: dict[int, Prompt] = {}
         for attempt in range(_TRIES):
-            missing = [number for number in range(count) if number not in rows]
-            starts = self._starts(missing, attempt)
-            streams = [self._stream("sample", number, attempt) for number in missing]
+            missing = [number for number in numbers if number not in rows]
+            starts = self._starts(source, missing, attempt)
+            streams = [self._stream("sample", source, number, attempt) for number in missing]
             written = self.writer.write(starts, streams, self.settings.num_tokens)
             for number, start, tokens in zip(missing, starts, written, strict=True):
                 if not is_degenerate(self.writer.without_end(tokens)):
-                    rows[number] = self.writer.prompt(start, tokens, self.source)
-        return dict(sorted(rows.items()))
+                    rows[number] = self.writer.prompt(start, tokens, source, number)
+        return [rows[number] for number in numbers if number in rows]
 
-    def _starts(self, numbers: list[int], attempt: int) -> list[Start]:
-        if self.source == "text":
+    def remade(self, source: str, number: int, tokens: Tensor) -> Prompt:
+        """A row of which the tokens are known, with the inputs of its picture."""
+        start = Start(tokens)
+        if source in _WITH_PICTURE:
+            picture = self._picture(source, number)
+            start = picture.followed_by(tokens[len(picture.tokens) :])
+        return self.writer.prompt(start, tokens[:0], source, number)
+
+    def _lacks(self, source: str) -> str | None:
+        if source in ("chat", "turn") and self.openers is None:
+            return "a chat template that writes what it is given"
+        if source in _WITH_PICTURE and not self.writer.places_pictures:
+            return f"an image token, which {type(self.writer.processor).__name__} has not"
+        if source in MADE_OF_PICTURES and not self.pictures:
+            return "training pictures, which the data has not"
+        return None
+
+    def _starts(self, source: str, numbers: list[int], attempt: int) -> list[Start]:
+        if source == "text":
             return [self._words(number, attempt) for number in numbers]
-        if self.source == "chat":
+        if source == "chat":
             return [self._opener()] * len(numbers)
-        if self.source == "turn":
-            return self._with_turns([self._opener()] * len(numbers), numbers, attempt)
-        starts = [self._picture(number) for number in numbers]
+        if source == "turn":
+            return self._with_turns(source, [self._opener()] * len(numbers), numbers, attempt)
+        starts = [self._picture(source, number) for number in numbers]
         helped = self.openers is not None and attempt >= _TRIES // 2
-        return self._with_turns(starts, numbers, attempt) if helped else starts
+        return self._with_turns(source, starts, numbers, attempt) if helped else starts
 
-    def _with_turns(self, starts: list[Start], numbers: list[int], attempt: int) -> list[Start]:
+    def _with_turns(self, source: str, starts: list[Start], numbers: list[int], attempt: int) -> list[Start]:
         """Behind each start a user part that is written without a picture, and the assistant's opener."""
         assert self.openers is not None
-        streams = [self._stream("user", number, attempt) for number in numbers]
+        streams = [self._stream("user", source, number, attempt) for number in numbers]
         lengths = [int(torch.randint(_TURN[0], _TURN[1] + 1, (), generator=each)) for each in streams]
         parts = self.writer.write([self._opener()] * len(numbers), streams, _TURN[1])
         answer = token_ids(self.writer.tokenizer, self.openers.assistant, False)
         return [
-            start.followed_by(self.writer.without_end(part)[:length], answer)
+            start.followed_by(_before(self.writer.without_end(part), answer)[:length], answer)
             for start, part, length in zip(starts, parts, lengths, strict=True)
         ]
 
     def _words(self, number: int, attempt: int) -> Start:
-        generator = self._stream("prefix", number, attempt)
+        generator = self._stream("prefix", "text", number, attempt)
         count = int(torch.randint(_PREFIX[0], _PREFIX[1] + 1, (), generator=generator))
         ordinary = self.writer.ordinary
         bos = self.writer.tokenizer.bos_token_id
@@ -199,33 +193,21 @@ class _Rows:
         assert self.openers is not None
         return Start(token_ids(self.writer.tokenizer, self.openers.user, True))
 
-    def _picture(self, number: int) -> Start:
-        generator = self._stream("picture", number, 0)  # the same picture in every try
-        if self.source in PICTURES:
-            picture = PICTURES[self.source](generator, self.writer.side)
+    def _picture(self, source: str, number: int) -> Start:
+        generator = self._stream("picture", source, number, 0)  # the same picture in every try
+        if source in PICTURES:
+            picture = PICTURES[source](generator, self.writer.side)
         else:
-            picture = MADE_OF_PICTURES[self.source](generator, self.pictures)
+            picture = MADE_OF_PICTURES[source](generator, self.pictures)
         return self.writer.start_with(picture, None if self.openers is None else self.openers.picture)
 
-    def _stream(self, use: str, number: int, attempt: int) -> torch.Generator:
-        return stream(self.settings.seed, "rows", use, self.source, number, attempt)
+    def _stream(self, use: str, source: str, number: int, attempt: int) -> torch.Generator:
+        return stream(self.settings.seed, "rows", use, source, number, attempt)
 
 
-def _check(
-    model: PreTrainedModel, processor: Any, settings: Rows, openers: Openers | None, pictures: Sequence[Image.Image]
-) -> None:
-    """Refuse sources that lack what they need, before anything is written."""
-    asked = set(settings.sources)
-    if model.config.is_encoder_decoder:
-        raise DowserError(f"rows are written by decoders alone, got the encoder-decoder {type(model).__name__}")
-    if openers is None and (needy := asked & {"chat", "turn"}):
-        raise DowserError(f"the rows {sorted(needy)} need a chat template; give one, or leave them out of rows.sources")
-    if not pictures and (needy := asked & set(MADE_OF_PICTURES)):
-        raise DowserError(f"the rows {sorted(needy)} need training pictures, got none; leave them out of rows.sources")
-    token = getattr(processor, "image_token", None)  # some tokenizers have one too
-    places = isinstance(token, str) and hasattr(processor, "image_processor")
-    if not places and (needy := asked & {*PICTURES, *MADE_OF_PICTURES}):
-        raise DowserError(
-            f"{type(processor).__name__} has no image token, so the rows {sorted(needy)} cannot place a picture; "
-            "leave them out of rows.sources"
-        )
+def _before(words: Tensor, end: Tensor) -> Tensor:
+    """Words up to where they begin with `end` themselves."""
+    for place in range(len(words) - len(end) + 1 if len(end) else 0):
+        if torch.equal(words[place : place + len(end)], end):
+            return words[:place]
+    return words

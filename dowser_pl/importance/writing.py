@@ -15,7 +15,7 @@ from torch import Tensor
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.importance.batches import halving, in_step
-from dowser_pl.importance.prompts import Prompt, SampleFromStreams, TextInputs, _split_vocabulary
+from dowser_pl.importance.prompts import Prompt, SampleFromStreams, TextInputs, split_vocabulary
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, write_tokens
 
@@ -82,7 +82,7 @@ class RowWriter:
     @cached_property
     def ordinary(self) -> Tensor:
         """Ids that are words."""
-        return _split_vocabulary(self.tokenizer, self.ending)[0]
+        return split_vocabulary(self.tokenizer, self.ending)[0]
 
     @cached_property
     def image_ids(self) -> list[int]:
@@ -92,6 +92,12 @@ class RowWriter:
         if isinstance(token, str):
             known.add(self.tokenizer.convert_tokens_to_ids(token))
         return sorted(each for each in known if isinstance(each, int))
+
+    @property
+    def places_pictures(self) -> bool:
+        """Whether the processor puts pictures into a text; some tokenizers have an image token too."""
+        token = getattr(self.processor, "image_token", None)
+        return isinstance(token, str) and hasattr(self.processor, "image_processor")
 
     @property
     def side(self) -> int:
@@ -150,7 +156,7 @@ class RowWriter:
     def _continue(self, starts: list[Start], uniforms: Tensor) -> list[Tensor]:
         device = device_of(self.model)
         ids = torch.stack([start.tokens for start in starts])
-        blocked = sorted({*_split_vocabulary(self.tokenizer, self.ending)[1], *self.image_ids})
+        blocked = sorted({*split_vocabulary(self.tokenizer, self.ending)[1], *self.image_ids})
         sampling = Probe(temperature=self.temperature, top_p=1.0, repetition_penalty=1.0)
         forced = torch.empty(len(starts), 0, dtype=torch.int64)
         sampler = SampleFromStreams(ids.shape[1], forced, uniforms, blocked, sampling)
@@ -168,11 +174,11 @@ class RowWriter:
         """The words alone."""
         return written[:-1] if len(written) and int(written[-1]) in self.ending.ids else written
 
-    def prompt(self, start: Start, written: Tensor, kind: str) -> Prompt:
+    def prompt(self, start: Start, written: Tensor, kind: str, number: int) -> Prompt:
         """The row of a start and what was written behind it."""
         tokens = torch.cat([start.tokens, written])
         is_text = ~torch.isin(tokens, tokens.new_tensor(self.image_ids))
-        return Prompt(tokens, None, start.followed_by(written).image, kind, is_text)
+        return Prompt(tokens, None, start.followed_by(written).image, kind, is_text, number)
 
 
 def token_ids(tokenizer: Any, text: str, begins: bool) -> Tensor:

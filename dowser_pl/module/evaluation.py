@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from dowser_pl.data.encoders import turn_ends
 from dowser_pl.data.images import open_image
+from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
@@ -72,6 +73,14 @@ class EvaluatedModule(LightningModule):
             self._endings[template] = Ending(tuple(dict.fromkeys([*own, *ids])), text)
             rank_zero_info(_ending_line(self.processor.tokenizer, own, ids, text))
         return self._endings[template]
+
+    def openers(self) -> tuple[str, str, str | None] | None:
+        """What the chat template writes around a user's words; see `dowser_pl.data.templates.ChatTemplate.openers`."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        try:
+            return ChatTemplate(self.processor, getattr(data, "chat_template", self.chat_template)).openers()
+        except DowserError:  # there is none
+            return None
 
     def protocol(self) -> dict[str, Any] | None:
         """What scores of the validation data depend on beside the weights; None = that is not known."""

@@ -139,8 +139,8 @@ def test_resuming_with_another_replay_is_refused(tmp_path, model_folder):
 def test_sources_are_those_that_the_base_writes(tmp_path, model_folder):
     dowser = fit(tmp_path / "a", model_folder, Replay(sources=["noise"]), max_steps=1)[2]
     assert {row.kind for row in dowser._replayer.base.rows} == {"noise"}
-    with pytest.raises(DowserError, match=r"\['noise', 'text'\].*no rows of \['chat'\]"):
-        fit(tmp_path / "b", model_folder, Replay(sources=["chat"]), max_steps=1)
+    with pytest.raises(DowserError, match=r"'noise', 'shuffle', 'text'.*no rows of \['blank'\].*rows.sources"):
+        fit(tmp_path / "b", model_folder, Replay(sources=["blank"]), max_steps=1)
 
 
 def test_gradient_checkpointing_and_half_precision_go_on(tmp_path, model_folder):

@@ -6,8 +6,7 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 """
 
 import time
-from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,13 @@ from dowser_pl.callbacks.dowser.protection import (
     saved_entries,
     stop_reducing,
 )
-from dowser_pl.callbacks.dowser.replay import Replayer, check_replay, load_replay, write_rows
+from dowser_pl.callbacks.dowser.replay import Replayer, check_replay, load_replay
+from dowser_pl.callbacks.dowser.rows import RowBank
 from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
-from dowser_pl.importance import Probe, Prompt, probing_mode
+from dowser_pl.importance import Probe, Rows
 from dowser_pl.importance.drift import Drift
 from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
@@ -77,6 +77,7 @@ class Dowser(Callback):
             states of their size; `dense` trains whole matrices and puts frozen entries back after each step.
         checkpoint: `compact` leaves the base out of checkpoints and refers to it; `full` keeps all weights.
         calibration_batches: training batches that a method which merges after training measures inputs on.
+        rows: that the base writes itself, for what needs some: `NullSpace`, replay and drift.
         replay: hold the model to what its base says on rows that the base wrote itself; null = do without.
         drift: measure at every validation how far the model is from its base, on rows that the base wrote itself and
             that nothing is trained on.
@@ -91,6 +92,7 @@ class Dowser(Callback):
         update: Form = "compact",
         checkpoint: Content = "compact",
         calibration_batches: int = 32,
+        rows: Rows = Rows(),  # noqa: B008
         replay: Replay | None = None,
         drift: bool = True,
     ) -> None:
@@ -100,6 +102,7 @@ class Dowser(Callback):
         self.factors_file = None if factors_file is None else Path(factors_file)
         self.update, self.checkpoint = update, checkpoint
         self.calibration_batches = calibration_batches
+        self.rows = rows
         self.replay = replay if replay is not None and replay.weight else None
         self.measures_drift = drift
         self.probe_seconds = 0.0
@@ -156,8 +159,8 @@ class Dowser(Callback):
         layers = module.tuned_layers()
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
         whole = trained_whole(pl_module, layers)
-        rows = cache(partial(self._write_rows, trainer, module))
-        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, rows)
+        bank = RowBank(trainer, module, self.rows, self.cache_dir, lambda: self.base.fingerprint)
+        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, bank)
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
             builder.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
@@ -176,20 +179,20 @@ class Dowser(Callback):
             module.protected.close()
         self._trained = self.counts = self._replayer = self._meter = None
         if self._loaded is not None:
-            self._replayer = load_replay(self.replay, self._loaded)
-            self._meter = DriftMeter.from_state(self._loaded["drift"]) if self._loaded.get("drift") else None
+            self._replayer = load_replay(self.replay, self._loaded, bank)
+            self._meter = DriftMeter.from_state(self._loaded["drift"], bank) if self._loaded.get("drift") else None
             self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
             self._loaded = None
             digest = self._digest_frozen(module)
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
         else:
+            self.base = module.base_model()
             if self.replay is not None:
-                self._replayer = Replayer.of(trainer, module, self.replay, self.probe, rows())
-            self._meter = self._new_meter(trainer, module) if has_drift else None
+                self._replayer = Replayer.of(trainer, module, self.replay, bank)
+            self._meter = DriftMeter.of(trainer, module, bank) if has_drift else None
             self._entries = protect(self.method, self.update, weights, builder)  # builder.masks()
             curve.order(self.method, self._entries, builder.masks_of)
             self.probe_seconds, self.diagnostics = builder.seconds, builder.diagnostics
-            self.base = module.base_model()
             self.frozen_digest = {"before": self._digest_frozen(module)}
         check_files(module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
         module.protected = self._entries
@@ -308,15 +311,6 @@ class Dowser(Callback):
         if self._meter is None:  # a checkpoint of a run that did without
             raise DowserError("the checkpoint knows nothing of drift; resume without --budget.max_drift")
         return self._meter.measure(trainer, module).kl
-
-    def _write_rows(self, trainer: Trainer, module: TunedModule) -> list[Prompt]:
-        with probing_mode(module.network), trainer.precision_plugin.forward_context():
-            return write_rows(module, self.probe)
-
-    def _new_meter(self, trainer: Trainer, module: TunedModule) -> DriftMeter:
-        with probing_mode(module.network), trainer.precision_plugin.forward_context():
-            rows = write_rows(module, replace(self.probe, seed=self.probe.seed + 1, num_prompts=32))
-        return DriftMeter.of(trainer, module, rows, self.probe.batch_size)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()

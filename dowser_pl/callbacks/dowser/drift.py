@@ -11,7 +11,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from dowser_pl.importance import Prompt, probing_mode
+from dowser_pl.callbacks.dowser.rows import RowBank, tokens_of
+from dowser_pl.importance import probing_mode
 from dowser_pl.importance.base_outputs import BaseOutputs, record_base
 from dowser_pl.importance.drift import Drift, measure_drift, pooled
 from dowser_pl.masking import TunedModule
@@ -47,16 +48,15 @@ class DriftMeter:
         self.base, self.batch_size, self.latest = base, batch_size, dict(latest or {})
 
     @classmethod
-    def of(cls, trainer: Trainer, module: TunedModule, rows: list[Prompt], batch_size: int) -> "DriftMeter":
+    def of(cls, trainer: Trainer, module: TunedModule, bank: RowBank) -> "DriftMeter":
         """Ask the base; on every process.
 
         Args:
             trainer: its precision.
             module: the model, its weights being the base.
-            rows: that are not trained on.
-            batch_size: rows a forward pass.
+            bank: has rows that nothing is trained on.
         """
-        network = module.network
+        network, rows, batch_size = module.network, bank.held_out, bank.settings.batch_size
         with probing_mode(network), trainer.precision_plugin.forward_context():
             return cls(record_base(network, rows, batch_size, head_is_trained(network)), batch_size)
 
@@ -71,12 +71,18 @@ class DriftMeter:
         return pooled(list(self.latest.values()))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the base said, and the latest drift."""
+        """What the base said on which rows, and the latest drift."""
         latest = {kind: asdict(each) for kind, each in self.latest.items()}
-        return {"base": self.base.state_dict(), "batch_size": self.batch_size, "latest": latest}
+        rows = [tokens_of(row) for row in self.base.rows]
+        return {"rows": rows, "base": self.base.state_dict(), "batch_size": self.batch_size, "latest": latest}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "DriftMeter":
-        """The meter of a run that is resumed."""
+    def from_state(cls, state: Mapping[str, Any], bank: RowBank) -> "DriftMeter":
+        """The meter of a run that is resumed.
+
+        Raises:
+            DowserError: if the pictures of its rows cannot be made again.
+        """
         latest = {kind: Drift(**each) for kind, each in state["latest"].items()}
-        return cls(BaseOutputs.from_state(state["base"]), state["batch_size"], latest)
+        base = BaseOutputs.from_state(bank.remade(state["rows"], held_out=True), state["base"])
+        return cls(base, state["batch_size"], latest)

@@ -1,7 +1,7 @@
 """From a base model to masks, or to what a method keeps of it: measure, then decide, the same on every process."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner
+from dowser_pl.callbacks.dowser.rows import RowBank
 from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.distributed.tensors import covering, full_tensor, is_sharded, shape_of, shard_like, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL
-from dowser_pl.importance import Factors, Probe, Prompt, probing_mode
+from dowser_pl.importance import Factors, Probe, probing_mode
 from dowser_pl.importance.input_directions import first_tokens, input_directions
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import (
@@ -53,7 +54,7 @@ class MaskBuilder:
         probe: settings of the importance pass.
         cache_dir: where importance factors are kept; None = always probe.
         factors_file: read them from exactly this file.
-        rows: has the base write rows.
+        bank: of rows that the base writes.
 
     Attributes:
         seconds: that deciding took.
@@ -67,7 +68,7 @@ class MaskBuilder:
     probe: Probe
     cache_dir: Path | None
     factors_file: Path | None
-    rows: Callable[[], list[Prompt]]
+    bank: RowBank
     seconds: float = 0.0
     diagnostics: dict[str, float] = field(default_factory=dict)
     _factors: Factors = field(default_factory=lambda: Factors({}, 0))
@@ -141,7 +142,7 @@ class MaskBuilder:
         if not isinstance(method, NullSpace):
             return {}
         start = time.monotonic()
-        rows = first_tokens(self.rows(), method.tokens)
+        rows = first_tokens(self.bank.used, method.tokens)
         written = sum(len(row.tokens) for row in rows)
         if written < method.tokens:
             rank_zero_warn(

@@ -1,27 +1,24 @@
 """Replay inside a Trainer: the base's rows and what it said on them, and its gradient before each optimizer step."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from dowser_pl.callbacks.dowser.drift import head_is_trained
+from dowser_pl.callbacks.dowser.rows import RowBank, tokens_of
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import run_reduced_grad_hooks
 from dowser_pl.errors import DowserError
-from dowser_pl.importance import Probe, Prompt, probing_mode, write_prompts
+from dowser_pl.importance import probing_mode
 from dowser_pl.importance.base_outputs import BaseOutputs, record_base
-from dowser_pl.importance.prompts import noise_images
 from dowser_pl.importance.replay import Replay, draw_rows, replay_gradient
 from dowser_pl.masking import TunedModule
-from dowser_pl.models.layers import text_inputs, text_model
 from dowser_pl.strategies import FSDP1Strategy
 
-__all__ = ["Replayer", "check_replay", "load_replay", "write_rows"]
+__all__ = ["Replayer", "check_replay", "load_replay"]
 
 
 def check_replay(trainer: Trainer, settings: Replay | None, update: str) -> None:
@@ -44,33 +41,6 @@ def check_replay(trainer: Trainer, settings: Replay | None, update: str) -> None
         )
 
 
-def write_rows(module: TunedModule, probe: Probe) -> list[Prompt]:
-    """Rows that the base writes: text, and text after images of noise where the processor can place an image.
-
-    The same on every process.
-
-    Args:
-        module: the model, its weights being the base, in eval mode.
-        probe: how many of each, their lengths, sampling and seed.
-    """
-    network, processor = module.network, module.processor
-    text = text_model(network)
-    write = partial(
-        write_prompts,
-        tokenizer=processor.tokenizer,
-        settings=probe,
-        indices=range(probe.most_prompts),
-        text_inputs=partial(text_inputs, text),
-        ending=module.ending(),
-    )
-    rows = write(text)
-    if isinstance(getattr(processor, "image_token", None), str):
-        start = noise_images(processor, probe, range(1))[0]["input_ids"].shape[1]
-        seen = write(network, images=lambda batch: noise_images(processor, probe, batch))
-        rows += [replace(row, kind="noise", is_text=torch.arange(len(row.tokens)) >= start) for row in seen]
-    return [row for row in rows if len(row.tokens) > 1]
-
-
 class Replayer:
     """The rows of a run and what its base says on them.
 
@@ -84,32 +54,29 @@ class Replayer:
         self.settings, self.base, self.seed = settings, base, seed
 
     @classmethod
-    def of(
-        cls, trainer: Trainer, module: TunedModule, settings: Replay, probe: Probe, rows: list[Prompt]
-    ) -> "Replayer":
-        """Have the base say what it says on rows; on every process.
+    def of(cls, trainer: Trainer, module: TunedModule, settings: Replay, bank: RowBank) -> "Replayer":
+        """Have the base say what it says on its rows; on every process.
 
         Args:
             trainer: its precision.
             module: the model, its weights being the base.
             settings: of the run.
-            probe: rows a forward pass, and the seed.
-            rows: that the base wrote.
+            bank: of rows.
 
         Raises:
             DowserError: if there are no rows of the kinds asked for, or the model is one whose words cannot be kept.
         """
         network = module.network
+        chosen = [row for row in bank.used if settings.sources is None or row.kind in settings.sources]
+        missing = set(settings.sources or ()) - {row.kind for row in bank.used}
+        if missing:
+            raise DowserError(
+                f"got replay.sources {settings.sources}, expected some of {sorted({row.kind for row in bank.used})}: "
+                f"there are no rows of {sorted(missing)}; list them under --dowser.rows.sources as well"
+            )
         with probing_mode(network), trainer.precision_plugin.forward_context():
-            chosen = [row for row in rows if settings.sources is None or row.kind in settings.sources]
-            missing = set(settings.sources or ()) - {row.kind for row in rows}
-            if missing:
-                raise DowserError(
-                    f"got replay.sources {settings.sources}, expected some of {sorted({row.kind for row in rows})}: "
-                    f"this model writes no rows of {sorted(missing)}"
-                )
-            base = record_base(network, chosen, probe.batch_size, head_is_trained(network))
-        return cls(settings, base, probe.seed)
+            base = record_base(network, chosen, bank.settings.batch_size, head_is_trained(network))
+        return cls(settings, base, bank.settings.seed)
 
     def add_gradient(self, trainer: Trainer, pl_module: LightningModule, network: Any) -> None:
         """Where the batches of an optimizer step are complete: one forward and backward pass over some rows."""
@@ -130,18 +97,20 @@ class Replayer:
     def state_dict(self) -> dict[str, Any]:
         """Rows and what the base said: weights are tuned when a run resumes, so neither can be made again."""
         return {
+            "rows": [tokens_of(row) for row in self.base.rows],
             "base": self.base.state_dict(),
             "settings": asdict(self.settings),
             "seed": self.seed,
         }
 
 
-def load_replay(settings: Replay | None, state: Mapping[str, Any]) -> Replayer | None:
+def load_replay(settings: Replay | None, state: Mapping[str, Any], bank: RowBank) -> Replayer | None:
     """Rows and what the base said on them, of a run that is resumed.
 
     Args:
         settings: of the present run; None = it does without.
         state: what its checkpoint holds.
+        bank: makes pictures of rows again.
 
     Raises:
         DowserError: if that run replayed in another way.
@@ -155,4 +124,5 @@ def load_replay(settings: Replay | None, state: Mapping[str, Any]) -> Replayer |
         )
     if settings is None or kept is None:
         return None
-    return Replayer(settings, BaseOutputs.from_state(kept["base"]), kept["seed"])
+    rows = bank.remade(kept["rows"], held_out=False)
+    return Replayer(settings, BaseOutputs.from_state(rows, kept["base"]), kept["seed"])

@@ -1,0 +1,203 @@
+"""The rows that the base of a run writes itself, written once and only if something asks: null space, replay, drift.
+
+Those that are trained on and those that are held out are written apart; a row depends on its number alone, so neither
+knows of the other. They are the same on every process. Where there is a cache, what was written is kept in it by all
+that it depends on: tokens alone, since pictures are made again of the same streams and the same training pictures.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image
+
+from dowser_pl.callbacks.dowser.importance import behaviour
+from dowser_pl.distributed import collectives
+from dowser_pl.errors import DowserError
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.importance import Prompt, digest, probing_mode
+from dowser_pl.importance.base_outputs import counted
+from dowser_pl.importance.rows import Openers, Rows, Writers
+from dowser_pl.importance.writing import RowWriter
+from dowser_pl.masking import TunedModule
+from dowser_pl.models.layers import text_inputs, text_model
+
+__all__ = ["RowBank"]
+
+_PICTURES = 64  # training pictures that rows are made of
+_HELD_OUT = 8  # every so many of them for rows that are held out
+_SIDE = 448  # pixels of the longer side, at most: bounds what a row takes in memory
+
+
+@dataclass
+class RowBank:
+    """Rows of the base of one run.
+
+    Args:
+        trainer: its precision, processes and data.
+        module: the model.
+        settings: which rows.
+        cache_dir: where what was written is kept; None = nowhere.
+        weights: content hash of the base, for the cache.
+    """
+
+    trainer: Trainer
+    module: TunedModule
+    settings: Rows
+    cache_dir: Path | None
+    weights: Callable[[], str]
+
+    @cached_property
+    def used(self) -> list[Prompt]:
+        """Rows to train with, of all sources in turns; the weights must be the base. All processes must ask."""
+        return self._rows(held_out=False)
+
+    @cached_property
+    def held_out(self) -> list[Prompt]:
+        """Rows that nothing is trained on, of all sources in turns."""
+        return self._rows(held_out=True)
+
+    def remade(self, state: Sequence[Mapping[str, Any]], held_out: bool) -> list[Prompt]:
+        """Rows of a checkpoint, with their pictures.
+
+        Args:
+            state: of each row what `tokens_of` says.
+            held_out: whether they were held out.
+
+        Raises:
+            DowserError: if the training pictures, or what the processor makes of them, are no longer the same.
+        """
+        writers = self._writers(held_out)
+        rows = []
+        for each in state:
+            row = writers.remade(each["kind"], each["number"], each["tokens"])
+            if not torch.equal(row.tokens, each["tokens"]) or digest_of(row) != each["image"]:
+                raise DowserError(
+                    f"row {each['number']} after {each['kind']!r} of the checkpoint was written after another picture "
+                    "than is made for it now: the training pictures or the processor have changed. Resume with the "
+                    "data and the model that the run began with"
+                )
+            rows.append(row)
+        return rows
+
+    def _rows(self, held_out: bool) -> list[Prompt]:
+        network = self.module.network
+        writers = self._writers(held_out)
+        sources = writers.sources()
+        file = self._file(writers, sources, held_out)
+        known = collectives.from_rank_zero(partial(_read, file))
+        if known is not None:
+            return [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in known]
+        which = "held-out rows" if held_out else "rows"
+        rank_zero_info(f"The base writes {which} after {', '.join(sources)}{self._unseen(sources)}")
+        numbers = self.settings.numbers(held_out)
+        with probing_mode(network), self.trainer.precision_plugin.forward_context():
+            by_source = [writers.write(source, numbers) for source in sources]
+        for source, rows in zip(sources, by_source, strict=True):
+            if len(rows) < len(numbers) / 2:
+                rank_zero_warn(
+                    f"of {len(numbers)} rows after {source!r} the base wrote {len(numbers) - len(rows)} empty or "
+                    "repeating itself in every try; they are left out"
+                )
+        rows = [row for row in chain(*zip_longest(*by_source)) if row is not None and bool(counted(row).any())]
+        if not rows:
+            raise DowserError(
+                f"all rows that the base wrote after {', '.join(sources)} are empty or repeat themselves; choose other "
+                "--dowser.rows.sources, or raise --dowser.rows.temperature"
+            )
+        if file is not None and collectives.rank() == 0:
+            content = [[row.kind, row.number, row.tokens.tolist()] for row in rows]
+            write_atomically(file, json.dumps({"digest": digest(content), "rows": content}) + "\n")
+        return rows
+
+    def _writers(self, held_out: bool) -> Writers:
+        network, processor = self.module.network, self.module.processor
+        text = text_model(network)
+        inputs, ending = partial(text_inputs, text), self.module.ending()
+        model = network if processor is not None else text
+        writer = RowWriter(model, processor, self.settings.temperature, self.settings.batch_size, inputs, ending)
+        openers = getattr(self.module, "openers", lambda: None)()
+        return Writers(writer, self.settings, None if openers is None else Openers(*openers), self._pictures(held_out))
+
+    def _pictures(self, held_out: bool) -> list[Image.Image]:
+        """Training pictures, other ones for rows that are held out; all of them where there are few."""
+        few = len(self._training_pictures) < 2 * _HELD_OUT
+        return [each for n, each in enumerate(self._training_pictures) if few or (n % _HELD_OUT == 0) == held_out]
+
+    @cached_property
+    def _training_pictures(self) -> list[Image.Image]:
+        wanted = self.settings.sources
+        if wanted != "auto" and not {"train", "shuffle", "mosaic"} & set(wanted):
+            return []
+        ask = getattr(self.trainer.datamodule, "training_pictures", None)  # type: ignore[attr-defined]
+        found: list[Image.Image] = [] if ask is None else ask(_PICTURES, self.settings.seed)
+        return [_shrunken(picture.convert("RGB")) for picture in found]
+
+    def _unseen(self, sources: Iterable[str]) -> str:
+        """What is not looked at, where the model sees pictures and no row has one of the user's."""
+        sees = hasattr(self.module.processor, "image_processor")
+        if not sees or {"train", "shuffle", "mosaic"} & set(sources):
+            return ""
+        return "; what it does with pictures such as yours is not looked at: the data tells of no training pictures"
+
+    def _file(self, writers: Writers, sources: Sequence[str], held_out: bool) -> Path | None:
+        if self.cache_dir is None:
+            return None
+        weights = self.weights()
+        processor, pictures = self.module.processor, hashlib.sha256()
+        for picture in writers.pictures:
+            pictures.update(repr(picture.size).encode() + picture.tobytes())
+        parts = {
+            "weights": weights,
+            "model": behaviour(self.module.network),
+            "vocabulary": processor.tokenizer.get_vocab(),
+            "special": processor.tokenizer.special_tokens_map,
+            "images": getattr(getattr(processor, "image_processor", None), "to_dict", dict)(),
+            "openers": None if writers.openers is None else asdict(writers.openers),
+            "ending": asdict(self.module.ending()),
+            "precision": str(self.trainer.precision),
+            "rows": [self.settings.identity(), list(sources), held_out],
+            "pictures": pictures.hexdigest(),
+        }
+        return self.cache_dir / f"{weights[:12]}-rows-{digest(parts)}.json"
+
+
+def tokens_of(row: Prompt) -> dict[str, Any]:
+    """What a checkpoint holds of a row: its tokens, and of its picture no more than a digest."""
+    return {"kind": row.kind, "number": row.number, "tokens": row.tokens, "image": digest_of(row)}
+
+
+def digest_of(row: Prompt) -> str:
+    """Of the picture's inputs; the same for all rows without one."""
+    found = hashlib.sha256()
+    for name, value in sorted(row.image.items()):
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _shrunken(picture: Image.Image) -> Image.Image:
+    picture = picture.copy()
+    picture.thumbnail((_SIDE, _SIDE))
+    return picture
+
+
+def _read(file: Path | None) -> list[tuple[str, int, list[int]]] | None:
+    """Rows of the cache; None where there are none, or not as they were written."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["digest"] == digest(content["rows"]):
+            return [(kind, number, tokens) for kind, number, tokens in content["rows"]]
+    except (ValueError, KeyError, TypeError):
+        pass
+    rank_zero_warn(f"{file} is damaged: its rows are written anew")
+    return None

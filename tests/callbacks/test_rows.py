@@ -1,0 +1,139 @@
+"""The rows of a run: which there are, that they are written once, kept, and the same again after a kill."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dowser_pl.callbacks import Dowser
+from dowser_pl.data import Conversation
+from dowser_pl.errors import DowserError
+from dowser_pl.importance import Rows
+from dowser_pl.importance.replay import Replay
+from dowser_pl.importance.writing import RowWriter
+from dowser_pl.methods import Magnitude, NullSpace
+from tests.tiny_models import save_tiny_llava
+from tests.tiny_run import TinyData, build_module, build_trainer, turn
+
+FEW = Rows(per_source=10, num_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+class TextAlone(TinyData):
+    def train_conversations(self):
+        return [Conversation(f"row {n}", [turn("user", "is it red ?"), turn("assistant", "yes")]) for n in range(8)]
+
+
+def fit(folder, model_folder, method=None, data=None, rows=FEW, ckpt_path=None, **options):
+    options = {"drift": True, "replay": Replay(), "max_epochs": 1, **options}
+    trainer = build_trainer(folder, method or Magnitude(0.2), rows=rows, **options)
+    trainer.fit(build_module(model_folder), datamodule=data or TinyData(), ckpt_path=ckpt_path)
+    return next(each for each in trainer.callbacks if isinstance(each, Dowser))
+
+
+def told(rows):
+    return [(row.kind, row.number, row.tokens.tolist(), str(row.image)) for row in rows]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """How many starts the base is asked to continue."""
+    counts = []
+    original = RowWriter.write
+
+    def counting(self, starts, streams, num_new):
+        counts.append(len(starts))
+        return original(self, starts, streams, num_new)
+
+    monkeypatch.setattr(RowWriter, "write", counting)
+    return counts
+
+
+def test_all_sources_are_mixed_and_none_is_both_used_and_held_out(tmp_path, model_folder):
+    dowser = fit(tmp_path, model_folder)
+    used, held_out = dowser._replayer.base.rows, dowser._meter.base.rows
+    every = ["text", "chat", "turn", "noise", "train", "shuffle", "mosaic"]
+    assert [row.kind for row in used[:7]] == every == [row.kind for row in held_out]
+    assert not {(row.kind, row.number) for row in used} & {(row.kind, row.number) for row in held_out}
+    assert set(json.loads((tmp_path / "report.json").read_text())["drift"]["sources"]) == set(every)
+
+
+def test_held_out_rows_have_pictures_of_their_own(tmp_path, model_folder):
+    data = TinyData(num_rows=24)
+    dowser = fit(tmp_path, model_folder, data=data, rows=Rows(["train"], per_source=40, num_tokens=4))
+    pictures = [
+        {row.image["pixel_values"].sum().item() for row in rows}
+        for rows in (dowser._replayer.base.rows, dowser._meter.base.rows)
+    ]
+    assert len(pictures[0]) > 8 and len(pictures[1]) > 1 and not pictures[0] & pictures[1]
+
+
+def test_without_training_pictures_it_says_what_is_not_looked_at(tmp_path, model_folder, caplog, monkeypatch):
+    said = []
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.rows.rank_zero_info", said.append)
+    dowser = fit(tmp_path, model_folder, data=TextAlone())
+    assert {row.kind for row in dowser._meter.base.rows} == {"text", "chat", "turn", "noise"}
+    assert all("pictures such as yours is not looked at" in line for line in said) and len(said) == 2
+
+
+def test_replay_and_the_null_space_share_rows_that_are_written_once(tmp_path, model_folder, written):
+    with pytest.warns(UserWarning, match=r"fewer than dowser.method.tokens 8,192"):
+        fit(tmp_path, model_folder, NullSpace(), rows=Rows(["text"], per_source=10, num_tokens=6), drift=False)
+    assert written[0] == 9 and all(count == 0 for count in written[1:])
+
+
+def test_what_nothing_asks_for_is_not_written(tmp_path, model_folder, written):
+    fit(tmp_path, model_folder, replay=None, drift=False)
+    assert not written
+    fit(tmp_path / "b", model_folder, replay=None, rows=Rows(["text"], per_source=10, num_tokens=6))
+    assert written[0] == 1  # the row that is held out
+
+
+def test_a_cache_gives_the_same_rows_back(tmp_path, model_folder, written):
+    cache = str(tmp_path / "cache")
+    first = fit(tmp_path / "a", model_folder, cache_dir=cache)
+    assert sum(written)
+    written.clear()
+    again = fit(tmp_path / "b", model_folder, cache_dir=cache)
+    assert not written
+    assert told(again._replayer.base.rows) == told(first._replayer.base.rows)
+    fit(tmp_path / "c", model_folder, cache_dir=cache, rows=Rows(per_source=10, num_tokens=6, seed=1))
+    assert sum(written)
+
+
+def test_damaged_rows_of_a_cache_are_written_anew(tmp_path, model_folder, written):
+    cache = tmp_path / "cache"
+    first = fit(tmp_path / "a", model_folder, cache_dir=str(cache), drift=False)
+    (file,) = cache.glob("*-rows-*.json")
+    content = json.loads(file.read_text())
+    content["rows"][0][2][-1] += 1
+    file.write_text(json.dumps(content))
+    written.clear()
+    with pytest.warns(UserWarning, match="is damaged: its rows are written anew"):
+        again = fit(tmp_path / "b", model_folder, cache_dir=str(cache), drift=False)
+    assert sum(written) and told(again._replayer.base.rows) == told(first._replayer.base.rows)
+
+
+def test_a_resumed_run_has_the_rows_of_its_checkpoint_and_refuses_other_pictures(tmp_path, model_folder, written):
+    first = fit(tmp_path, model_folder, max_epochs=2, max_steps=3)
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    state = torch.load(last, weights_only=True)["callbacks"]
+    kept = next(each for name, each in state.items() if "Dowser" in name)
+    assert all(set(row) == {"kind", "number", "tokens", "image"} for row in kept["replay"]["rows"])
+    written.clear()
+    resumed = fit(tmp_path, model_folder, max_epochs=2, max_steps=4, ckpt_path=last)
+    assert not written
+    assert told(resumed._replayer.base.rows) == told(first._replayer.base.rows)
+    assert told(resumed._meter.base.rows) == told(first._meter.base.rows)
+
+    class Repainted(TinyData):
+        def training_pictures(self, number, seed):
+            return [Image.new("RGB", (30, 30), (n, 5, 5)) for n in range(4)]
+
+    with pytest.raises(DowserError, match="the training pictures or the processor have changed"):
+        fit(tmp_path, model_folder, max_epochs=2, data=Repainted(), ckpt_path=last)
