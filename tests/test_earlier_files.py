@@ -113,7 +113,8 @@ def test_importance_comes_from_the_cache(files):
             if made_with["transformers"] != transformers.__version__:
                 pytest.skip("its key has every default of a configuration of transformers, which is another one by now")
             raise
-    assert stamps(files / "cache") == before
+    later = stamps(files / "cache")  # rows that the base writes have a file of their own now
+    assert {path: stamp for path, stamp in later.items() if "-rows-" not in path.name} == before
     found, expected = load_file("again/patch.safetensors"), load_file(MADE / "run/patch.safetensors")
     places = [name for name, tensor in expected.items() if not tensor.is_floating_point()]
     assert len(places) >= 14 and all(torch.equal(found[name], expected[name]) for name in places)
@@ -159,7 +160,14 @@ def test_cells_of_a_bench_are_finished(files, capsys):
     assert main(["bench", "-c", "bench.yaml"]) == 0
     assert stamps(files / "bench/cells") == before, "a cell ran again"
     found = read("bench/bench.json")
-    assert all(found[key] == expected[key] for key in ("settings", "cells", "methods", "groups"))
+    assert all(holds(found[key], expected[key]) for key in ("settings", "cells", "methods", "groups"))
+
+
+def holds(found, expected):
+    """Whether all that an earlier version told is told; there may be more."""
+    if isinstance(expected, dict):
+        return all(key in found and holds(found[key], value) for key, value in expected.items())
+    return found == expected
 
 
 def test_a_configuration_may_call_a_strategy_as_it_was_called(files, capsys):

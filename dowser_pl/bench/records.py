@@ -65,7 +65,7 @@ class Record:
 
     @property
     def upstream_lost(self) -> float:
-        """Of the upstream mean; negative where it was gained."""
+        """What was lost of the upstream mean; negative where it was gained."""
         return self.mean("upstream", "before") - self.mean("upstream")
 
     @property

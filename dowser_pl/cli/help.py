@@ -63,7 +63,6 @@ MATTERS = {
     "dowser.probe.num_prompts": "that the importance is measured on",
     "curve": "smaller ratios to measure as well",
     "budget.max_upstream_drop": "choose the largest that loses no more",
-    "budget.max_drift": "the same by KL to the base, without data",
     "trainer.max_epochs": "passes over the data; or .max_steps",
     "trainer.devices": "GPUs to use",
     "trainer.strategy": "ddp, or -c strategy/fsdp2 to shard",

@@ -85,7 +85,7 @@ class Rows:
         return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "sources")}
 
     def numbers(self, held_out: bool) -> list[int]:
-        """Of the rows of a source, those that are held out or all others; a number is the one or the other for good."""
+        """Numbers of the rows of a source that are held out, or of all others, whatever `per_source` is."""
         share = self.held_out
         out = [int((n + 1) * share + 1e-9) > int(n * share + 1e-9) for n in range(self.per_source)]
         return [number for number, is_out in enumerate(out) if is_out == held_out]
@@ -108,7 +108,7 @@ class Writers:
     pictures: Sequence[Image.Image]
 
     def sources(self) -> list[Source]:
-        """Those asked for; of `auto` those that there is what it takes for.
+        """The sources asked for; of `auto` those that there is what it takes for.
 
         Raises:
             DowserError: if one that is asked for lacks what it needs, or the model is an encoder-decoder.
@@ -153,7 +153,8 @@ class Writers:
         if source in ("chat", "turn") and self.openers is None:
             return "a chat template that writes what it is given"
         if source in _WITH_PICTURE and not self.writer.places_pictures:
-            return f"an image token, which {type(self.writer.processor).__name__} has not"
+            names = f"{type(self.writer.processor).__name__} and {type(self.writer.model).__name__}"
+            return f"a processor that places pictures and a model that sees them, got {names}"
         if source in MADE_OF_PICTURES and not self.pictures:
             return "training pictures, which the data has not"
         return None

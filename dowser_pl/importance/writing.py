@@ -3,6 +3,7 @@
 Legend: L tokens of a start, T written tokens, B rows of a batch.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,9 +96,10 @@ class RowWriter:
 
     @property
     def places_pictures(self) -> bool:
-        """Whether the processor puts pictures into a text; some tokenizers have an image token too."""
-        token = getattr(self.processor, "image_token", None)
-        return isinstance(token, str) and hasattr(self.processor, "image_processor")
+        """Whether the processor puts pictures into a text, and the model looks at them."""
+        token = getattr(self.processor, "image_token", None)  # some tokenizers have one too
+        looks = "pixel_values" in inspect.signature(self.model.forward).parameters
+        return looks and isinstance(token, str) and hasattr(self.processor, "image_processor")
 
     @property
     def side(self) -> int:

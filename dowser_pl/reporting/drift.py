@@ -77,7 +77,7 @@ def kl_text(kl: float) -> str:
 
 
 def agreement_text(agreement: float) -> str:
-    """`97.8 %`."""
+    """A share as a percentage with one decimal: `97.8 %`."""
     return f"{100 * agreement:.1f} %"
 
 

@@ -159,7 +159,7 @@ def test_one_run_gives_the_curve_and_keeps_a_budget(user_folder, model_folder):
     assert (report.budget.max_upstream_drop, report.budget.update_ratio, report.budget.kept) == (0.5, 0.1, True)
     assert (user_folder / "runs/mine/curve.png").is_file()
     saved = yaml.safe_load((user_folder / "runs/mine/config.yaml").read_text())
-    assert saved["curve"] == [0.02, 0.05] and saved["budget"] == {"max_upstream_drop": 0.5}
+    assert saved["curve"] == [0.02, 0.05] and saved["budget"] == {"max_upstream_drop": 0.5, "max_drift": None}
 
 
 def test_a_budget_without_questions_to_choose_on_is_refused_before_the_probe(user_folder, model_folder, capsys):

@@ -20,8 +20,8 @@ class UnevenDataToChooseOn(UnevenData):
 class SecondOfThree(Curve):
     """Measures as any other, then keeps the middle ratio."""
 
-    def _choose(self, trainer, pl_module, updates):
-        super()._choose(trainer, pl_module, updates)
+    def _choose(self, trainer, pl_module, updates, drift):
+        super()._choose(trainer, pl_module, updates, drift)
         self.choice = BudgetChoice(0.0, 0.05, True, {0.05: 0.0, **self.choice.drops})
         return 1
 

@@ -13,7 +13,7 @@ from tests.distributed.harness import alone, run
 from tests.distributed.sharded import fit_sharded
 from tests.tiny_models import save_tiny_llava
 
-OPTIONS = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "replay": Replay(weight=3.0, rows=99)}
+OPTIONS = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "replay": Replay(weight=3.0, rows=999)}
 
 
 @pytest.fixture(scope="module")

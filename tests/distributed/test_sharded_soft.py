@@ -1,12 +1,16 @@
 """Methods that decide after every step where weights are sharded over two ranks, against one process."""
 
+import shutil
+from functools import partial
+
 import pytest
 import torch
 
 from dowser_pl.callbacks import AtomicCheckpointIO
 from dowser_pl.distributed.collectives import DistributedReducer
+from dowser_pl.errors import DowserError
 from dowser_pl.functional.soft_masks import rescaled, standardised
-from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
+from dowser_pl.methods import L2SP, Anchor, NullSpace, SoftDowser, Spider
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
@@ -92,3 +96,55 @@ def test_a_folder_that_ranks_wrote_together_is_gone_on_with_by_all(model_folder,
     ended = alone(fit, folder, model_folder, **resumed)
     assert ended.steps == unbroken.steps == 4
     assert difference(ended, unbroken) <= 1e-5 * unbroken.way
+
+
+NULL_SPACE = {
+    "max_epochs": 1,
+    "num_rows": 16,
+    "batch_size": 4,
+    "optimizer": "sgd",
+    "method": NullSpace(rank=4, tokens=40),
+}
+
+
+def fit_null(folder, model, step=None, **options):
+    """A run, until so many steps are done."""
+    run_it = fit if step is None else partial(fit_until, step=step)
+    return run_it(folder, model, **NULL_SPACE | options)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_null_space_on_two_ranks_is_that_of_one_process(model_folder, tmp_path, kind):
+    one = alone(fit_null, tmp_path / "one", model_folder)
+    first, second = run(fit_null, tmp_path / "two", model_folder, strategy=kind)
+    assert one.frozen_digest == first.frozen_digest == second.frozen_digest
+    assert first.steps == one.steps == 4 and first.counts[1].changed > 0
+    assert difference(first, one) <= 1e-5 * one.way and difference(first, second) == 0
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["file", "folder"])
+def test_a_null_space_goes_on_bit_by_bit_on_two_ranks_and_on_one(model_folder, tmp_path, sharded):
+    """Directions are whole on every rank, and written once, in a checkpoint of either form."""
+
+    def strategy():
+        return FSDP2Strategy(save_distributed_checkpoint=sharded)
+
+    options = {"plugins": [AtomicCheckpointIO()]}
+    unbroken, _ = run(fit_null, tmp_path / "unbroken", model_folder, strategy=strategy(), **options)
+    folder = tmp_path / "run"
+    run(fit_null, folder, model_folder, 2, strategy=strategy(), **options)
+    assert (folder / LAST).is_dir() == sharded
+    shutil.copytree(folder, tmp_path / "other")
+    resumed, _ = run(fit_null, folder, model_folder, strategy=strategy(), ckpt_path=str(folder / LAST), **options)
+    assert difference(resumed, unbroken) == 0 and resumed.steps == unbroken.steps == 4
+    alone_now = alone(fit_null, tmp_path / "other", model_folder, ckpt_path=str(tmp_path / "other" / LAST), **options)
+    assert difference(alone_now, unbroken) <= 1e-5 * unbroken.way
+
+
+def refused(folder, model):
+    with pytest.raises(DowserError, match=r"NullSpace with FSDP1.*keeps rows of matrices whole.*fsdp2"):
+        fit_null(folder, model, strategy="fsdp1")
+
+
+def test_a_null_space_of_flat_pieces_is_refused(model_folder, tmp_path):
+    run(refused, tmp_path, model_folder)

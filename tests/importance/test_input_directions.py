@@ -88,3 +88,10 @@ def test_first_tokens_stop_at_the_prompt_that_reaches_them():
 def test_no_prompts_are_refused(model):
     with pytest.raises(DowserError, match="no prompts"):
         found(model, [], eps=0.1, rank=None)
+
+
+def test_first_tokens_take_rows_of_all_kinds_in_turns():
+    kinds = ["text", "text", "text", "noise", "chat", "chat"]
+    rows = [Prompt(torch.arange(4), kind=kind) for kind in kinds]
+    assert [row.kind for row in first_tokens(rows, 15)] == ["text", "noise", "chat", "text"]
+    assert [row.kind for row in first_tokens(rows, 99)] == ["text", "noise", "chat", "text", "chat", "text"]

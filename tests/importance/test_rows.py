@@ -179,7 +179,7 @@ def test_auto_takes_what_there_is(model):
 def test_encoder_decoders_and_processors_without_pictures_are_refused(model):
     with pytest.raises(ValueError, match="decoders alone"):
         writers(text_model(tiny_instructblip_t5()), sources=["text"]).sources()
-    with pytest.raises(ValueError, match="'noise' need an image token"):
+    with pytest.raises(ValueError, match="'noise' need a processor that places pictures"):
         writers(model, processor=PROCESSOR.tokenizer, sources=["noise"]).sources()
 
 

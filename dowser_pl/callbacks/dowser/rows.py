@@ -176,7 +176,7 @@ def tokens_of(row: Prompt) -> dict[str, Any]:
 
 
 def digest_of(row: Prompt) -> str:
-    """Of the picture's inputs; the same for all rows without one."""
+    """16 hexadecimal digits of the inputs of a row's picture; the same for all rows without one."""
     found = hashlib.sha256()
     for name, value in sorted(row.image.items()):
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + value.contiguous().numpy().tobytes())
