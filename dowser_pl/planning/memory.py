@@ -63,10 +63,14 @@ class Kept:
     Args:
         copies: of the matrix, in its precision (the base).
         float32: tensors of its shape in float32.
+        apart: whether the values that are trained are not what matrices hold, and so take their own memory.
+        directions: bytes of what is known of the inputs of all matrices, whole on every device.
     """
 
     copies: int = 0
     float32: int = 0
+    apart: bool = False
+    directions: int = 0
 
 
 @dataclass(frozen=True)
@@ -248,13 +252,13 @@ def bytes_held(
 
     return Held(
         weights=split(sum(sizes.weights.values())),
-        entries=split(sum(_values(each) for each in matrices)) if compact else 0,
+        entries=split(sum(_values(each, kept.apart) for each in matrices)) if compact else 0,
         indices=split(sum(_indices(each) for each in matrices)) if compact else 0,
         gradients=split(_compact_gradients(matrices) if compact else of_matrices) + split(of_whole),
         moments=split(sum(optimizer.state_bytes(*each) for each in trained)) + optimizer.table_bytes,
         masks=0 if compact else split(sum(each.entries for each in matrices)),
         base=split(kept.copies * of_matrices if compact else of_matrices),
-        kept=split(kept.float32 * _FP32 * sum(each.entries for each in matrices)),
+        kept=split(kept.float32 * _FP32 * sum(each.entries for each in matrices)) + kept.directions,
         buckets=of_matrices + of_whole if placement.replicated and not compact else 0,
         gathered=sizes.layer_bytes if placement.sharded else 0,
         activations=activations,
@@ -263,9 +267,9 @@ def bytes_held(
     )
 
 
-def _values(matrix: Matrix) -> int:
+def _values(matrix: Matrix, apart: bool) -> int:
     """Where all entries are trainable in float32, values and weight share memory."""
-    shared = matrix.trainable == matrix.entries and matrix.itemsize == _FP32
+    shared = matrix.trainable == matrix.entries and matrix.itemsize == _FP32 and not apart
     return 0 if shared else matrix.trainable * _FP32
 
 

@@ -14,7 +14,7 @@ from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
 
-__all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "plan_of", "sizes_of"]
+__all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "kept_by", "plan_of", "sizes_of"]
 
 ASSUMED_TEXT_TOKENS = 512
 """Text of a conversation, beside its image, where nothing tells how long it is."""
@@ -87,6 +87,22 @@ def plan_of(
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
     )
+
+
+def kept_by(method: Any, tuned: Iterable[Tensor]) -> Kept:
+    """What a method that decides after every step keeps beside the matrices.
+
+    Directions are counted for each matrix by itself: where matrices share an input it is less.
+
+    Args:
+        method: a `dowser_pl.methods.EachStep`.
+        tuned: (O, I) matrices.
+    """
+    if not method.needs_directions:
+        return Kept(1, method.num_kept)
+    ranks = ((each, min(method.rank or each.shape[1], each.shape[1])) for each in tuned)
+    size = sum(rank * (each.shape[1] * each.element_size() + 4) for each, rank in ranks)
+    return Kept(1, method.num_kept, True, size)
 
 
 def sizes_of(network: nn.Module, blocks: Sequence[nn.Module], tuned: Iterable[Tensor], num_trainable: int) -> Sizes:

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from dowser_pl.distributed.limits import no_optimizer, no_training
 from dowser_pl.errors import DowserError
@@ -21,7 +21,7 @@ from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
 from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.memory import Kept, Placement
-from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, sizes_of
+from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, kept_by, sizes_of
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.run import RunPlan, rate_of, rows_of, text
 from dowser_pl.planning.text import CARDS, fits, readable, smallest_card, table
@@ -89,7 +89,7 @@ def plan_run(
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
     )
-    forms = _forms(dense, method, each_step)
+    forms = _forms(dense, method, each_step, tuned)
     weights = sum(each.numel() for each in network.parameters())
     kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
@@ -97,8 +97,8 @@ def plan_run(
     return forms, RunPlan.of(trainer, rows, dense, known, disk, optimizer, ratio < 1, sys.argv[2:])
 
 
-def _forms(dense: MemoryPlan, method: Any, each_step: bool) -> dict[str, MemoryPlan]:
-    compact = replace(dense, form="compact", kept=Kept(1, method.num_kept) if each_step else Kept())
+def _forms(dense: MemoryPlan, method: Any, each_step: bool, tuned: Sequence[Tensor]) -> dict[str, MemoryPlan]:
+    compact = replace(dense, form="compact", kept=kept_by(method, tuned) if each_step else Kept())
     if dense.placement.shards:
         return {"compact": compact}
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}

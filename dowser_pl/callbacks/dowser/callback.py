@@ -27,6 +27,7 @@ from dowser_pl.callbacks.dowser.checks import (
     check_trainer,
     refuse_quantized,
 )
+from dowser_pl.callbacks.dowser.directions import save_directions
 from dowser_pl.callbacks.dowser.finish import finish
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
@@ -48,7 +49,7 @@ from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
 from dowser_pl.importance import Probe
 from dowser_pl.importance.replay import Replay
-from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
+from dowser_pl.masking import BaseModel, Changes, ProjectedEntries, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
 from dowser_pl.models.lora import adapters_of
 from dowser_pl.strategies.sharded import ShardedStrategy
@@ -159,7 +160,10 @@ class Dowser(Callback):
         self._trained = self.counts = None
         if self._loaded is not None:
             self._replayer = load_replay(self.replay, self._loaded)
-            self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
+            loaded = self._loaded
+            self._entries = protect_again(
+                self.method, self.update, weights, loaded["entries"], loaded.get("directions")
+            )
             self._loaded = None
             digest = self._digest_frozen(module)
             check_same_base(self.base, whole, self.frozen_digest["before"], digest, self._entries)
@@ -245,6 +249,8 @@ class Dowser(Callback):
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
         if self._replayer is not None:
             state["replay"] = self._replayer.state_dict()
+        if isinstance(self._entries, ProjectedEntries):
+            state["directions"] = save_directions(self._entries.directions)
         if self._trained is None:
             state |= {"entries": saved_entries(self._entries, self._saves_sharded, self.checkpoint)}
             state["frozen_digest"] = self.frozen_digest

@@ -17,6 +17,7 @@ from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.masking.contract import Files
 from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method
+from dowser_pl.strategies import FSDP1Strategy
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = [
@@ -197,6 +198,11 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return
+    if _projects(method) and isinstance(trainer.strategy, FSDP1Strategy):
+        raise DowserError(
+            "got Lora with a null space and FSDP1, whose processes hold flat pieces of adapters, expected whole rows, "
+            "which are projected one by one. Use -c strategy/fsdp2, or --trainer.strategy ddp"
+        )
     refused = no_training(method, isinstance(method, AfterFit), find_curve(trainer).active, checkpoint)
     if refused := refused or _other_form(trainer, update):
         raise DowserError(refused)
@@ -237,6 +243,15 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
             "which trains in the precision of the weights; set --dowser.update compact"
         )
+    if _projects(method) and update == "dense":
+        raise DowserError(
+            "got Lora with a null space and update 'dense', which trains what the adapters hold, expected compact, "
+            "which trains values of their own behind a projection; set --dowser.update compact"
+        )
+
+
+def _projects(method: Method) -> bool:
+    return isinstance(method, Lora) and method.null_space is not None
 
 
 def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:

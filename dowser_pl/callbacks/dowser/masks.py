@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from dowser_pl.callbacks.dowser.directions import directions_of_rows
 from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner
 from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.distributed.tensors import covering, full_tensor, is_sharded, shape_of, shard_like, to_local
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
+from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL
 from dowser_pl.importance import Factors, Probe
 from dowser_pl.masking import TunedModule
@@ -25,12 +27,14 @@ from dowser_pl.methods import (
     EachStep,
     Layer,
     Method,
+    NullSpaceSettings,
     Scored,
     build_masks,
     magnitude_overlap,
     split_half,
 )
 from dowser_pl.models.layers import find_blocks
+from dowser_pl.models.lora import adapters_of
 from dowser_pl.models.quantized import base_weight
 
 __all__ = ["MaskBuilder"]
@@ -128,6 +132,24 @@ class MaskBuilder:
                 priors[name] = shard_like(first, self.layers[name].weight).clone()
         self.seconds = time.monotonic() - start
         return priors
+
+    def adapter_directions(self, settings: NullSpaceSettings) -> dict[str, Directions]:
+        """Name of every A -> directions that its inputs have on rows which the base wrote.
+
+        Adapters are there and do nothing yet, so what runs is the base.
+
+        Raises:
+            DowserError: if there are no adapters; see also `directions_of_rows`.
+        """
+        start, network = time.monotonic(), self.pl_module.network
+        adapters = adapters_of(network)
+        if adapters is None:
+            raise DowserError("got Lora with a null space and no adapters to put into it; set model.lora")
+        found = directions_of_rows(
+            self.trainer, self.pl_module, adapters.sources, settings, self.probe, dtype=network.dtype
+        )
+        self.seconds += time.monotonic() - start
+        return found
 
     def measure(self) -> Importance:
         """What the method needs to know of the base model; nothing, for some."""

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from dowser_pl.callbacks.dowser.directions import load_directions
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.tensors import is_sharded, shape_of, whole_shapes
@@ -21,15 +22,17 @@ from dowser_pl.masking import (
     BaseModel,
     CompactEntries,
     DenseEntries,
+    ProjectedEntries,
     Protection,
     ShardedEntries,
+    ShardedProjectedEntries,
     ShardedSoftEntries,
     SoftEntries,
     TunedModule,
 )
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import entries_as_shares
-from dowser_pl.methods import BeforeFit, EachStep, Method
+from dowser_pl.methods import BeforeFit, EachStep, Lora, Method
 from dowser_pl.planning import Kept, lines, plan_of
 from dowser_pl.planning.memory import Form
 from dowser_pl.strategies.sharded import ShardedStrategy
@@ -63,11 +66,29 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
     """
     if isinstance(method, EachStep):
         return _said(method, _soft(weights)(weights, method, builder.priors(method)))
+    if isinstance(method, Lora) and method.null_space is not None:
+        return _said(method, _projected(weights)(weights, builder.adapter_directions(method.null_space)))
     return _said(method, _form(update, weights)(weights, builder.masks()))
 
 
-def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Parameter], state: State) -> Protection:
-    """A model that was loaded from a checkpoint, its weights being tuned; `state` is what the checkpoint holds."""
+def protect_again(
+    method: Method,
+    update: Form,
+    weights: Mapping[str, nn.Parameter],
+    state: State,
+    directions: Mapping[str, Any] | None = None,
+) -> Protection:
+    """A model that was loaded from a checkpoint, its weights being tuned.
+
+    Args:
+        method: of the run.
+        update: `compact` or `dense`.
+        weights: run-time name -> (O, I) parameter.
+        state: what the checkpoint holds of them.
+        directions: what it holds of what adapters take in.
+    """
+    if isinstance(method, Lora) and method.null_space is not None:
+        return _said(method, _projected(weights).resumed(weights, load_directions(directions, weights), state))
     if isinstance(method, EachStep):
         return _said(method, _soft(weights).resumed(weights, method, state))
     return _said(method, _form(update, weights).from_state(weights, state))
@@ -79,6 +100,10 @@ def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]
 
 def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
     return ShardedSoftEntries if any(map(is_sharded, weights.values())) else SoftEntries
+
+
+def _projected(weights: Mapping[str, nn.Parameter]) -> type[ProjectedEntries]:
+    return ShardedProjectedEntries if any(map(is_sharded, weights.values())) else ProjectedEntries
 
 
 def saved_entries(entries: Protection, sharded: bool, checkpoint: Content) -> Mapping[str, Any]:
