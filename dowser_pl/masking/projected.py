@@ -103,7 +103,9 @@ class ProjectedEntries(CompactEntries):
                 f"the checkpoint is damaged: {odd[0]} must have raw values and directions, or neither; give another "
                 "checkpoint"
             )
-        entries._restore({n: {**each, "values": each.get("raw", each["values"]).reshape(-1)} for n, each in state.items()})
+        entries._restore(
+            {n: {**each, "values": each.get("raw", each["values"]).reshape(-1)} for n, each in state.items()}
+        )
         return entries
 
     @torch.no_grad()

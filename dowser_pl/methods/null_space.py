@@ -45,7 +45,9 @@ class NullSpaceSettings:
     def __post_init__(self) -> None:
         check_directions(self.eps, self.rank)
         if self.tokens < 1:
-            raise DowserError(f"tokens is how many the model writes to measure inputs on, at least 1; got {self.tokens}")
+            raise DowserError(
+                f"tokens is how many the model writes to measure inputs on, at least 1; got {self.tokens}"
+            )
 
 
 class NullSpace(EachStep):

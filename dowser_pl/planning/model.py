@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dowser_pl.methods import EachStep, Lora
 from dowser_pl.models.layers import decoder_layers
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
@@ -89,20 +90,34 @@ def plan_of(
     )
 
 
-def kept_by(method: Any, tuned: Iterable[Tensor]) -> Kept:
-    """What a method that decides after every step keeps beside the matrices.
+def kept_by(method: Any, tuned: Iterable[Tensor], dtype: torch.dtype) -> Kept:
+    """What a method keeps beside the matrices.
 
     Directions are counted for each matrix by itself: where matrices share an input it is less.
 
     Args:
-        method: a `dowser_pl.methods.EachStep`.
-        tuned: (O, I) matrices.
+        method: a `dowser_pl.methods.Method`.
+        tuned: (O, I) matrices; with the method `Lora`, A and B of every adapter in turns.
+        dtype: of the model, which directions of what adapters take in are kept in.
     """
+    if isinstance(method, Lora):
+        return (
+            Kept()
+            if method.null_space is None
+            else _behind(method.null_space.rank, [each.to(dtype) for each in list(tuned)[::2]])
+        )
+    if not isinstance(method, EachStep):
+        return Kept()
     if not method.needs_directions:
         return Kept(1, method.num_kept)
-    ranks = ((each, min(method.rank or each.shape[1], each.shape[1])) for each in tuned)
+    return Kept(1, method.num_kept, True, _behind(getattr(method, "rank", None), tuned).directions)
+
+
+def _behind(rank: int | None, matrices: Iterable[Tensor]) -> Kept:
+    """Values apart from what the matrices hold, and directions of their inputs."""
+    ranks = ((each, min(rank or each.shape[1], each.shape[1])) for each in matrices)
     size = sum(rank * (each.shape[1] * each.element_size() + 4) for each, rank in ranks)
-    return Kept(1, method.num_kept, True, size)
+    return Kept(apart=True, directions=size)
 
 
 def sizes_of(network: nn.Module, blocks: Sequence[nn.Module], tuned: Iterable[Tensor], num_trainable: int) -> Sizes:

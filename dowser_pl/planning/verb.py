@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from dowser_pl.distributed.limits import no_optimizer, no_training
 from dowser_pl.errors import DowserError
@@ -89,7 +89,7 @@ def plan_run(
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
     )
-    forms = _forms(dense, method, each_step, tuned)
+    forms = _forms(dense, method, kept_by(method, tuned, network.dtype))
     weights = sum(each.numel() for each in network.parameters())
     kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
@@ -97,12 +97,12 @@ def plan_run(
     return forms, RunPlan.of(trainer, rows, dense, known, disk, optimizer, ratio < 1, sys.argv[2:])
 
 
-def _forms(dense: MemoryPlan, method: Any, each_step: bool, tuned: Sequence[Tensor]) -> dict[str, MemoryPlan]:
-    compact = replace(dense, form="compact", kept=kept_by(method, tuned) if each_step else Kept())
+def _forms(dense: MemoryPlan, method: Any, beside: Kept) -> dict[str, MemoryPlan]:
+    compact = replace(dense, form="compact", kept=beside)
     if dense.placement.shards:
         return {"compact": compact}
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}
-    return rows if each_step else {"dense": dense, **rows}
+    return rows if isinstance(method, EachStep) or beside.apart else {"dense": dense, **rows}
 
 
 def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:

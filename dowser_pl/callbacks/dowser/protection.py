@@ -33,7 +33,7 @@ from dowser_pl.masking import (
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import entries_as_shares
 from dowser_pl.methods import BeforeFit, EachStep, Lora, Method
-from dowser_pl.planning import Kept, lines, plan_of
+from dowser_pl.planning import kept_by, lines, plan_of
 from dowser_pl.planning.memory import Form
 from dowser_pl.strategies.sharded import ShardedStrategy
 
@@ -136,11 +136,11 @@ def num_trained(layers: Mapping[str, nn.Linear], method: Method) -> int:
 
 def announce_plan(trainer: Trainer, module: TunedModule, method: Method, update: Form) -> None:
     """Say what training will take in memory, before any of it is taken."""
-    kept = Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
     layers = module.tuned_layers()
     number = num_trained(layers, method)
     with whole_shapes(module.network):
         tuned = [layer.weight for layer in layers.values()]
+        kept = kept_by(method, tuned, module.network.dtype)
         plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept)
     rank_zero_info("\n".join(lines(plan)))
 
