@@ -7,12 +7,12 @@ Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685. The adapters 
 There is no masked LoRA: an entry of B A belongs to a whole row and a whole column, so a product that spares the frozen
 entries of an arbitrary mask is zero in nearly all of them, and masks are refused together with adapters.
 
-With `null_space` it is `W0 + s B (R P)`: A = R P lives behind the projection P of its inputs that `NullSpace` uses, made
-of the inputs that the base has on rows which it wrote itself. R and B are trained, by any optimizer, with the gradient
+With `null_space` it is `W0 + s B (R P)`: A = R P lives behind the projection P of its inputs that `NullSpace` uses, of
+the inputs that the base has on rows which it wrote itself. R and B are trained, by any optimizer, with the gradient
 `dL/dR = (dL/dA) P`; the adapter holds R P, also at the start, and is an ordinary one. In the limit of eps -> 0 and all
 directions, adapters do nothing to inputs that those rows have. A relative: Tang et al.: "LoRA-Null: Low-Rank Adaptation
-via Null Space for Large Language Models", arXiv 2503.02659, begins with A in the null space of inputs on given data; here
-A stays there, softly, and the model writes the rows.
+via Null Space for Large Language Models", arXiv 2503.02659, begins with A in the null space of inputs on given data;
+here A stays there, softly, and the model writes the rows.
 """
 
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""LoRA behind a null space: its gradient and its limits against float64, resumed bit by bit, plain adapters at the end."""
+"""LoRA behind a null space: its gradient and its limits against float64, resumed bit by bit, plain at the end."""
 
 import math
 
