@@ -4,8 +4,8 @@
 
 with P fixed and symmetric (`dowser_pl/functional/null_space.py`): this is training R and B of W0 + s B R P by any
 optimizer, whatever it keeps of gradients, to the last step. It is not Adam's step of A times P, whose moments would be
-of other gradients. Nothing in the forward pass knows of it: after each step R P is written into the adapter, which is an
-ordinary one at all times. Weight decay pulls R, and with it A, to 0: the base.
+of other gradients. Nothing in the forward pass knows of it: after each step R P is written into the adapter, which is
+an ordinary one at all times. Weight decay pulls R, and with it A, to 0: the base.
 
 The move of a matrix is s B A, of rank r, and what it does to inputs is s B R (P h): what P takes out moves nothing.
 
