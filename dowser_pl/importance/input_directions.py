@@ -49,6 +49,7 @@ def input_directions(
     batch_size: int = 16,
     text_inputs: TextInputs = plain_text,
     limit: int = GRAM_BYTES,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Directions]:
     """Measure what every matrix takes in on the prompts, and keep its directions.
 
@@ -64,9 +65,10 @@ def input_directions(
         batch_size: prompts that are run at a time; of encoder-decoders one.
         text_inputs: what the model takes for tokens and their mask, where that is more than the two.
         limit: bytes of second moments in one pass over the prompts; one decoder layer is measured whatever it takes.
+        dtype: of the vectors; None = that of the weight, which packed weights do not have.
 
     Returns:
-        Name -> directions with vectors in the dtype of the weight, on the device of the inputs; matrices that share
+        Name -> directions with vectors in that dtype, on the device of the inputs; matrices that share
         an input share one object.
 
     Raises:
@@ -83,7 +85,7 @@ def input_directions(
         for name, layer in group.items():
             owner = grams.shared_with(name)
             if owner not in of_owner:
-                of_owner[owner] = _same_on_all(directions_of(grams.mean(name), eps, rank), layer.weight.dtype)
+                of_owner[owner] = _same_on_all(directions_of(grams.mean(name), eps, rank), dtype or layer.weight.dtype)
                 del grams.sums[owner]
             found[name] = of_owner[owner]
     return found

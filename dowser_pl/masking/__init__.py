@@ -22,6 +22,7 @@ from dowser_pl.masking.gradients import (
     make_optimizer,
 )
 from dowser_pl.masking.nested import NestedUpdates
+from dowser_pl.masking.projected import ProjectedEntries, ShardedProjectedEntries
 from dowser_pl.masking.sharded import ShardedDenseEntries, ShardedEntries, ShardedSoftEntries, frozen_of, local_state
 from dowser_pl.masking.soft import SoftEntries
 
@@ -32,10 +33,12 @@ __all__ = [
     "DenseEntries",
     "LocalParameters",
     "NestedUpdates",
+    "ProjectedEntries",
     "Protection",
     "ReportedModule",
     "ShardedDenseEntries",
     "ShardedEntries",
+    "ShardedProjectedEntries",
     "ShardedSoftEntries",
     "SoftEntries",
     "TunedModule",

@@ -146,11 +146,14 @@ class Protection(ABC):
         Args:
             base: with the base values.
         """
-        return {
-            name: {"mask": bits, "values": self.values(name).detach().cpu()}
-            | ({"base": self.base_values(name)} if base else {})
-            for name, bits in self.packed.bits.items()
-        }
+        state, sent = {}, dict[int, Tensor]()
+        for name, bits in self.packed.bits.items():
+            state[name] = {"mask": bits, "values": self.values(name).detach().cpu()}
+            state[name] |= {"base": self.base_values(name)} if base else {}
+            state[name] |= {kind: kept.cpu() for kind, kept in self.beside(name).items()}
+            # matrices that share an input share tensors, which torch.save writes once
+            state[name] |= {kind: sent.setdefault(id(kept), kept.cpu()) for kind, kept in self.shared(name).items()}
+        return state
 
     @classmethod
     def from_state(cls, weights: Mapping[str, nn.Parameter], state: State) -> "Protection":

@@ -65,8 +65,8 @@ class ShardedProtection(Protection):
 
     def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
         """The state that one process would have, on the first process; elsewhere empty tensors."""
-        state = {}
-        for name in self.weights:
+        state, sent = {}, dict[int, Tensor]()
+        for name, weight in self.weights.items():
             mask = gather_to_rank_zero(self.masks[name].flatten())
             state[name] = {
                 "mask": pack(mask) if len(mask) else self.packed.bits[name][:0],
@@ -74,6 +74,11 @@ class ShardedProtection(Protection):
             }
             if base:
                 state[name]["base"] = gather_to_rank_zero(self.base_values(name))
+            for kind, kept in self.beside(name).items():
+                every = gather_to_rank_zero(kept.flatten())
+                state[name][kind] = every.view(shape_of(weight)) if len(every) else every
+            for kind, kept in self.shared(name).items():
+                state[name][kind] = sent.setdefault(id(kept), kept.cpu()) if rank() == 0 else kept[:0].cpu()
         return state
 
 
@@ -130,18 +135,6 @@ class ShardedSoftEntries(SoftEntries, ShardedEntries):
     """
 
     reducer: ClassVar[Reducer] = DistributedReducer()
-
-    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """The state that one process would have, on the first process; elsewhere empty tensors."""
-        state = ShardedProtection.state_dict(self, base)
-        sent: dict[int, Tensor] = {}
-        for name, weight in self.weights.items():
-            for kind, kept in self.beside(name).items():
-                every = gather_to_rank_zero(kept.flatten())
-                state[name][kind] = every.view(shape_of(weight)) if len(every) else every
-            for kind, kept in self.shared(name).items():
-                state[name][kind] = sent.setdefault(id(kept), kept.cpu()) if rank() == 0 else kept[:0].cpu()
-        return state
 
 
 def frozen_of(trained: Protection, masks: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> DenseEntries:

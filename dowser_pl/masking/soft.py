@@ -27,6 +27,7 @@ from dowser_pl.functional.null_space import Directions, projected
 from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.masking.base import State
 from dowser_pl.masking.compact import CompactEntries
+from dowser_pl.masking.directions import as_shared, bytes_of, stored_directions
 
 __all__ = ["Rule", "SoftEntries"]
 
@@ -131,22 +132,8 @@ class SoftEntries(CompactEntries):
         """Memory by kind, all of it on the device of the matrices."""
         kinds = {"sums": self._sums, "priors": self._priors}
         held = {kind: sum(each.nbytes for each in tensors.values()) for kind, tensors in kinds.items()}
-        if self._directions:
-            own = dict.fromkeys(self._directions.values())
-            held["directions"] = sum(each.vectors.nbytes + each.shares.nbytes for each in own)
+        held |= {"directions": bytes_of(self._directions)} if self._directions else {}
         return super().num_bytes() | held
-
-    def state_dict(self, base: bool = True) -> dict[str, dict[str, Tensor]]:
-        """The state of `CompactEntries`, and what `beside` and `shared` have.
-
-        Matrices that share an input share tensors, so that `torch.save` writes them once.
-        """
-        state = super().state_dict(base)
-        sent: dict[int, Tensor] = {}
-        for name, each in state.items():
-            each.update((kind, kept.cpu()) for kind, kept in self.beside(name).items())
-            each.update((kind, sent.setdefault(id(kept), kept.cpu())) for kind, kept in self.shared(name).items())
-        return state
 
     def beside(self, name: str) -> dict[str, Tensor]:
         """`sum`, `prior` and `offset`, (O, I) float32 each, where there are any."""
@@ -158,8 +145,7 @@ class SoftEntries(CompactEntries):
 
     def shared(self, name: str) -> dict[str, Tensor]:
         """`vectors` and `shares` of the directions of its inputs, where there are any."""
-        found = self._directions.get(name)
-        return {} if found is None else {"vectors": found.vectors, "shares": found.shares}
+        return as_shared(self._directions.get(name))
 
     @classmethod
     def resumed(cls, weights: Mapping[str, nn.Parameter], rule: Rule, state: State) -> "SoftEntries":
@@ -173,7 +159,7 @@ class SoftEntries(CompactEntries):
             weights,
             rule,
             {name: each["prior"] for name, each in state.items() if "prior" in each},
-            _stored(state, weights),
+            stored_directions(state, weights),
         )
         if any(("sum" in state[name]) != (name in entries._sums) for name in weights):
             raise DowserError(
@@ -228,20 +214,3 @@ def _check_covered(weights: Mapping[str, nn.Parameter], directions: Mapping[str,
                 f"{name} of shape {tuple(weight.shape)} got directions of {inputs} inputs, expected those of its own: "
                 "it would train unprotected. Measure them on this model, with all of its tuned matrices"
             )
-
-
-def _stored(state: State, weights: Mapping[str, nn.Parameter]) -> dict[str, Directions]:
-    """Directions of a checkpoint on the device of the weights; equal ones are one object, as they were."""
-    found: dict[str, Directions] = {}
-    for name, each in state.items():
-        if "vectors" not in each:
-            continue
-        device = weights[name].device
-        loaded = Directions(each["vectors"].to(device), each["shares"].to(device))
-        known = (other for other in dict.fromkeys(found.values()) if _equal(other, loaded))
-        found[name] = next(known, loaded)
-    return found
-
-
-def _equal(one: Directions, other: Directions) -> bool:
-    return torch.equal(one.shares, other.shares) and torch.equal(one.vectors, other.vectors)

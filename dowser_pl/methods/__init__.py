@@ -13,7 +13,7 @@ from dowser_pl.methods.lora import Lora
 from dowser_pl.methods.magnitude import Magnitude
 from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
-from dowser_pl.methods.null_space import NullSpace
+from dowser_pl.methods.null_space import NullSpace, NullSpaceSettings
 from dowser_pl.methods.random import Random
 from dowser_pl.methods.soft_dowser import SoftDowser
 from dowser_pl.methods.spider import Spider
@@ -39,6 +39,7 @@ __all__ = [
     "ModelDowser",
     "ModelTailor",
     "NullSpace",
+    "NullSpaceSettings",
     "Random",
     "Ranking",
     "Reference",

@@ -6,20 +6,34 @@ Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685. The adapters 
 
 There is no masked LoRA: an entry of B A belongs to a whole row and a whole column, so a product that spares the frozen
 entries of an arbitrary mask is zero in nearly all of them, and masks are refused together with adapters.
+
+With `null_space` it is `W0 + s B (R P)`: A = R P lives behind the projection P of its inputs that `NullSpace` uses, of
+the inputs that the base has on rows which it wrote itself. R and B are trained, by any optimizer, with the gradient
+`dL/dR = (dL/dA) P`; the adapter holds R P, also at the start, and is an ordinary one. In the limit of eps -> 0 and all
+directions, adapters do nothing to inputs that those rows have. A relative: Tang et al.: "LoRA-Null: Low-Rank Adaptation
+via Null Space for Large Language Models", arXiv 2503.02659, begins with A in the null space of inputs on given data;
+here A stays there, softly, and the model writes the rows.
 """
 
-from typing import ClassVar
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dowser_pl.methods.base import BeforeFit, Layer, Reference
+from dowser_pl.methods.null_space import NullSpaceSettings
 
 __all__ = ["Lora"]
 
 
 class Lora(BeforeFit):
-    """Train every entry of the adapters that `model.lora` describes; the matrices they belong to stay as they are."""
+    """Train every entry of the adapters that `model.lora` describes; the matrices they belong to stay as they are.
+
+    Args:
+        null_space: keep outputs on what the model writes itself, by a projection of what adapters take in; null = do
+            without.
+    """
 
     reference: ClassVar[Reference] = Reference(
         title="LoRA: Low-Rank Adaptation of Large Language Models",
@@ -28,6 +42,18 @@ class Lora(BeforeFit):
         arxiv="2106.09685",
     )
     update_ratio: None = None
+
+    def __init__(self, null_space: NullSpaceSettings | None = None) -> None:
+        self._null_space = null_space
+
+    @property
+    def null_space(self) -> NullSpaceSettings | None:
+        """How directions of inputs are measured and taken out; None = they are not."""
+        return self._null_space
+
+    def settings(self) -> dict[str, Any]:
+        """Name and hyper-parameters; those of the null space where there is one."""
+        return super().settings() | ({} if self.null_space is None else {"null_space": asdict(self.null_space)})
 
     def mask(self, layer: Layer) -> Tensor:
         """A mask of an adapter, True everywhere."""

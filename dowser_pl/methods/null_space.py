@@ -13,13 +13,40 @@ Knowledge Editing for Language Models", ICLR 2025, arXiv 2410.02355 (edits of si
 data of earlier tasks and a threshold; here the model writes the rows, and each direction is taken out by its share.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.null_space import check_directions
 from dowser_pl.methods.base import EachStep, Reference
 
-__all__ = ["NullSpace"]
+__all__ = ["NullSpace", "NullSpaceSettings"]
+
+
+@dataclass(frozen=True)
+class NullSpaceSettings:
+    """Which directions of inputs are taken out of moves, and on how much they are measured.
+
+    Args:
+        eps: which eigenvalue of the inputs' second moment is protected by half, in mean eigenvalues; > 0, smaller
+            protects more.
+        rank: directions that are protected in each matrix; None = all.
+        tokens: self-written tokens that inputs are measured on.
+
+    Raises:
+        DowserError: if one is out of its range.
+    """
+
+    eps: float = 0.1
+    rank: int | None = 128
+    tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        check_directions(self.eps, self.rank)
+        if self.tokens < 1:
+            raise DowserError(
+                f"tokens is how many the model writes to measure inputs on, at least 1; got {self.tokens}"
+            )
 
 
 class NullSpace(EachStep):

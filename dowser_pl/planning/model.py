@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dowser_pl.methods import EachStep, Method, NullSpace
+from dowser_pl.methods import EachStep, Lora, NullSpace
 from dowser_pl.models.layers import decoder_layers
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
@@ -53,24 +53,30 @@ class MemoryPlan:
         return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
 
 
-def kept_by(method: Method, tuned: Iterable[Tensor]) -> Kept:
+def kept_by(method: Any, tuned: Iterable[Tensor], dtype: torch.dtype) -> Kept:
     """What a method keeps beside the tuned matrices.
 
     Args:
-        method: that decides.
-        tuned: the (O, I) weights; their shapes and dtypes alone are read.
+        method: a `dowser_pl.methods.Method`.
+        tuned: (O, I) matrices, of which shapes and dtypes alone are read; with `Lora` A and B of adapters in turns.
+        dtype: of the model, which directions of what adapters take in are kept in.
 
     Returns:
         Of directions of inputs what they take at most: as if no two matrices shared an input.
     """
-    if not isinstance(method, EachStep):
-        return Kept()
-    if not isinstance(method, NullSpace):
-        return Kept(1, method.num_kept)
-    widths = [(weight.shape[1], weight.element_size()) for weight in tuned]
-    ranks = [inputs if method.rank is None else min(method.rank, inputs) for inputs, _ in widths]
-    shared = sum(rank * (inputs * size + 4) for rank, (inputs, size) in zip(ranks, widths, strict=True))
-    return Kept(1, apart=True, shared=shared)
+    if isinstance(method, Lora) and method.null_space is not None:
+        widths = [(first.shape[1], dtype.itemsize) for first in list(tuned)[::2]]
+        return Kept(apart=True, shared=_direction_bytes(method.null_space.rank, widths))
+    if isinstance(method, NullSpace):
+        widths = [(weight.shape[1], weight.element_size()) for weight in tuned]
+        return Kept(1, apart=True, shared=_direction_bytes(method.rank, widths))
+    return Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
+
+
+def _direction_bytes(most: int | None, widths: Iterable[tuple[int, int]]) -> int:
+    """Bytes of directions of so many inputs, each vector entry of so many bytes, and of their float32 shares."""
+    ranks = ((inputs if most is None else min(most, inputs), inputs, size) for inputs, size in widths)
+    return sum(rank * (inputs * size + 4) for rank, inputs, size in ranks)
 
 
 def plan_of(

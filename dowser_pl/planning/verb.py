@@ -89,7 +89,7 @@ def plan_run(
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
     )
-    forms = _forms(dense, each_step, kept_by(method, tuned))
+    forms = _forms(dense, each_step, kept_by(method, tuned, network.dtype))
     weights = sum(each.numel() for each in network.parameters())
     kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
@@ -102,7 +102,7 @@ def _forms(dense: MemoryPlan, each_step: bool, kept: Kept) -> dict[str, MemoryPl
     if dense.placement.shards:
         return {"compact": compact}
     rows = {"compact": compact, "compact + 8-bit": replace(compact, optimizer=ADAMW_8BIT)}
-    return rows if each_step else {"dense": dense, **rows}
+    return rows if each_step or kept.apart else {"dense": dense, **rows}
 
 
 def placement_of(strategy: Any, devices: Any, num_nodes: int) -> Placement:

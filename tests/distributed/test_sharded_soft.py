@@ -142,7 +142,7 @@ def test_a_null_space_goes_on_bit_by_bit_on_two_ranks_and_on_one(model_folder, t
 
 
 def refused(folder, model):
-    with pytest.raises(DowserError, match=r"NullSpace with FSDP1.*keeps rows of matrices whole.*fsdp2"):
+    with pytest.raises(DowserError, match=r"NullSpace in a null space with FSDP1.*keeps rows of matrices whole.*fsdp2"):
         fit_null(folder, model, strategy="fsdp1")
 
 

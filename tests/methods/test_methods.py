@@ -187,7 +187,9 @@ def test_every_config_names_a_method_and_its_options(path):
     config = yaml.safe_load(path.read_text())["dowser"]["method"]
     cls = getattr(methods, config["class_path"])
     assert cls in ALL or issubclass(cls, EachStep)
-    assert cls(**config.get("init_args", {})).settings()["method"] == config["class_path"]
+    nested = {"null_space": methods.NullSpaceSettings}
+    options = {k: nested[k](**v) if k in nested else v for k, v in config.get("init_args", {}).items()}
+    assert cls(**options).settings()["method"] == config["class_path"]
 
 
 def test_options_that_do_not_exist_are_named():

@@ -35,17 +35,19 @@ def test_a_null_space_is_planned_as_it_is_held(dtype, shared):
     matrices = share_out([(weight.numel(), weight.element_size()) for weight in weights.values()], total)
     weighed = Sizes({str(dtype): sum(weight.nbytes for weight in weights.values())}, matrices)
     kind = optimizer_kind(torch.optim.AdamW(entries.parameters()))
-    plan = bytes_held(weighed, "compact", kind, kept=kept_by(method, weights.values()))
+    plan = bytes_held(weighed, "compact", kind, kept=kept_by(method, weights.values(), dtype))
     assert plan.entries == held["values"] == 4 * total
     assert plan.base == held["base"] == total * dtype.itemsize
     twice = 6 * (8 * dtype.itemsize + 4) if shared else 0
     assert plan.kept == held["directions"] + twice
-    two = bytes_held(weighed, "compact", kind, Placement("fsdp2", 2), kept=kept_by(method, weights.values()))
+    two = bytes_held(weighed, "compact", kind, Placement("fsdp2", 2), kept=kept_by(method, weights.values(), dtype))
     assert two.kept == plan.kept and two.base == -(-plan.base // 2)  # directions are whole on every device
 
 
 def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     weights = [torch.empty(6, 8, device="meta")]
-    assert kept_by(NullSpace(rank=None), weights) == kept_by(NullSpace(rank=99), weights)
-    assert kept_by(NullSpace(rank=None), weights) == Kept(1, 0, True, 8 * (8 * 4 + 4))
-    assert kept_by(Anchor(), weights) == Kept(1, 0) and kept_by(SoftDowser(), weights) == Kept(1, 2)
+    assert kept_by(NullSpace(rank=None), weights, torch.float32) == kept_by(NullSpace(rank=99), weights, torch.float32)
+    assert kept_by(NullSpace(rank=None), weights, torch.float32) == Kept(1, 0, True, 8 * (8 * 4 + 4))
+    assert kept_by(Anchor(), weights, torch.float32) == Kept(1, 0) and kept_by(
+        SoftDowser(), weights, torch.float32
+    ) == Kept(1, 2)

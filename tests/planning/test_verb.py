@@ -138,6 +138,18 @@ def test_adapters_are_planned(tmp_path, monkeypatch):
     assert rows["compact"]["bytes"]["moments"] == pytest.approx(8 * 4 * sides, rel=0.01)
 
 
+def test_directions_of_adapters_are_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "plan -c base -c model/world -c data/world -c method/lora_null_space --json plan.json"
+    main([*command.split(), "--dowser.method.init_args.null_space.rank", "8"])
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert set(rows) == {"compact", "compact + 8-bit"}, "there is no dense form"
+    inputs = 6 * (4 * 128 + 2 * 128 + 352)
+    kinds = rows["compact"]["bytes"]
+    assert kinds["kept"] == 8 * (4 * inputs + 4 * 6 * 7), "each matrix by itself"
+    assert kinds["entries"] == 4 * rows["compact"]["tuned_entries"], "what is trained is not what adapters hold"
+
+
 class PlanAtStart(Callback):
     """Takes the plan where the method callback would, and what is really there when training ends."""
 

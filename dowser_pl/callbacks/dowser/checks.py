@@ -198,10 +198,11 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return
-    if isinstance(method, NullSpace) and isinstance(trainer.strategy, FSDP1Strategy):
+    if (isinstance(method, NullSpace) or _projects(method)) and isinstance(trainer.strategy, FSDP1Strategy):
         raise DowserError(
-            "got dowser.method NullSpace with FSDP1, expected a strategy that keeps rows of matrices whole: moves are "
-            "kept off directions of inputs row by row. Use -c strategy/fsdp2, or --trainer.strategy ddp"
+            f"got dowser.method {type(method).__name__} in a null space with FSDP1, expected a strategy that keeps "
+            "rows of matrices whole: moves are kept off directions of inputs row by row. Use -c strategy/fsdp2, or "
+            "--trainer.strategy ddp"
         )
     refused = no_training(method, isinstance(method, AfterFit), find_curve(trainer).active, checkpoint)
     if refused := refused or _other_form(trainer, update):
@@ -243,6 +244,15 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
             "which trains in the precision of the weights; set --dowser.update compact"
         )
+    if _projects(method) and update == "dense":
+        raise DowserError(
+            "got Lora with a null space and update 'dense', which trains what the adapters hold, expected compact, "
+            "which trains values of their own behind a projection; set --dowser.update compact"
+        )
+
+
+def _projects(method: Method) -> bool:
+    return isinstance(method, Lora) and method.null_space is not None
 
 
 def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:

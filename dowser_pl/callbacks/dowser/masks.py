@@ -29,14 +29,17 @@ from dowser_pl.methods import (
     BeforeFit,
     EachStep,
     Layer,
+    Lora,
     Method,
     NullSpace,
+    NullSpaceSettings,
     Scored,
     build_masks,
     magnitude_overlap,
     split_half,
 )
 from dowser_pl.models.layers import find_blocks, text_inputs, text_model
+from dowser_pl.models.lora import adapters_of
 from dowser_pl.models.quantized import base_weight
 
 __all__ = ["MaskBuilder"]
@@ -137,33 +140,44 @@ class MaskBuilder:
         self.seconds = time.monotonic() - start
         return priors
 
-    def directions(self, method: EachStep) -> dict[str, Directions]:
-        """Name -> directions that the inputs have on rows that the model writes, where the method keeps off them."""
-        if not isinstance(method, NullSpace):
-            return {}
-        start = time.monotonic()
-        rows = first_tokens(self.bank.used, method.tokens)
+    def directions(self) -> dict[str, Directions]:
+        """Name -> directions that the inputs have on rows which the base wrote, where the method keeps off them.
+
+        With adapters, which do nothing yet, these are the names of every A, and what runs is the base.
+        """
+        if isinstance(self.method, Lora) and self.method.null_space is not None:
+            adapters = adapters_of(self.pl_module.network)
+            assert adapters is not None  # by `check_adapters`
+            return self._directions(adapters.sources, self.method.null_space, self.pl_module.network.dtype)
+        if isinstance(self.method, NullSpace):
+            return self._directions(self.layers, self.method, None)
+        return {}
+
+    def _directions(
+        self, layers: dict[str, nn.Linear], settings: NullSpace | NullSpaceSettings, dtype: torch.dtype | None
+    ) -> dict[str, Directions]:
+        start, network = time.monotonic(), self.pl_module.network
+        rows = first_tokens(self.bank.used, settings.tokens)
         written = sum(len(row.tokens) for row in rows)
-        if written < method.tokens:
+        if written < settings.tokens:
             rank_zero_warn(
-                f"the model wrote {written:,} tokens, fewer than dowser.method.tokens {method.tokens:,}, so inputs are "
-                "measured on these; let it write more rows, or ask for fewer tokens"
+                f"the base wrote {written:,} tokens, fewer than the {settings.tokens:,} that inputs are to be measured "
+                "on, so they are measured on these. Raise --dowser.rows.per_source, or ask for fewer tokens"
             )
-        network = self.pl_module.network
         text = text_model(network)
-        model = network if any(row.image for row in rows) else text
         with probing_mode(network), self.trainer.precision_plugin.forward_context():
             found = input_directions(
-                model,
-                self.layers,
-                find_blocks(network, self.layers),
+                network if any(row.image for row in rows) else text,
+                layers,
+                find_blocks(network, layers),
                 rows,
-                method.eps,
-                method.rank,
+                settings.eps,
+                settings.rank,
                 self.probe.batch_size,
                 partial(text_inputs, text),
+                dtype=dtype,
             )
-        self.seconds = time.monotonic() - start
+        self.seconds += time.monotonic() - start
         return found
 
     def measure(self) -> Importance:

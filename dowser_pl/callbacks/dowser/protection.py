@@ -21,15 +21,17 @@ from dowser_pl.masking import (
     BaseModel,
     CompactEntries,
     DenseEntries,
+    ProjectedEntries,
     Protection,
     ShardedEntries,
+    ShardedProjectedEntries,
     ShardedSoftEntries,
     SoftEntries,
     TunedModule,
 )
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import entries_as_shares
-from dowser_pl.methods import BeforeFit, EachStep, Method
+from dowser_pl.methods import BeforeFit, EachStep, Lora, Method
 from dowser_pl.planning import kept_by, lines, plan_of
 from dowser_pl.planning.memory import Form
 from dowser_pl.strategies.sharded import ShardedStrategy
@@ -62,7 +64,9 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
         builder: measures what the method needs.
     """
     if isinstance(method, EachStep):
-        return _said(method, _soft(weights)(weights, method, builder.priors(method), builder.directions(method)))
+        return _said(method, _soft(weights)(weights, method, builder.priors(method), builder.directions()))
+    if isinstance(method, Lora) and method.null_space is not None:
+        return _said(method, _projected(weights)(weights, builder.directions()))
     return _said(method, _form(update, weights)(weights, builder.masks()))
 
 
@@ -70,6 +74,8 @@ def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Paramet
     """A model that was loaded from a checkpoint, its weights being tuned; `state` is what the checkpoint holds."""
     if isinstance(method, EachStep):
         return _said(method, _soft(weights).resumed(weights, method, state))
+    if isinstance(method, Lora) and method.null_space is not None:
+        return _said(method, _projected(weights).resumed(weights, state))
     return _said(method, _form(update, weights).from_state(weights, state))
 
 
@@ -79,6 +85,10 @@ def _form(update: Form, weights: Mapping[str, nn.Parameter]) -> type[Protection]
 
 def _soft(weights: Mapping[str, nn.Parameter]) -> type[SoftEntries]:
     return ShardedSoftEntries if any(map(is_sharded, weights.values())) else SoftEntries
+
+
+def _projected(weights: Mapping[str, nn.Parameter]) -> type[ProjectedEntries]:
+    return ShardedProjectedEntries if any(map(is_sharded, weights.values())) else ProjectedEntries
 
 
 def saved_entries(entries: Protection, sharded: bool, checkpoint: Content) -> Mapping[str, Any]:
@@ -115,7 +125,7 @@ def announce_plan(trainer: Trainer, module: TunedModule, method: Method, update:
     number = num_trained(layers, method)
     with whole_shapes(module.network):
         tuned = [layer.weight for layer in layers.values()]
-        kept = kept_by(method, tuned)
+        kept = kept_by(method, tuned, module.network.dtype)
         plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept)
     rank_zero_info("\n".join(lines(plan)))
 

@@ -1,0 +1,50 @@
+"""Adapters behind a null space on two ranks, whole on each or sharded over them, against one process."""
+
+import pytest
+from safetensors.torch import load_file
+
+from dowser_pl.methods import Lora, NullSpaceSettings
+from dowser_pl.models.lora import LoraSettings
+from tests.distributed.fits import difference, fit
+from tests.distributed.harness import alone, run
+from tests.tiny_models import save_tiny_llava
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, kind):
+    """Trained, written, and gone on with from the end."""
+    options = {"max_epochs": 1, "num_rows": 16, "module": {"lora": LoraSettings(r=4)}, "export": True}
+    options |= {"method": Lora(NullSpaceSettings(0.1, 8, 60)), "strategy": kind, "optimizer": "sgd"}
+    options |= {"gradient_clip_val": 0.05}
+    one = alone(fit, tmp_path / "one", model_folder, **options)
+    first, second = run(fit, tmp_path / "two", model_folder, **options)
+    assert difference(first, second) == 0 and one.frozen_digest == first.frozen_digest == second.frozen_digest
+    assert first.counts == second.counts and first.counts[1].entries == one.counts[1].entries
+    assert first.counts[1].changed > 0 and first.steps == one.steps
+    bound = 1e-4 * one.way
+    assert difference(first, one) <= bound
+    expected, found = (load_file(tmp_path / each / "adapter" / "adapter_model.safetensors") for each in ("one", "two"))
+    assert expected.keys() == found.keys()
+    assert all(float((tensor - found[key]).abs().max()) <= bound for key, tensor in expected.items())
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    again = run(fit, tmp_path / "two", model_folder, ckpt_path=str(last), **options)
+    assert difference(again[0], first) == 0
+
+
+@pytest.mark.slow
+def test_flat_pieces_are_refused(model_folder, tmp_path):
+    with pytest.raises(Exception, match="Lora in a null space with FSDP1"):
+        run(
+            fit,
+            tmp_path,
+            model_folder,
+            method=Lora(NullSpaceSettings(0.1, 8, 60)),
+            strategy="fsdp1",
+            module={"lora": LoraSettings(r=4)},
+        )
