@@ -31,6 +31,7 @@ OFFLINE_VERBS = {
     "report": "show the report of a run, or compare several runs",
     "patch": "look at, apply, remove or make the sparse difference of a tuned model",
     "bench": "compare methods, each tuned on its own, over seeds, tasks and depths",
+    "drift": "measure without data how far a tuned model is from its base",
     "merge": "merge tuned models with their base: DARE, TIES, grafting, interpolation",
 }
 HELPS = {("--help-all",): full_help, ("-h", "--help"): short_help}
@@ -112,8 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb == "--version":
         sys.stdout.write(f"dowser_pl {__version__}\n")
     elif verb in OFFLINE_MODULES:
-        if verb == "bench":
+        if verb in ("bench", "drift"):
             wait_quietly()
+        silence_bitsandbytes()
         return int(import_module(OFFLINE_MODULES[verb]).main(arguments[1:]))
     elif verb in TRAINING_VERBS or verb.startswith("-"):
         return train(arguments)

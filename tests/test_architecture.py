@@ -73,9 +73,11 @@ ALLOWED = {
         "cli",
         "errors",
         "files",
+        "importance",
         "masking",
         "methods",
         "models",
+        "module",
         "patches",
         "reporting",
     },
@@ -86,6 +88,7 @@ ALLOWED = {
 LIBRARIES = {
     "torch": {
         "callbacks",
+        "commands",
         "cli",
         "data",
         "distributed",

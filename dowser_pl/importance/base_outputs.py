@@ -25,10 +25,10 @@ from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import TopOutcomes, top_outcomes
 from dowser_pl.importance.probe import stacked
-from dowser_pl.importance.prompts import Prompt
+from dowser_pl.importance.prompts import Prompt, counted
 from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["BaseOutputs", "alike", "counted", "current_logits", "record_base"]
+__all__ = ["BaseOutputs", "alike", "current_logits", "record_base"]
 
 _NUM_KEPT = 256  # outcomes, where hidden states do not give the logits back
 
@@ -41,11 +41,13 @@ class BaseOutputs:
         rows: what was read.
         hidden: per row (N, H), the head's input in the dtype in which the base computed it; None = not kept.
         top: per row the likeliest outcomes of N positions; None = hidden states are kept.
+        head: makes logits of hidden states; None = that of the model that is asked, which must be the base's.
     """
 
     rows: list[Prompt]
     hidden: list[Tensor] | None
     top: list[TopOutcomes] | None = None
+    head: nn.Module | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What the base said, as what `torch.save` writes and loads again without classes of ours; rows are apart."""
@@ -74,15 +76,8 @@ class BaseOutputs:
         assert self.hidden is not None
         hidden = torch.cat([self.hidden[number] for number in numbers]).to(device)
         with torch.no_grad():
-            logits: Tensor = _head(network)(hidden)
+            logits: Tensor = (self.head or _head(network))(hidden)
         return logits
-
-
-def counted(row: Prompt) -> Tensor:
-    """(T,) bool: the positions whose next token is text."""
-    positions = torch.zeros(len(row.tokens), dtype=torch.bool)
-    positions[:-1] = True if row.is_text is None else row.is_text[1:]
-    return positions
 
 
 def alike(rows: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from dowser_pl.functional.divergence import agreement, kl_divergence
-from dowser_pl.importance.base_outputs import BaseOutputs, alike, counted, current_logits
+from dowser_pl.importance.base_outputs import BaseOutputs, alike, current_logits
 from dowser_pl.importance.probe import probing_mode
+from dowser_pl.importance.prompts import counted
 
 __all__ = ["Drift", "measure_drift", "pooled"]
 

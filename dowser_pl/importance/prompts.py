@@ -32,7 +32,17 @@ from dowser_pl.importance.batches import aligned, halving, in_step
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, own_ends, write_tokens
 
-__all__ = ["Prompt", "SampleFromStreams", "TextInputs", "Tokens", "noise_images", "plain_text", "write_prompts"]
+__all__ = [
+    "Prompt",
+    "SampleFromStreams",
+    "TextInputs",
+    "Tokens",
+    "counted",
+    "noise_images",
+    "plain_text",
+    "split_vocabulary",
+    "write_prompts",
+]
 
 
 class SampleFromStreams(LogitsProcessor):
@@ -120,6 +130,13 @@ class Prompt:
     kind: str = "text"
     is_text: Tensor | None = None
     number: int = 0
+
+
+def counted(row: Prompt) -> Tensor:
+    """(T,) bool: the positions whose next token is text."""
+    positions = torch.zeros(len(row.tokens), dtype=torch.bool)
+    positions[:-1] = True if row.is_text is None else row.is_text[1:]
+    return positions
 
 
 def write_prompts(

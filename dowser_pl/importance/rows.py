@@ -4,19 +4,22 @@ Every row has random streams of its own, fixed by seed, source, number and try, 
 neighbours in a batch nor on the number of processes.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, zip_longest
 from typing import Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.degenerate import is_degenerate
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.pictures import MADE_OF_PICTURES, PICTURES
-from dowser_pl.importance.prompts import Prompt
+from dowser_pl.importance.prompts import Prompt, counted
 from dowser_pl.importance.writing import RowWriter, Start, token_ids
 
 __all__ = ["Openers", "Rows", "Source", "Writers"]
@@ -140,6 +143,28 @@ class Writers:
                 if not is_degenerate(self.writer.without_end(tokens)):
                     rows[number] = self.writer.prompt(start, tokens, source, number)
         return [rows[number] for number in numbers if number in rows]
+
+    def in_turns(self, sources: Sequence[Source], numbers: Sequence[int]) -> list[Prompt]:
+        """Rows of several sources, one of each after the other, so that the first few are of all; all must call it.
+
+        Raises:
+            DowserError: if all of them stay degenerate.
+        """
+        by_source = [self.write(source, numbers) for source in sources]
+        for source, rows in zip(sources, by_source, strict=True):
+            if len(rows) < len(numbers) / 2 and collectives.rank() == 0:
+                warnings.warn(
+                    f"of {len(numbers)} rows after {source!r} the base wrote {len(numbers) - len(rows)} empty or "
+                    "repeating itself in every try; they are left out",
+                    stacklevel=2,
+                )
+        found = [row for row in chain(*zip_longest(*by_source)) if row is not None and bool(counted(row).any())]
+        if not found:
+            raise DowserError(
+                f"all rows that the base wrote after {', '.join(sources)} are empty or repeat themselves; choose other "
+                "rows.sources, or raise rows.temperature"
+            )
+        return found
 
     def remade(self, source: str, number: int, tokens: Tensor) -> Prompt:
         """A row of which the tokens are known, with the inputs of its picture."""

@@ -82,7 +82,7 @@ def test_without_training_pictures_it_says_what_is_not_looked_at(tmp_path, model
 
 
 def test_replay_and_the_null_space_share_rows_that_are_written_once(tmp_path, model_folder, written):
-    with pytest.warns(UserWarning, match=r"fewer than dowser.method.tokens 8,192"):
+    with pytest.warns(UserWarning, match=r"fewer than the 8,192 that inputs"):
         fit(tmp_path, model_folder, NullSpace(), rows=Rows(["text"], per_source=10, num_tokens=6), drift=False)
     assert written[0] == 9 and all(count == 0 for count in written[1:])
 

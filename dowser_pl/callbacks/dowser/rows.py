@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, digest, probing_mode
-from dowser_pl.importance.base_outputs import counted
 from dowser_pl.importance.rows import Openers, Rows, Writers
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.masking import TunedModule
@@ -98,21 +96,8 @@ class RowBank:
             return [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in known]
         which = "held-out rows" if held_out else "rows"
         rank_zero_info(f"The base writes {which} after {', '.join(sources)}{self._unseen(sources)}")
-        numbers = self.settings.numbers(held_out)
         with probing_mode(network), self.trainer.precision_plugin.forward_context():
-            by_source = [writers.write(source, numbers) for source in sources]
-        for source, rows in zip(sources, by_source, strict=True):
-            if len(rows) < len(numbers) / 2:
-                rank_zero_warn(
-                    f"of {len(numbers)} rows after {source!r} the base wrote {len(numbers) - len(rows)} empty or "
-                    "repeating itself in every try; they are left out"
-                )
-        rows = [row for row in chain(*zip_longest(*by_source)) if row is not None and bool(counted(row).any())]
-        if not rows:
-            raise DowserError(
-                f"all rows that the base wrote after {', '.join(sources)} are empty or repeat themselves; choose other "
-                "--dowser.rows.sources, or raise --dowser.rows.temperature"
-            )
+            rows = writers.in_turns(sources, self.settings.numbers(held_out))
         if file is not None and collectives.rank() == 0:
             content = [[row.kind, row.number, row.tokens.tolist()] for row in rows]
             write_atomically(file, json.dumps({"digest": digest(content), "rows": content}) + "\n")

@@ -1,0 +1,135 @@
+"""What `drift` does; loads torch, so `--help` does without this file."""
+
+import copy
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dowser_pl.errors import DowserError
+from dowser_pl.files.atomic import write_atomically
+from dowser_pl.importance import Openers, Prompt, Rows, Writers, probing_mode
+from dowser_pl.importance.base_outputs import BaseOutputs, record_base
+from dowser_pl.importance.drift import measure_drift
+from dowser_pl.importance.writing import RowWriter
+from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.module import MultimodalModule
+from dowser_pl.patches.loaded import apply_to_model
+from dowser_pl.patches.patch import Patch
+from dowser_pl.reporting import DriftScore, ReportedDrift
+from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, drift_rows, drift_text
+from dowser_pl.reporting.provenance import provenance
+from dowser_pl.reporting.table import text_grid
+
+__all__ = ["run"]
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PICTURES = 64
+_SIDE = 448  # pixels of the longer side, at most
+
+
+def run(options: Namespace, argv: Sequence[str]) -> str:
+    """Measure and write; returns what to print."""
+    tuned = [_found(name) for name in options.tuned]  # before anything is loaded
+    pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
+    base = _loaded(options.base, options.dtype)
+    with probing_mode(base.network):
+        rows = _written(base, options, pictures)
+        said = record_base(base.network, rows, options.batch_size)
+    head = text_model(base.network).get_output_embeddings()
+    said = replace(said, head=copy.deepcopy(head))  # of a tuned model it may be another
+    found = {name: _drift(base, what, said, options) for name, what in zip(options.tuned, tuned, strict=True)}
+    if options.json:
+        content = {name: each.to_dict() for name, each in found.items()}
+        written = provenance("drift", argv) | {"base": options.base, "drift": content}
+        write_atomically(options.json, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    parts = [f"{name}: {drift_text(each)}\n\n{_table(each)}" for name, each in found.items()]
+    return "\n\n".join(parts)
+
+
+def _table(drift: ReportedDrift) -> str:
+    return text_grid(DRIFT_HEADER, drift_rows(drift), DRIFT_ALIGNS)
+
+
+def _found(name: str) -> Path | str:
+    """What is to be compared with the base: a patch, the folder of a model or of an adapter, or a hub id."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if (path / "report.json").is_file():  # a run
+        for part in ("model", "patch.safetensors", "adapter"):
+            if (path / part).exists():
+                return path / part
+        raise DowserError(f"{path} is a run without model, patch.safetensors and adapter: there is nothing to compare")
+    return path if path.is_dir() else name
+
+
+def _drift(base: MultimodalModule, what: Path | str, said: BaseOutputs, options: Namespace) -> ReportedDrift:
+    """Drift of one tuned model; the base is as it was afterwards."""
+    if isinstance(what, Path) and what.is_file():
+        with Patch.open(what) as patch:
+            undo = apply_to_model(base.network, patch)
+            try:
+                return _measured(base.network, said, options)
+            finally:
+                undo.remove()
+    if isinstance(what, Path) and (what / "adapter_config.json").is_file():
+        from peft import PeftModel  # noqa: PLC0415 - slow, and only adapters need it
+
+        adapted = PeftModel.from_pretrained(base.network, what)
+        try:
+            return _measured(base.network, said, options)
+        finally:
+            adapted.unload()
+    other = _loaded(str(what), options.dtype).network
+    if type(other) is not type(base.network) or len(_head(other)) != len(_head(base.network)):
+        raise DowserError(
+            f"{what} is {type(other).__name__} with {len(_head(other))} tokens, expected a tuned model of the base, "
+            f"{type(base.network).__name__} with {len(_head(base.network))}"
+        )
+    return _measured(other, said, options)
+
+
+def _measured(network: Any, said: BaseOutputs, options: Namespace) -> ReportedDrift:
+    found = measure_drift(network, said, options.batch_size)
+    return ReportedDrift({kind: DriftScore(**vars(each)) for kind, each in found.items()})
+
+
+def _head(network: Any) -> torch.Tensor:
+    weight: torch.Tensor = text_model(network).get_output_embeddings().weight
+    return weight
+
+
+def _loaded(path: str, dtype: Any) -> MultimodalModule:
+    module = MultimodalModule(path, dtype=dtype)
+    module.configure_model()
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    module.eval()
+    return module
+
+
+def _written(base: MultimodalModule, options: Namespace, pictures: list[Image.Image]) -> list[Prompt]:
+    settings = Rows(per_source=max(options.per_source, 2), seed=options.seed, held_out=0.5)
+    inputs = partial(text_inputs, text_model(base.network))
+    writer = RowWriter(base.network, base.processor, settings.temperature, options.batch_size, inputs, base.ending())
+    openers = base.openers()
+    writers = Writers(writer, settings, None if openers is None else Openers(*openers), pictures)
+    return writers.in_turns(writers.sources(), range(options.per_source))
+
+
+def _pictures(folder: Path) -> list[Image.Image]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)[:_PICTURES]
+    if not files:
+        raise DowserError(f"there are no pictures in {folder}, expected some of {', '.join(_SUFFIXES)}")
+    found = []
+    for file in files:
+        with Image.open(file) as picture:
+            found.append(picture.convert("RGB"))
+        found[-1].thumbnail((_SIDE, _SIDE))
+    return found

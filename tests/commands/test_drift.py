@@ -1,0 +1,80 @@
+"""The verb `drift`: models, patches, adapters and runs against their base, without data."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dowser_pl.__main__ import main
+from dowser_pl.methods import Lora, Magnitude
+from dowser_pl.models.lora import LoraSettings
+from tests.tiny_models import make_processor_folder, save_tiny_llava, tiny_llava
+from tests.tiny_run import TinyData, build_module, build_trainer
+
+FEW = ["--per-source", "4"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("base"))
+
+
+def fit(folder, base, method, **module):
+    trainer = build_trainer(folder, method, export=True, max_epochs=1)
+    trainer.fit(build_module(base, lr=3e-2, **module), datamodule=TinyData())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("run"), base, Magnitude(0.3))
+
+
+def measured(tmp_path, base, *tuned, options=()):
+    line = ["drift", str(base), *map(str, tuned), *FEW, *options, "--json", str(tmp_path / "drift.json")]
+    assert main(line) == 0
+    return json.loads((tmp_path / "drift.json").read_text())["drift"]
+
+
+def test_a_model_is_at_no_distance_from_itself(base, tmp_path, capsys):
+    (found,) = measured(tmp_path, base, base).values()
+    assert found["kl"] == pytest.approx(0.0, abs=1e-6) and found["agreement"] == 1.0
+    assert set(found["sources"]) == {"text", "chat", "turn", "noise"}
+    assert f"{base}: KL " in capsys.readouterr().out
+
+
+def test_a_run_its_model_and_its_patch_are_the_same(base, run, tmp_path):
+    found = measured(tmp_path, base, run, run / "model", run / "patch.safetensors", base)
+    of_run, of_model, of_patch, of_base = found.values()
+    assert of_run == of_model and of_run["kl"] > 1e-4
+    assert of_patch["kl"] == pytest.approx(of_model["kl"], rel=1e-4)
+    assert of_base["kl"] == pytest.approx(0.0, abs=1e-6)  # the patch was taken off again
+
+
+def test_adapters_are_put_beside_the_base_and_taken_away(base, tmp_path):
+    folder = fit(tmp_path / "lora", base, Lora(), lora=LoraSettings(r=4))
+    merged, adapter, again = measured(tmp_path, base, folder / "model", folder / "adapter", base).values()
+    assert adapter["kl"] == pytest.approx(merged["kl"], rel=1e-3) and merged["kl"] > 1e-5
+    assert again["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_pictures_of_the_task_are_written_after(base, run, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (50, 40), (number * 80, 20, 90)).save(folder / f"{number}.png")
+    (found,) = measured(tmp_path, base, run, options=["--pictures", str(folder)]).values()
+    assert {"train", "shuffle", "mosaic"} <= set(found["sources"])
+
+
+def test_what_cannot_be_compared_is_refused(base, run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text("{}")
+    other = make_processor_folder(tmp_path / "other")
+    tiny_llava(vocab_size=200).save_pretrained(other)
+    for tuned, message in [(tmp_path / "run", "there is nothing to compare"), (other, "expected a tuned model of the")]:
+        assert main(["drift", str(base), str(tuned), *FEW]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["drift", str(base), str(run), *FEW, "--pictures", str(tmp_path / "empty")]) == 1
+    assert "there are no pictures in" in capsys.readouterr().err
