@@ -19,6 +19,7 @@ from dowser_pl.importance.base_outputs import BaseOutputs, record_base
 from dowser_pl.importance.drift import measure_drift
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.models.lora import adapter_beside
 from dowser_pl.module import MultimodalModule
 from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.patch import Patch
@@ -80,13 +81,8 @@ def _drift(base: MultimodalModule, what: Path | str, said: BaseOutputs, options:
             finally:
                 undo.remove()
     if isinstance(what, Path) and (what / "adapter_config.json").is_file():
-        from peft import PeftModel  # noqa: PLC0415 - slow, and only adapters need it
-
-        adapted = PeftModel.from_pretrained(base.network, what)
-        try:
+        with adapter_beside(base.network, what):
             return _measured(base.network, said, options)
-        finally:
-            adapted.unload()
     other = _loaded(str(what), options.dtype).network
     if type(other) is not type(base.network) or len(_head(other)) != len(_head(base.network)):
         raise DowserError(

@@ -5,7 +5,8 @@ Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685: `z = W h + al
 (O, r), B = 0 at first. On 4-bit weights it is QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.models.quantized import is_quantized, keep_as_loaded
 
-__all__ = ["Adapters", "LoraSettings"]
+__all__ = ["Adapters", "LoraSettings", "adapter_beside"]
 
 _ADAPTER = "default"  # peft's name for the only one
 
@@ -165,3 +166,20 @@ def _merge_sharded(adapted: Any, name: str) -> None:
         )
     here.copy_(merged)
     adapted.merged_adapters.append(_ADAPTER)
+
+
+@contextmanager
+def adapter_beside(network: PreTrainedModel, folder: Path) -> Iterator[None]:
+    """Put the adapter of a folder beside the matrices of a model, and take it away again.
+
+    Args:
+        network: the base of the adapter.
+        folder: as peft writes it.
+    """
+    from peft import PeftModel  # noqa: PLC0415 - slow, and few runs need it
+
+    adapted = PeftModel.from_pretrained(network, folder)
+    try:
+        yield
+    finally:
+        adapted.unload()
