@@ -123,8 +123,10 @@ class RowBank:
         if wanted != "auto" and not {"train", "shuffle", "mosaic"} & set(wanted):
             return []
         ask = getattr(self.trainer.datamodule, "training_pictures", None)  # type: ignore[attr-defined]
-        found: list[Image.Image] = [] if ask is None else ask(_PICTURES, self.settings.seed)
-        return [_shrunken(picture.convert("RGB")) for picture in found]
+        if ask is None:
+            return []
+        # the first process' on all: a picture that one of them cannot read would make other rows there
+        return collectives.from_rank_zero(lambda: [_shrunken(each) for each in ask(_PICTURES, self.settings.seed)])
 
     def _unseen(self, sources: Iterable[str]) -> str:
         """What is not looked at, where the model sees pictures and no row has one of the user's."""
@@ -169,7 +171,7 @@ def digest_of(row: Prompt) -> str:
 
 
 def _shrunken(picture: Image.Image) -> Image.Image:
-    picture = picture.copy()
+    picture = picture.convert("RGB")
     picture.thumbnail((_SIDE, _SIDE))
     return picture
 
