@@ -149,6 +149,11 @@ class Method(ABC):
         return frozenset()
 
     @property
+    def rate_hint(self) -> str:
+        """How learning rates that did well compare with those of full fine-tuning; may be empty."""
+        return ""
+
+    @property
     def prompts_per_row(self) -> int:
         """How many prompts are averaged into one row of the factors."""
         return 1
@@ -177,6 +182,12 @@ class BeforeFit(Method):
     """A method that decides before training which entries may be trained; all others are frozen."""
 
     stage: ClassVar[Stage] = "before_fit"
+
+    @property
+    def rate_hint(self) -> str:
+        """Smaller masks need larger rates."""
+        masked = self.update_ratio is not None and self.update_ratio < 1
+        return "masks did best at about ten times that of full fine-tuning (docs/results/methods.md)" if masked else ""
 
     @abstractmethod
     def mask(self, layer: Layer) -> Tensor:

@@ -51,6 +51,11 @@ class Lora(BeforeFit):
         """How directions of inputs are measured and taken out; None = they are not."""
         return self._null_space
 
+    @property
+    def rate_hint(self) -> str:
+        """What is kept off directions stands larger rates."""
+        return "" if self.null_space is None else "about three times that of plain LoRA"
+
     def settings(self) -> dict[str, Any]:
         """Name and hyper-parameters; those of the null space where there is one."""
         return super().settings() | ({} if self.null_space is None else {"null_space": asdict(self.null_space)})

@@ -72,3 +72,8 @@ class NullSpace(EachStep):
         if tokens < 1:
             raise DowserError(f"tokens is how many the model writes to measure inputs on, at least 1; got {tokens}")
         self.eps, self.rank, self.tokens = eps, rank, tokens
+
+    @property
+    def rate_hint(self) -> str:
+        """What is kept off directions stands larger rates."""
+        return "about three times that of full fine-tuning preserves, ten times learns most"

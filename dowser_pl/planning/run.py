@@ -81,7 +81,7 @@ class RunPlan:
         disk: what is written -> bytes.
         folder: where.
         learning_rate: of the optimizer.
-        masked: whether a mask is trained.
+        rate_hint: how its method's learning rates compare with others; may be empty.
         command: that starts it.
     """
 
@@ -93,7 +93,7 @@ class RunPlan:
     disk: Mapping[str, int]
     folder: Path
     learning_rate: float | None
-    masked: bool
+    rate_hint: str
     command: Sequence[str] = field(default=())
 
     @classmethod
@@ -105,7 +105,7 @@ class RunPlan:
         rates: Mapping[str, Rate],
         disk: Mapping[str, int],
         optimizer: Any,
-        masked: bool,
+        rate_hint: str,
         arguments: Sequence[str],
     ) -> "RunPlan":
         """Put it together.
@@ -117,7 +117,7 @@ class RunPlan:
             rates: see above.
             disk: see above.
             optimizer: with the settings of the run.
-            masked: see above.
+            rate_hint: see above.
             arguments: of `plan` on the command line.
         """
         here, devices = (plan.batch.rows if plan.batch else 1), plan.placement.devices
@@ -128,7 +128,7 @@ class RunPlan:
             tokens = seen * alone, seen * filled
         rate = optimizer.defaults.get("lr")
         folder = Path(trainer.default_root_dir)
-        return cls(rows, seen, steps, tokens, rates, disk, folder, rate, masked, _fit_command(arguments))
+        return cls(rows, seen, steps, tokens, rates, disk, folder, rate, rate_hint, _fit_command(arguments))
 
     def seconds(self, form: str) -> tuple[float, float] | None:
         """The shortest and the longest that training takes in a form; None = not known."""
@@ -259,8 +259,8 @@ def _disk_text(plan: RunPlan) -> list[str]:
 def _rate_text(plan: RunPlan) -> list[str]:
     if plan.learning_rate is None:
         return []
-    hint = "; masks did best at about ten times that of full fine-tuning (docs/results/methods.md)"
-    return [f"learning rate: {plan.learning_rate:g}{hint if plan.masked else ''}"]
+    hint = f"; {plan.rate_hint}" if plan.rate_hint else ""
+    return [f"learning rate: {plan.learning_rate:g}{hint}"]
 
 
 def _gigabytes(size: float) -> str:

@@ -94,7 +94,9 @@ def plan_run(
     kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
-    return forms, RunPlan.of(trainer, rows, dense, known, disk, optimizer, ratio < 1, sys.argv[2:])
+    return forms, RunPlan.of(
+        trainer, rows, dense, known, disk, optimizer, getattr(method, "rate_hint", ""), sys.argv[2:]
+    )
 
 
 def _forms(dense: MemoryPlan, each_step: bool, kept: Kept) -> dict[str, MemoryPlan]:

@@ -135,7 +135,7 @@ def _said(method: Method, entries: Protection) -> Protection:
     total = sum(shape_of(weight).numel() for weight in entries.weights.values())
     rank_zero_info(
         f"{type(method).__name__}: {entries.num_trainable:,} of {total:,} entries in {len(entries.weights)} matrices "
-        "are trainable"
+        f"are trainable{f'; learning rate: {method.rate_hint}' if method.rate_hint else ''}"
     )
     return entries
 
