@@ -53,6 +53,14 @@ from dowser_pl.reporting.answers import Moment, Row, counted
 __all__ = ["Forgetting"]
 
 
+_WORLD = "embedded:world"
+_MORE = """\
+The null space with replay, which takes no data either, keeps and learns more here (seed 0, the same 8 epochs: upstream
+0.985, downstream 0.900, H-score 0.940):
+  python -m dowser_pl fit -c quickstart -c method/recommended --model.optimizer.lr 4e-3 \
+    --trainer.default_root_dir runs/recommended"""
+
+
 class Forgetting(Callback, BeforeMerge):
     """Measures every task before, during and after training; writes `report.json`, `.md`, `.html`, `.png`.
 
@@ -169,6 +177,8 @@ class Forgetting(Callback, BeforeMerge):
             sys.stdout.write(f"\n{text_table(report)}\n\n")
             sys.stdout.flush()
             write_report(report, folder, self._answers)
+            if report.model == _WORLD and report.method == "ModelDowser":
+                sys.stdout.write(f"{_MORE}\n\n")
             rank_zero_info(f"Report written to {folder}/report.json, .md, .html and .png")
 
     def report(self, trainer: Trainer, module: ReportedModule) -> Report:

@@ -54,7 +54,7 @@ def actions(parser):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_table_has_the_options_of_the_parser(parsers, verb):
-    beside = {"config", "print_config", *GROUPS, "dowser.probe"}
+    beside = {"config", "print_config", *GROUPS, "dowser.probe", "dowser.rows"}
     assert set(parsers) == set(VERBS)
     assert set(actions(parsers[verb])) - beside == set(table(verb).options)
 
