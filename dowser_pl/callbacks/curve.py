@@ -190,7 +190,7 @@ class Curve(Callback):
         if self.max_drift is not None and not has_drift:
             raise DowserError(
                 "budget.max_drift chooses by the drift from the base, and it is not measured here: set --dowser.drift "
-                "true, with a decoder-only model"
+                "true, with a decoder-only model, in the run that begins"
             )
 
     def order(self, method: Method, entries: Protection, masks_of: MasksOf) -> None:

@@ -204,3 +204,11 @@ def test_both_budgets_are_kept(model_folder, tmp_path, monkeypatch):
 def test_a_budget_of_drift_needs_the_meter(model_folder, tmp_path):
     with pytest.raises(ValueError, match=r"budget.max_drift .* not measured here: set --dowser.drift true"):
         fit(model_folder, tmp_path, ModelDowser(0.1), Curve(max_drift=0.1))
+
+
+def test_a_checkpoint_without_drift_cannot_keep_a_budget_of_it(model_folder, tmp_path):
+    """Refused when the run goes on, not when it ends."""
+    fit(model_folder, tmp_path, ModelDowser(0.1), Curve(RATIOS), drift=False)
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"budget.max_drift .* not measured here"):
+        fit(model_folder, tmp_path, ModelDowser(0.1), Curve(RATIOS, max_drift=0.1), drift=True, ckpt_path=last)

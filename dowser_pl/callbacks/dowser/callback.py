@@ -169,7 +169,10 @@ class Dowser(Callback):
                 return
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
-        has_drift = self.measures_drift and can_tell_drift(module)
+        if self._loaded is None:
+            has_drift = self.measures_drift and can_tell_drift(module)
+        else:  # of the base, which is not at hand any more
+            has_drift = bool(self._loaded.get("drift"))
         curve.check(trainer, whole, self.method, self._loaded is not None, has_drift)
         number = num_trained(layers, self.method)
         check_number(number, self.method, whole)
