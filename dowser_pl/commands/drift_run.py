@@ -15,7 +15,7 @@ from PIL import Image
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Openers, Prompt, Rows, Writers, probing_mode
-from dowser_pl.importance.base_outputs import BaseOutputs, record_base
+from dowser_pl.importance.base_outputs import BaseOutputs, current_logits, record_base
 from dowser_pl.importance.drift import measure_drift
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.models.layers import text_inputs, text_model
@@ -116,7 +116,8 @@ def _written(base: MultimodalModule, options: Namespace, pictures: list[Image.Im
     writer = RowWriter(base.network, base.processor, settings.temperature, options.batch_size, inputs, base.ending())
     openers = base.openers()
     writers = Writers(writer, settings, None if openers is None else Openers(*openers), pictures)
-    return writers.in_turns(writers.sources(), range(options.per_source))
+    read = torch.no_grad()(partial(current_logits, base.network))
+    return writers.in_turns(writers.sources(), range(options.per_source), read)
 
 
 def _pictures(folder: Path) -> list[Image.Image]:

@@ -7,8 +7,8 @@ from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, inpu
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts
 from dowser_pl.importance.recorder import FACTORS, PRODUCTS
-from dowser_pl.importance.rows import Openers, Rows, Writers
-from dowser_pl.importance.settings import Probe
+from dowser_pl.importance.rows import Openers, Writers
+from dowser_pl.importance.settings import Probe, Rows
 
 __all__ = [
     "FACTORS",

@@ -5,10 +5,10 @@ neighbours in a batch nor on the number of processes.
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -20,11 +20,11 @@ from dowser_pl.functional.degenerate import is_degenerate
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.pictures import MADE_OF_PICTURES, PICTURES
 from dowser_pl.importance.prompts import Prompt, counted
+from dowser_pl.importance.settings import Rows, Source
 from dowser_pl.importance.writing import RowWriter, Start, token_ids
 
-__all__ = ["Openers", "Rows", "Source", "Writers"]
+__all__ = ["Openers", "Writers"]
 
-Source = Literal["text", "chat", "turn", "noise", "blank", "train", "shuffle", "mosaic"]
 _SOURCES: tuple[Source, ...] = get_args(Source)
 _WITH_PICTURE = (*PICTURES, *MADE_OF_PICTURES)
 _PREFIX, _TURN = (1, 5), (5, 14)  # fewest and most random tokens after BOS, and tokens of a user part
@@ -44,55 +44,6 @@ class Openers:
     user: str
     assistant: str
     picture: str | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which rows the model writes.
-
-    Args:
-        sources: what rows are written after: `text`, `chat`, `turn`, `noise`, `blank`, `train`, `shuffle`, `mosaic`;
-            `auto` = all but `blank` that there is what it takes for.
-        per_source: rows of each source. Those with pictures are held in host memory as the processor makes them, for
-            LLaVA-1.5 1.3 MiB each.
-        num_tokens: most tokens that are written after what a row starts with.
-        temperature: of the sampling.
-        held_out: share of every source that nothing is trained on.
-        batch_size: rows with pictures that are written together; changes memory and speed, not the result.
-        seed: of prefixes, pictures and sampling.
-    """
-
-    sources: list[Source] | Literal["auto"] = "auto"
-    per_source: int = 256
-    num_tokens: int = 32
-    temperature: float = 1.0
-    held_out: float = 0.1
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.sources != "auto" and (not self.sources or set(self.sources) - set(_SOURCES)):
-            raise DowserError(f"rows.sources: got {self.sources}, expected auto or some of {', '.join(_SOURCES)}")
-        if min(self.per_source, self.num_tokens, self.batch_size) < 1:
-            raise DowserError(
-                "rows.per_source, num_tokens and batch_size must be at least 1; got "
-                f"{self.per_source}, {self.num_tokens} and {self.batch_size}"
-            )
-        if not self.temperature > 0 or not 0 < self.held_out < 1 or not self.numbers(held_out=True):
-            raise DowserError(
-                "rows.temperature must be above 0, and rows.held_out a share in (0, 1) that is at least one row of "
-                f"per_source; got {self.temperature} and {self.held_out} of {self.per_source}"
-            )
-
-    def identity(self) -> dict[str, object]:
-        """What rows depend on, for JSON."""
-        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "sources")}
-
-    def numbers(self, held_out: bool) -> list[int]:
-        """Numbers of the rows of a source that are held out, or of all others, whatever `per_source` is."""
-        share = self.held_out
-        out = [int((n + 1) * share + 1e-9) > int(n * share + 1e-9) for n in range(self.per_source)]
-        return [number for number, is_out in enumerate(out) if is_out == held_out]
 
 
 @dataclass(frozen=True)
@@ -145,13 +96,23 @@ class Writers:
                     rows[number] = self.writer.prompt(start, tokens, source, number)
         return [rows[number] for number in numbers if number in rows]
 
-    def in_turns(self, sources: Sequence[Source], numbers: Sequence[int]) -> list[Prompt]:
+    def in_turns(
+        self, sources: Sequence[Source], numbers: Sequence[int], read: Callable[[list[Prompt]], object]
+    ) -> list[Prompt]:
         """Rows of several sources, one of each after the other, so that the first few are of all; all must call it.
+
+        Where `auto` chose a source with pictures that this model or its processor fails on, a warning says so, and the
+        others are written.
+
+        Args:
+            sources: of the rows.
+            numbers: of the rows of each.
+            read: runs the model on rows of one kind.
 
         Raises:
             DowserError: if all of them stay degenerate.
         """
-        by_source = [self.write(source, numbers) for source in sources]
+        by_source = [self._readable(source, numbers, read) for source in sources]
         for source, rows in zip(sources, by_source, strict=True):
             if len(rows) < len(numbers) / 2 and collectives.rank() == 0:
                 warnings.warn(
@@ -166,6 +127,27 @@ class Writers:
                 "rows.sources, or raise rows.temperature"
             )
         return found
+
+    def _readable(self, source: Source, numbers: Sequence[int], read: Callable[[list[Prompt]], object]) -> list[Prompt]:
+        """Rows of a source that the model can read as well."""
+        try:
+            rows = self.write(source, numbers)
+            if rows:
+                read(rows[:1])
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
+            if self.settings.sources != "auto" or source not in _WITH_PICTURE:
+                raise
+            if collectives.rank() == 0:
+                warnings.warn(
+                    f"no rows are written after {source!r}: {type(self.writer.model).__name__} or its processor failed "
+                    f"on one ({type(error).__name__}: {error}). What the model does with such pictures is not looked "
+                    "at; --dowser.rows.sources lists the others",
+                    stacklevel=2,
+                )
+            return []
+        return rows
 
     def remade(self, source: str, number: int, tokens: Tensor) -> Prompt:
         """A row of which the tokens are known, with the inputs of its picture."""

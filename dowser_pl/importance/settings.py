@@ -1,11 +1,11 @@
-"""Settings of the importance pass."""
+"""Settings of the importance pass, and of the rows that the model writes itself."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dowser_pl.errors import DowserError
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "Rows", "Source"]
 
 # What decides how many prompts there are, where they are computed and what is kept: not what a prompt's factors are.
 _NO_IDENTITY = ("num_prompts", "target_overlap", "max_prompts", "keep", "batch_size")
@@ -87,3 +87,57 @@ class Probe:
     def identity(self) -> dict[str, object]:
         """The settings that one prompt's factors depend on; how many prompts there are is not among them."""
         return {name: value for name, value in asdict(self).items() if name not in _NO_IDENTITY}
+
+
+Source = Literal["text", "chat", "turn", "noise", "blank", "train", "shuffle", "mosaic"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows the model writes.
+
+    Args:
+        sources: what rows are written after: `text`, `chat`, `turn`, `noise`, `blank`, `train`, `shuffle`, `mosaic`;
+            `auto` = all but `blank` that there is what it takes for.
+        per_source: rows of each source. Those with pictures are held in host memory as the processor makes them, for
+            LLaVA-1.5 1.3 MiB each.
+        num_tokens: most tokens that are written after what a row starts with.
+        temperature: of the sampling.
+        held_out: share of every source that nothing is trained on.
+        batch_size: rows with pictures that are written together; changes memory and speed, not the result.
+        seed: of prefixes, pictures and sampling.
+    """
+
+    sources: list[Source] | Literal["auto"] = "auto"
+    per_source: int = 256
+    num_tokens: int = 32
+    temperature: float = 1.0
+    held_out: float = 0.1
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sources != "auto" and (not self.sources or set(self.sources) - set(get_args(Source))):
+            raise DowserError(
+                f"rows.sources: got {self.sources}, expected auto or some of {', '.join(get_args(Source))}"
+            )
+        if min(self.per_source, self.num_tokens, self.batch_size) < 1:
+            raise DowserError(
+                "rows.per_source, num_tokens and batch_size must be at least 1; got "
+                f"{self.per_source}, {self.num_tokens} and {self.batch_size}"
+            )
+        if not self.temperature > 0 or not 0 < self.held_out < 1 or not self.numbers(held_out=True):
+            raise DowserError(
+                "rows.temperature must be above 0, and rows.held_out a share in (0, 1) that is at least one row of "
+                f"per_source; got {self.temperature} and {self.held_out} of {self.per_source}"
+            )
+
+    def identity(self) -> dict[str, object]:
+        """What rows depend on, for JSON."""
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "sources")}
+
+    def numbers(self, held_out: bool) -> list[int]:
+        """Numbers of the rows of a source that are held out, or of all others, whatever `per_source` is."""
+        share = self.held_out
+        out = [int((n + 1) * share + 1e-9) > int(n * share + 1e-9) for n in range(self.per_source)]
+        return [number for number, is_out in enumerate(out) if is_out == held_out]

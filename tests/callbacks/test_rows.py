@@ -137,3 +137,17 @@ def test_a_resumed_run_has_the_rows_of_its_checkpoint_and_refuses_other_pictures
 
     with pytest.raises(DowserError, match="the training pictures or the processor have changed"):
         fit(tmp_path, model_folder, max_epochs=2, data=Repainted(), ckpt_path=last)
+
+
+def test_a_processor_that_fails_on_pictures_is_told_and_words_are_written(tmp_path, model_folder, monkeypatch):
+    """What runs by default must not end a run; sources that were asked for do."""
+
+    def fails(self, picture, text):
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(RowWriter, "start_with", fails)
+    with pytest.warns(UserWarning, match="no rows are written after 'mosaic': LlavaFor.*TypeError: no such argument"):
+        dowser = fit(tmp_path / "a", model_folder, replay=None)
+    assert {row.kind for row in dowser._meter.base.rows} == {"text", "chat", "turn"}
+    with pytest.raises(TypeError, match="no such argument"):
+        fit(tmp_path / "b", model_folder, replay=None, rows=Rows(["text", "noise"], per_source=10))

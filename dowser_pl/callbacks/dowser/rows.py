@@ -23,7 +23,9 @@ from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, digest, probing_mode
-from dowser_pl.importance.rows import Openers, Rows, Writers
+from dowser_pl.importance.base_outputs import current_logits
+from dowser_pl.importance.rows import Openers, Writers
+from dowser_pl.importance.settings import Rows
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.masking import TunedModule
 from dowser_pl.models.layers import text_inputs, text_model
@@ -97,7 +99,8 @@ class RowBank:
         which = "held-out rows" if held_out else "rows"
         rank_zero_info(f"The base writes {which} after {', '.join(sources)}{self._unseen(sources)}")
         with probing_mode(network), self.trainer.precision_plugin.forward_context():
-            rows = writers.in_turns(sources, self.settings.numbers(held_out))
+            read = torch.no_grad()(partial(current_logits, network))
+            rows = writers.in_turns(sources, self.settings.numbers(held_out), read)
         if file is not None and collectives.rank() == 0:
             content = [[row.kind, row.number, row.tokens.tolist()] for row in rows]
             write_atomically(file, json.dumps({"digest": digest(content), "rows": content}) + "\n")
