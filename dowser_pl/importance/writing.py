@@ -90,6 +90,7 @@ class RowWriter:
         """Ids that stand where a picture is."""
         token = getattr(self.processor, "image_token", None)
         known = {getattr(self.processor, "image_token_id", None), *(getattr(self.processor, "image_ids", None) or ())}
+        known |= {getattr(self.model.config, name, None) for name in ("image_token_id", "image_token_index")}
         if isinstance(token, str):
             known.add(self.tokenizer.convert_tokens_to_ids(token))
         return sorted(each for each in known if isinstance(each, int))
