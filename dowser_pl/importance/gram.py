@@ -38,37 +38,39 @@ class InputGrams(Watching):
 
     Attributes:
         sums: name -> (I, I) float32 on the device of the inputs; of matrices that share an input the first has it.
-        counts: name -> tokens summed, for the same names. Both add up over processes.
+        counts: name -> tokens summed, by their weights, for the same names. Both add up over processes.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__(layers)
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, float] = {}
         self._owner: dict[str, str] = {}
         self._positions: Tensor | None = None
+        self._weights: Tensor | None = None
         self._last: tuple[str, Tensor] | None = None
 
     def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(self._watch(name))
 
     def _forget(self) -> None:
-        self._positions = self._last = None
+        self._positions = self._weights = self._last = None
 
-    def start(self, positions: Tensor | None) -> None:
+    def start(self, positions: Tensor | None, weights: Tensor | None = None) -> None:
         """Begin a batch of inputs.
 
         Args:
             positions: (B, T) bool, True = real token; None counts every position. Inputs of another length
                 (cross-attention reads the source) count whole.
+            weights: (B, T) float32, how much a position counts; None = each as one token.
         """
-        self._positions, self._last = positions, None
+        self._positions, self._weights, self._last = positions, weights, None
 
     def clear(self) -> None:
         """Forget what was summed, but not of which matrices."""
         for total in self.sums.values():
             total.zero_()
-        self.counts = dict.fromkeys(self.counts, 0)
+        self.counts = dict.fromkeys(self.counts, 0.0)
 
     def shared_with(self, name: str) -> str:
         """The first of the matrices that share the input of this one; the matrix itself, where nothing was summed."""
@@ -100,16 +102,19 @@ class InputGrams(Watching):
             if owner == name:
                 self._last = (name, inputs[0])
                 with torch.autocast(value.device.type, enabled=False):  # sums are float32 whatever the model is in
-                    self._add(name, self._tokens(value).float())
+                    tokens = self._tokens(value)
+                    weights = None if self._weights is None else self._tokens(self._weights[..., None])
+                    self._add(name, tokens.float(), weights)
 
         return before
 
-    def _add(self, name: str, tokens: Tensor) -> None:
+    def _add(self, name: str, tokens: Tensor, weights: Tensor | None) -> None:
         if name not in self.sums:
             self.sums[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
-            self.counts[name] = 0
-        self.sums[name].addmm_(tokens.T, tokens)
-        self.counts[name] += len(tokens)
+            self.counts[name] = 0.0
+        weighted = tokens if weights is None or len(weights) != len(tokens) else tokens * weights
+        self.sums[name].addmm_(weighted.T, tokens)
+        self.counts[name] += len(tokens) if weighted is tokens else float(weights.sum())  # type: ignore[union-attr]
 
     def _tokens(self, value: Tensor) -> Tensor:
         """(tokens, I): (B, T, I), or (B * T, I) as OPT has it, without padding."""

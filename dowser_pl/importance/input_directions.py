@@ -21,21 +21,26 @@ from dowser_pl.importance.gram import InputGrams, grouped
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
 
-__all__ = ["GRAM_BYTES", "first_tokens", "input_directions"]
+__all__ = ["GRAM_BYTES", "first_tokens", "input_directions", "num_words"]
 
 GRAM_BYTES = 1 << 32
 """Bytes of second moments that are summed in one pass over the rows."""
 
 
+def num_words(prompts: Sequence[Prompt]) -> int:
+    """How many tokens of prompts are text; what stands for a picture is none."""
+    return sum(len(prompt.tokens) if prompt.is_text is None else int(prompt.is_text.sum()) for prompt in prompts)
+
+
 def first_tokens(prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
-    """The first prompts that together have so many tokens, of all kinds in turns; all, where they have fewer."""
+    """The first prompts with so many tokens of text together, of all kinds in turns; all, where they have fewer."""
     places = [sum(other.kind == each.kind for other in prompts[:number]) for number, each in enumerate(prompts)]
     chosen: list[Prompt] = []
     for prompt in (prompts[number] for number in sorted(range(len(prompts)), key=places.__getitem__)):
         if tokens <= 0:
             break
         chosen.append(prompt)
-        tokens -= len(prompt.tokens)
+        tokens -= num_words([prompt])
     return chosen
 
 
@@ -59,7 +64,8 @@ def input_directions(
         model: runs the prompts; in `probing_mode`.
         layers: run-time name -> linear module.
         blocks: name -> the decoder layer it lies in; see `dowser_pl.models.layers.find_blocks`.
-        prompts: whose every token counts alike.
+        prompts: whose every token of text counts alike; the positions of a picture count together at most as much as
+            the text of its row, of which there is much less.
         eps: see `dowser_pl.functional.null_space.directions_of`.
         rank: see there.
         batch_size: prompts that are run at a time; of encoder-decoders one.
@@ -117,14 +123,29 @@ def _summed(
     for number in range(collectives.rank() - missing, len(batches), world):
         inputs, positions = stacked(batches[max(number, 0)], device_of(model), text_inputs)
         with measuring(model), grams:
-            grams.start(positions)
+            grams.start(positions, _weights(batches[max(number, 0)], positions))
             model(**inputs, use_cache=False)
         if number < 0:
             grams.clear()
     for name, total in grams.sums.items():
         collectives.all_reduce(total)
-        grams.counts[name] = collectives.all_reduce_counts([grams.counts[name]])[0]
+        count = torch.tensor(grams.counts[name], dtype=torch.float64, device=total.device)
+        collectives.all_reduce(count)
+        grams.counts[name] = float(count)
     return grams
+
+
+def _weights(batch: Sequence[Prompt], positions: Tensor) -> Tensor | None:
+    """(B, T): the many positions of a picture together count as much as the words of its row, and never more each."""
+    if all(prompt.is_text is None or bool(prompt.is_text.all()) for prompt in batch):
+        return None
+    weights = positions.float()
+    for row, prompt in enumerate(batch):
+        if prompt.is_text is not None:
+            is_text = prompt.is_text.to(weights.device)
+            share = is_text.sum() / (~is_text).sum().clamp(min=1)
+            weights[row, : len(is_text)] = torch.where(is_text, 1.0, share.clamp(max=1.0))
+    return weights
 
 
 def _same_on_all(directions: Directions, dtype: torch.dtype) -> Directions:

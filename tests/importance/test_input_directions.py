@@ -1,11 +1,14 @@
 """Directions of what matrices take in, against token-by-token sums in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.null_space import projected
 from dowser_pl.importance import Prompt, first_tokens, input_directions, probing_mode
+from dowser_pl.importance.input_directions import num_words
 from dowser_pl.models.layers import find_blocks, find_layers
 from tests.importance.test_gram import inputs_of
 from tests.tiny_models import tiny_llava
@@ -95,3 +98,31 @@ def test_first_tokens_take_rows_of_all_kinds_in_turns():
     rows = [Prompt(torch.arange(4), kind=kind) for kind in kinds]
     assert [row.kind for row in first_tokens(rows, 15)] == ["text", "noise", "chat", "text"]
     assert [row.kind for row in first_tokens(rows, 99)] == ["text", "noise", "chat", "text", "chat", "text"]
+
+
+def of_pictures():
+    """Rows of 12 positions, of which 9, 2 and none stand for a picture."""
+    rows = [Prompt(torch.randint(8, 90, (12,), generator=torch.Generator().manual_seed(n))) for n in range(3)]
+    masks = [torch.arange(12) >= places for places in (9, 2, 0)]
+    return [replace(row, is_text=mask) for row, mask in zip(rows, masks, strict=True)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_positions_of_a_picture_count_no_more_than_the_words_beside_it(model, batch_size):
+    layers, directions = found(model, of_pictures(), eps=0.1, rank=None, batch_size=batch_size)
+    weights = [[1 / 3] * 9 + [1.0] * 3, [1.0] * 12, [1.0] * 12]
+    for name, layer in layers.items():
+        total = torch.zeros(layer.in_features, layer.in_features).double()
+        for row, each in zip(of_pictures(), weights, strict=True):
+            value = inputs_of(model.eval(), layers, {"input_ids": row.tokens[None]})[name][0].double()
+            total += value.T @ (value * torch.tensor(each).double()[:, None])
+        moment = total / 30
+        identity = torch.eye(len(moment)).double()
+        expected = torch.linalg.inv(identity + moment / (0.1 * moment.trace() / len(moment)))
+        matrix = projected(torch.eye(layer.in_features), directions[name])
+        torch.testing.assert_close(matrix.double(), expected, rtol=0, atol=2e-3)
+
+
+def test_tokens_are_those_of_text():
+    assert [num_words([row]) for row in of_pictures()] == [3, 10, 12]
+    assert len(first_tokens(of_pictures(), 13)) == 2 and len(first_tokens(of_pictures(), 14)) == 3

@@ -21,7 +21,7 @@ from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL
 from dowser_pl.importance import Factors, Probe, probing_mode
-from dowser_pl.importance.input_directions import first_tokens, input_directions
+from dowser_pl.importance.input_directions import first_tokens, input_directions, num_words
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import (
     AfterFit,
@@ -158,7 +158,7 @@ class MaskBuilder:
     ) -> dict[str, Directions]:
         start, network = time.monotonic(), self.pl_module.network
         rows = first_tokens(self.bank.used, settings.tokens)
-        written = sum(len(row.tokens) for row in rows)
+        written = num_words(rows)
         if written < settings.tokens:
             rank_zero_warn(
                 f"the base wrote {written:,} tokens, fewer than the {settings.tokens:,} that inputs are to be measured "
