@@ -96,11 +96,14 @@ def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[
         rows: of the training set.
         number: the most pictures.
         seed: of the order.
+
+    Raises:
+        FileError: if the disk fails, which is no fault of a row: another start would find other pictures.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     found: list[Image.Image] = []
     for place in order[: _LOOKED_AT * number]:
-        with suppress(DowserError, OSError):
+        with suppress(DowserError):
             row = rows[place]
             found += [open_image(source, row.id) for source in row.images[:1]]
         if len(found) == number:

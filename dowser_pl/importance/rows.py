@@ -134,7 +134,7 @@ class Writers:
             rows = self.write(source, numbers)
             if rows:
                 read(rows[:1])
-        except torch.OutOfMemoryError:
+        except (DowserError, torch.OutOfMemoryError):  # such as of memory, which says nothing of the model
             raise
         except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
             if self.settings.sources != "auto" or source not in _WITH_PICTURE:

@@ -81,6 +81,36 @@ def test_without_training_pictures_it_says_what_is_not_looked_at(tmp_path, model
     assert all("pictures such as yours is not looked at" in line for line in said) and len(said) == 2
 
 
+def test_rows_of_the_cache_say_it_too(tmp_path, model_folder, monkeypatch):
+    said = []
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.rows.rank_zero_info", said.append)
+    for name in ("a", "b"):
+        fit(tmp_path / name, model_folder, data=TextAlone(), cache_dir=str(tmp_path / "cache"), replay=None)
+    first, again = said
+    assert first == again.replace("wrote before:", "writes") != again and "is not looked at" in again
+
+
+def test_pictures_of_questions_are_in_no_row(tmp_path, model_folder):
+    """The data's questions show other pictures than its training rows, and rows after `train` show only the latter."""
+    asked = set()
+
+    class Asked(TinyData):
+        def training_pictures(self, number, seed):
+            found = super().training_pictures(number, seed)
+            asked.update(each.tobytes() for each in found)
+            return found
+
+        def evaluation_tasks(self):
+            tasks = super().evaluation_tasks()
+            for question in tasks[0].questions:
+                question.images[:] = [Image.new("RGB", (36, 36), (1, 2, 3))]
+            return tasks
+
+    data = Asked()
+    fit(tmp_path, model_folder, data=data, replay=None)
+    assert asked == {row.images[0].tobytes() for row in data.train_conversations()}
+
+
 def test_replay_and_the_null_space_share_rows_that_are_written_once(tmp_path, model_folder, written):
     with pytest.warns(UserWarning, match=r"fewer than the 8,192 that inputs"):
         fit(tmp_path, model_folder, NullSpace(), rows=Rows(["text"], per_source=10, num_tokens=6), drift=False)
@@ -135,8 +165,12 @@ def test_a_resumed_run_has_the_rows_of_its_checkpoint_and_refuses_other_pictures
         def training_pictures(self, number, seed):
             return [Image.new("RGB", (30, 30), (n, 5, 5)) for n in range(4)]
 
-    with pytest.raises(DowserError, match="the training pictures or the processor have changed"):
-        fit(tmp_path, model_folder, max_epochs=2, data=Repainted(), ckpt_path=last)
+    class Blind(TinyData):
+        training_pictures = None
+
+    for data in (Repainted(), Blind()):
+        with pytest.raises(DowserError, match="the training pictures or the processor have changed"):
+            fit(tmp_path, model_folder, max_epochs=2, data=data, ckpt_path=last)
 
 
 def test_a_processor_that_fails_on_pictures_is_told_and_words_are_written(tmp_path, model_folder, monkeypatch):
@@ -151,3 +185,29 @@ def test_a_processor_that_fails_on_pictures_is_told_and_words_are_written(tmp_pa
     assert {row.kind for row in dowser._meter.base.rows} == {"text", "chat", "turn"}
     with pytest.raises(TypeError, match="no such argument"):
         fit(tmp_path / "b", model_folder, replay=None, rows=Rows(["text", "noise"], per_source=10))
+
+
+def test_what_failed_is_not_kept_in_the_cache(tmp_path, model_folder, monkeypatch):
+    def fails(self, picture, text):
+        raise TypeError("this once")
+
+    cache = str(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(RowWriter, "start_with", fails)
+        with pytest.warns(UserWarning, match="this once"):
+            fit(tmp_path / "a", model_folder, replay=None, cache_dir=cache)
+    again = fit(tmp_path / "b", model_folder, replay=None, cache_dir=cache)
+    assert "train" in {row.kind for row in again._meter.base.rows}
+
+
+def test_too_little_memory_is_not_taken_for_a_model_that_cannot_see(tmp_path, model_folder, monkeypatch):
+    original = RowWriter._continue
+
+    def full(self, starts, uniforms):
+        if starts[0].image:
+            raise torch.OutOfMemoryError("full")
+        return original(self, starts, uniforms)
+
+    monkeypatch.setattr(RowWriter, "_continue", full)
+    with pytest.raises(DowserError, match="too little free memory for one prompt"):
+        fit(tmp_path, model_folder, replay=None)

@@ -1,11 +1,14 @@
 """Tasks that cannot be asked or scored are found before anything long begins."""
 
+import errno
 import warnings
 
 import pytest
+from PIL import Image
 
-from dowser_pl.data import Question, Task
-from dowser_pl.data.rows import checked_tasks
+from dowser_pl.data import Conversation, Question, Task
+from dowser_pl.data.rows import checked_tasks, some_pictures
+from dowser_pl.errors import FileError
 from tests.data.builders import build_tokenizer
 
 LONG = "\u732b" * 30
@@ -48,3 +51,45 @@ def test_a_question_without_reference_is_refused_unless_nothing_is_scored():
 def test_a_set_in_which_nothing_counts_is_refused(references, metric, message):
     with pytest.raises(ValueError, match=message):
         checked_tasks([task(*references, metric=metric)])
+
+
+class Failing:
+    """A picture that cannot be read."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def load(self):
+        raise OSError(self.number, "it cannot be read")
+
+
+def shown(*images):
+    return [Conversation(f"row {n}", [], list(each)) for n, each in enumerate(images)]
+
+
+def grey(level):
+    return Image.new("RGB", (4, 4), (level, level, level))
+
+
+def test_pictures_of_rows_come_in_an_order_of_the_seed_and_unreadable_ones_are_passed_over():
+    rows = shown(*[[grey(n), grey(200)] for n in range(9)], [], [Failing(errno.ENOENT)])
+    levels = [[each.getpixel((0, 0))[0] for each in some_pictures(rows, 99, seed)] for seed in (0, 0, 1)]
+    assert levels[0] == levels[1] != levels[2] and all(sorted(each) == list(range(9)) for each in levels)
+    assert [each.getpixel((0, 0))[0] for each in some_pictures(rows, 4, 0)] == levels[0][:4]
+
+
+def test_no_more_pictures_are_opened_than_are_wanted():
+    opened = []
+
+    class Counted:
+        def load(self):
+            opened.append(self)
+            return grey(3)
+
+    assert len(some_pictures(shown(*[[Counted()] for _ in range(30)]), 5, 0)) == len(opened) == 5
+
+
+def test_a_failing_disk_is_no_unreadable_picture():
+    """Else a run that goes on would find other pictures than it began with."""
+    with pytest.raises(FileError, match="look at the disk"):
+        some_pictures(shown([Failing(errno.EIO)], [grey(1)]), 2, 0)

@@ -41,7 +41,7 @@ from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
 from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "cache_key"]
+__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "cache_key", "precision_of"]
 
 _CHUNK = 64  # prompts per process whose factors are held one by one before groups are formed
 _SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
@@ -68,6 +68,14 @@ def behaviour(network: Any) -> dict[str, Any]:
         settings.pop(unrelated, None)
     parts = [(name, part) for name, part in network.named_modules() if hasattr(part, "config")]
     return settings | {"attention": {name: part.config._attn_implementation for name, part in parts}}
+
+
+def precision_of(trainer: Trainer, network: nn.Module) -> str:
+    """What a model computes in: the trainer's precision, but for weights that a strategy gathers in another dtype."""
+    gathered = getattr(trainer.strategy, "param_dtype", None)
+    kept = {str(weight.dtype).removeprefix("torch.") for weight in network.parameters()}
+    other = gathered is not None and kept != {gathered}
+    return f"{trainer.precision}, gathered in {gathered}" if other else str(trainer.precision)
 
 
 def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
@@ -101,16 +109,9 @@ class ImportanceRunner:
         """What the factors of a prompt depend on, on every process."""
 
         def compute() -> dict[str, Any]:
-            return cache_key(self.pl_module, self.probe, self._precision())
+            return cache_key(self.pl_module, self.probe, precision_of(self.trainer, self.pl_module.network))
 
         return compute() if is_sharded_model(self.pl_module.network) else collectives.from_rank_zero(compute)
-
-    def _precision(self) -> str:
-        """That the model computes in: the trainer's, but for weights that a strategy gathers in another dtype."""
-        gathered = getattr(self.trainer.strategy, "param_dtype", None)
-        kept = {str(weight.dtype).removeprefix("torch.") for weight in self.pl_module.network.parameters()}
-        other = gathered is not None and kept != {gathered}
-        return f"{self.trainer.precision}, gathered in {gathered}" if other else str(self.trainer.precision)
 
     def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
         """`known`, continued until it has `num_prompts` prompts."""

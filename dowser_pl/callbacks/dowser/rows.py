@@ -18,12 +18,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 
-from dowser_pl.callbacks.dowser.importance import behaviour
+from dowser_pl.callbacks.dowser.importance import behaviour, precision_of
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, digest, probing_mode
 from dowser_pl.importance.base_outputs import current_logits
+from dowser_pl.importance.pictures import MADE_OF_PICTURES
 from dowser_pl.importance.rows import Openers, Writers
 from dowser_pl.importance.settings import Rows
 from dowser_pl.importance.writing import RowWriter
@@ -78,12 +79,13 @@ class RowBank:
         writers = self._writers(held_out)
         rows = []
         for each in state:
-            row = writers.remade(each["kind"], each["number"], each["tokens"])
-            if not torch.equal(row.tokens, each["tokens"]) or digest_of(row) != each["image"]:
+            lacks = each["kind"] in MADE_OF_PICTURES and not writers.pictures
+            row = None if lacks else writers.remade(each["kind"], each["number"], each["tokens"])
+            if row is None or not torch.equal(row.tokens, each["tokens"]) or digest_of(row) != each["image"]:
                 raise DowserError(
                     f"row {each['number']} after {each['kind']!r} of the checkpoint was written after another picture "
                     "than is made for it now: the training pictures or the processor have changed. Resume with the "
-                    "data and the model that the run began with"
+                    "data, the model and the --dowser.rows that the run began with"
                 )
             rows.append(row)
         return rows
@@ -94,16 +96,16 @@ class RowBank:
         sources = writers.sources()
         file = self._file(writers, sources, held_out)
         known = collectives.from_rank_zero(partial(_read, file))
+        which = "held-out rows" if held_out else "rows"
+        how = "writes" if known is None else "wrote before:"
+        rank_zero_info(f"The base {how} {which} after {', '.join(sources)}{self._unseen(sources)}")
         if known is not None:
             return [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in known]
-        which = "held-out rows" if held_out else "rows"
-        rank_zero_info(f"The base writes {which} after {', '.join(sources)}{self._unseen(sources)}")
         with probing_mode(network), self.trainer.precision_plugin.forward_context():
             read = torch.no_grad()(partial(current_logits, network))
             rows = writers.in_turns(sources, self.settings.numbers(held_out), read)
-        if file is not None and collectives.rank() == 0:
-            content = [[row.kind, row.number, row.tokens.tolist()] for row in rows]
-            write_atomically(file, json.dumps({"digest": digest(content), "rows": content}) + "\n")
+        if {row.kind for row in rows} == set(sources):  # one that failed may do better another time
+            collectives.from_rank_zero(partial(_keep, file, rows))
         return rows
 
     def _writers(self, held_out: bool) -> Writers:
@@ -153,7 +155,7 @@ class RowBank:
             "images": getattr(getattr(processor, "image_processor", None), "to_dict", dict)(),
             "openers": None if writers.openers is None else asdict(writers.openers),
             "ending": asdict(self.module.ending()),
-            "precision": str(self.trainer.precision),
+            "precision": precision_of(self.trainer, self.module.network),
             "rows": [self.settings.identity(), list(sources), held_out],
             "pictures": pictures.hexdigest(),
         }
@@ -177,6 +179,12 @@ def _shrunken(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGB")
     picture.thumbnail((_SIDE, _SIDE))
     return picture
+
+
+def _keep(file: Path | None, rows: Sequence[Prompt]) -> None:
+    if file is not None:
+        content = [[row.kind, row.number, row.tokens.tolist()] for row in rows]
+        write_atomically(file, json.dumps({"digest": digest(content), "rows": content}) + "\n")
 
 
 def _read(file: Path | None) -> list[tuple[str, int, list[int]]] | None:
