@@ -63,14 +63,16 @@ def test_all_sources_are_mixed_and_none_is_both_used_and_held_out(tmp_path, mode
     assert set(json.loads((tmp_path / "report.json").read_text())["drift"]["sources"]) == set(every)
 
 
-def test_held_out_rows_have_pictures_of_their_own(tmp_path, model_folder):
-    data = TinyData(num_rows=24)
-    dowser = fit(tmp_path, model_folder, data=data, rows=Rows(["train"], per_source=40, num_tokens=4))
+@pytest.mark.parametrize(("num_rows", "used", "held_out"), [(24, 21, 3), (9, 7, 2), (2, 1, 1)])
+def test_held_out_rows_have_pictures_of_their_own(tmp_path, model_folder, num_rows, used, held_out):
+    data = TinyData(num_rows=num_rows)
+    dowser = fit(tmp_path, model_folder, data=data, rows=Rows(["train"], per_source=80, num_tokens=4))
     pictures = [
         {row.image["pixel_values"].sum().item() for row in rows}
         for rows in (dowser._replayer.base.rows, dowser._meter.base.rows)
     ]
-    assert len(pictures[0]) > 8 and len(pictures[1]) > 1 and not pictures[0] & pictures[1]
+    assert not pictures[0] & pictures[1]
+    assert used / 2 < len(pictures[0]) <= used and 1 <= len(pictures[1]) <= held_out
 
 
 def test_without_training_pictures_it_says_what_is_not_looked_at(tmp_path, model_folder, caplog, monkeypatch):

@@ -118,9 +118,9 @@ class RowBank:
         return Writers(writer, self.settings, None if openers is None else Openers(*openers), self._pictures(held_out))
 
     def _pictures(self, held_out: bool) -> list[Image.Image]:
-        """Training pictures, other ones for rows that are held out; all of them where there are few."""
-        few = len(self._training_pictures) < 2 * _HELD_OUT
-        return [each for n, each in enumerate(self._training_pictures) if few or (n % _HELD_OUT == 0) == held_out]
+        """Training pictures, other ones for rows that are held out; the only one, where there is one, for both."""
+        only = len(self._training_pictures) == 1
+        return [each for n, each in enumerate(self._training_pictures) if only or (n % _HELD_OUT == 0) == held_out]
 
     @cached_property
     def _training_pictures(self) -> list[Image.Image]:
