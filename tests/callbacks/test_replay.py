@@ -6,6 +6,7 @@ from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Checkpoints, Dowser, RandomState
 from dowser_pl.errors import DowserError
+from dowser_pl.importance import Rows
 from dowser_pl.importance.replay import Replay, replay_gradient
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Spider
 from dowser_pl.trainer import DowserTrainer
@@ -46,7 +47,8 @@ class KillAt(Callback):
 def fit(folder, model_folder, replay, method=None, module=None, callbacks=(), ckpt_path=None, data=None, **options):
     """Six steps of two rows, or as many as the options say."""
     update = options.pop("update", "compact")
-    dowser = Dowser(method or Magnitude(0.2), SMALL_PROBE, None, update=update, replay=replay)
+    rows = Rows(per_source=20, num_tokens=8)
+    dowser = Dowser(method or Magnitude(0.2), SMALL_PROBE, None, update=update, rows=rows, replay=replay, drift=False)
     steps = Steps()
     trainer = DowserTrainer(
         callbacks=[dowser, Checkpoints(str(folder / "checkpoints"), 1), RandomState(), steps, *callbacks],
