@@ -138,7 +138,7 @@ def result(folder):
 def run(model_folder, folder, method, ckpt_path=None, update="compact", checkpoint="compact", **options):
     """6 steps an epoch; a checkpoint at step 3, or also when training ends, after the merge."""
     every = 3
-    dowser = Dowser(method, cache_dir=None, update=update, checkpoint=checkpoint)
+    dowser = Dowser(method, cache_dir=None, update=update, checkpoint=checkpoint, drift=False)
     trainer = DowserTrainer(
         callbacks=[
             dowser,

@@ -44,7 +44,7 @@ def trainer_of(folder, callbacks, **options):
 
 
 def make(names, method=None):
-    made = {"Dowser": lambda: Dowser(method or Magnitude(0.1), cache_dir=None)}
+    made = {"Dowser": lambda: Dowser(method or Magnitude(0.1), cache_dir=None, drift=False)}
     return [made.get(name, KINDS.get(name))() for name in names]
 
 

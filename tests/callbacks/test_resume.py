@@ -41,7 +41,7 @@ class KillAt(Callback):
 def fit(model_folder, folder, every=None, kill=None, keep_all=False, data=None, ckpt_path=None, **options):
     """6 steps an epoch, 12 in all."""
     checkpoints = Checkpoints(str(folder / "checkpoints"), every, keep_all)
-    callbacks = [Dowser(Magnitude(0.1), cache_dir=None), Export(), Forgetting(None), checkpoints, RandomState()]
+    callbacks = [Dowser(Magnitude(0.1), cache_dir=None, drift=False), Export(), Forgetting(None), checkpoints, RandomState()]
     trainer = DowserTrainer(
         callbacks=[kill, *callbacks] if kill else callbacks,
         default_root_dir=folder,
@@ -186,7 +186,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_told_to_all_who_read_it(model_folder, 
     with pytest.raises(ValueError, match=said):
         read_checkpoint_patch(tmp_path)
     trainer = DowserTrainer(
-        callbacks=[Dowser(Magnitude(0.1), cache_dir=None)], plugins=[AtomicCheckpointIO()], logger=False
+        callbacks=[Dowser(Magnitude(0.1), cache_dir=None, drift=False)], plugins=[AtomicCheckpointIO()], logger=False
     )
     with pytest.raises(ValueError, match=said):
         trainer.validate(build_module(model_folder), datamodule=TinyData(), ckpt_path=str(last), verbose=False)

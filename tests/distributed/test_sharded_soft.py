@@ -122,6 +122,7 @@ def test_a_null_space_on_two_ranks_is_that_of_one_process(model_folder, tmp_path
     assert difference(first, one) <= 1e-5 * one.way and difference(first, second) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["file", "folder"])
 def test_a_null_space_goes_on_bit_by_bit_on_two_ranks_and_on_one(model_folder, tmp_path, sharded):
     """Directions are whole on every rank, and written once, in a checkpoint of either form."""
