@@ -41,7 +41,13 @@ class KillAt(Callback):
 def fit(model_folder, folder, every=None, kill=None, keep_all=False, data=None, ckpt_path=None, **options):
     """6 steps an epoch, 12 in all."""
     checkpoints = Checkpoints(str(folder / "checkpoints"), every, keep_all)
-    callbacks = [Dowser(Magnitude(0.1), cache_dir=None, drift=False), Export(), Forgetting(None), checkpoints, RandomState()]
+    callbacks = [
+        Dowser(Magnitude(0.1), cache_dir=None, drift=False),
+        Export(),
+        Forgetting(None),
+        checkpoints,
+        RandomState(),
+    ]
     trainer = DowserTrainer(
         callbacks=[kill, *callbacks] if kill else callbacks,
         default_root_dir=folder,
