@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dowser_pl import __version__
 from dowser_pl.callbacks.answers import add_pictures, latest_answers
@@ -34,6 +35,7 @@ from dowser_pl.callbacks.order import find_callback, need_dowser
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import digest
+from dowser_pl.importance.drift import Drift
 from dowser_pl.masking import ReportedModule, TunedModule, reported_module, tuned_module
 from dowser_pl.metrics import metric_label
 from dowser_pl.reporting import (
@@ -217,7 +219,7 @@ class Forgetting(Callback, BeforeMerge):
             curve=self._curve_points(find_curve(trainer), dowser.method.update_ratio),
             budget=find_curve(trainer).choice,
             questions=counted(self._answers, self.before, self.after),
-            drift=ReportedDrift({kind: DriftScore(**vars(each)) for kind, each in drift.items()}) if drift else None,
+            drift=_drift(drift),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -288,6 +290,16 @@ class Forgetting(Callback, BeforeMerge):
     def _total_seconds(self) -> dict[str, float]:
         running = 0.0 if self._fit_start is None else time.monotonic() - self._fit_start
         return {"fit": self._seconds["fit"] + running, "evaluate": self._seconds["evaluate"]}
+
+
+def _drift(measured: Mapping[str, Drift]) -> ReportedDrift | None:
+    """What is told of drift; nothing of a model that diverged until it says nothing finite."""
+    if not measured:
+        return None
+    if not all(math.isfinite(each.kl) for each in measured.values()):
+        rank_zero_warn("the tuned model says nothing finite on rows of the base: it diverged, and drift is not told")
+        return None
+    return ReportedDrift({kind: DriftScore(**vars(each)) for kind, each in measured.items()})
 
 
 def _unmasked(dowser: Dowser) -> dict[str, float]:

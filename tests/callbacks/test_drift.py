@@ -7,6 +7,9 @@ import torch
 from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Dowser
+from dowser_pl.functional.divergence import kl_divergence
+from dowser_pl.importance.base_outputs import current_logits
+from dowser_pl.importance.replay import Replay
 from dowser_pl.methods import Full, Magnitude, Wise
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
@@ -119,3 +122,25 @@ def test_measuring_changes_no_bit_of_training(tmp_path, model_folder):
     without = fit(tmp_path / "b", model_folder, drift=False)[0].lightning_module.state_dict()
     assert all(torch.equal(with_meter[name], without[name]) for name in without)
     assert report(tmp_path / "b")["drift"] is None
+
+
+def test_a_head_that_is_trained_too_is_measured_against_that_of_the_base(tmp_path, model_folder):
+    trainer = build_trainer(tmp_path, Magnitude(0.0), drift=True, replay=Replay(), max_epochs=1, export=True)
+    trainer.fit(build_module(model_folder, lr=3e-2, also_train=["lm_head"]), datamodule=TinyData())
+    dowser = next(each for each in trainer.callbacks if isinstance(each, Dowser))
+    assert dowser._meter.base.hidden is None and dowser._replayer.base.hidden is None
+    base, tuned = (build_module(folder) for folder in (model_folder, tmp_path / "model"))
+    rows = [row for row in dowser._meter.base.rows if row.kind == "text"]
+    said = []
+    for module in (base, tuned):
+        module.configure_model()
+        with torch.no_grad():
+            said.append(current_logits(module.eval().network, rows))
+    assert dowser.drift["text"].kl == pytest.approx(float(kl_divergence(*said).mean()), rel=1e-3)
+    assert dowser.drift["text"].kl > 1e-3
+
+
+def test_a_run_that_diverged_has_a_report(tmp_path, model_folder):
+    with pytest.warns(UserWarning, match="it diverged, and drift is not told"):
+        fit(tmp_path, model_folder, Full(), lr=1e20, max_steps=1)
+    assert report(tmp_path)["drift"] is None

@@ -57,8 +57,9 @@ class DriftMeter:
             bank: has rows that nothing is trained on.
         """
         network, rows, batch_size = module.network, bank.held_out, bank.settings.batch_size
+        trained = head_is_trained(network)  # while nothing is probed, when nothing takes a gradient
         with probing_mode(network), trainer.precision_plugin.forward_context():
-            return cls(record_base(network, rows, batch_size, head_is_trained(network)), batch_size)
+            return cls(record_base(network, rows, batch_size, trained), batch_size)
 
     def measure(self, trainer: Trainer, module: TunedModule) -> Drift:
         """Ask the model as it is; on every process.

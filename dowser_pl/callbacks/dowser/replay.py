@@ -74,8 +74,9 @@ class Replayer:
                 f"got replay.sources {settings.sources}, expected some of {sorted({row.kind for row in bank.used})}: "
                 f"there are no rows of {sorted(missing)}; list them under --dowser.rows.sources as well"
             )
+        trained = head_is_trained(network)  # while nothing is probed, when nothing takes a gradient
         with probing_mode(network), trainer.precision_plugin.forward_context():
-            base = record_base(network, chosen, bank.settings.batch_size, head_is_trained(network))
+            base = record_base(network, chosen, bank.settings.batch_size, trained)
         return cls(settings, base, bank.settings.seed)
 
     def add_gradient(self, trainer: Trainer, pl_module: LightningModule, network: Any) -> None:
