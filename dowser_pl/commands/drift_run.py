@@ -32,11 +32,15 @@ __all__ = ["run"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PICTURES = 64
+_APART = 10**6  # from the rows that runs of small seeds train with
 _SIDE = 448  # pixels of the longer side, at most
 
 
 def run(options: Namespace, argv: Sequence[str]) -> str:
     """Measure and write; returns what to print."""
+    for name, least in (("per_source", options.per_source), ("batch_size", options.batch_size)):
+        if least < 1:
+            raise DowserError(f"got --{name.replace('_', '-')} {least}, expected at least 1")
     tuned = [_found(name) for name in options.tuned]  # before anything is loaded
     pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
     base = _loaded(options.base, options.dtype)
@@ -111,7 +115,7 @@ def _loaded(path: str, dtype: Any) -> MultimodalModule:
 
 
 def _written(base: MultimodalModule, options: Namespace, pictures: list[Image.Image]) -> list[Prompt]:
-    settings = Rows(per_source=max(options.per_source, 2), seed=options.seed, held_out=0.5)
+    settings = Rows(per_source=max(options.per_source, 2), seed=options.seed + _APART, held_out=0.5)
     inputs = partial(text_inputs, text_model(base.network))
     writer = RowWriter(base.network, base.processor, settings.temperature, options.batch_size, inputs, base.ending())
     openers = base.openers()

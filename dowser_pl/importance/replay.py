@@ -104,5 +104,6 @@ def replay_gradient(
         now = current_logits(network, [drawn[place] for place in places])
         part = kl_divergence(base.of(network, [numbers[place] for place in places]), now).sum() / positions
         means.append(part.detach())
-        backward(part * factor)
+        if part.requires_grad:  # not where only the vision part is trained and these rows have no picture
+            backward(part * factor)
     return torch.stack(means).sum()

@@ -149,3 +149,10 @@ def test_gradient_checkpointing_and_half_precision_go_on(tmp_path, model_folder)
     module = build_module(model_folder, lr=1e-2, gradient_checkpointing=True)
     steps = fit(tmp_path, model_folder, Replay(), module=module, precision="bf16-mixed")[1]
     assert all(torch.isfinite(each).all() for each in steps.gradients) and 0 < steps.kl[-1] < 10
+
+
+def test_rows_that_nothing_trained_looks_at_add_no_gradient(tmp_path, model_folder):
+    """With the projector alone, rows of words have none."""
+    module = build_module(model_folder, lr=1e-2, also_train=["projector"])
+    steps = fit(tmp_path, model_folder, Replay(), Magnitude(0.0), module=module)[1]
+    assert all(torch.isfinite(each).all() for each in steps.gradients)

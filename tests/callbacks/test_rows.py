@@ -213,3 +213,16 @@ def test_too_little_memory_is_not_taken_for_a_model_that_cannot_see(tmp_path, mo
     monkeypatch.setattr(RowWriter, "_continue", full)
     with pytest.raises(DowserError, match="too little free memory for one prompt"):
         fit(tmp_path, model_folder, replay=None)
+
+
+def test_other_pictures_end_the_meter_and_not_the_run(tmp_path, model_folder):
+    fit(tmp_path, model_folder, replay=None, max_epochs=2, max_steps=3)
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+
+    class Repainted(TinyData):
+        def training_pictures(self, number, seed):
+            return [Image.new("RGB", (30, 30), (n, 5, 5)) for n in range(4)]
+
+    with pytest.warns(UserWarning, match="drift is not measured any more: .*have changed"):
+        dowser = fit(tmp_path, model_folder, replay=None, max_epochs=2, data=Repainted(), ckpt_path=last)
+    assert dowser.drift == {} and json.loads((tmp_path / "report.json").read_text())["drift"] is None

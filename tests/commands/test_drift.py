@@ -78,3 +78,9 @@ def test_what_cannot_be_compared_is_refused(base, run, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert main(["drift", str(base), str(run), *FEW, "--pictures", str(tmp_path / "empty")]) == 1
     assert "there are no pictures in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--per-source", "--batch-size"])
+def test_numbers_that_mean_nothing_are_refused(base, capsys, option):
+    assert main(["drift", str(base), str(base), option, "0"]) == 1
+    assert f"got {option} 0, expected at least 1" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from dowser_pl.callbacks.dowser.checks import (
     check_trainer,
     refuse_quantized,
 )
-from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift
+from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift, meter_again
 from dowser_pl.callbacks.dowser.finish import finish
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
@@ -172,7 +172,7 @@ class Dowser(Callback):
         if self._loaded is None:
             has_drift = self.measures_drift and can_tell_drift(module)
         else:  # of the base, which is not at hand any more
-            has_drift = bool(self._loaded.get("drift"))
+            has_drift = self.measures_drift and bool(self._loaded.get("drift"))
         curve.check(trainer, whole, self.method, self._loaded is not None, has_drift)
         number = num_trained(layers, self.method)
         check_number(number, self.method, whole)
@@ -183,7 +183,7 @@ class Dowser(Callback):
         self._trained = self.counts = self._replayer = self._meter = None
         if self._loaded is not None:
             self._replayer = load_replay(self.replay, self._loaded, bank)
-            self._meter = DriftMeter.from_state(self._loaded["drift"], bank) if self._loaded.get("drift") else None
+            self._meter = meter_again(self._loaded["drift"], bank) if has_drift else None
             self._entries = protect_again(self.method, self.update, weights, self._loaded["entries"])
             self._loaded = None
             digest = self._digest_frozen(module)
@@ -313,7 +313,8 @@ class Dowser(Callback):
     def _drift_now(self, trainer: Trainer, module: TunedModule) -> float:
         if self._meter is None:  # a checkpoint of a run that did without
             raise DowserError("the checkpoint knows nothing of drift; resume without --budget.max_drift")
-        return self._meter.measure(trainer, module).kl
+        kl = self._meter.measure(trainer, module).kl
+        return collectives.from_rank_zero(lambda: kl)  # all decide alike, however their kernels round
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step()

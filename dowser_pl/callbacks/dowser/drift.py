@@ -9,16 +9,17 @@ from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dowser_pl.callbacks.dowser.rows import RowBank, tokens_of
+from dowser_pl.errors import DowserError
 from dowser_pl.importance import probing_mode
 from dowser_pl.importance.base_outputs import BaseOutputs, record_base
 from dowser_pl.importance.drift import Drift, measure_drift, pooled
 from dowser_pl.masking import TunedModule
 from dowser_pl.models.layers import text_model
 
-__all__ = ["DriftMeter", "can_tell_drift", "head_is_trained"]
+__all__ = ["DriftMeter", "can_tell_drift", "head_is_trained", "meter_again"]
 
 
 def can_tell_drift(module: TunedModule) -> bool:
@@ -33,6 +34,20 @@ def head_is_trained(network: Any) -> bool:
     """Whether what makes logits of hidden states will change."""
     head = text_model(network).get_output_embeddings()
     return any(each.requires_grad for each in head.parameters())
+
+
+def meter_again(state: Mapping[str, Any], bank: RowBank) -> "DriftMeter | None":
+    """Make the meter of a checkpoint again; None with a warning where its pictures are not to be had any more.
+
+    Args:
+        state: that the checkpoint holds.
+        bank: makes pictures of rows again.
+    """
+    try:
+        return DriftMeter.from_state(state, bank)
+    except DowserError as error:
+        rank_zero_warn(f"drift is not measured any more: {error}")
+        return None
 
 
 class DriftMeter:
