@@ -27,6 +27,7 @@ __all__ = ["Openers", "Writers"]
 
 _SOURCES: tuple[Source, ...] = get_args(Source)
 _WITH_PICTURE = (*PICTURES, *MADE_OF_PICTURES)
+_BYTES, _FEWEST = 384 << 20, 2  # of all pictures of a source as the processor makes them, and rows in any case
 _PREFIX, _TURN = (1, 5), (5, 14)  # fewest and most random tokens after BOS, and tokens of a user part
 _TRIES = 4  # after a picture, the second half of them with a user part written without it
 
@@ -131,7 +132,7 @@ class Writers:
     def _readable(self, source: Source, numbers: Sequence[int], read: Callable[[list[Prompt]], object]) -> list[Prompt]:
         """Rows of a source that the model can read as well."""
         try:
-            rows = self.write(source, numbers)
+            rows = self.write(source, self._that_fit(source, numbers))
             if rows:
                 read(rows[:1])
         except (DowserError, torch.OutOfMemoryError):  # such as of memory, which says nothing of the model
@@ -148,6 +149,13 @@ class Writers:
                 )
             return []
         return rows
+
+    def _that_fit(self, source: Source, numbers: Sequence[int]) -> Sequence[int]:
+        """Numbers of the rows whose pictures fit into what those of a source may take in host memory."""
+        if source not in _WITH_PICTURE or not numbers:
+            return numbers
+        size = sum(value.nbytes for value in self._picture(source, numbers[0]).image.values())
+        return numbers[: max(_FEWEST, _BYTES // max(size, 1))]
 
     def remade(self, source: str, number: int, tokens: Tensor) -> Prompt:
         """A row of which the tokens are known, with the inputs of its picture."""

@@ -100,7 +100,7 @@ class Rows:
         sources: what rows are written after: `text`, `chat`, `turn`, `noise`, `blank`, `train`, `shuffle`, `mosaic`;
             `auto` = all but `blank` that there is what it takes for.
         per_source: rows of each source. Those with pictures are held in host memory as the processor makes them, for
-            LLaVA-1.5 1.3 MiB each.
+            LLaVA-1.5 1.3 MiB each; there are fewer of them where a source would take more than 384 MiB.
         num_tokens: most tokens that are written after what a row starts with.
         temperature: of the sampling.
         held_out: share of every source that nothing is trained on.

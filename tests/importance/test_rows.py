@@ -202,3 +202,11 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 def test_the_identity_is_json():
     assert json.loads(json.dumps(Rows().identity())) == Rows().identity()
     assert Rows(batch_size=3).identity() == Rows().identity() != Rows(seed=1).identity()
+
+
+def test_pictures_that_take_much_memory_are_fewer(model, monkeypatch):
+    """Each is 3 x 16 x 16 float32, 3 KiB."""
+    monkeypatch.setattr("dowser_pl.importance.rows._BYTES", 10_000)
+    rows = writers(model, sources=["text", "noise"]).in_turns(["text", "noise"], range(6), lambda rows: None)
+    assert [row.number for row in rows if row.kind == "noise"] == [0, 1, 2]
+    assert len([row for row in rows if row.kind == "text"]) > 3
