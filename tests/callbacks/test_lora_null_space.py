@@ -184,7 +184,7 @@ RUNS = {
     "checkpointing": {"module_options": {"gradient_checkpointing": True}},
     "4bit": {"module_options": {"quantization": "4bit", "dtype": "float32"}},
 }
-QUICK = {"32-true", "4bit"}
+QUICK = {"32-true"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in RUNS])

@@ -51,6 +51,7 @@ def test_a_run_its_model_and_its_patch_are_the_same(base, run, tmp_path):
     assert of_base["kl"] == pytest.approx(0.0, abs=1e-6)  # the patch was taken off again
 
 
+@pytest.mark.slow
 def test_adapters_are_put_beside_the_base_and_taken_away(base, tmp_path):
     folder = fit(tmp_path / "lora", base, Lora(), lora=LoraSettings(r=4))
     merged, adapter, again = measured(tmp_path, base, folder / "model", folder / "adapter", base).values()

@@ -30,6 +30,7 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path):
     assert difference(first, one) <= 1e-4 * one.way < difference(free, one)
 
 
+@pytest.mark.slow
 def test_sharded_weights_end_where_one_process_does(model_folder, tmp_path):
     one = alone(fit, tmp_path / "one", model_folder, **OPTIONS)
     first, second = run(fit_sharded, tmp_path / "two", model_folder, "fsdp2", **OPTIONS)

@@ -40,6 +40,7 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_have_the_rows_of_one_process(model_folder, tmp_path, strategy):
     one = alone(rows_of, tmp_path / "one", model_folder, strategy)
