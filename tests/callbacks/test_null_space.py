@@ -77,7 +77,9 @@ class Kill(Callback):
             raise KeyError("killed")
 
 
-@pytest.mark.parametrize(("precision", "checkpoint"), [("32-true", "compact"), ("bf16-true", "full")])
+@pytest.mark.parametrize(
+    ("precision", "checkpoint"), [("32-true", "compact"), pytest.param("bf16-true", "full", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeypatch, precision, checkpoint):
     method, options = NullSpace(rank=4, tokens=TOKENS), {"precision": precision, "checkpoint": checkpoint}
     whole, dowser = fit(model_folder, tmp_path / "whole", method, **options)

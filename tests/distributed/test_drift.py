@@ -21,7 +21,7 @@ def one(model_folder, tmp_path_factory):
     return alone(fit, tmp_path_factory.mktemp("one"), model_folder, **OPTIONS)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["ddp", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fsdp1", "fsdp2"))])
 def test_two_ranks_measure_what_one_process_does(model_folder, tmp_path, one, kind):
     """Sharded heads give their likeliest tokens alone, of a vocabulary that is smaller than their number."""
     first, second = run(fit, tmp_path, model_folder, strategy=kind, **OPTIONS)

@@ -113,7 +113,7 @@ def fit_null(folder, model, step=None, **options):
     return run_it(folder, model, **NULL_SPACE | options)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_a_null_space_on_two_ranks_is_that_of_one_process(model_folder, tmp_path, kind):
     one = alone(fit_null, tmp_path / "one", model_folder)
     first, second = run(fit_null, tmp_path / "two", model_folder, strategy=kind)
