@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dowser_pl.commands.model_folder import model_folder
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Openers, Prompt, Rows, Writers, probing_mode
@@ -62,8 +63,8 @@ def _table(drift: ReportedDrift) -> str:
     return text_grid(DRIFT_HEADER, drift_rows(drift), DRIFT_ALIGNS)
 
 
-def _found(name: str) -> Path | str:
-    """What is to be compared with the base: a patch, the folder of a model or of an adapter, or a hub id."""
+def _found(name: str) -> Path:
+    """What is to be compared with the base: a patch, or the folder of a model or of an adapter."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -72,19 +73,19 @@ def _found(name: str) -> Path | str:
             if (path / part).exists():
                 return path / part
         raise DowserError(f"{path} is a run without model, patch.safetensors and adapter: there is nothing to compare")
-    return path if path.is_dir() else name
+    return path if path.is_dir() else model_folder(name)
 
 
-def _drift(base: MultimodalModule, what: Path | str, said: BaseOutputs, options: Namespace) -> ReportedDrift:
+def _drift(base: MultimodalModule, what: Path, said: BaseOutputs, options: Namespace) -> ReportedDrift:
     """Drift of one tuned model; the base is as it was afterwards."""
-    if isinstance(what, Path) and what.is_file():
+    if what.is_file():
         with Patch.open(what) as patch:
             undo = apply_to_model(base.network, patch)
             try:
                 return _measured(base.network, said, options)
             finally:
                 undo.remove()
-    if isinstance(what, Path) and (what / "adapter_config.json").is_file():
+    if (what / "adapter_config.json").is_file():
         with adapter_beside(base.network, what):
             return _measured(base.network, said, options)
     other = _loaded(str(what), options.dtype).network

@@ -105,8 +105,8 @@ def drift_note(drift: ReportedDrift, upstream: bool) -> str:
         upstream: whether upstream tasks were measured.
     """
     said = (
-        f"Drift from the base: {drift_text(drift)}. These rows are never trained on; skills that they do not touch may "
-        "change unseen."
+        f"Drift from the base: {drift_text(drift)}. Training uses other rows of the same writer; skills that no row "
+        "touches may change unseen."
     )
     return said if upstream else f"{said} No upstream task was given: this is all that is known of forgetting here."
 

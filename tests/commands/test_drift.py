@@ -85,3 +85,9 @@ def test_what_cannot_be_compared_is_refused(base, run, tmp_path, capsys):
 def test_numbers_that_mean_nothing_are_refused(base, capsys, option):
     assert main(["drift", str(base), str(base), option, "0"]) == 1
     assert f"got {option} 0, expected at least 1" in capsys.readouterr().err
+
+
+def test_a_path_that_leads_nowhere_is_told_before_the_base_is_loaded(base, capsys, monkeypatch):
+    monkeypatch.setattr("dowser_pl.commands.drift_run._loaded", lambda *_: pytest.fail("loaded a model"))
+    assert main(["drift", str(base), "runs/none"]) == 1
+    assert "runs/none" in capsys.readouterr().err
