@@ -25,10 +25,10 @@ from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import TopOutcomes, top_outcomes
 from dowser_pl.importance.probe import stacked
-from dowser_pl.importance.prompts import Prompt, counted
+from dowser_pl.importance.prompts import Prompt, alike, counted
 from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["BaseOutputs", "alike", "current_logits", "record_base"]
+__all__ = ["BaseOutputs", "current_logits", "record_base"]
 
 _NUM_KEPT = 256  # outcomes, where hidden states do not give the logits back
 
@@ -78,17 +78,6 @@ class BaseOutputs:
         with torch.no_grad():
             logits: Tensor = (self.head or _head(network))(hidden)
         return logits
-
-
-def alike(rows: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of rows that a model can read together: those without images, and those with images of one shape."""
-    groups: dict[Any, list[int]] = {}
-    for number, row in enumerate(rows):
-        shapes = ((name, value.shape) for name, value in sorted(row.image.items()))
-        # token types are as long as the text before what was written, and are padded with it
-        groups.setdefault(tuple(each for each in shapes if not each[0].endswith("token_type_ids")), []).append(number)
-    for numbers in groups.values():
-        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
 def current_logits(network: PreTrainedModel, rows: Sequence[Prompt]) -> Tensor:

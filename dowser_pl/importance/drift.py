@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from dowser_pl.functional.divergence import agreement, kl_divergence
-from dowser_pl.importance.base_outputs import BaseOutputs, alike, current_logits
+from dowser_pl.importance.base_outputs import BaseOutputs, current_logits
 from dowser_pl.importance.probe import probing_mode
-from dowser_pl.importance.prompts import counted
+from dowser_pl.importance.prompts import alike, counted
 
 __all__ = ["Drift", "measure_drift", "pooled"]
 

@@ -7,8 +7,8 @@ once for each such group of layers.
 Legend: I inputs of a matrix, r directions of them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.functional.null_space import Directions, check_directions, directions_of
 from dowser_pl.importance.gram import InputGrams, grouped
 from dowser_pl.importance.probe import stacked
-from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
+from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
 
 __all__ = ["GRAM_BYTES", "first_tokens", "input_directions", "num_words"]
 
@@ -34,7 +34,10 @@ def num_words(prompts: Sequence[Prompt]) -> int:
 
 def first_tokens(prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
     """The first prompts with so many tokens of text together, of all kinds in turns; all, where they have fewer."""
-    places = [sum(other.kind == each.kind for other in prompts[:number]) for number, each in enumerate(prompts)]
+    before, places = Counter[str](), list[int]()
+    for prompt in prompts:
+        places.append(before[prompt.kind])
+        before[prompt.kind] += 1
     chosen: list[Prompt] = []
     for prompt in (prompts[number] for number in sorted(range(len(prompts)), key=places.__getitem__)):
         if tokens <= 0:
@@ -83,7 +86,7 @@ def input_directions(
     check_directions(eps, rank)
     if not prompts:
         raise DowserError("got no prompts to measure inputs on, expected at least one")
-    batches = _batches(prompts, batch_size)
+    batches = [[prompts[number] for number in numbers] for numbers in alike(prompts, batch_size)]
     found: dict[str, Directions] = {}
     for group in grouped(layers, blocks, limit):
         grams = _summed(model, group, batches, text_inputs)
@@ -95,21 +98,6 @@ def input_directions(
                 del grams.sums[owner]
             found[name] = of_owner[owner]
     return found
-
-
-def _batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Neighbours that can be run together: with a picture or without, and sources one at a time."""
-    batches = []
-    for _, alike in groupby(prompts, lambda prompt: (prompt.source is None, _shapes(prompt))):
-        rows = list(alike)
-        step = size if rows[0].source is None else 1
-        batches += [rows[first : first + step] for first in range(0, len(rows), step)]
-    return batches
-
-
-def _shapes(prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
-    """Of the picture; not of numbers per token, which are padded."""
-    return [(k, () if k.endswith("token_type_ids") else tuple(v.shape)) for k, v in sorted(prompt.image.items())]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ then runs greedily.
 Legend: B prompts, V vocabulary, T new positions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ __all__ = [
     "SampleFromStreams",
     "TextInputs",
     "Tokens",
+    "alike",
     "counted",
     "noise_images",
     "plain_text",
@@ -130,6 +131,18 @@ class Prompt:
     kind: str = "text"
     is_text: Tensor | None = None
     number: int = 0
+
+
+def alike(rows: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of rows that a model can read together: without images, or with images of one shape; sources alone."""
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        shapes = ((name, value.shape) for name, value in sorted(row.image.items()))
+        # token types are as long as the text before what was written, and are padded with it
+        key = tuple(each for each in shapes if not each[0].endswith("token_type_ids"))
+        groups.setdefault(key if row.source is None else number, []).append(number)
+    for numbers in groups.values():
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
 def counted(row: Prompt) -> Tensor:

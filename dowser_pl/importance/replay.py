@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import kl_divergence
 from dowser_pl.functional.random_streams import stream
-from dowser_pl.importance.base_outputs import BaseOutputs, alike, current_logits
-from dowser_pl.importance.prompts import Prompt, counted
+from dowser_pl.importance.base_outputs import BaseOutputs, current_logits
+from dowser_pl.importance.prompts import Prompt, alike, counted
 
 __all__ = ["Replay", "draw_rows", "replay_gradient"]
 

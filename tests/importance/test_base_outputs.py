@@ -6,8 +6,8 @@ import torch
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import TopOutcomes, kl_divergence
 from dowser_pl.importance import Probe, Prompt, write_prompts
-from dowser_pl.importance.base_outputs import BaseOutputs, alike, current_logits, record_base
-from dowser_pl.importance.prompts import counted, noise_images
+from dowser_pl.importance.base_outputs import BaseOutputs, current_logits, record_base
+from dowser_pl.importance.prompts import alike, counted, noise_images
 from dowser_pl.models.layers import text_model
 from tests.tiny_models import BOS, FAMILIES, IMAGE, make_processor, tiny_llava, tiny_paligemma
 
