@@ -18,6 +18,7 @@ from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Openers, Prompt, Rows, Writers, probing_mode
 from dowser_pl.importance.base_outputs import BaseOutputs, current_logits, record_base
 from dowser_pl.importance.drift import measure_drift
+from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.models.layers import text_inputs, text_model
 from dowser_pl.models.lora import adapter_beside
@@ -32,9 +33,7 @@ from dowser_pl.reporting.table import text_grid
 __all__ = ["run"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_PICTURES = 64
 _APART = 10**6  # from the rows that runs of small seeds train with
-_SIDE = 448  # pixels of the longer side, at most
 
 
 def run(options: Namespace, argv: Sequence[str]) -> str:
@@ -126,12 +125,11 @@ def _written(base: MultimodalModule, options: Namespace, pictures: list[Image.Im
 
 
 def _pictures(folder: Path) -> list[Image.Image]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)[:_PICTURES]
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)[:NUM_PICTURES]
     if not files:
         raise DowserError(f"there are no pictures in {folder}, expected some of {', '.join(_SUFFIXES)}")
     found = []
     for file in files:
         with Image.open(file) as picture:
-            found.append(picture.convert("RGB"))
-        found[-1].thumbnail((_SIDE, _SIDE))
+            found.append(shrunken(picture))
     return found

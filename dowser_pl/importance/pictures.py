@@ -10,11 +10,23 @@ import torch
 from PIL import Image
 from torch import Generator
 
-__all__ = ["MADE_OF_PICTURES", "PICTURES", "blank", "mosaic", "noise", "shuffle"]
+__all__ = ["MADE_OF_PICTURES", "NUM_PICTURES", "PICTURES", "blank", "mosaic", "noise", "shrunken", "shuffle"]
 
 _GRIDS = (2, 4)  # fewest and most cells a side
 _RGB = "RGB"
 Box = tuple[int, int, int, int]
+
+
+NUM_PICTURES = 64
+"""Pictures of the user that rows are made of, at most."""
+_SIDE = 448  # pixels of the longer side, at most: bounds what a row takes in memory
+
+
+def shrunken(picture: Image.Image) -> Image.Image:
+    """A picture of the user as rows are made of it: RGB, and not large."""
+    picture = picture.convert(_RGB)
+    picture.thumbnail((_SIDE, _SIDE))
+    return picture
 
 
 def noise(generator: Generator, side: int) -> Image.Image:

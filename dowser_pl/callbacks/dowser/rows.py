@@ -24,7 +24,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, digest, probing_mode
 from dowser_pl.importance.base_outputs import current_logits
-from dowser_pl.importance.pictures import MADE_OF_PICTURES
+from dowser_pl.importance.pictures import MADE_OF_PICTURES, NUM_PICTURES, shrunken
 from dowser_pl.importance.rows import Openers, Writers
 from dowser_pl.importance.settings import Rows
 from dowser_pl.importance.writing import RowWriter
@@ -33,9 +33,7 @@ from dowser_pl.models.layers import text_inputs, text_model
 
 __all__ = ["RowBank"]
 
-_PICTURES = 64  # training pictures that rows are made of
 _HELD_OUT = 8  # every so many of them for rows that are held out
-_SIDE = 448  # pixels of the longer side, at most: bounds what a row takes in memory
 
 
 @dataclass
@@ -131,7 +129,7 @@ class RowBank:
         if ask is None:
             return []
         # the first process' on all: a picture that one of them cannot read would make other rows there
-        return collectives.from_rank_zero(lambda: [_shrunken(each) for each in ask(_PICTURES, self.settings.seed)])
+        return collectives.from_rank_zero(lambda: [shrunken(each) for each in ask(NUM_PICTURES, self.settings.seed)])
 
     def _unseen(self, sources: Iterable[str]) -> str:
         """What is not looked at, where the model sees pictures and no row has one of the user's."""
@@ -173,12 +171,6 @@ def digest_of(row: Prompt) -> str:
     for name, value in sorted(row.image.items()):
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + value.contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _shrunken(picture: Image.Image) -> Image.Image:
-    picture = picture.convert("RGB")
-    picture.thumbnail((_SIDE, _SIDE))
-    return picture
 
 
 def _keep(file: Path | None, rows: Sequence[Prompt]) -> None:
