@@ -15,12 +15,11 @@ from PIL import Image
 from dowser_pl.commands.model_folder import model_folder
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
-from dowser_pl.importance import Openers, Prompt, Rows, Writers, probing_mode
+from dowser_pl.importance import Prompt, Rows, Writers, probing_mode
 from dowser_pl.importance.base_outputs import BaseOutputs, current_logits, record_base
 from dowser_pl.importance.drift import measure_drift
 from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
-from dowser_pl.importance.writing import RowWriter
-from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.models.layers import text_model
 from dowser_pl.models.lora import adapter_beside
 from dowser_pl.module import MultimodalModule
 from dowser_pl.patches.loaded import apply_to_model
@@ -115,11 +114,9 @@ def _loaded(path: str, dtype: Any) -> MultimodalModule:
 
 
 def _written(base: MultimodalModule, options: Namespace, pictures: list[Image.Image]) -> list[Prompt]:
-    settings = Rows(per_source=max(options.per_source, 2), seed=options.seed + _APART, held_out=0.5)
-    inputs = partial(text_inputs, text_model(base.network))
-    writer = RowWriter(base.network, base.processor, settings.temperature, options.batch_size, inputs, base.ending())
-    openers = base.openers()
-    writers = Writers(writer, settings, None if openers is None else Openers(*openers), pictures)
+    seed, size = options.seed + _APART, options.batch_size
+    settings = Rows(per_source=max(options.per_source, 2), seed=seed, held_out=0.5, batch_size=size)
+    writers = Writers.of(base.network, base.processor, base.ending(), settings, base.openers(), pictures)
     read = torch.no_grad()(partial(current_logits, base.network))
     return writers.in_turns(writers.sources(), range(options.per_source), read)
 

@@ -7,8 +7,9 @@ from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, inpu
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts
 from dowser_pl.importance.recorder import FACTORS, PRODUCTS
-from dowser_pl.importance.rows import Openers, Writers
+from dowser_pl.importance.rows import Writers
 from dowser_pl.importance.settings import Probe, Rows
+from dowser_pl.importance.writing import Openers
 
 __all__ = [
     "FACTORS",

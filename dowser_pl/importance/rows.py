@@ -7,12 +7,14 @@ neighbours in a batch nor on the number of processes.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
@@ -21,30 +23,17 @@ from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.pictures import MADE_OF_PICTURES, PICTURES
 from dowser_pl.importance.prompts import Prompt, counted
 from dowser_pl.importance.settings import Rows, Source
-from dowser_pl.importance.writing import RowWriter, Start, token_ids
+from dowser_pl.importance.writing import Openers, RowWriter, Start, token_ids
+from dowser_pl.models.generation import Ending
+from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["Openers", "Writers"]
+__all__ = ["Writers"]
 
 _SOURCES: tuple[Source, ...] = get_args(Source)
 _WITH_PICTURE = (*PICTURES, *MADE_OF_PICTURES)
 _BYTES, _FEWEST = 384 << 20, 2  # of all pictures of a source as the processor makes them, and rows in any case
 _PREFIX, _TURN = (1, 5), (5, 14)  # fewest and most random tokens after BOS, and tokens of a user part
 _TRIES = 4  # after a picture, the second half of them with a user part written without it
-
-
-@dataclass(frozen=True)
-class Openers:
-    """What a chat template writes around the words of a user.
-
-    Attributes:
-        user: text before the words of a user, the beginning of the conversation included.
-        assistant: text between the words of a user and those of the assistant.
-        picture: text before the words of a user who shows a picture first; None = the start of a text and a picture.
-    """
-
-    user: str
-    assistant: str
-    picture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,30 @@ class Writers:
     settings: Rows
     openers: Openers | None
     pictures: Sequence[Image.Image]
+
+    @classmethod
+    def of(
+        cls,
+        network: PreTrainedModel,
+        processor: Any,
+        ending: Ending,
+        settings: Rows,
+        openers: tuple[str, str, str | None] | None,
+        pictures: Sequence[Image.Image],
+    ) -> "Writers":
+        """Make the writers of a model.
+
+        Args:
+            network: in eval mode.
+            processor: Hugging Face processor.
+            ending: what ends a text.
+            settings: of the rows.
+            openers: of the chat template, as `ChatTemplate.openers` has them.
+            pictures: of the user.
+        """
+        inputs = partial(text_inputs, text_model(network))
+        writer = RowWriter(network, processor, settings.temperature, settings.batch_size, inputs, ending)
+        return cls(writer, settings, None if openers is None else Openers(*openers), pictures)
 
     def sources(self) -> list[Source]:
         """The sources asked for; of `auto` those that there is what it takes for.

@@ -20,11 +20,26 @@ from dowser_pl.importance.prompts import Prompt, SampleFromStreams, TextInputs, 
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, write_tokens
 
-__all__ = ["RowWriter", "Start", "token_ids"]
+__all__ = ["Openers", "RowWriter", "Start", "token_ids"]
 
 _TOGETHER = 64  # rows of text alone
 _SIDE = 336  # pixels, where the processor does not say
 _OPTION = "rows.batch_size"
+
+
+@dataclass(frozen=True)
+class Openers:
+    """What a chat template writes around the words of a user.
+
+    Attributes:
+        user: text before the words of a user, the beginning of the conversation included.
+        assistant: text between the words of a user and those of the assistant.
+        picture: text before the words of a user who shows a picture first; None = the start of a text and a picture.
+    """
+
+    user: str
+    assistant: str
+    picture: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, digest, probing_mode
 from dowser_pl.importance.base_outputs import current_logits
 from dowser_pl.importance.pictures import MADE_OF_PICTURES, NUM_PICTURES, shrunken
-from dowser_pl.importance.rows import Openers, Writers
+from dowser_pl.importance.rows import Writers
 from dowser_pl.importance.settings import Rows
-from dowser_pl.importance.writing import RowWriter
 from dowser_pl.masking import TunedModule
-from dowser_pl.models.layers import text_inputs, text_model
 
 __all__ = ["RowBank"]
 
@@ -107,13 +105,9 @@ class RowBank:
         return rows
 
     def _writers(self, held_out: bool) -> Writers:
-        network, processor = self.module.network, self.module.processor
-        text = text_model(network)
-        inputs, ending = partial(text_inputs, text), self.module.ending()
-        model = network if processor is not None else text
-        writer = RowWriter(model, processor, self.settings.temperature, self.settings.batch_size, inputs, ending)
-        openers = getattr(self.module, "openers", lambda: None)()
-        return Writers(writer, self.settings, None if openers is None else Openers(*openers), self._pictures(held_out))
+        openers, ending = getattr(self.module, "openers", lambda: None)(), self.module.ending()
+        pictures = self._pictures(held_out)
+        return Writers.of(self.module.network, self.module.processor, ending, self.settings, openers, pictures)
 
     def _pictures(self, held_out: bool) -> list[Image.Image]:
         """Training pictures, other ones for rows that are held out; the only one, where there is one, for both."""
