@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
 from dowser_pl.callbacks import Checkpoints, Dowser, EpochProgress, Export, Forgetting, PatchFile, RandomState
@@ -95,3 +96,18 @@ def build_trainer(
     ending = [Export(enabled=export), Forgetting(evaluation_cache), PatchFile()]
     callbacks = [dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks]
     return DowserTrainer(callbacks=callbacks, **options)
+
+
+class Killed(BaseException):
+    """What nothing in a run catches."""
+
+
+class KillAt(Callback):
+    """Ends a run before the batch that follows so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            raise Killed

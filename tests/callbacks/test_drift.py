@@ -12,7 +12,7 @@ from dowser_pl.importance.base_outputs import current_logits
 from dowser_pl.importance.replay import Replay
 from dowser_pl.methods import Full, Magnitude, Wise
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import KillAt, Killed, TinyData, build_module, build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +34,6 @@ class Drifts(Callback):
 class OnlyDownstream(TinyData):
     def evaluation_tasks(self):
         return [task for task in super().evaluation_tasks() if task.role == "downstream"]
-
-
-class Killed(BaseException):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 def fit(folder, model_folder, method=None, data=None, callbacks=(), ckpt_path=None, drift=True, lr=1e-2, **options):

@@ -20,7 +20,7 @@ from dowser_pl.models.loading import load_model
 from dowser_pl.models.lora import LoraSettings
 from tests.callbacks.test_lora import wide_folder  # noqa: F401 - a fixture
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import KillAt, Killed, TinyData, build_module, build_trainer
 
 LORA = LoraSettings(r=4, alpha=8.0, dropout=0.1)
 SMALL = NullSpaceSettings(eps=0.1, rank=8, tokens=60)
@@ -171,12 +171,6 @@ def test_peft_reads_the_adapters_and_says_the_same(model_folder, tmp_path):
     assert not torch.allclose(plain, theirs, atol=1e-3), "the adapters do something"
 
 
-class Kill(Callback):
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == 4:
-            raise KeyError("killed")
-
-
 RUNS = {
     "32-true": {"accumulate_grad_batches": 1, "replay": Replay(rows=2)},
     "bf16-true": {"precision": "bf16-true"},
@@ -191,8 +185,8 @@ QUICK = {"32-true"}
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_path, name):  # noqa: F811
     folder, options = wide_folder if name == "4bit" else model_folder, {"export": True, **RUNS[name]}
     _, dowser = fit(folder, tmp_path / "whole", **options)
-    with pytest.raises(KeyError, match="killed"):
-        fit(folder, tmp_path / "cut", callbacks=[Kill()], **options)
+    with pytest.raises(Killed):
+        fit(folder, tmp_path / "cut", callbacks=[KillAt(4)], **options)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     assert not checkpoint["state_dict"], "the base is left out"

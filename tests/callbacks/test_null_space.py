@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Dowser
 from dowser_pl.callbacks.dowser import masks
 from dowser_pl.methods import Full, NullSpace
 from dowser_pl.models.loading import load_model
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import KillAt, Killed, TinyData, build_module, build_trainer
 
 TOKENS = 40
 
@@ -71,20 +70,14 @@ def test_infinite_eps_is_full_fine_tuning_bit_by_bit(model_folder, tmp_path):
     assert any(bool(each.any()) for each in moves(module, model_folder).values())
 
 
-class Kill(Callback):
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == 4:
-            raise KeyError("killed")
-
-
 @pytest.mark.parametrize(
     ("precision", "checkpoint"), [("32-true", "compact"), pytest.param("bf16-true", "full", marks=pytest.mark.slow)]
 )
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeypatch, precision, checkpoint):
     method, options = NullSpace(rank=4, tokens=TOKENS), {"precision": precision, "checkpoint": checkpoint}
     whole, dowser = fit(model_folder, tmp_path / "whole", method, **options)
-    with pytest.raises(KeyError, match="killed"):
-        fit(model_folder, tmp_path / "cut", method, callbacks=[Kill()], **options)
+    with pytest.raises(Killed):
+        fit(model_folder, tmp_path / "cut", method, callbacks=[KillAt(4)], **options)
     monkeypatch.setattr(masks, "input_directions", lambda *_: pytest.fail("measured tuned weights"))
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     resumed, again = fit(model_folder, tmp_path / "cut", method, last, **options)

@@ -11,7 +11,7 @@ from dowser_pl.importance.replay import Replay, replay_gradient
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Spider
 from dowser_pl.trainer import DowserTrainer
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import SMALL_PROBE, TinyData, build_module
+from tests.tiny_run import SMALL_PROBE, KillAt, Killed, TinyData, build_module
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,6 @@ class Steps(Callback):
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
         self.gradients.append(torch.cat([each.grad.flatten() for each in parameters]).clone())
         self.kl.append(trainer.callback_metrics.get("train/replay_kl"))
-
-
-class Killed(BaseException):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 def fit(folder, model_folder, replay, method=None, module=None, callbacks=(), ckpt_path=None, data=None, **options):
