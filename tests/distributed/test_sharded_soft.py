@@ -14,7 +14,7 @@ from dowser_pl.methods import L2SP, Anchor, NullSpace, SoftDowser, Spider
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
-from tests.distributed.sharded import both, one_fast
+from tests.distributed.sharded import both
 from tests.distributed.test_resume import fit_until
 from tests.tiny_models import save_tiny_llava
 
@@ -52,10 +52,9 @@ def test_parts_of_a_matrix_are_standardised_by_all_of_it():
         assert torch.allclose(torch.cat([first[1], second[1]]), rescaled(size * (size > 0.4)), atol=1e-6)
 
 
-@one_fast
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "soft dowser")) for name in METHODS]
-)
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize("name", METHODS)
 def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name, kind):
     options = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "method": METHODS[name], "strategy": kind}
     options |= {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
