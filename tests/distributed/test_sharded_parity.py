@@ -1,6 +1,7 @@
 """FSDP1 and FSDP2 on two ranks against one process: the same masks, frozen bits and files, values within rounding."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.distributed.harness import alone, run
 from tests.distributed.sharded import SHARDED, both, fit_sharded, one_fast
 from tests.distributed.test_resume import LAST
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 
 class Blind(Callback):
@@ -48,6 +49,10 @@ CASES = {
     "two of three layers, a budget for each, activations recomputed": {
         "method": HighestImportance(0.1, scope="layer"),
         "module": {"last_n_layers": 2, "gradient_checkpointing": True},
+        "optimizer": "sgd",
+    },
+    "importance on rows, pictures and words": {
+        "probe": replace(SMALL_PROBE, inputs="rows", num_prompts=9, batch_size=4),
         "optimizer": "sgd",
     },
     "also train": {"module": {"also_train": ["projector", "norms", "embeddings"]}, "optimizer": "sgd"},

@@ -164,6 +164,8 @@ class Dowser(Callback):
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
             builder.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
+                if self.probe.inputs == "rows":
+                    self.base = module.base_model()
                 builder.measure()
                 self.diagnostics = builder.diagnostics
                 return

@@ -189,7 +189,7 @@ class MaskBuilder:
                 f"num_prompts auto compares the masks of two halves of the prompts, and {type(self.method).__name__} "
                 "has no mask; set --dowser.probe.num_prompts to a number"
             )
-        runner = ImportanceRunner(self.trainer, self.pl_module, self.layers, self.probe)
+        runner = ImportanceRunner(self.trainer, self.pl_module, self.layers, self.probe, self.bank)
         importance = ImportancePass(runner, self.method, self._agreement).run(self.cache_dir, self.factors_file)
         self.diagnostics = {"prompts": importance.factors.num_prompts}
         if importance.agreement is not None:

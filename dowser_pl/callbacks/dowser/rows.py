@@ -62,6 +62,11 @@ class RowBank:
         """Rows that nothing is trained on, of all sources in turns."""
         return self._rows(held_out=True)
 
+    def identity(self) -> str:
+        """What the rows in use depend on beside the weights, as a digest; on every process."""
+        writers = self._writers(held_out=False)
+        return digest(self._parts(writers, writers.sources()))
+
     def remade(self, state: Sequence[Mapping[str, Any]], held_out: bool) -> list[Prompt]:
         """Rows of a checkpoint, with their pictures.
 
@@ -136,11 +141,15 @@ class RowBank:
         if self.cache_dir is None:
             return None
         weights = self.weights()
+        parts = [weights, self._parts(writers, sources), held_out]
+        return self.cache_dir / f"{weights[:12]}-rows-{digest(parts)}.json"
+
+    def _parts(self, writers: Writers, sources: Sequence[str]) -> dict[str, Any]:
+        """All that rows depend on beside the weights."""
         processor, pictures = self.module.processor, hashlib.sha256()
         for picture in writers.pictures:
             pictures.update(repr(picture.size).encode() + picture.tobytes())
-        parts = {
-            "weights": weights,
+        return {
             "model": behaviour(self.module.network),
             "vocabulary": processor.tokenizer.get_vocab(),
             "special": processor.tokenizer.special_tokens_map,
@@ -148,10 +157,9 @@ class RowBank:
             "openers": None if writers.openers is None else asdict(writers.openers),
             "ending": asdict(self.module.ending()),
             "precision": precision_of(self.trainer, self.module.network),
-            "rows": [self.settings.identity(), list(sources), held_out],
+            "rows": [self.settings.identity(), list(sources)],
             "pictures": pictures.hexdigest(),
         }
-        return self.cache_dir / f"{weights[:12]}-rows-{digest(parts)}.json"
 
 
 def tokens_of(row: Prompt) -> dict[str, Any]:
