@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import product
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import required
 from dowser_pl.bench.records import Failure, Record
 from dowser_pl.bench.settings import Entry, Setting, Settings
+from dowser_pl.errors import DowserError
 
 __all__ = ["Choice", "Done", "Plan", "groups"]
 
@@ -39,9 +41,22 @@ class Choice:
     failed: int
 
 
-def groups(settings: Settings) -> list[Group]:
-    """Every combination of world, task and depth that a bench asks for."""
-    return [Group(*each) for each in product(settings.worlds, settings.tasks, settings.depths)]
+def groups(settings: Settings, places: Sequence[str] = ()) -> list[Group]:
+    """Every combination of world, task and depth that a bench asks for.
+
+    Args:
+        settings: of the bench.
+        places: patterns of their names, such as `outlier-*-all`; none = all.
+
+    Raises:
+        DowserError: for a pattern that no name matches.
+    """
+    every = [Group(*each) for each in product(settings.worlds, settings.tasks, settings.depths)]
+    for place in places:
+        if not any(fnmatch(group.slug, place) for group in every):
+            names = ", ".join(group.slug for group in every)
+            raise DowserError(f"got --in {place}, expected one of: {names}, or a pattern such as '*-all'")
+    return [group for group in every if not places or any(fnmatch(group.slug, place) for place in places)]
 
 
 @dataclass(frozen=True)
@@ -52,16 +67,18 @@ class Plan:
         settings: of the bench.
         entries: the methods; those that others come after among them.
         done: what is known of cells; asked anew each time.
+        places: see `groups`.
     """
 
     settings: Settings
     entries: Sequence[Entry]
     done: Done
+    places: Sequence[str] = ()
 
     def cells(self) -> list[Cell]:
         """In the order in which they are run, each once, what one requires before it."""
         found: dict[Cell, None] = {}
-        for group in groups(self.settings):
+        for group in groups(self.settings, self.places):
             for cell in self._of_group(group):
                 base = required(self.settings, cell)
                 found |= dict.fromkeys([cell] if base is None else [base, cell])
@@ -70,7 +87,7 @@ class Plan:
     def unknown(self) -> Counter[str]:
         """Name of a method -> how many cells of it depend on choices that are still to be made."""
         unknown = Counter[str]()
-        for group, entry in product(groups(self.settings), self.entries):
+        for group, entry in product(groups(self.settings, self.places), self.entries):
             tuning = self.tuning(group, entry)
             if tuning is None:
                 unknown[entry.name] += entry.num_settings

@@ -1,9 +1,12 @@
 """Which cells there are, in which order, and what they are told to do."""
 
+import pytest
+
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import commands, digest, folder_digest, required
-from dowser_pl.bench.grid import Plan
+from dowser_pl.bench.grid import Plan, groups
 from dowser_pl.bench.records import Failure, Record
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting import TaskScore
 from tests.bench.fakes import settings_of
 
@@ -44,6 +47,17 @@ def test_first_the_learning_rates_on_validation_data(tmp_path):
     ]  # fmt: skip
     assert {(cell.split, cell.seed) for cell in cells} == {("validation", 0)}
     assert plan.unknown() == {"ModelDowser": 2, "Full": 2, "Dare": 10, "ModelTailor": 10}
+
+
+def test_places_are_chosen_by_patterns_of_their_names(tmp_path):
+    settings = settings_of(tmp_path, worlds={"shipped": "a", "outlier": "b"}, tasks={"digits": {}, "icon": {}})
+    known = Plan(settings, settings.with_bases(["Full"]), Known({}), ["outlier-digits-all"])
+    assert {cell.group for cell in known.cells()} == {Group("outlier", "digits", None)} and len(known.cells()) == 4
+    assert known.unknown() == {"Full": 2}
+    both = [Group("shipped", "icon", None), Group("outlier", "icon", None)]
+    assert groups(settings, ["*-icon-*"]) == both == groups(settings, ["outlier-icon-all", "shipped-icon-all"])
+    with pytest.raises(DowserError, match="got --in icon, expected one of: shipped-digits-all, .*, or a pattern such"):
+        groups(settings, ["icon"])
 
 
 def test_then_the_best_on_test_data_over_seeds(tmp_path):
