@@ -25,6 +25,9 @@ class Done(Protocol):
     def failure(self, cell: Cell) -> Failure | None:
         """Why it did not finish, if it failed."""
 
+    def scores(self, cell: Cell) -> dict[str, list[float]] | None:
+        """Task -> the score of every question, if they are known."""
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dowser_pl.errors import DowserError
 
-__all__ = ["Outcomes", "holm", "p_value", "resampled"]
+__all__ = ["Difference", "Outcomes", "against_first", "holm", "p_value", "resampled"]
 
 Floats = NDArray[np.float64]
 DRAWS = 4000
@@ -40,9 +40,54 @@ class Outcomes:
     downstream: Mapping[str, Floats]
 
     @property
+    def h_score(self) -> float:
+        """The mean over the seeds of the harmonic mean of both roles."""
+        upstream, downstream = (
+            np.mean([scores.mean(axis=1) for scores in tasks.values()], axis=0)
+            for tasks in (self.upstream, self.downstream)
+        )
+        return float(np.mean(_harmonic(upstream, downstream)))
+
+    @property
     def asked(self) -> dict[str, tuple[int, ...]]:
         """Name of a task -> seeds and questions; methods can be paired where these are equal."""
         return {name: scores.shape for name, scores in {**self.upstream, **self.downstream}.items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the H-score of a method is from that of the first.
+
+    Attributes:
+        value: of the method less that of the first.
+        p: two-sided, adjusted for all methods that are compared with the first; None of the first itself.
+        interval: ends of the H-score of 95 % of the draws.
+    """
+
+    value: float
+    p: float | None
+    interval: tuple[float, float]
+
+
+def against_first(methods: Mapping[str, Outcomes]) -> dict[str, Difference]:
+    """Compare every method with the first.
+
+    Args:
+        methods: name -> outcomes, the first being the one to compare with; those on other questions or with other
+            numbers of seeds are left out.
+    """
+    if not methods:
+        return {}
+    first, *_ = methods.values()
+    paired = {name: each for name, each in methods.items() if each.asked == first.asked}
+    drawn = resampled(list(paired.values()))
+    adjusted = holm([p_value(draws - drawn[0]) for draws in drawn[1:]])
+    return {
+        name: Difference(
+            each.h_score - first.h_score, p, (float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975)))
+        )
+        for (name, each), draws, p in zip(paired.items(), drawn, [None, *adjusted], strict=True)
+    }
 
 
 def resampled(methods: Sequence[Outcomes], draws: int = DRAWS, seed: int = 0) -> Floats:
@@ -74,10 +119,13 @@ def resampled(methods: Sequence[Outcomes], draws: int = DRAWS, seed: int = 0) ->
             of_questions = random.multinomial(count, np.full(count, 1 / count), size=draws) / count
             for number, each in enumerate(methods):
                 of_methods[number] += of_questions @ getattr(each, role)[name].T / len(names)
-    total = means["upstream"] + means["downstream"]
-    h = np.divide(2 * means["upstream"] * means["downstream"], total, out=np.zeros_like(total), where=total > 0)
-    weighted: Floats = (of_seeds * h).sum(axis=2)
+    weighted: Floats = (of_seeds * _harmonic(means["upstream"], means["downstream"])).sum(axis=2)
     return weighted
+
+
+def _harmonic(first: Floats, second: Floats) -> Floats:
+    total = first + second
+    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
 
 
 def p_value(differences: Floats) -> float:
