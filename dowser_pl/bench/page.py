@@ -78,7 +78,7 @@ def _sections(settings: Settings, comparison: Comparison) -> list[str]:
     sections = [markdown_grid(HEADER, rows, "ll" + "r" * (len(HEADER) - 2))]
     if any(method.choice is not None and method.choice.edges for method in methods):
         sections.append(f"{EDGE_MARK} at the edge of what was tried: a better setting may lie outside.")
-    sections += _foretold(comparison) + _failures(methods) + _drops(methods)
+    sections += _matched(comparison) + _foretold(comparison) + _failures(methods) + _drops(methods)
     sections += ["What was tried, on the validation split:", _tried(methods)]
     return sections
 
@@ -120,6 +120,19 @@ def _behind(difference: Difference | None) -> str:
         return ""
     p = f"p {difference.p:.2g}" if difference.p >= _LEAST_P else f"p < {_LEAST_P}"
     return f"{max(0.0, -difference.value):.3f}, {p}"
+
+
+def _matched(comparison: Comparison) -> list[str]:
+    if comparison.matched is None:
+        return []
+    level, upstream = comparison.matched
+    order = sorted(upstream, key=lambda name: -(upstream[name] or 0.0))
+    rows = [(name, "not reached" if upstream[name] is None else score_text(upstream[name])) for name in order]
+    return [
+        f"Upstream where downstream is {level:.2f}, on the validation split, between the settings that were tried: who "
+        "keeps most when all have learnt equally much.",
+        markdown_grid(("method", "upstream"), rows, "lr"),
+    ]
 
 
 def _foretold(comparison: Comparison) -> list[str]:

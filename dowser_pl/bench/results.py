@@ -9,6 +9,7 @@ import numpy as np
 
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.grid import Choice, Plan, groups
+from dowser_pl.bench.matched import matched
 from dowser_pl.bench.paired import Difference, Outcomes, against_first
 from dowser_pl.bench.records import Record
 from dowser_pl.bench.settings import Entry
@@ -194,6 +195,20 @@ class Comparison:
         drifts, lost = map(_ranks, zip(*pairs, strict=True))
         return correlation(drifts, lost), len(pairs)
 
+    @property
+    def matched(self) -> tuple[float, dict[str, float | None]] | None:
+        """Upstream on validation data where methods have learnt equally much; see `dowser_pl.bench.matched`."""
+        return matched(
+            {
+                method.entry.name: [
+                    (each.record.mean("downstream"), each.record.mean("upstream"))
+                    for each in method.curve
+                    if each.record is not None
+                ]
+                for method in self.methods
+            }
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain values, ready for JSON."""
         base = None if self.base is None else dict(zip(("downstream", "upstream"), self.base, strict=True))
@@ -204,7 +219,8 @@ class Comparison:
             each.entry.name: each.to_dict() | {"against_first": self._difference(each.entry.name)}
             for each in self.methods
         }
-        return {**vars(self.group), "base": base, "drift_foretells": foretold, "methods": methods}
+        level = None if self.matched is None else dict(zip(("downstream", "upstream"), self.matched, strict=True))
+        return {**vars(self.group), "base": base, "matched": level, "drift_foretells": foretold, "methods": methods}
 
     def _difference(self, name: str) -> dict[str, Any] | None:
         return vars(self.differences[name]) if name in self.differences else None

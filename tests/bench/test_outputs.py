@@ -48,6 +48,9 @@ def test_the_numbers_and_the_table(tmp_path):
     assert full["seconds"]["mean"] == 4.0 and full["peak_memory_bytes"] == 1000 and full["trainable_share"] == 0.1
     assert "| Full | lr 0.0002 | 0.805 ± .007 | 0.900 ± .000 |" in text
     assert "| base model |  | 0.000 | 0.950 | 0.000 |  |  | 0.475 |" in text
+    level = content["groups"]["shipped-digits-all"]["matched"]
+    assert set(level["upstream"]) == set(content["methods"]) and 0 < level["downstream"] < 0.81
+    assert f"Upstream where downstream is {level['downstream']:.2f}, on the validation split" in text
     order = [text.index(f"\n| {name} |") for name in content["methods"]]
     assert order == sorted(order)
     h_scores = [method["h_score"]["mean"] for method in content["methods"].values()]
