@@ -172,6 +172,11 @@ class Comparison:
     differences: Mapping[str, Difference] = field(default_factory=dict)
 
     @property
+    def begun(self) -> bool:
+        """Whether anything has finished, or failed."""
+        return any(point.record or point.failure for method in self.methods for point in method.curve)
+
+    @property
     def base(self) -> tuple[float, float] | None:
         """Downstream and upstream of the base model on test data; None before any test."""
         for method in self.methods:

@@ -132,6 +132,18 @@ def test_equal_values_share_their_rank():
     assert _ranks([0.3, 0.1, 0.3, 0.2, 0.3]) == [4.0, 1.0, 4.0, 2.0, 4.0]
 
 
+def test_places_that_were_not_begun_are_left_out(tmp_path):
+    bench = Bench(settings_of(tmp_path, tasks={"digits": {}, "icon": {}}), (), ["*-icon-*"], lambda line: None)
+    bench.run(FakeRunner())
+    everything = Plan(bench.settings, tuple(bench.settings.methods.values()), bench.store)
+    write_outputs(everything, {})
+    content = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert list(content["groups"]) == ["shipped-icon-all"] and content["cells"]["finished"] == 32
+    text = (tmp_path / "out" / "bench.md").read_text()
+    assert "## shipped, icon" in text and "shipped, digits" not in text
+    assert not list((tmp_path / "out").glob("*digits*.png"))
+
+
 def test_a_best_setting_at_the_edge_is_marked(tmp_path):
     content, text, _ = outputs(tmp_path, methods__Full__grid=[2e-4, 4e-4, 8e-4, 1.6e-3])
     assert content["methods"]["Full"]["at_edge"] == {"lr": "lowest"}
