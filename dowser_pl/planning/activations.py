@@ -39,6 +39,7 @@ class Decoder:
         itemsize: e, bytes of an entry of an activation.
         fused_attention: whether scores are never stored (sdpa, flash attention).
         cast_bytes: weights that autocast rounds and keeps for the backward pass.
+        unpacked_bytes: the largest matrix that is packed into 4 or 8 bits, unpacked for as long as it multiplies.
     """
 
     layers: int
@@ -51,6 +52,7 @@ class Decoder:
     itemsize: int
     fused_attention: bool = True
     cast_bytes: int = 0
+    unpacked_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ def activation_bytes(decoder: Decoder, batch: Batch) -> int:
     tokens, e = batch.rows * batch.tokens, decoder.itemsize
     one_layer = tokens * _layer_bytes_per_token(decoder, batch.tokens)
     loss = tokens * decoder.vocab_size * (_LOSS + _rounded(e))
+    weights = decoder.cast_bytes + decoder.unpacked_bytes
     if not batch.gradient_checkpointing:
-        return decoder.layers * one_layer + loss + decoder.cast_bytes
+        return decoder.layers * one_layer + loss + weights
     inputs = decoder.layers * tokens * decoder.hidden_size * e
     logits = tokens * decoder.vocab_size * e  # the output holds them while layers run again
-    return inputs + max(loss, one_layer + logits) + decoder.cast_bytes
+    return inputs + max(loss, one_layer + logits) + weights
 
 
 def _layer_bytes_per_token(decoder: Decoder, length: int) -> int:

@@ -44,7 +44,8 @@ class Sizes:
     """What of a model is there and what is trained.
 
     Args:
-        weights: dtype -> bytes of all parameters and buffers, each tensor counted once.
+        weights: dtype -> bytes of all parameters and buffers, each tensor counted once; `packed` = matrices of 4 or 8
+            bits an entry, with the scales that unpack them.
         matrices: the tuned ones, under a mask.
         whole: what is trained without a mask; all of it may move.
         layer_bytes: weights of the largest decoder layer, which sharded strategies gather while it runs.

@@ -1,5 +1,6 @@
 """The memory plan of a run: sizes of its model, its optimizer and its batches, put together before it starts."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from dowser_pl.methods import EachStep, Lora, NullSpace
 from dowser_pl.models.layers import decoder_layers
+from dowser_pl.models.quantized import is_quantized, scale_bytes
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
@@ -127,13 +129,17 @@ def sizes_of(network: nn.Module, blocks: Sequence[nn.Module], tuned: Iterable[Te
     """
     masked = {id(weight): weight for weight in tuned}
     tensors = {id(each): each for each in (*network.parameters(), *network.buffers())}
-    weights: dict[str, int] = {}
+    weights = Counter[str]()
     for tensor in tensors.values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        weights[name] = weights.get(name, 0) + tensor.nbytes
+        weights[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    for module in network.modules():
+        if scales := scale_bytes(module):  # packed weights, whose bytes are integers
+            packed: Any = module.weight
+            weights[str(packed.dtype).removeprefix("torch.")] -= packed.nbytes
+            weights["packed"] += packed.nbytes + scales
     free = [each for key, each in tensors.items() if each.requires_grad and key not in masked]
     return Sizes(
-        weights,
+        {dtype: size for dtype, size in weights.items() if size},
         share_out([(each.numel(), each.element_size()) for each in masked.values()], num_trainable),
         tuple(Matrix(each.numel(), each.numel(), each.element_size()) for each in free),
         max((_nbytes(block) for block in blocks), default=0),
@@ -156,7 +162,7 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
     mlp = next((size for name in named if isinstance(size := getattr(text, name, None), int)), 4 * hidden)
     head_size = getattr(text, "head_dim", None) or hidden // heads
     above = _that_keep_something(network, blocks)
-    itemsize = next(network.parameters()).element_size()
+    itemsize = network.dtype.itemsize
     mixed = "mixed" in precision and itemsize == 4
     return Decoder(
         len(above),
@@ -169,6 +175,7 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
         2 if mixed else itemsize,
         getattr(network.config, "_attn_implementation", None) != "eager",
         sum(_nbytes(block) for block in above) // 2 if mixed else 0,
+        max((_unpacked(module, itemsize) for module in network.modules()), default=0),
     )
 
 
@@ -223,5 +230,11 @@ def _that_keep_something(network: Any, blocks: Sequence[nn.Module]) -> Sequence[
     return blocks[first:]
 
 
+def _unpacked(module: nn.Module, itemsize: int) -> int:
+    packed = isinstance(module, nn.Linear) and is_quantized(module)
+    return module.in_features * module.out_features * itemsize if packed else 0  # type: ignore[operator]
+
+
 def _nbytes(module: nn.Module) -> int:
-    return sum(weight.nbytes for weight in module.parameters())
+    """Of its weights; of packed ones, which autocast leaves alone and which are not sharded, none."""
+    return sum(weight.nbytes for weight in module.parameters() if weight.is_floating_point())

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from dowser_pl.distributed.limits import no_optimizer, no_training
+from dowser_pl.distributed.limits import no_model, no_optimizer, no_training
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
@@ -19,6 +19,7 @@ from dowser_pl.methods import AfterFit, BeforeFit, EachStep
 from dowser_pl.models.layers import decoder_layers, named_part
 from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
+from dowser_pl.models.quantized import is_quantized
 from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.memory import Kept, Placement
 from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, kept_by, sizes_of
@@ -57,10 +58,8 @@ def plan_run(
     Raises:
         DowserError: if the model cannot be tuned, or not where it is placed, or a number cannot be.
     """
-    if module.quantization != "none":
-        raise DowserError(
-            f"quantized weights cannot be tuned, got --model.quantization {module.quantization}; plan with none"
-        )
+    if module.quantization != "none" and module.lora is None:
+        raise _packed(f"--model.quantization {module.quantization}")
     if tokens is not None and tokens < 1:
         raise DowserError(f"--tokens is the length of a training row, at least 1; got {tokens}")
     if tokens_per_second is not None and not tokens_per_second > 0:
@@ -91,7 +90,8 @@ def plan_run(
     )
     forms = _forms(dense, each_step, kept_by(method, tuned, network.dtype))
     weights = sum(each.numel() for each in network.parameters())
-    kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
+    beside = "lora" if module.quantization == "none" else "qlora"
+    kinds = {name: beside if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     return forms, RunPlan.of(
@@ -161,11 +161,14 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
         dtype=module.dtype_name,
         eager=module.attn_implementation == "eager",
         trust_remote_code=module.trust_remote_code,
+        quantization=module.quantization,
     )
-    trainer.precision_plugin.convert_module(module)
     module.model.requires_grad_(False)
     if module.lora is not None:
         module.adapters = Adapters(module.model, module.tuned_layers(), module.lora)
+    trainer.precision_plugin.convert_module(module)
+    if any(map(is_quantized, module.tuned_layers().values())):
+        raise _packed(f"the packed weights of {module.path}")
     tuned = [layer.weight for layer in module.tuned_layers().values()]
     parts = [named_part(module.model, part).values() for part in module.also_train]
     for weight in (*tuned, *(weight for part in parts for weight in part)):
@@ -175,11 +178,20 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
 
 def _refuse_sharded(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
     """What `fit` refuses there, in its words."""
+    if refused := no_model(module.quantization):
+        raise DowserError(refused)
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
     refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint)
     refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
         raise DowserError(refused)
+
+
+def _packed(got: str) -> DowserError:
+    return DowserError(
+        f"quantized weights cannot be tuned, got {got}; plan for adapters beside them (-c method/qlora_null_space), or "
+        "with --model.quantization none"
+    )
 
 
 def _callbacks(trainer: Any) -> list[Any]:
