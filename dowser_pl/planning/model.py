@@ -231,8 +231,9 @@ def _that_keep_something(network: Any, blocks: Sequence[nn.Module]) -> Sequence[
 
 
 def _unpacked(module: nn.Module, itemsize: int) -> int:
-    packed = isinstance(module, nn.Linear) and is_quantized(module)
-    return module.in_features * module.out_features * itemsize if packed else 0  # type: ignore[operator]
+    if not isinstance(module, nn.Linear) or not is_quantized(module):
+        return 0
+    return module.in_features * module.out_features * itemsize
 
 
 def _nbytes(module: nn.Module) -> int:

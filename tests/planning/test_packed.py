@@ -108,7 +108,7 @@ def test_a_run_over_four_bits_holds_what_was_planned(folder, tmp_path):
     states = sum(map(quantized.scale_bytes, module.network.modules()))
     assert seen.plan.held.weights == sum(each.nbytes for each in everything) + states
     assert held.weights == pytest.approx(seen.plan.held.weights, rel=0.02), "the table of 16 values was bfloat16 there"
-    sides = 2 * (4 * HIDDEN + 3 * HIDDEN + 2 * HIDDEN // 2 + 3 * (HIDDEN + MLP))
+    sides = 2 * (4 * HIDDEN + 2 * (HIDDEN + HIDDEN // 2) + 3 * (HIDDEN + MLP))
     assert entries.num_trainable == 2 * sides and held.entries == entries.num_bytes()["values"] == 4 * 2 * sides
     assert held.moments == pytest.approx(seen.moments, rel=0.01) and held.moments >= 8 * 2 * sides
     assert held.gradients == pytest.approx(seen.gradients, rel=0.15)
