@@ -1,7 +1,7 @@
 """The memory plan of a run: sizes of its model, its optimizer and its batches, put together before it starts."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from dowser_pl.methods import EachStep, Lora, NullSpace
 from dowser_pl.models.layers import decoder_layers
+from dowser_pl.models.lora import adapters_of
 from dowser_pl.models.quantized import is_quantized, scale_bytes
+from dowser_pl.models.shared_inputs import input_owners
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
@@ -55,30 +57,40 @@ class MemoryPlan:
         return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
 
 
-def kept_by(method: Any, tuned: Iterable[Tensor], dtype: torch.dtype) -> Kept:
+def kept_by(method: Any, network: Any, layers: Mapping[str, nn.Linear]) -> Kept:
     """What a method keeps beside the tuned matrices.
 
     Args:
         method: a `dowser_pl.methods.Method`.
-        tuned: (O, I) matrices, of which shapes and dtypes alone are read; with `Lora` A and B of adapters in turns.
-        dtype: of the model, which directions of what adapters take in are kept in.
+        network: the Hugging Face model, which may have no weights yet.
+        layers: its matrices that are tuned; with `Lora` A and B of adapters.
 
     Returns:
-        Of directions of inputs what they take at most: as if no two matrices shared an input.
+        Of directions of inputs what they take at most, once for all matrices that share an input, see
+        `dowser_pl.models.shared_inputs`.
     """
-    if isinstance(method, Lora) and method.null_space is not None:
-        widths = [(first.shape[1], dtype.itemsize) for first in list(tuned)[::2]]
-        return Kept(apart=True, shared=_direction_bytes(method.null_space.rank, widths))
     if isinstance(method, NullSpace):
-        widths = [(weight.shape[1], weight.element_size()) for weight in tuned]
-        return Kept(1, apart=True, shared=_direction_bytes(method.rank, widths))
+        widths = {name: (layer.in_features, layer.weight.dtype.itemsize) for name, layer in layers.items()}
+        every = sum(layer.in_features * layer.out_features for layer in layers.values())
+        return Kept(1, apart=every, shared=_direction_bytes(method.rank, network, widths))
+    adapters = adapters_of(network)
+    if isinstance(method, Lora) and method.null_space is not None and adapters is not None:
+        widths = {name: (each.in_features, network.dtype.itemsize) for name, each in adapters.matrices.items()}
+        first = sum(layers[name].out_features * each.in_features for name, each in adapters.sources.items())
+        return Kept(apart=first, shared=_direction_bytes(method.null_space.rank, network, widths))
     return Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
 
 
-def _direction_bytes(most: int | None, widths: Iterable[tuple[int, int]]) -> int:
-    """Bytes of directions of so many inputs, each vector entry of so many bytes, and of their float32 shares."""
-    ranks = ((inputs if most is None else min(most, inputs), inputs, size) for inputs, size in widths)
-    return sum(rank * (inputs * size + 4) for rank, inputs, size in ranks)
+def _direction_bytes(most: int | None, network: Any, widths: Mapping[str, tuple[int, int]]) -> int:
+    """Bytes of directions, and of their float32 shares.
+
+    Args:
+        most: directions of an input; None = all.
+        network: tells which inputs are shared.
+        widths: of each matrix its inputs, and bytes of an entry of a vector.
+    """
+    inputs = [widths[name] for name in set(input_owners(network, widths).values())]
+    return sum((width if most is None else min(most, width)) * (width * size + 4) for width, size in inputs)
 
 
 def plan_of(

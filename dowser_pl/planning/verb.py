@@ -78,6 +78,7 @@ def plan_run(
     states = optimizer_kind(optimizer)
     kept = getattr(dowser, "checkpoint", "compact")
     disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states)
+    beside = kept_by(method, module.network, module.tuned_layers())
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
     dense = MemoryPlan(
@@ -88,10 +89,10 @@ def plan_run(
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
     )
-    forms = _forms(dense, each_step, kept_by(method, tuned, network.dtype))
+    forms = _forms(dense, each_step, beside)
     weights = sum(each.numel() for each in network.parameters())
-    beside = "lora" if module.quantization == "none" else "qlora"
-    kinds = {name: beside if module.lora is not None else "each step" if each_step else name for name in forms}
+    adapted = "lora" if module.quantization == "none" else "qlora"
+    kinds = {name: adapted if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     return forms, RunPlan.of(

@@ -96,9 +96,7 @@ def test_a_run_over_four_bits_holds_what_was_planned(folder, tmp_path):
     """bfloat16: weights and scales, float32 values and moments of the adapters, directions once an input."""
     method, seen = Lora(NullSpaceSettings(rank=4, tokens=60)), PlanAtStart()
     options = {"lora": LoraSettings(r=2), "quantization": "4bit", "last_n_layers": 2}
-    trainer = build_trainer(
-        tmp_path, method, [seen], max_epochs=1, max_steps=1, limit_val_batches=1, precision="bf16-true"
-    )
+    trainer = build_trainer(tmp_path, method, [seen], max_epochs=1, limit_val_batches=1, precision="bf16-true")
     module = build_module(folder, **options)
     trainer.fit(module, datamodule=TinyData())
     other = build_trainer(tmp_path / "other", method, max_epochs=1, precision="bf16-true")

@@ -125,7 +125,7 @@ def announce_plan(trainer: Trainer, module: TunedModule, method: Method, update:
     number = num_trained(layers, method)
     with whole_shapes(module.network):
         tuned = [layer.weight for layer in layers.values()]
-        kept = kept_by(method, tuned, module.network.dtype)
+        kept = kept_by(method, module.network, layers)
         plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept)
     rank_zero_info("\n".join(lines(plan)))
 
