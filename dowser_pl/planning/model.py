@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from dowser_pl.models.shared_inputs import input_owners
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
+from dowser_pl.planning.written import WrittenRows
 
 __all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "kept_by", "plan_of", "sizes_of"]
 
@@ -38,6 +39,7 @@ class MemoryPlan:
         batch: the same.
         card_bytes: memory of the device it will run on; None = not known, or no GPU.
         kept: by the method, beside each matrix.
+        written: rows of the base that are kept, and used in a step.
     """
 
     sizes: Sizes
@@ -48,13 +50,24 @@ class MemoryPlan:
     batch: Batch | None = None
     card_bytes: int | None = None
     kept: Kept = Kept()  # noqa: RUF009 - immutable
+    written: tuple[WrittenRows, ...] = ()
 
     @property
     def held(self) -> Held:
         """The bytes that are held, by kind."""
-        known = self.decoder is not None and self.batch is not None
-        activations = activation_bytes(self.decoder, self.batch) if known else 0  # type: ignore[arg-type]
+        activations = max((self.activations_of(each) for each in (self.batch, *self.steps)), default=0)
         return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
+
+    @property
+    def steps(self) -> list[Batch]:
+        """What optimizer steps compute beside the batch, when its activations are gone."""
+        recomputes = self.batch is not None and self.batch.gradient_checkpointing
+        steps = [each.step for each in self.written if each.step is not None]
+        return [replace(each, gradient_checkpointing=recomputes) for each in steps]
+
+    def activations_of(self, batch: Batch | None) -> int:
+        """Bytes of one batch; 0 where they are not estimated."""
+        return 0 if self.decoder is None or batch is None else activation_bytes(self.decoder, batch)
 
 
 def kept_by(method: Any, network: Any, layers: Mapping[str, nn.Linear]) -> Kept:
@@ -101,6 +114,7 @@ def plan_of(
     update: Form,
     optimizer: Optimizer,
     kept: Kept = Kept(),  # noqa: B008 - immutable
+    written: Sequence[WrittenRows] = (),
 ) -> MemoryPlan:
     """The plan of a run that is about to start; nothing is allocated.
 
@@ -112,6 +126,7 @@ def plan_of(
         update: `compact` or `dense`.
         optimizer: the one that will train them.
         kept: by the method, beside each matrix.
+        written: rows of the base that are kept, and used in a step.
     """
     blocks = list(decoder_layers(network))
     recomputes = any(getattr(each, "gradient_checkpointing", False) for each in network.modules())
@@ -127,6 +142,7 @@ def plan_of(
         batch_of(network, data, recomputes, devices=trainer.world_size),
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
+        tuple(written),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import nn
 
 from dowser_pl.distributed.limits import no_model, no_optimizer, no_training
@@ -26,6 +27,7 @@ from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, kept_by, 
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.run import RunPlan, rate_of, rows_of, text
 from dowser_pl.planning.text import CARDS, fits, readable, smallest_card, table
+from dowser_pl.planning.written import WrittenRows
 from dowser_pl.reporting.provenance import provenance
 
 __all__ = ["placement_of", "plan_run", "show", "write"]
@@ -77,8 +79,9 @@ def plan_run(
     optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
     states = optimizer_kind(optimizer)
     kept = getattr(dowser, "checkpoint", "compact")
-    disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states)
     beside = kept_by(method, module.network, module.tuned_layers())
+    written = _written(trainer, module, datamodule, dowser, placement.shards, rows.unknown)
+    disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states, beside, written)
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
     dense = MemoryPlan(
@@ -88,6 +91,7 @@ def plan_run(
         placement,
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
+        written=written,
     )
     forms = _forms(dense, each_step, beside)
     weights = sum(each.numel() for each in network.parameters())
@@ -177,6 +181,33 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
     return tuned
 
 
+class _Assumed:
+    """Data that are not here, as if they had pictures."""
+
+    def __init__(self, datamodule: Any) -> None:
+        self.chat_template = getattr(datamodule, "chat_template", None)
+
+    def training_pictures(self, number: int, seed: int) -> list[Image.Image]:  # noqa: ARG002 - one stands for all
+        return [Image.new("RGB", (448, 448))]
+
+
+def _written(
+    trainer: Any, module: Any, datamodule: Any, dowser: Any, sharded: bool, unknown: str
+) -> tuple[WrittenRows, ...]:
+    """What replay and the meter will keep, of the callback that has them."""
+    expected = getattr(dowser, "expected_rows", None)
+    if expected is None:
+        return ()
+    data = _Assumed(datamodule) if unknown else datamodule
+    trainer.datamodule, module.chat_template = data, getattr(data, "chat_template", None)
+    try:
+        return tuple(expected(trainer, module, sharded))
+    except (ValueError, OSError) as error:
+        return (WrittenRows("replay and drift", unknown=" ".join(str(error).split())),)
+    finally:
+        trainer.datamodule = None
+
+
 def _refuse_sharded(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
     """What `fit` refuses there, in its words."""
     if refused := no_model(module.quantization):
@@ -217,6 +248,7 @@ def _numbers(plan: MemoryPlan) -> dict[str, Any]:
         "placement": asdict(plan.placement),
         "decoder": asdict(plan.decoder) if plan.decoder else None,
         "batch": asdict(plan.batch) if plan.batch else None,
+        "written": [asdict(each) | {"host": each.host, "checkpoint": each.checkpoint} for each in plan.written],
         "tuned_entries": sum(each.entries for each in plan.sizes.matrices),
         "trainable_entries": sum(each.trainable for each in plan.sizes.matrices),
         "whole_entries": sum(each.entries for each in plan.sizes.whole),
