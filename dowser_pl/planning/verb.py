@@ -80,7 +80,7 @@ def plan_run(
     states = optimizer_kind(optimizer)
     kept = getattr(dowser, "checkpoint", "compact")
     beside = kept_by(method, module.network, module.tuned_layers())
-    written = _written(trainer, module, datamodule, dowser, placement.shards, rows.unknown)
+    written = _written(trainer, module, datamodule, dowser, placement.shards, bool(rows.unknown) or datamodule is None)
     disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states, beside, written)
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
@@ -192,13 +192,13 @@ class _Assumed:
 
 
 def _written(
-    trainer: Any, module: Any, datamodule: Any, dowser: Any, sharded: bool, unknown: str
+    trainer: Any, module: Any, datamodule: Any, dowser: Any, sharded: bool, absent: bool
 ) -> tuple[WrittenRows, ...]:
     """What replay and the meter will keep, of the callback that has them."""
     expected = getattr(dowser, "expected_rows", None)
     if expected is None:
         return ()
-    data = _Assumed(datamodule) if unknown else datamodule
+    data = _Assumed(datamodule) if absent else datamodule
     trainer.datamodule, module.chat_template = data, getattr(data, "chat_template", None)
     try:
         return tuple(expected(trainer, module, sharded))
