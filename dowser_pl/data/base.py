@@ -316,7 +316,7 @@ class MultimodalData(EvaluatedData):
 
     def training_pictures(self, number: int, seed: int) -> list[Image.Image]:
         """Up to so many pictures of the training rows, the same on every process, for rows that the model writes."""
-        return [] if self._rows is None else some_pictures(self._rows, number, seed)
+        return some_pictures(self.train_conversations() if self._rows is None else self._rows, number, seed)
 
     def row_lengths(self, most: int) -> tuple[int, list[int], int]:
         """How many training rows there are, tokens of up to `most` and of the longest; no evaluation set is read."""

@@ -67,6 +67,23 @@ class RowBank:
         writers = self._writers(held_out=False)
         return digest(self._parts(writers, writers.sources()))
 
+    def expected(self, held_out: bool) -> list[tuple[str, int, list[Prompt]]]:
+        """Of each source how many rows there will be, and some as long as they can get; nothing is written.
+
+        Args:
+            held_out: of the rows that are held out.
+        """
+        writers = self._writers(held_out)
+        found: list[tuple[str, int, list[Prompt]]] = []
+        for source in writers.sources():
+            try:
+                number, examples = writers.expected(source, self.settings.numbers(held_out))
+            except (ValueError, TypeError, RuntimeError, LookupError, AttributeError):  # told when they are written
+                continue
+            if examples:
+                found.append((source, number, examples))
+        return found
+
     def remade(self, state: Sequence[Mapping[str, Any]], held_out: bool) -> list[Prompt]:
         """Rows of a checkpoint, with their pictures.
 
