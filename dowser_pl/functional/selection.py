@@ -29,6 +29,7 @@ __all__ = [
     "lowest_of_pieces",
     "ordered_bits",
     "reversed_order",
+    "signed_order",
     "take",
 ]
 
@@ -195,6 +196,24 @@ def reversed_order(scores: Tensor) -> Tensor:
         DowserError: if a score is negative or NaN.
     """
     return (_INFINITY - ordered_bits(scores)).view(torch.float32).view(scores.shape)
+
+
+def signed_order(values: Tensor) -> Tensor:
+    """Scores that order like numbers of any sign, but for the last bit of these.
+
+    A sign more is a bit less: two numbers tie after it only if they are one number or neighbours in float32.
+
+    Args:
+        values: any shape, float, not NaN; compared in float32.
+
+    Returns:
+        float32 >= 0 of the same shape; minus infinity becomes 0, infinity stays.
+
+    Raises:
+        DowserError: if a value is NaN.
+    """
+    size = ordered_bits(values.abs()).view(values.shape) >> 1
+    return ((_INFINITY >> 1) + size * values.sign().int()).view(torch.float32)
 
 
 def histogram(bits: Tensor, prefix: Prefix = Prefix()) -> Tensor:

@@ -5,6 +5,7 @@ from dowser_pl.methods.anchor import Anchor
 from dowser_pl.methods.base import AfterFit, BeforeFit, EachStep, Layer, Method, Ranking, Reference, Scored
 from dowser_pl.methods.build_masks import build_masks
 from dowser_pl.methods.dare import Dare
+from dowser_pl.methods.fapm import FAPM
 from dowser_pl.methods.full import Full
 from dowser_pl.methods.grafting import Grafting
 from dowser_pl.methods.highest_importance import HighestImportance
@@ -22,6 +23,7 @@ from dowser_pl.methods.wanda_like import WandaLike
 from dowser_pl.methods.wise import Wise
 
 __all__ = [
+    "FAPM",
     "L2SP",
     "AfterFit",
     "Agreement",

@@ -10,6 +10,7 @@ import yaml
 from dowser_pl import methods
 from dowser_pl.callbacks import Dowser
 from dowser_pl.methods import (
+    FAPM,
     AfterFit,
     BeforeFit,
     Dare,
@@ -50,6 +51,8 @@ GOLDEN = {
     # of the moves .5 and -.75 are largest
     Grafting: [[True, False, False], [False, True, False]],
     Ties: [[True, False, False], [False, True, False]],
+    # |D| (1 - 1.29 / |W|): [[-.15, .04, -.32], [-.21, .43, -.09]]
+    FAPM: [[False, True, False], [False, True, False]],
     Dare: [[False, True, False], [False, True, False]],
     Wise: [[True] * 3, [True] * 3],
     # trains adapters, all of them
