@@ -45,6 +45,7 @@ from dowser_pl.methods import Magnitude as Magnitude
 from dowser_pl.methods import Method as Method
 from dowser_pl.methods import ModelDowser as ModelDowser
 from dowser_pl.methods import ModelTailor as ModelTailor
+from dowser_pl.methods import MoFO as MoFO
 from dowser_pl.methods import NullSpace as NullSpace
 from dowser_pl.methods import Random as Random
 from dowser_pl.methods import Ranking as Ranking

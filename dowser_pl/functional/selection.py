@@ -24,6 +24,7 @@ __all__ = [
     "count_ties",
     "find_threshold",
     "highest",
+    "highest_of_parts",
     "histogram",
     "lowest",
     "lowest_of_pieces",
@@ -127,6 +128,24 @@ def lowest(scores: Tensor, k: int) -> Tensor:
 def highest(scores: Tensor, k: int) -> Tensor:
     """Mask of exactly the `k` highest scores, ties going to the lower flat index; else as `lowest`."""
     return lowest(reversed_order(scores), k)
+
+
+def highest_of_parts(scores: Tensor, count: Callable[[int], int], reducer: Reducer = LOCAL) -> Tensor:
+    """Mask of the highest scores of a whole, of which each process may hold a part; else as `highest`.
+
+    Args:
+        scores: of what is here, in the order of the processes.
+        count: how many entries are wanted of the number of all.
+        reducer: where there are other parts; all processes must call this.
+
+    Returns:
+        Bool tensor of the shape of `scores`.
+    """
+    if reducer is LOCAL:
+        return highest(scores, count(scores.numel()))
+    total = int(reducer.all_reduce(torch.tensor([scores.numel()])))
+    reverse = reversed_order(scores)
+    return next(lowest_of_pieces([lambda: reverse], count(total), reducer))
 
 
 def lowest_of_pieces(

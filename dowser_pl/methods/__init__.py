@@ -14,6 +14,7 @@ from dowser_pl.methods.lora import Lora
 from dowser_pl.methods.magnitude import Magnitude
 from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
+from dowser_pl.methods.mofo import MoFO
 from dowser_pl.methods.null_space import NullSpace, NullSpaceSettings
 from dowser_pl.methods.random import Random
 from dowser_pl.methods.soft_dowser import SoftDowser
@@ -38,6 +39,7 @@ __all__ = [
     "Lora",
     "Magnitude",
     "Method",
+    "MoFO",
     "ModelDowser",
     "ModelTailor",
     "NullSpace",

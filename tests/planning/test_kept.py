@@ -5,7 +5,7 @@ import torch
 
 from dowser_pl.functional.null_space import directions_of
 from dowser_pl.masking import SoftEntries
-from dowser_pl.methods import Anchor, NullSpace, SoftDowser
+from dowser_pl.methods import Anchor, MoFO, NullSpace, SoftDowser
 from dowser_pl.planning import kept_by
 from dowser_pl.planning.memory import Kept, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
@@ -50,3 +50,4 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     assert all_of_them == kept_by(NullSpace(rank=99), weights, torch.float32) == Kept(1, 0, True, 8 * (8 * 4 + 4))
     assert kept_by(Anchor(), weights, torch.float32) == Kept(1, 0)
     assert kept_by(SoftDowser(), weights, torch.float32) == Kept(1, 2)
+    assert kept_by(MoFO(), weights, torch.float32) == Kept(1, 1)

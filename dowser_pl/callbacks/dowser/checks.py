@@ -16,6 +16,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.masking.contract import Files
+from dowser_pl.masking.moments import check_moments
 from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method, NullSpace
 from dowser_pl.strategies import FSDP1Strategy
 from dowser_pl.strategies.sharded import ShardedStrategy
@@ -68,12 +69,15 @@ def refuse_quantized(weights: Iterable[Tensor]) -> None:
         )
 
 
-def check_optimizers(trainer: Trainer, entries: Protection) -> None:
-    """The optimizers must train what the protection gives them, and no matrix past it.
+def check_optimizers(trainer: Trainer, entries: Protection, method: Method) -> None:
+    """The optimizers must train what the protection gives them, and no matrix past it; some methods need Adam's.
 
     Raises:
-        DowserError: if a `configure_optimizers` of one's own asks for something else.
+        DowserError: if a `configure_optimizers` of one's own asks for something else, or the method for another one.
     """
+    if isinstance(method, EachStep) and method.needs_moment:
+        for optimizer in trainer.optimizers:
+            check_moments(optimizer)
     trained = Counter(
         id(each) for optimizer in trainer.optimizers for group in optimizer.param_groups for each in group["params"]
     )
