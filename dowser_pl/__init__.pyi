@@ -38,6 +38,7 @@ from dowser_pl.methods import Dare as Dare
 from dowser_pl.methods import EachStep as EachStep
 from dowser_pl.methods import Full as Full
 from dowser_pl.methods import Grafting as Grafting
+from dowser_pl.methods import HalfFineTuning as HalfFineTuning
 from dowser_pl.methods import HighestImportance as HighestImportance
 from dowser_pl.methods import Layer as Layer
 from dowser_pl.methods import Lora as Lora

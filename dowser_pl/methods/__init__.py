@@ -8,6 +8,7 @@ from dowser_pl.methods.dare import Dare
 from dowser_pl.methods.fapm import FAPM
 from dowser_pl.methods.full import Full
 from dowser_pl.methods.grafting import Grafting
+from dowser_pl.methods.half_fine_tuning import HalfFineTuning
 from dowser_pl.methods.highest_importance import HighestImportance
 from dowser_pl.methods.l2sp import L2SP
 from dowser_pl.methods.lora import Lora
@@ -34,6 +35,7 @@ __all__ = [
     "EachStep",
     "Full",
     "Grafting",
+    "HalfFineTuning",
     "HighestImportance",
     "Layer",
     "Lora",
