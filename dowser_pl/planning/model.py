@@ -67,6 +67,10 @@ def kept_by(method: Any, tuned: Iterable[Tensor], dtype: torch.dtype) -> Kept:
     if isinstance(method, Lora) and method.null_space is not None:
         widths = [(first.shape[1], dtype.itemsize) for first in list(tuned)[::2]]
         return Kept(apart=True, shared=_direction_bytes(method.null_space.rank, widths))
+    if isinstance(method, Lora) and method.preserve is not None:
+        pairs = zip(list(tuned)[::2], list(tuned)[1::2], strict=True)
+        sides = [(each, 4) for first, second in pairs for each in (first.shape[1], second.shape[0])]
+        return Kept(apart=True, shared=_direction_bytes(method.preserve, sides))
     if isinstance(method, NullSpace):
         widths = [(weight.shape[1], weight.element_size()) for weight in tuned]
         return Kept(1, apart=True, shared=_direction_bytes(method.rank, widths))

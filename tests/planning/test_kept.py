@@ -5,7 +5,7 @@ import torch
 
 from dowser_pl.functional.null_space import directions_of
 from dowser_pl.masking import SoftEntries
-from dowser_pl.methods import Anchor, MoFO, NullSpace, SoftDowser
+from dowser_pl.methods import Anchor, Lora, MoFO, NullSpace, SoftDowser
 from dowser_pl.planning import kept_by
 from dowser_pl.planning.memory import Kept, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
@@ -51,3 +51,5 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     assert kept_by(Anchor(), weights, torch.float32) == Kept(1, 0)
     assert kept_by(SoftDowser(), weights, torch.float32) == Kept(1, 2)
     assert kept_by(MoFO(), weights, torch.float32) == Kept(1, 1)
+    pair = [torch.empty(2, 8, device="meta"), torch.empty(6, 2, device="meta")]
+    assert kept_by(Lora(preserve=3), pair, torch.bfloat16) == Kept(apart=True, shared=3 * (8 * 4 + 4) + 3 * (6 * 4 + 4))

@@ -202,7 +202,8 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return
-    if (isinstance(method, NullSpace) or _projects(method)) and isinstance(trainer.strategy, FSDP1Strategy):
+    in_null_space = isinstance(method, NullSpace) or (isinstance(method, Lora) and method.null_space is not None)
+    if in_null_space and isinstance(trainer.strategy, FSDP1Strategy):
         raise DowserError(
             f"got dowser.method {type(method).__name__} in a null space with FSDP1, expected a strategy that keeps "
             "rows of matrices whole: moves are kept off directions of inputs row by row. Use -c strategy/fsdp2, or "
@@ -248,15 +249,12 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
             "which trains in the precision of the weights; set --dowser.update compact"
         )
-    if _projects(method) and update == "dense":
+    if isinstance(method, Lora) and method.projects and update == "dense":
         raise DowserError(
-            "got Lora with a null space and update 'dense', which trains what the adapters hold, expected compact, "
-            "which trains values of their own behind a projection; set --dowser.update compact"
+            f"got Lora with {'preserve' if method.preserve else 'a null space'} and update 'dense', which trains what "
+            "the adapters hold, expected compact, which trains values of their own behind a projection; set "
+            "--dowser.update compact"
         )
-
-
-def _projects(method: Method) -> bool:
-    return isinstance(method, Lora) and method.null_space is not None
 
 
 def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:
