@@ -31,12 +31,14 @@ class Directions:
     """What of a move is taken out.
 
     Attributes:
-        vectors: (I, r), orthonormal columns: U.
+        vectors: (I, r), orthonormal columns: U; of outputs (O, r).
         shares: (r,) float32 in (0, 1], how much of each is taken out: d, falling.
+        left: whether these are directions of outputs, taken out from the left.
     """
 
     vectors: Tensor
     shares: Tensor
+    left: bool = False
 
 
 def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
@@ -81,21 +83,23 @@ def check_directions(eps: float, rank: int | None) -> None:
 
 
 def taken_out(move: Tensor, directions: Directions) -> Tensor:
-    """`D U diag(d) U^T`, what `projected` leaves out of a move.
+    """`D U diag(d) U^T`, or `U diag(d) U^T D` of outputs, what `projected` leaves out of a move.
 
     Args:
         move: (O, I), D.
-        directions: of its inputs; taken in the dtype of the move.
+        directions: of its inputs or outputs; taken in the dtype of the move.
     """
     vectors = directions.vectors.to(move.dtype)
+    if directions.left:
+        return vectors @ (directions.shares.to(move.dtype)[:, None] * (vectors.T @ move))
     return ((move @ vectors) * directions.shares.to(move.dtype)) @ vectors.T
 
 
 def projected(move: Tensor, directions: Directions) -> Tensor:
-    """`D P = D - D U diag(d) U^T`; the bits of the move where there are no directions.
+    """`D P = D - D U diag(d) U^T`, or `P D` of outputs; the bits of the move where there are no directions.
 
     Args:
         move: (O, I), D.
-        directions: of its inputs.
+        directions: of its inputs or outputs.
     """
     return move - taken_out(move, directions)

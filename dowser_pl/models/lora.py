@@ -100,7 +100,15 @@ class Adapters:
     @property
     def sources(self) -> dict[str, nn.Linear]:
         """Run-time name of every A -> the matrix of the base that takes in what it does."""
-        return {f"{name}.lora_A.{_ADAPTER}": each for name, each in self.matrices.items()}
+        return self._beside("lora_A")
+
+    @property
+    def sinks(self) -> dict[str, nn.Linear]:
+        """Run-time name of every B -> the matrix of the base whose output it adds to; in the order of `sources`."""
+        return self._beside("lora_B")
+
+    def _beside(self, part: str) -> dict[str, nn.Linear]:
+        return {f"{name}.{part}.{_ADAPTER}": each for name, each in self.matrices.items()}
 
     def merge(self) -> None:
         """`W + alpha / r * B A` in place of each W; the adapters stay where they are, without effect.

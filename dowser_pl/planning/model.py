@@ -91,6 +91,10 @@ def kept_by(method: Any, network: Any, layers: Mapping[str, nn.Linear]) -> Kept:
         widths = {name: (each.in_features, network.dtype.itemsize) for name, each in adapters.matrices.items()}
         first = sum(layers[name].out_features * each.in_features for name, each in adapters.sources.items())
         return Kept(apart=first, shared=_direction_bytes(method.null_space.rank, network, widths))
+    if isinstance(method, Lora) and method.preserve is not None and adapters is not None:
+        sides = [side for each in adapters.matrices.values() for side in (each.in_features, each.out_features)]
+        every = sum(part.in_features * part.out_features for part in layers.values())
+        return Kept(apart=every, shared=sum(min(method.preserve, side) * (side * 4 + 4) for side in sides))
     return Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
 
 

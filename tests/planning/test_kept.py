@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.methods import Anchor, Lora, NullSpace, NullSpaceSettings, SoftDowser
+from dowser_pl.methods import Anchor, Lora, MoFO, NullSpace, NullSpaceSettings, SoftDowser
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.planning import kept_by
@@ -56,11 +56,15 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     assert all_of_them.shared == 2 * (3 * HIDDEN * (HIDDEN * 4 + 4) + MLP * (MLP * 4 + 4))
     assert kept_by(Anchor(), model, layers) == Kept(1, 0)
     assert kept_by(SoftDowser(), model, layers) == Kept(1, 2)
+    assert kept_by(MoFO(), model, layers) == Kept(1, 1)
     parts = Adapters(model, layers, LoraSettings(r=2)).parts
     assert kept_by(Lora(), model, parts) == Kept()
     adapted = kept_by(Lora(NullSpaceSettings(rank=None)), model, parts)
     assert adapted.shared == all_of_them.shared and adapted.copies == 0
     assert adapted.apart == 2 * 2 * (6 * HIDDEN + MLP), "R of every A"
+    preserved = kept_by(Lora(preserve=3), model, parts)
+    sides = 2 * (4 * 2 * HIDDEN + 3 * (HIDDEN + MLP))
+    assert preserved == Kept(apart=2 * sides, shared=3 * (4 * sides + 4 * 2 * 7 * 2))
 
 
 def test_weights_alone_are_not_looked_at():

@@ -207,7 +207,7 @@ class Dowser(Callback):
         check_files(module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
         module.protected = self._entries
         trainer.strategy.setup_optimizers(trainer)  # over the entries; the first was over the matrices
-        check_optimizers(trainer, self._entries)
+        check_optimizers(trainer, self._entries, self.method)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write back, or restore, after every step of every optimizer."""
@@ -344,7 +344,7 @@ class Dowser(Callback):
         return collectives.from_rank_zero(lambda: kl)  # all decide alike, however their kernels round
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self.entries.after_step()
+        self.entries.after_step(optimizer)
 
     def _check_files(self, module: TunedModule) -> None:
         """See `check_files`; weights that are sharded over processes were copied from their files."""

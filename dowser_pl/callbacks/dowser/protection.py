@@ -66,7 +66,7 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
     """
     if isinstance(method, EachStep):
         return _said(method, _soft(weights)(weights, method, builder.priors(method), builder.directions()))
-    if isinstance(method, Lora) and method.null_space is not None:
+    if isinstance(method, Lora) and method.projects:
         return _said(method, _projected(weights)(weights, builder.directions()))
     return _said(method, _form(update, weights)(weights, builder.masks()))
 
@@ -75,7 +75,7 @@ def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Paramet
     """A model that was loaded from a checkpoint, its weights being tuned; `state` is what the checkpoint holds."""
     if isinstance(method, EachStep):
         return _said(method, _soft(weights).resumed(weights, method, state))
-    if isinstance(method, Lora) and method.null_space is not None:
+    if isinstance(method, Lora) and method.projects:
         return _said(method, _projected(weights).resumed(weights, state))
     return _said(method, _form(update, weights).from_state(weights, state))
 
