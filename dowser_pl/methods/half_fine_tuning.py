@@ -52,7 +52,7 @@ class HalfFineTuning(BeforeFit):
 
     @property
     def rate_hint(self) -> str:
-        """As published."""
+        """The rate that was published with it."""
         return "that of full fine-tuning"
 
     def trained(self, names: Iterable[str]) -> frozenset[str]:

@@ -63,7 +63,7 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     assert adapted.shared == all_of_them.shared and adapted.copies == 0
     assert adapted.apart == 2 * 2 * (6 * HIDDEN + MLP), "R of every A"
     preserved = kept_by(Lora(preserve=3), model, parts)
-    sides = 2 * (4 * 2 * HIDDEN + 3 * (HIDDEN + MLP))
+    sides = sum(each.in_features + each.out_features for each in layers.values())
     assert preserved == Kept(apart=2 * sides, shared=3 * (4 * sides + 4 * 2 * 7 * 2))
 
 

@@ -68,7 +68,7 @@ class RowBank:
         return digest(self._parts(writers, writers.sources()))
 
     def expected(self, held_out: bool) -> list[tuple[str, int, list[Prompt]]]:
-        """Of each source how many rows there will be, and some as long as they can get; nothing is written.
+        """Tell of each source how many rows there will be, with some as long as they can get; nothing is written.
 
         Args:
             held_out: of the rows that are held out.
