@@ -63,7 +63,7 @@ class RowBank:
         return self._rows(held_out=True)
 
     def expected(self, held_out: bool) -> list[tuple[str, int, list[Prompt]]]:
-        """Of each source how many rows there will be, and some as long as they can get; nothing is written.
+        """Tell of each source how many rows there will be, and some as long as they can get; the model writes nothing.
 
         Args:
             held_out: of the rows that are held out.
