@@ -176,18 +176,16 @@ class Writers:
 
         A user part, which it would write, is as long as it is on average, of tokens that say nothing.
         """
-        fitting = self._that_fit(source, numbers)
+        fitting, word = self._that_fit(source, numbers), self.writer.ordinary[:1]
         numbers = list(fitting[:_EXAMPLES])
-        word = self.writer.ordinary[:1]
         if source == "turn":
             assert self.openers is not None
             answer = token_ids(self.writer.tokenizer, self.openers.assistant, False)
             starts = [self._opener().followed_by(word.repeat(sum(_TURN) // 2), answer)] * len(numbers)
         else:
             starts = self._starts(source, numbers, 0)
-        written = word.repeat(self.settings.num_tokens)
-        rows = [self.writer.prompt(start, written, source, n) for n, start in zip(numbers, starts, strict=True)]
-        return len(fitting), rows
+        pairs, written = zip(numbers, starts, strict=True), word.repeat(self.settings.num_tokens)
+        return len(fitting), [self.writer.prompt(start, written, source, number) for number, start in pairs]
 
     def remade(self, source: str, number: int, tokens: Tensor) -> Prompt:
         """A row of which the tokens are known, with the inputs of its picture."""
