@@ -109,10 +109,10 @@ class MethodResult:
 
     @property
     def drops(self) -> dict[str, Spread]:
-        """Upstream task -> how much of its score was lost (positive = forgotten)."""
+        """Upstream task -> how much of its score was lost (positive = forgotten), see `TaskScore.lost`."""
         first = self.records[0].tasks
         return {
-            name: Spread([record.tasks[name].before - record.tasks[name].after for record in self.records])
+            name: Spread([record.tasks[name].lost for record in self.records])
             for name, task in first.items()
             if task.role == "upstream"
         }

@@ -46,6 +46,7 @@ from dowser_pl.reporting import (
     ReportedDrift,
     Seconds,
     TaskScore,
+    comparable,
     role_means,
     text_table,
     write_report,
@@ -281,7 +282,11 @@ class Forgetting(Callback, BeforeMerge):
         """Scores before a merge; left out where there was none."""
         if self.tuned is None:
             return {}
-        means = role_means([(task.role, self.tuned[task.name]) for task in module.tasks()])
+        label, before, tuned = metric_label, self.before, self.tuned
+        means = role_means(
+            (task.role, comparable(label(task.metric), task.role, before[task.name], tuned[task.name]))
+            for task in module.tasks()
+        )
         return {f"tuned_{name.removesuffix('_mean')}": value for name, value in means.items()}
 
     def _curve_points(self, curve: Curve, update_ratio: float | None) -> list[CurvePoint]:

@@ -7,9 +7,9 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
 - `tasks`: a list of objects with `name`, `role`, `metric` and `max_new_tokens`, and `val_dataloader()`: a list of
   loaders in that order, each yielding `{"inputs": left-padded generation inputs (dict of tensors),
   "references": list of list of str, "ids": list of str}`, and if predictions shall repeat more of a row than its id,
-  `"told"`: per row a dict for JSON.
-- `chat_template`, optional: Jinja text, path or "plain", where it is not that of the processor: answers end where it
-  closes a turn.
+  `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and as `"inputs"`
+  training batches that have each candidate behind its question, in order.
+- `chat_template`, optional: Jinja text, path or "plain", if not that of the processor: answers end as it closes turns.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
 - `training_pictures(number, seed)`, optional: Pillow images of training rows, the same on every process, for own rows.
