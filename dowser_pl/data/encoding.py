@@ -118,7 +118,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode_texts(self, rows: Sequence[Conversation]) -> Batch:
-        """Encode texts that answer nothing, as `encode` does: no question, no chat template, every token is a target."""
+        """Encode texts that answer nothing, as `encode` does: no question, no chat template, all tokens targets."""
 
     def _training_batch(self, rows: Sequence[Conversation]) -> tuple[Batch, list[bool]]:
         batch = self.encode(rows)
