@@ -48,10 +48,10 @@ def matched(methods: Mapping[str, Sequence[Point]]) -> tuple[float, dict[str, fl
         methods: name -> (downstream, upstream) of every setting that finished.
 
     Returns:
-        That score, and name -> upstream there; None without two methods.
+        That score, and name -> upstream there, None where it is not reached; nothing without two methods.
     """
     reached = sorted((max(points)[0] for points in methods.values() if points), reverse=True)
     if len(reached) < 2:
         return None
     level = int(100 * reached[max(1, int(_SHARE * len(reached))) - 1] + 1e-9) / 100
-    return level, {name: upstream_at(points, level) for name, points in methods.items()}
+    return level, {name: upstream_at(points, level) for name, points in methods.items() if points}

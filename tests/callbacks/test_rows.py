@@ -272,6 +272,7 @@ def test_importance_is_measured_on_rows_of_every_kind_as_on_one_after_the_other(
     assert {"activation", "abs_gradient"} <= names
 
 
+@pytest.mark.slow
 def test_importance_on_rows_is_kept_by_what_the_rows_depend_on(tmp_path, model_folder, monkeypatch):
     first, asked = measured(tmp_path, model_folder, monkeypatch)
     again, nothing = measured(tmp_path, model_folder, monkeypatch)

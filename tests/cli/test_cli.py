@@ -142,6 +142,7 @@ def test_a_users_folder_trains_and_everything_is_written(user_folder, model_fold
     assert isinstance(greedy_answers(exported.eval(), processor.tokenizer, dict(inputs), 3)[0], str)
 
 
+@pytest.mark.slow
 def test_one_run_gives_the_curve_and_keeps_a_budget(user_folder, model_folder):
     for name in ("asked", "chosen"):
         rows = [{"question": f"is the {name} one red ?", "answer": "yes"}] * 3

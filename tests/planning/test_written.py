@@ -34,6 +34,7 @@ def tensors(value):
     return [each for part in inner for each in tensors(part)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("also", [[], ["lm_head"]])
 def test_rows_are_planned_as_a_run_keeps_them(folder, tmp_path, also):
     """Hidden states, or where the head is trained the likeliest outcomes."""
@@ -93,6 +94,7 @@ def test_what_cannot_be_counted_is_said(tmp_path):
     assert not any(name.endswith("in checkpoints") for name in run.disk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [NullSpace(rank=8, tokens=60), Lora(NullSpaceSettings(rank=8, tokens=60)), Spider()])
 def test_a_checkpoint_is_as_large_as_room_is_asked_for(folder, tmp_path, monkeypatch, method):
     """Offsets, sums and directions included, and what the base said."""
