@@ -77,11 +77,12 @@ def build_trainer(
     replay=None,
     drift=False,
     rows=FEW_ROWS,
+    probe=SMALL_PROBE,
     **options,
 ) -> DowserTrainer:
     method = method or ModelDowser(0.1)
     forms = {"update": update, "checkpoint": checkpoint}
-    dowser = Dowser(method, SMALL_PROBE, cache_dir, **forms, rows=rows, replay=replay, drift=drift)
+    dowser = Dowser(method, probe, cache_dir, **forms, rows=rows, replay=replay, drift=drift)
     options = {
         "max_epochs": 2,
         "default_root_dir": folder,

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from itertools import product
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import required
 from dowser_pl.bench.records import Failure, Record
 from dowser_pl.bench.settings import Entry, Setting, Settings
+from dowser_pl.errors import DowserError
 
 __all__ = ["Choice", "Done", "Plan", "groups"]
 
@@ -22,6 +24,9 @@ class Done(Protocol):
 
     def failure(self, cell: Cell) -> Failure | None:
         """Why it did not finish, if it failed."""
+
+    def scores(self, cell: Cell) -> dict[str, list[float]] | None:
+        """Task -> the score of every question, if they are known."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,22 @@ class Choice:
     failed: int
 
 
-def groups(settings: Settings) -> list[Group]:
-    """Every combination of world, task and depth that a bench asks for."""
-    return [Group(*each) for each in product(settings.worlds, settings.tasks, settings.depths)]
+def groups(settings: Settings, places: Sequence[str] = ()) -> list[Group]:
+    """Every combination of world, task and depth that a bench asks for.
+
+    Args:
+        settings: of the bench.
+        places: patterns of their names, such as `outlier-*-all`; none = all.
+
+    Raises:
+        DowserError: for a pattern that no name matches.
+    """
+    every = [Group(*each) for each in product(settings.worlds, settings.tasks, settings.depths)]
+    for place in places:
+        if not any(fnmatch(group.slug, place) for group in every):
+            names = ", ".join(group.slug for group in every)
+            raise DowserError(f"got --in {place}, expected one of: {names}, or a pattern such as '*-all'")
+    return [group for group in every if not places or any(fnmatch(group.slug, place) for place in places)]
 
 
 @dataclass(frozen=True)
@@ -52,16 +70,18 @@ class Plan:
         settings: of the bench.
         entries: the methods; those that others come after among them.
         done: what is known of cells; asked anew each time.
+        places: see `groups`.
     """
 
     settings: Settings
     entries: Sequence[Entry]
     done: Done
+    places: Sequence[str] = ()
 
     def cells(self) -> list[Cell]:
         """In the order in which they are run, each once, what one requires before it."""
         found: dict[Cell, None] = {}
-        for group in groups(self.settings):
+        for group in groups(self.settings, self.places):
             for cell in self._of_group(group):
                 base = required(self.settings, cell)
                 found |= dict.fromkeys([cell] if base is None else [base, cell])
@@ -70,7 +90,7 @@ class Plan:
     def unknown(self) -> Counter[str]:
         """Name of a method -> how many cells of it depend on choices that are still to be made."""
         unknown = Counter[str]()
-        for group, entry in product(groups(self.settings), self.entries):
+        for group, entry in product(groups(self.settings, self.places), self.entries):
             tuning = self.tuning(group, entry)
             if tuning is None:
                 unknown[entry.name] += entry.num_settings
@@ -79,7 +99,18 @@ class Plan:
         return unknown
 
     def tuning(self, group: Group, entry: Entry) -> list[Cell] | None:
-        """The cells on validation data; None while the method it comes after has not been chosen."""
+        """The cells on validation data; None while the method it comes after has not been chosen.
+
+        Where the best setting is at an edge of what was tried, the next one beyond it is tried as well, as many times
+        as `widen` allows.
+        """
+        cells = self._of_grid(group, entry)
+        for _ in range(self.settings.widen if cells else 0):
+            assert cells is not None
+            cells = cells + self._beyond(cells, entry)
+        return cells
+
+    def _of_grid(self, group: Group, entry: Entry) -> list[Cell] | None:
         settings: Sequence[Setting] = entry.grid
         if entry.after is not None:
             base = self.settings.methods[entry.after]
@@ -94,8 +125,10 @@ class Plan:
 
     def choice(self, group: Group, entry: Entry) -> Choice | None:
         """The best setting, once all have ended; None also if none has finished."""
-        cells = self.tuning(group, entry)
-        if not cells or not all(map(self._ended, cells)):
+        return self._chosen_of(self.tuning(group, entry) or [], entry)
+
+    def _chosen_of(self, cells: Sequence[Cell], entry: Entry) -> Choice | None:
+        if not all(map(self._ended, cells)):
             return None
         records = {cell: record for cell in cells if (record := self.done.record(cell))}
         if not records:
@@ -105,6 +138,21 @@ class Plan:
         if entry.after is not None and edges.get("lr") == "lowest":
             del edges["lr"]  # lower ones were tried by the method it comes after, which chose this one
         return Choice(best.setting, edges, len(cells) - len(records))
+
+    def _beyond(self, cells: Sequence[Cell], entry: Entry) -> list[Cell]:
+        """The best of all cells with each value that is at an edge one step further out; none while one is open."""
+        choice = self._chosen_of(cells, entry)
+        if choice is None:
+            return []
+        best, more = dict(choice.setting), list[Cell]()
+        for name, edge in choice.edges.items():
+            tried = sorted({dict(cell.setting)[name] for cell in cells}, reverse=edge == "lowest")
+            if name == "lr" and entry.after is not None:  # one that the other method has, or would have
+                _, value = rates_after(self.settings.methods[entry.after], best["lr"])
+            else:
+                value = _next(tried[-2], tried[-1], name != "lr")
+            more.append(replace(cells[0], setting=tuple((best | {name: value}).items())))
+        return more
 
     def tests(self, group: Group, entry: Entry) -> list[Cell]:
         """The cells on test data; none before the choice."""
@@ -137,11 +185,17 @@ class Plan:
 def rates_after(base: Entry, best: float) -> tuple[float, float]:
     """The best learning rate and the next one of the grid; above its end, one as much higher as the last step."""
     rates = [dict(setting)["lr"] for setting in base.grid]
-    place = rates.index(best)
-    if place + 1 < len(rates):
-        return best, rates[place + 1]
-    step = best / rates[place - 1] if place else 2.0
+    higher = [rate for rate in rates if rate > best]
+    if higher:
+        return best, higher[0]
+    step = rates[-1] / rates[-2] if len(rates) > 1 else 2.0
     return best, float(f"{best * step:.6g}")
+
+
+def _next(before: float, last: float, share: bool) -> float:
+    """As many times as far again; of a share at most half of the way that is left to 1."""
+    value = last * last / before
+    return float(f"{(last + 1) / 2 if share and last < 1 <= value else value:.6g}")
 
 
 def _edges(settings: Sequence[Setting], best: Setting) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The loop over cells: what is finished stays, what fails is written down, and one interruption costs one cell."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from statistics import fmean
 
 from dowser_pl.bench.cells import Cell, setting_text
@@ -20,13 +20,20 @@ class Bench:
     Args:
         settings: of the bench.
         only: names of methods; none = all.
+        places: patterns of names of worlds, tasks and depths, such as `outlier-digits-all`; none = all.
         tell: where lines of progress go.
     """
 
-    def __init__(self, settings: Settings, only: Collection[str] = (), tell: Callable[[str], object] = print) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        only: Collection[str] = (),
+        places: Sequence[str] = (),
+        tell: Callable[[str], object] = print,
+    ) -> None:
         self.settings = settings
         self.store = Store(settings)
-        self.plan = Plan(settings, settings.with_bases(only), self.store)
+        self.plan = Plan(settings, settings.with_bases(only), self.store, places)
         self._everything = Plan(settings, tuple(settings.methods.values()), self.store)
         self.tell = tell
         for cell in self.plan.cells():  # a configuration that is not there is an error now, not in an hour

@@ -32,6 +32,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", metavar="METHOD", nargs="+", default=[], help="run these (and what they come after) alone"
     )
+    parser.add_argument(
+        "--in",
+        metavar="PLACE",
+        nargs="+",
+        default=[],
+        dest="places",
+        help="run these worlds, tasks and depths alone, such as outlier-digits-all or '*-zucap-*'",
+    )
     parser.add_argument("--retry", action="store_true", help="also what failed before")
     parser.add_argument("--list", action="store_true", help="show what would be run, and run nothing")
     return parser
@@ -52,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = Path(resolve_configs(["-c", options.config])[1])
         settings = read_settings(file, METHODS)
         _check_classes(settings, file.name)
-        bench = Bench(settings, options.only, tell=_tell)
+        bench = Bench(settings, options.only, options.places, _tell)
         if options.list:
             return "\n".join(bench.listing())
         bench.run(Processes(), options.retry)

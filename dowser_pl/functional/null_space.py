@@ -21,7 +21,7 @@ from torch import Tensor
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.eigenpairs import leading_eigenpairs
 
-__all__ = ["Directions", "Spectrum", "check_directions", "directions_of", "projected", "spectrum_of", "taken_out"]
+__all__ = ["Directions", "check_directions", "directions_of", "projected", "taken_out"]
 
 
 _LEAST = 2.0**-25
@@ -32,56 +32,32 @@ class Directions:
     """What of a move is taken out.
 
     Attributes:
-        vectors: (I, r), orthonormal columns: U.
+        vectors: (I, r), orthonormal columns: U; of outputs (O, r).
         shares: (r,) float32 in (0, 1], how much of each is taken out: d, falling.
+        left: whether these are directions of outputs, taken out from the left.
     """
 
     vectors: Tensor
     shares: Tensor
+    left: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """The greatest eigenvalues of the inputs' second moment: what is measured once, whatever is then taken out.
-
-    Attributes:
-        vectors: (I, r), orthonormal columns: U.
-        values: (r,) float64, l, falling and not below 0.
-        trace: of the whole moment, I m.
-    """
-
-    vectors: Tensor
-    values: Tensor
-    trace: float
-
-    def directions(self, eps: float) -> Directions:
-        """What of a move is taken out.
-
-        Args:
-            eps: which eigenvalue is taken out by half, in mean eigenvalues; > 0, may be infinite.
-
-        Returns:
-            r directions or fewer: those of which less than half a unit in the last place of float32 is taken out are
-            left out.
-        """
-        shares = (self.values / (self.values + eps * self.trace / len(self.vectors))).float()
-        kept = shares > _LEAST  # what float32 cannot tell from nothing is nothing
-        return Directions(self.vectors[:, kept].contiguous(), shares[kept])
-
-
-def spectrum_of(moment: Tensor, rank: int | None) -> Spectrum:
-    """The directions that inputs mostly have, with how much they have them; see `leading_eigenpairs` for how exactly.
+def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
+    """The directions that inputs mostly have; see `leading_eigenpairs` for how exactly.
 
     Args:
         moment: (I, I) symmetric, the mean of h h^T over inputs h.
+        eps: which eigenvalue is taken out by half, in mean eigenvalues; > 0, may be infinite.
         rank: the most directions to keep; None = all.
 
     Returns:
-        `min(rank, I)` of them, the vectors in float64.
+        `min(rank, I)` directions or fewer: those of which less than half a unit in the last place of float32 is taken
+        out are left out.
 
     Raises:
-        DowserError: if the moment is not finite, or zero.
+        DowserError: if a setting is out of its range, or the moment is not finite, or zero.
     """
+    check_directions(eps, rank)
     trace = float(moment.double().trace())
     if not (trace > 0 and bool(moment.isfinite().all())):
         raise DowserError(
@@ -89,22 +65,9 @@ def spectrum_of(moment: Tensor, rank: int | None) -> Spectrum:
             "is known of inputs that are all zero or overflow. Load the model in bfloat16 or float32 (--model.dtype)"
         )
     values, vectors = leading_eigenpairs(moment, rank)
-    return Spectrum(vectors, values, trace)
-
-
-def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
-    """What of a move is taken out, of a moment.
-
-    Args:
-        moment: see `spectrum_of`.
-        eps: see `Spectrum.directions`.
-        rank: the most directions to keep; None = all.
-
-    Raises:
-        DowserError: if a setting is out of its range, or the moment is not finite, or zero.
-    """
-    check_directions(eps, rank)
-    return spectrum_of(moment, rank).directions(eps)
+    shares = (values / (values + eps * trace / len(moment))).float()
+    kept = shares > _LEAST  # what float32 cannot tell from nothing is nothing
+    return Directions(vectors[:, kept].contiguous(), shares[kept])
 
 
 def check_directions(eps: float, rank: int | None) -> None:
@@ -120,21 +83,23 @@ def check_directions(eps: float, rank: int | None) -> None:
 
 
 def taken_out(move: Tensor, directions: Directions) -> Tensor:
-    """`D U diag(d) U^T`, what `projected` leaves out of a move.
+    """`D U diag(d) U^T`, or `U diag(d) U^T D` of outputs, what `projected` leaves out of a move.
 
     Args:
         move: (O, I), D.
-        directions: of its inputs; taken in the dtype of the move.
+        directions: of its inputs or outputs; taken in the dtype of the move.
     """
     vectors = directions.vectors.to(move.dtype)
+    if directions.left:
+        return vectors @ (directions.shares.to(move.dtype)[:, None] * (vectors.T @ move))
     return ((move @ vectors) * directions.shares.to(move.dtype)) @ vectors.T
 
 
 def projected(move: Tensor, directions: Directions) -> Tensor:
-    """`D P = D - D U diag(d) U^T`; the bits of the move where there are no directions.
+    """`D P = D - D U diag(d) U^T`, or `P D` of outputs; the bits of the move where there are no directions.
 
     Args:
         move: (O, I), D.
-        directions: of its inputs.
+        directions: of its inputs or outputs.
     """
     return move - taken_out(move, directions)

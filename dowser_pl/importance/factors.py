@@ -16,7 +16,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.functional.scores import group_means
 from dowser_pl.importance.recorder import FACTORS
 
-__all__ = ["Factors", "Statistics", "joined"]
+__all__ = ["Factors", "Statistics", "in_order", "joined"]
 
 Statistics = dict[str, dict[str, Tensor]]
 """Matrix -> statistic -> tensor. Matrices with the same input share one activation tensor."""
@@ -112,6 +112,19 @@ def joined(parts: Sequence[Statistics]) -> Statistics:
                 memo[key] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
             layers[name][statistic] = memo[key]
     return layers
+
+
+def in_order(layers: Statistics, numbers: Sequence[int]) -> Statistics:
+    """Rows that were measured in another order, by their numbers.
+
+    Args:
+        layers: (N, ...) each.
+        numbers: (N,) what each row is the number of; nothing is copied where they rise.
+    """
+    if list(numbers) == sorted(numbers):
+        return layers
+    places = torch.tensor(numbers).argsort()
+    return _map(layers, lambda value: value[places])
 
 
 def _map(layers: Statistics, function: Callable[[Tensor], Tensor]) -> Statistics:

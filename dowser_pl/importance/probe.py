@@ -20,8 +20,8 @@ from dowser_pl.distributed.models import device_of, is_sharded_model, measuring
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
-from dowser_pl.importance.factors import Factors, Statistics, joined
-from dowser_pl.importance.prompts import Prompt, TextInputs, plain_text
+from dowser_pl.importance.factors import Factors, Statistics, in_order, joined
+from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
 from dowser_pl.importance.recorder import FACTORS, Recorder, live_rows_only
 from dowser_pl.importance.settings import Probe
 
@@ -70,14 +70,15 @@ def measure(
             "factors (--dowser.method.estimator authors or paper), or --trainer.strategy ddp"
         )
     recorder = Recorder(layers, statistics)
-    batch_size = 1 if prompts[0].source is not None else settings.batch_size
-    batches = list(enumerate(aligned(range(first, first + len(prompts)), batch_size)))
+    order, ranges = _batches(prompts, first, settings.batch_size)
+    batches = list(enumerate(ranges))
     if (
         not recorder.products and not sharded
     ):  # sums over prompts are not split: their rounding would depend on the split
         batches = batches[collectives.rank() :: collectives.world_size()]
 
-    def run(indices: range) -> Statistics:
+    def run(places: range) -> Statistics:
+        indices = [order[place] for place in places]
         batch = [prompts[index - first] for index in indices]
         return _measure_batch(model, recorder, batch, indices, settings, text_inputs)
 
@@ -94,9 +95,8 @@ def measure(
         on_batch(len(indices))
         return rows
 
-    ranges = [indices for _, indices in batches]
     shares = in_step(run_in_step, ranges, _OPTION) if sharded else collectives.all_gather_numbered(run_share)
-    layers_measured = joined(shares)
+    layers_measured = in_order(joined(shares), [index - first for index in order])
     count = len(prompts) * settings.num_probes
     for statistic, sums in recorder.products.items():
         for name, total in sums.items():
@@ -104,11 +104,26 @@ def measure(
     return Factors(layers_measured, len(prompts)).checked()
 
 
+def _batches(prompts: Sequence[Prompt], first: int, size: int) -> tuple[list[int], list[range]]:
+    """Numbers of the prompts in the order in which they are run, and batches as places in it.
+
+    They begin at multiples of the size, so that a prompt's neighbours do not depend on where one starts; prompts that a
+    model cannot read together, such as of pictures and of text, are batches of their own.
+    """
+    order: list[int] = []
+    batches: list[range] = []
+    for indices in aligned(range(first, first + len(prompts)), size):
+        for group in alike([prompts[index - first] for index in indices], size):
+            batches.append(range(len(order), len(order) + len(group)))
+            order += [indices.start + number for number in group]
+    return order, batches
+
+
 def _measure_batch(
     model: nn.Module,
     recorder: Recorder,
     batch: list[Prompt],
-    indices: range,
+    indices: Sequence[int],
     settings: Probe,
     text_inputs: TextInputs,
 ) -> Statistics:
@@ -157,7 +172,7 @@ def probing_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _backward(logits: Tensor, probed: Tensor, indices: range, settings: Probe) -> None:
+def _backward(logits: Tensor, probed: Tensor, indices: Sequence[int], settings: Probe) -> None:
     """R backward passes over one graph; the recorder's hooks see the output gradients on the way.
 
     Args:

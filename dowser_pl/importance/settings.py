@@ -7,8 +7,9 @@ from dowser_pl.errors import DowserError
 
 __all__ = ["Probe", "Rows", "Source"]
 
-# What decides how many prompts there are, where they are computed and what is kept: not what a prompt's factors are.
-_NO_IDENTITY = ("num_prompts", "target_overlap", "max_prompts", "keep", "batch_size")
+# What decides how many prompts there are, where they are computed and what is kept: not what the factors of one are.
+# Rows have an identity of their own.
+_NO_IDENTITY = ("inputs", "num_prompts", "target_overlap", "max_prompts", "keep", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Probe:
     passes, because prompts differ more than probes do (`benchmarks/compare_estimators.py`).
 
     Args:
+        inputs: what the model is asked: `prompts`, texts that it writes after a few random tokens (as published); or
+            `rows`, those of `dowser.rows`, with pictures where it sees them, whose lengths and sampling are set there.
         num_prompts: synthetic prompts the model writes (the paper's N); `auto` = as many as it takes for two
             halves of them to agree on `target_overlap` of the mask.
         num_probes: Rademacher vectors per prompt (the paper's R). More prompts help more than more probes.
@@ -38,6 +41,7 @@ class Probe:
         seed: of prefixes, sampling, noise and probes.
     """
 
+    inputs: Literal["prompts", "rows"] = "prompts"
     num_prompts: int | Literal["auto"] = 128
     num_probes: int = 1
     num_tokens: int = 64
@@ -78,6 +82,11 @@ class Probe:
             )
         if not 0 < self.target_overlap < 1:
             raise DowserError(f"probe.target_overlap is a Jaccard index in (0, 1), got {self.target_overlap}")
+        if self.inputs not in ("prompts", "rows") or (self.inputs == "rows" and self.noise_images):
+            raise DowserError(
+                f"probe.inputs is prompts or rows, got {self.inputs} with noise_images {self.noise_images}; rows have "
+                "pictures of noise where --dowser.rows.sources has noise"
+            )
         if self.positions not in ("last", "all") or self.keep not in ("auto", "needed", "all"):
             raise DowserError(
                 "probe.positions is last or all, and probe.keep auto, needed or all; got "

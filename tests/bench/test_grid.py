@@ -1,9 +1,12 @@
 """Which cells there are, in which order, and what they are told to do."""
 
+import pytest
+
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import commands, digest, folder_digest, required
-from dowser_pl.bench.grid import Plan
+from dowser_pl.bench.grid import Plan, groups
 from dowser_pl.bench.records import Failure, Record
+from dowser_pl.errors import DowserError
 from dowser_pl.reporting import TaskScore
 from tests.bench.fakes import settings_of
 
@@ -46,6 +49,17 @@ def test_first_the_learning_rates_on_validation_data(tmp_path):
     assert plan.unknown() == {"ModelDowser": 2, "Full": 2, "Dare": 10, "ModelTailor": 10}
 
 
+def test_places_are_chosen_by_patterns_of_their_names(tmp_path):
+    settings = settings_of(tmp_path, worlds={"shipped": "a", "outlier": "b"}, tasks={"digits": {}, "icon": {}})
+    known = Plan(settings, settings.with_bases(["Full"]), Known({}), ["outlier-digits-all"])
+    assert {cell.group for cell in known.cells()} == {Group("outlier", "digits", None)} and len(known.cells()) == 4
+    assert known.unknown() == {"Full": 2}
+    both = [Group("shipped", "icon", None), Group("outlier", "icon", None)]
+    assert groups(settings, ["*-icon-*"]) == both == groups(settings, ["outlier-icon-all", "shipped-icon-all"])
+    with pytest.raises(DowserError, match="got --in icon, expected one of: shipped-digits-all, .*, or a pattern such"):
+        groups(settings, ["icon"])
+
+
 def test_then_the_best_on_test_data_over_seeds(tmp_path):
     plan = plan_of(tmp_path, FULL, only=["Full"])
     full = plan.settings.methods["Full"]
@@ -63,6 +77,42 @@ def test_a_best_at_the_edge_is_marked_and_a_failed_one_is_not_chosen(tmp_path):
     plan = plan_of(tmp_path, FULL | {("Full", 2e-4): None})
     choice = plan.choice(GROUP, plan.settings.methods["Full"])
     assert choice.setting == (("lr", 4e-4),) and choice.failed == 1
+
+
+def full_rates(plan):
+    return [cell.rate for cell in plan.tuning(GROUP, plan.settings.methods["Full"])]
+
+
+def test_a_grid_is_widened_a_step_at_a_time_until_its_best_is_inside(tmp_path):
+    scores = FULL | {("Full", 8e-4): 0.9}
+    plan = plan_of(tmp_path, scores, only=["Dare"], widen=2)
+    assert full_rates(plan) == [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
+    assert plan.choice(GROUP, plan.settings.methods["Full"]) is None
+    assert {cell.method for cell in plan.cells()} == {"Full"}, "nothing is tested or merged before the choice"
+    inside = plan_of(tmp_path, scores | {("Full", 1.6e-3): 0.8}, only=["Dare"], widen=2)
+    assert full_rates(inside) == [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
+    choice = inside.choice(GROUP, inside.settings.methods["Full"])
+    assert choice.setting == (("lr", 8e-4),) and choice.edges == {}
+    assert {cell.rate for cell in inside.cells() if cell.method == "Dare"} == {8e-4, 1.6e-3}
+    higher = scores | {("Full", 1.6e-3): 1.0, ("Full", 3.2e-3): 1.1}
+    beyond = plan_of(tmp_path, higher, widen=2)
+    assert full_rates(beyond)[-1] == 3.2e-3
+    choice = beyond.choice(GROUP, beyond.settings.methods["Full"])
+    assert choice.setting == (("lr", 3.2e-3),) and choice.edges == {"lr": "highest"}, "no more than twice"
+    failed = plan_of(tmp_path, scores | {("Full", 1.6e-3): None}, widen=2)
+    assert failed.choice(GROUP, failed.settings.methods["Full"]).failed == 1
+
+
+def test_a_grid_is_widened_downwards_and_ratios_stay_below_one(tmp_path):
+    lowest = plan_of(tmp_path, FULL | {("Full", 1e-4): 0.9}, widen=1)
+    assert full_rates(lowest)[-1] == 5e-5
+    ratios = {("Dare", rate, ratio): 0.1 for rate in (2e-4, 4e-4) for ratio in (0.1, 0.2, 0.4, 0.8)}
+    plan = plan_of(tmp_path, FULL | ratios | {("Dare", 4e-4, 0.8): 0.9}, only=["Dare"], widen=1)
+    tried = [dict(cell.setting) for cell in plan.tuning(GROUP, plan.settings.methods["Dare"])]
+    assert tried[8:] == [{"lr": 8e-4, "update_ratio": 0.8}, {"lr": 4e-4, "update_ratio": 0.9}]
+    low = plan_of(tmp_path, FULL | ratios | {("Dare", 2e-4, 0.1): 0.9}, only=["Dare"], widen=1)
+    tried = [dict(cell.setting) for cell in low.tuning(GROUP, low.settings.methods["Dare"])]
+    assert tried[8:] == [{"lr": 2e-4, "update_ratio": 0.05}]
 
 
 def test_after_another_only_the_higher_learning_rate_is_an_edge(tmp_path):

@@ -1,18 +1,20 @@
 """The rows of a run: which there are, that they are written once, kept, and the same again after a kill."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from dowser_pl.callbacks import Dowser
+from dowser_pl.callbacks.dowser import importance
 from dowser_pl.data import Conversation
 from dowser_pl.errors import DowserError
-from dowser_pl.importance import Rows
+from dowser_pl.importance import FACTORS, Probe, Rows, digest, load_factors, measure, probing_mode, read_head
 from dowser_pl.importance.replay import Replay
 from dowser_pl.importance.writing import RowWriter
-from dowser_pl.methods import Magnitude, NullSpace
+from dowser_pl.methods import Magnitude, ModelDowser, NullSpace
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer, turn
 
@@ -138,15 +140,22 @@ def test_a_cache_gives_the_same_rows_back(tmp_path, model_folder, written):
     assert sum(written)
 
 
-def test_damaged_rows_of_a_cache_are_written_anew(tmp_path, model_folder, written):
+@pytest.mark.parametrize(
+    ("place", "told_so"),
+    [((0, -1), "is damaged: its rows are written anew"), ((3, 1), "places pictures otherwise than")],
+)
+def test_rows_of_a_cache_that_are_not_those_of_now_are_written_anew(tmp_path, model_folder, written, place, told_so):
     cache = tmp_path / "cache"
     first = fit(tmp_path / "a", model_folder, cache_dir=str(cache), drift=False)
     (file,) = cache.glob("*-rows-*.json")
     content = json.loads(file.read_text())
-    content["rows"][0][2][-1] += 1
+    row, token = place
+    content["rows"][row][2][token] += 1
+    if row:  # a row with a picture, as a processor with other placeholders would have had it written
+        content["digest"] = digest(content["rows"])
     file.write_text(json.dumps(content))
     written.clear()
-    with pytest.warns(UserWarning, match="is damaged: its rows are written anew"):
+    with pytest.warns(UserWarning, match=told_so):
         again = fit(tmp_path / "b", model_folder, cache_dir=str(cache), drift=False)
     assert sum(written) and told(again._replayer.base.rows) == told(first._replayer.base.rows)
 
@@ -226,3 +235,62 @@ def test_other_pictures_end_the_meter_and_not_the_run(tmp_path, model_folder):
     with pytest.warns(UserWarning, match="drift is not measured any more: .*have changed"):
         dowser = fit(tmp_path, model_folder, replay=None, max_epochs=2, data=Repainted(), ckpt_path=last)
     assert dowser.drift == {} and json.loads((tmp_path / "report.json").read_text())["drift"] is None
+
+
+ROWS_ASKED = Probe(inputs="rows", num_prompts=21, num_probes=2, batch_size=8)
+
+
+def measured(folder, model_folder, monkeypatch, probe=ROWS_ASKED, rows=FEW, data=None):
+    """A run whose mask is made on rows; its callback, and each row that was asked, in order."""
+    asked = []
+
+    def spy(model, layers, prompts, *rest):
+        asked.extend(prompts)
+        return measure(model, layers, prompts, *rest)
+
+    monkeypatch.setattr(importance, "measure", spy)
+    options = {"probe": probe, "cache_dir": str(folder / "cache"), "replay": None, "drift": False}
+    return fit(folder, model_folder, ModelDowser(0.1), data, rows, **options), asked
+
+
+def test_importance_is_measured_on_rows_of_every_kind_as_on_one_after_the_other(tmp_path, model_folder, monkeypatch):
+    _, asked = measured(tmp_path, model_folder, monkeypatch)
+    assert [row.kind for row in asked[:7]] == ["text", "chat", "turn", "noise", "train", "shuffle", "mosaic"]
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    module = build_module(model_folder)
+    module.configure_model()
+    layers = module.tuned_layers()
+    with probing_mode(module.network):
+        alone = [measure(module.network, layers, [row], ROWS_ASKED, first=n) for n, row in enumerate(asked)]
+    names = set()
+    kept = load_factors(file, read_head(file)["identity"], list(layers), FACTORS)
+    for name, statistics in kept.layers.items():
+        for statistic, value in statistics.items():
+            expected = torch.cat([each.layers[name][statistic] for each in alone])
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-7)
+            names.add(statistic)
+    assert {"activation", "abs_gradient"} <= names
+
+
+@pytest.mark.slow
+def test_importance_on_rows_is_kept_by_what_the_rows_depend_on(tmp_path, model_folder, monkeypatch):
+    first, asked = measured(tmp_path, model_folder, monkeypatch)
+    again, nothing = measured(tmp_path, model_folder, monkeypatch)
+    assert asked and not nothing
+    assert first.frozen_digest["before"] == again.frozen_digest["before"]
+    assert measured(tmp_path, model_folder, monkeypatch, rows=replace(FEW, seed=1))[1]
+    assert measured(tmp_path, model_folder, monkeypatch, data=TinyData(num_rows=9))[1]
+    assert measured(tmp_path, model_folder, monkeypatch, replace(ROWS_ASKED, inputs="prompts", num_tokens=8))[1]
+
+
+@pytest.mark.parametrize(
+    ("probe", "told"),
+    [
+        (replace(ROWS_ASKED, num_prompts=99), r"and 99 of them to ask, expected no more than the 63 .*rows.per_source"),
+        ({"inputs": "rows", "noise_images": True}, r"rows with noise_images True; .*rows.sources has noise"),
+        ({"inputs": "row"}, "probe.inputs is prompts or rows, got row "),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_refused(tmp_path, model_folder, monkeypatch, probe, told):
+    with pytest.raises(DowserError, match=told):
+        measured(tmp_path, model_folder, monkeypatch, Probe(**probe) if isinstance(probe, dict) else probe)

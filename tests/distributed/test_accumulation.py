@@ -71,9 +71,10 @@ CASES = {
     "fsdp1": {"strategy": "fsdp1", "gradient_clip_val": 0.05},
     "fsdp1 also train": {"strategy": "fsdp1", "module": {"also_train": ["projector", "norms"]}},
 }
-QUICK = {"ddp", "ddp dense", "fsdp2"}
+QUICK = {"ddp", "fsdp2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])
 def test_two_ranks_that_accumulate_step_like_one_large_batch(model_folder, tmp_path, name):
     options = CASES[name]

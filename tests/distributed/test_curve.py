@@ -31,9 +31,8 @@ def model(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize(
-    "strategy", ["ddp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp1", "fsdp2"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2"])
 def test_the_curve_and_the_budget_are_those_of_one_process(model, tmp_path, strategy):
     options = {"optimizer": "sgd", "max_epochs": 1, "strategy": strategy}
     curve, data = SecondOfThree([0.02, 0.05], 0.02), UnevenDataToChooseOn(12)

@@ -1,5 +1,7 @@
 """The formulas of the scaling note for FSDP2 against the collectives of two processes, counted one by one."""
 
+import pytest
+
 from tests.distributed.harness import run
 from tests.distributed.test_scaling import PROBE, Traffic, counted, model_folder, scaling, sizes, told
 
@@ -8,6 +10,7 @@ __all__ = ["model_folder", "sizes"]  # fixtures
 OPTIONS = {"strategy": "fsdp2", "gradient_clip_val": 1.0, "num_rows": 16, "accumulate_grad_batches": 2}
 
 
+@pytest.mark.slow
 def test_steps_and_pass_under_fsdp2_are_what_the_note_says(model_folder, sizes, tmp_path):
     for batches, passes in run(counted, tmp_path, model_folder, **OPTIONS):
         expected = scaling.fsdp2_step(sizes, 2, 4, 4, micro_batches=2)

@@ -21,6 +21,7 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 def test_two_ranks_end_where_one_process_does(model_folder, tmp_path):
     one = alone(fit, tmp_path / "one", model_folder, **OPTIONS)
     free = alone(fit, tmp_path / "free", model_folder, **OPTIONS | {"replay": None})

@@ -71,6 +71,7 @@ def unbroken(model_folder, tmp_path_factory):
     return alone(fit, tmp_path_factory.mktemp("one"), model_folder, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_in_mid_epoch_ends_the_job_and_it_goes_on_bit_for_bit(model_folder, tmp_path):
     killed(tmp_path / "broken", model_folder, 2, 6, **SETTINGS)
     whole = run(fit, tmp_path / "whole", model_folder, **SETTINGS)
@@ -80,6 +81,7 @@ def test_a_rank_killed_in_mid_epoch_ends_the_job_and_it_goes_on_bit_for_bit(mode
         assert torch.equal(weight, resumed[0].weights[name]) and torch.equal(weight, resumed[1].weights[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", pytest.param("dense", marks=pytest.mark.slow)])
 def test_one_rank_then_two_then_one(model_folder, tmp_path, unbroken, update):
     """Stopped in mid epoch each time; every row comes once an epoch, and the end is that of an unbroken run."""
@@ -106,7 +108,8 @@ def test_other_rows_a_step_are_refused_in_mid_epoch(model_folder, tmp_path):
         assert "each of the 2 processes has 2 rows a step" in outcome.message
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_steps_that_ran_out_in_mid_epoch_go_on_with_the_rows_that_were_left(model_folder, tmp_path, strategy):
     """Six batches an epoch, three windows of two; the only checkpoint is that of the end."""
     settings = SETTINGS | {"num_rows": 24, "every": None, "accumulate_grad_batches": 2, "strategy": strategy}

@@ -1,6 +1,7 @@
 """FSDP1 and FSDP2 on two ranks against one process: the same masks, frozen bits and files, values within rounding."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Dowser
 from dowser_pl.distributed.tensors import full_tensor, is_sharded, to_local, whole_shapes
-from dowser_pl.methods import Full, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.methods import Full, HalfFineTuning, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
 from tests.distributed.fits import difference
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import SHARDED, both, fit_sharded, one_fast
 from tests.distributed.test_resume import LAST
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
 
 class Blind(Callback):
@@ -48,6 +49,11 @@ CASES = {
     "two of three layers, a budget for each, activations recomputed": {
         "method": HighestImportance(0.1, scope="layer"),
         "module": {"last_n_layers": 2, "gradient_checkpointing": True},
+        "optimizer": "sgd",
+    },
+    "whole matrices": {"method": HalfFineTuning(), "optimizer": "sgd"},
+    "importance on rows, pictures and words": {
+        "probe": replace(SMALL_PROBE, inputs="rows", num_prompts=9, batch_size=4),
         "optimizer": "sgd",
     },
     "also train": {"module": {"also_train": ["projector", "norms", "embeddings"]}, "optimizer": "sgd"},

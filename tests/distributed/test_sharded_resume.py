@@ -27,19 +27,14 @@ def unbroken(model_folder, tmp_path_factory):
     return alone(fit, tmp_path_factory.mktemp("unbroken"), model_folder, **SETTINGS)
 
 
-FAST = {("compact", "fsdp1", "fsdp2")}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "checkpoint, earlier, later",
     [
-        pytest.param(*which, marks=[pytest.mark.slow] * (which not in FAST))
-        for which in [
-            ("compact", "fsdp1", "fsdp2"),
-            ("compact", "fsdp2", "fsdp2"),
-            ("full", "fsdp2", "fsdp1"),
-            ("full", "fsdp1", "fsdp1"),
-        ]
+        ("compact", "fsdp1", "fsdp2"),
+        ("compact", "fsdp2", "fsdp2"),
+        ("full", "fsdp2", "fsdp1"),
+        ("full", "fsdp1", "fsdp1"),
     ],
 )
 def test_one_process_then_two_ranks_then_others(model_folder, tmp_path, unbroken, checkpoint, earlier, later):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Trainer
@@ -85,6 +85,17 @@ def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
     return settings | ({"images": processor.image_processor.to_json_string()} if with_images else {})
 
 
+class Written(Protocol):
+    """Rows that the base wrote, and what they depend on beside its weights."""
+
+    @property
+    def used(self) -> list[Prompt]:
+        """The rows; all processes must ask."""
+
+    def identity(self) -> str:
+        """Digest of what decides them."""
+
+
 @dataclass
 class ImportanceRunner:
     """Asks prompts of a model, on every process.
@@ -94,6 +105,7 @@ class ImportanceRunner:
         pl_module: the model and its processor.
         layers: run-time name -> matrix.
         probe: settings.
+        rows: asked instead of prompts, where the settings say so.
 
     Attributes:
         seconds: by phase, `prompts` and `probes`; empty as long as nothing was measured.
@@ -103,14 +115,17 @@ class ImportanceRunner:
     pl_module: TunedModule
     layers: dict[str, nn.Linear]
     probe: Probe
+    rows: Written
     seconds: dict[str, float] = field(default_factory=dict)
 
     def cache_key(self) -> dict[str, Any]:
         """What the factors of a prompt depend on, on every process."""
 
         def compute() -> dict[str, Any]:
-            return cache_key(self.pl_module, self.probe, precision_of(self.trainer, self.pl_module.network))
+            key = cache_key(self.pl_module, self.probe, precision_of(self.trainer, self.pl_module.network))
+            return key | ({"rows": identity} if identity else {})
 
+        identity = self.rows.identity() if self.probe.inputs == "rows" else None
         return compute() if is_sharded_model(self.pl_module.network) else collectives.from_rank_zero(compute)
 
     def grow(self, known: Factors, num_prompts: int, request: Request) -> Factors:
@@ -122,10 +137,12 @@ class ImportanceRunner:
         unit = math.lcm(request.prompts_per_row, self.probe.batch_size)
         size = -(-_CHUNK * collectives.world_size() // unit) * unit if request.factorised else num_prompts
         text = text_model(self.pl_module.network)
-        model = self.pl_module.network if self.probe.noise_images else text
+        rows = self._rows(num_prompts) if self.probe.inputs == "rows" else []
+        with_pictures = self.probe.noise_images or any(row.image for row in rows)
+        model = self.pl_module.network if with_pictures else text
         bar = tqdm(total=len(missing), desc="Importance pass", unit="prompt", disable=collectives.rank() > 0)
         with bar, probing_mode(model), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
-            prompts = self._prompts(model, missing)
+            prompts = rows[missing.start :] or self._prompts(model, missing)
             start = time.monotonic()
             for chunk in aligned(missing, size):
                 measured = measure(
@@ -142,6 +159,18 @@ class ImportanceRunner:
             bar.update(len(missing) - bar.n)  # other processes did the rest
             self.seconds["probes"] = self.seconds.get("probes", 0.0) + time.monotonic() - start
         return known
+
+    def _rows(self, number: int) -> list[Prompt]:
+        """So many of what the base wrote."""
+        start = time.monotonic()
+        rows = self.rows.used
+        self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
+        if len(rows) < number:
+            raise DowserError(
+                f"got probe.inputs rows and {number} of them to ask, expected no more than the {len(rows)} that the "
+                "base wrote. Raise --dowser.rows.per_source, or lower --dowser.probe.num_prompts (auto: max_prompts)"
+            )
+        return rows[:number]
 
     def _prompts(self, model: Any, indices: range) -> list[Prompt]:
         """The same on every process: in half precision another batch would write another text."""

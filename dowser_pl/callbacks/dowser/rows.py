@@ -62,6 +62,28 @@ class RowBank:
         """Rows that nothing is trained on, of all sources in turns."""
         return self._rows(held_out=True)
 
+    def identity(self) -> str:
+        """What the rows in use depend on beside the weights, as a digest; on every process."""
+        writers = self._writers(held_out=False)
+        return digest(self._parts(writers, writers.sources()))
+
+    def expected(self, held_out: bool) -> list[tuple[str, int, list[Prompt]]]:
+        """Tell of each source how many rows there will be, with some as long as they can get; nothing is written.
+
+        Args:
+            held_out: of the rows that are held out.
+        """
+        writers = self._writers(held_out)
+        found: list[tuple[str, int, list[Prompt]]] = []
+        for source in writers.sources():
+            try:
+                number, examples = writers.expected(source, self.settings.numbers(held_out))
+            except (ValueError, TypeError, RuntimeError, LookupError, AttributeError):  # told when they are written
+                continue
+            if examples:
+                found.append((source, number, examples))
+        return found
+
     def remade(self, state: Sequence[Mapping[str, Any]], held_out: bool) -> list[Prompt]:
         """Rows of a checkpoint, with their pictures.
 
@@ -91,18 +113,31 @@ class RowBank:
         writers = self._writers(held_out)
         sources = writers.sources()
         file = self._file(writers, sources, held_out)
-        known = collectives.from_rank_zero(partial(_read, file))
+        known = self._known(file, writers)
         which = "held-out rows" if held_out else "rows"
         how = "writes" if known is None else "wrote before:"
         rank_zero_info(f"The base {how} {which} after {', '.join(sources)}{self._unseen(sources)}")
         if known is not None:
-            return [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in known]
+            return known
         with probing_mode(network), self.trainer.precision_plugin.forward_context():
             read = torch.no_grad()(partial(current_logits, network))
             rows = writers.in_turns(sources, self.settings.numbers(held_out), read)
         if {row.kind for row in rows} == set(sources):  # one that failed may do better another time
             collectives.from_rank_zero(partial(_keep, file, rows))
         return rows
+
+    def _known(self, file: Path | None, writers: Writers) -> list[Prompt] | None:
+        """Rows of the cache; None where there are none, or the processor places pictures otherwise than then."""
+        written = collectives.from_rank_zero(partial(_read, file))
+        if written is None:
+            return None
+        found = [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in written]
+        same = all(row.tokens.tolist() == tokens for row, (_, _, tokens) in zip(found, written, strict=True))
+        if not same:
+            rank_zero_warn(
+                f"the processor places pictures otherwise than when {file} was written: rows are written anew"
+            )
+        return found if same else None
 
     def _writers(self, held_out: bool) -> Writers:
         openers, ending = getattr(self.module, "openers", lambda: None)(), self.module.ending()
@@ -136,11 +171,15 @@ class RowBank:
         if self.cache_dir is None:
             return None
         weights = self.weights()
+        parts = [weights, self._parts(writers, sources), held_out]
+        return self.cache_dir / f"{weights[:12]}-rows-{digest(parts)}.json"
+
+    def _parts(self, writers: Writers, sources: Sequence[str]) -> dict[str, Any]:
+        """All that rows depend on beside the weights."""
         processor, pictures = self.module.processor, hashlib.sha256()
         for picture in writers.pictures:
             pictures.update(repr(picture.size).encode() + picture.tobytes())
-        parts = {
-            "weights": weights,
+        return {
             "model": behaviour(self.module.network),
             "vocabulary": processor.tokenizer.get_vocab(),
             "special": processor.tokenizer.special_tokens_map,
@@ -148,10 +187,9 @@ class RowBank:
             "openers": None if writers.openers is None else asdict(writers.openers),
             "ending": asdict(self.module.ending()),
             "precision": precision_of(self.trainer, self.module.network),
-            "rows": [self.settings.identity(), list(sources), held_out],
+            "rows": [self.settings.identity(), list(sources)],
             "pictures": pictures.hexdigest(),
         }
-        return self.cache_dir / f"{weights[:12]}-rows-{digest(parts)}.json"
 
 
 def tokens_of(row: Prompt) -> dict[str, Any]:
