@@ -15,9 +15,9 @@ that, and mostly far nearer, so the share d = l / (l + c) is right to 4e-3 d (1 
     |P u_i - (1 - d_i) u_i| <= |A u_i - l_i u_i| / (l_i + c),    P = (I + A / c)^-1,    d_i = l_i / (l_i + c),
 
 so a move is changed along the directions that are kept as the exact P changes it, to 4e-3 of what is taken out.
-Where the spectrum falls, so is the whole move; where eigenvalues about the r-th are equal to 4e-3, others of these may be
-kept than of an exact decomposition, which chooses among them by rounding. Where a third of I columns do not reach that,
-all is computed exactly.
+Where the spectrum falls, so is the whole move; where eigenvalues about the r-th are equal to 4e-3, others of these may
+be kept than of an exact decomposition, which chooses among them by rounding. Where a third of I columns do not reach
+that, all is computed exactly.
 
 Halko, Martinsson, Tropp: "Finding Structure with Randomness: Probabilistic Algorithms for Constructing Approximate
 Matrix Decompositions", SIAM Review 53(2), 2011, arXiv 0909.4061; the blocks that are kept: Musco, Musco: "Randomized

@@ -15,7 +15,6 @@ Legend: O outputs, I inputs of a matrix, r directions.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
