@@ -74,7 +74,7 @@ def test_7b_is_planned_from_its_config_alone(folder_of_7b, tmp_path):
     assert small["bytes"]["moments"] == pytest.approx(2 * RATIO * entries * (1 + 4 / 256), rel=1e-3)
     assert dense["smallest_card"] == 141 and "dense with --model.optimizer.fused true: " in done.stdout
     assert compact["smallest_card"] == 40 and small["smallest_card"] == 24 and not small["fits"]["16"]
-    assert dense["batch"] == {"rows": 1, "tokens": 1024, "gradient_checkpointing": True}
+    assert dense["batch"] == {"rows": 1, "tokens": 1024, "gradient_checkpointing": True, "positions": None}
 
 
 def test_the_world_is_planned_with_its_data_and_its_optimizer(capsys, tmp_path, monkeypatch):
