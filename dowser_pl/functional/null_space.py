@@ -15,10 +15,10 @@ Legend: O outputs, I inputs of a matrix, r directions.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
+from dowser_pl.functional.eigenpairs import leading_eigenpairs
 
 __all__ = ["Directions", "check_directions", "directions_of", "projected", "taken_out"]
 
@@ -42,7 +42,7 @@ class Directions:
 
 
 def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
-    """The directions that inputs mostly have, by an eigen-decomposition in float64.
+    """The directions that inputs mostly have; see `leading_eigenpairs` for how exactly.
 
     Args:
         moment: (I, I) symmetric, the mean of h h^T over inputs h.
@@ -63,8 +63,7 @@ def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
             f"got a second moment of inputs with trace {trace}, expected finite numbers and a trace above 0: nothing "
             "is known of inputs that are all zero or overflow. Load the model in bfloat16 or float32 (--model.dtype)"
         )
-    values, vectors = torch.linalg.eigh(moment.double())
-    values, vectors = values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
+    values, vectors = leading_eigenpairs(moment, rank)
     shares = (values / (values + eps * trace / len(moment))).float()
     kept = shares > _LEAST  # what float32 cannot tell from nothing is nothing
     return Directions(vectors[:, kept].contiguous(), shares[kept])
