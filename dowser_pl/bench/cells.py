@@ -7,7 +7,7 @@ from dowser_pl.bench.settings import Setting
 
 __all__ = ["Cell", "Group", "Split", "setting_text"]
 
-Split = Literal["validation", "test"]
+Split = Literal["validation", "test", "cost"]
 
 
 @dataclass(frozen=True)

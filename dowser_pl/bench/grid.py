@@ -95,7 +95,7 @@ class Plan:
             if tuning is None:
                 unknown[entry.name] += entry.num_settings
             if tuning is None or not all(map(self._ended, tuning)):
-                unknown[entry.name] += len(self.settings.seeds)
+                unknown[entry.name] += len(self.settings.seeds) * (1 + self._is_timed(entry))
         return unknown
 
     def tuning(self, group: Group, entry: Entry) -> list[Cell] | None:
@@ -161,6 +161,19 @@ class Plan:
             return []
         return [Cell(group, entry.name, choice.setting, seed, "test") for seed in self.settings.seeds]
 
+    def costs(self, group: Group) -> list[Cell]:
+        """Short runs of all that was chosen, in turn, as often as there are seeds; none where nothing is to be timed.
+
+        What merges costs the steps of what it merges, and has none of its own.
+        """
+        chosen = {entry.name: self.choice(group, entry) for entry in self.entries if self._is_timed(entry)}
+        return [
+            Cell(group, name, choice.setting, seed, "cost")
+            for seed in self.settings.seeds
+            for name, choice in chosen.items()
+            if choice is not None
+        ]
+
     def needed(self, cell: Cell) -> bool:
         """Whether the tuned model of a cell may still be merged by another."""
         after = [each for each in self.entries if each.merge is not None and each.after == cell.method]
@@ -173,6 +186,10 @@ class Plan:
             yield from self.tuning(group, entry) or []
         for entry in self.entries:
             yield from self.tests(group, entry)
+        yield from self.costs(group)
+
+    def _is_timed(self, entry: Entry) -> bool:
+        return "cost" in self.settings.splits and entry.merge is None
 
     def _ended(self, cell: Cell) -> bool:
         return self.done.record(cell) is not None or self.done.failure(cell) is not None

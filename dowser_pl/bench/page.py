@@ -24,6 +24,7 @@ HEADER = (
     "KL to the base",
     "trainable",
     "training",
+    "a step",
     "peak memory",
     "file",
 )
@@ -37,8 +38,9 @@ NOTES = (
     "over n of them is uncertain by about sqrt(p (1 - p) / n) more. Methods that decide after training tried their own "
     "option at two learning rates of the runs they merge. 95 % of H: of draws of questions and seeds with replacement; "
     "behind the first: the difference of H to the first row on the same draws, p two-sided and Holm-corrected over the "
-    "rows. KL to the base: on rows that the base wrote itself, which no "
-    "method trains on."
+    "rows. KL to the base: on rows that the base wrote itself, which no method trains on. A step: median seconds of an "
+    "optimizer step, replay and the like included, in short runs in which the methods took turns, and how many times "
+    "that of the fastest it is."
 )
 
 
@@ -70,12 +72,17 @@ def spread_text(spread: Spread, of_score: bool = True) -> str:
 
 def _sections(settings: Settings, comparison: Comparison) -> list[str]:
     methods = comparison.methods
-    rows = [_row(settings, method, comparison.differences.get(method.entry.name)) for method in methods]
+    fastest = min((each.step_seconds for each in methods if each.step_seconds), default=None)
+    rows = [_row(settings, method, comparison.differences.get(method.entry.name), fastest) for method in methods]
     if comparison.base is not None:
         downstream, upstream = comparison.base
         scores = [score_text(each) for each in (downstream, upstream, h_score(upstream, downstream))]
-        rows.append(("base model", "", *scores, "", "", score_text((downstream + upstream) / 2), "0", "", "", "", ""))
-    sections = [markdown_grid(HEADER, rows, "ll" + "r" * (len(HEADER) - 2))]
+        rows.append(
+            ("base model", "", *scores, "", "", score_text((downstream + upstream) / 2), "0", "", "", "", "", "")
+        )
+    shown = [column for column, name in enumerate(HEADER) if name != "a step" or fastest is not None]
+    grid = [[row[column] for column in shown] for row in (HEADER, *rows)]
+    sections = [markdown_grid(grid[0], grid[1:], "ll" + "r" * (len(shown) - 2))]
     if any(method.choice is not None and method.choice.edges for method in methods):
         sections.append(f"{EDGE_MARK} at the edge of what was tried: a better setting may lie outside.")
     sections += _matched(comparison) + _foretold(comparison) + _failures(methods) + _drops(methods)
@@ -83,7 +90,9 @@ def _sections(settings: Settings, comparison: Comparison) -> list[str]:
     return sections
 
 
-def _row(settings: Settings, method: MethodResult, difference: Difference | None) -> tuple[str, ...]:
+def _row(
+    settings: Settings, method: MethodResult, difference: Difference | None, fastest: float | None
+) -> tuple[str, ...]:
     if method.choice is None:
         state = "failed" if method.failures else "not finished"
         return (method.entry.name, state, *[NOTHING] * (len(HEADER) - 2))
@@ -107,9 +116,17 @@ def _row(settings: Settings, method: MethodResult, difference: Difference | None
         NOTHING if method.drift is None else kl_text(method.drift.mean),
         f"{100 * content['trainable_share']:.1f} %",
         spread_text(method.seconds, of_score=False),
+        _step(method, fastest),
         bytes_text(method.peak_memory_bytes),
         bytes_text(content["file_bytes"]),
     )
+
+
+def _step(method: MethodResult, fastest: float | None) -> str:
+    """Such as `0.21 s, 1.9`."""
+    if method.step_seconds is None or fastest is None:
+        return NOTHING
+    return f"{method.step_seconds:.2g} s, {method.step_seconds / fastest:.2f}"
 
 
 def _behind(difference: Difference | None) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import correlation, fmean, stdev
+from statistics import correlation, fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class MethodResult:
         seeds: those that finished on test data.
         records: of these seeds.
         failures: cell -> last lines of its log.
+        costs: of short runs that took turns with those of the other methods; of what merges those of what it merges.
     """
 
     entry: Entry
@@ -81,6 +82,7 @@ class MethodResult:
     seeds: Sequence[int]
     records: Sequence[Record]
     failures: Mapping[str, str]
+    costs: Sequence[Record] = ()
 
     @property
     def downstream(self) -> Spread:
@@ -106,6 +108,12 @@ class MethodResult:
     def seconds(self) -> Spread:
         """To get a tuned model, without evaluation."""
         return Spread([record.training_seconds for record in self.records])
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of an optimizer step, the median of the runs that took turns; None where nothing was timed."""
+        found = [each.seconds["fit"] / each.steps for each in self.costs if each.steps]
+        return median(found) if found else None
 
     @property
     def drops(self) -> dict[str, Spread]:
@@ -140,7 +148,7 @@ class MethodResult:
         }
         names = ("downstream", "upstream", "h_score", "arithmetic_mean", "seconds")
         if not self.records:
-            others = ("drops", "drift", "trainable_share", "peak_memory_bytes", "file_bytes", "steps")
+            others = ("drops", "drift", "step_seconds", "trainable_share", "peak_memory_bytes", "file_bytes", "steps")
             return content | dict.fromkeys((*names, *others))
         last = self.records[-1]
         return (
@@ -150,6 +158,7 @@ class MethodResult:
                 "drops": {task: spread.to_dict() for task, spread in self.drops.items()},
                 "drift": None if self.drift is None else self.drift.to_dict(),
                 "trainable_share": Spread([record.trainable_share for record in self.records]).mean,
+                "step_seconds": self.step_seconds,
                 "peak_memory_bytes": self.peak_memory_bytes,
                 "file_bytes": last.file_bytes,
                 "steps": last.steps,
@@ -269,7 +278,9 @@ def _outcomes(plan: Plan, group: Group, method: MethodResult) -> Outcomes | None
 
 def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:
     tuning, tests = plan.tuning(group, entry) or [], plan.tests(group, entry)
-    failed = {cell: failure.reason for cell in [*tuning, *tests] if (failure := plan.done.failure(cell))}
+    trained = entry.name if entry.merge is None else entry.after
+    costs = [cell for cell in plan.costs(group) if cell.method == trained]
+    failed = {cell: failure.reason for cell in [*tuning, *tests, *costs] if (failure := plan.done.failure(cell))}
     finished = {cell: record for cell in tests if (record := plan.done.record(cell))}
     failures = {cell.text: reason for cell, reason in failed.items()}
     if plan.tuning(group, entry) == []:
@@ -281,4 +292,5 @@ def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:
         seeds=[cell.seed for cell in finished],
         records=list(finished.values()),
         failures=failures,
+        costs=[record for cell in costs if (record := plan.done.record(cell))],
     )

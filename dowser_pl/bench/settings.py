@@ -164,7 +164,7 @@ Setting = tuple[tuple[str, float], ...]
 """What is tuned: (name, value) pairs; "lr" is the learning rate, other names are options of the method."""
 
 _KEYS = (
-    *("folder", "fit", "set", "seeded", "validation", "test", "seeds", "tuning_seed"),
+    *("folder", "fit", "set", "seeded", "validation", "test", "cost", "seeds", "tuning_seed"),
     *("worlds", "tasks", "depths", "methods", "smallest_grid", "widen", "keep"),
 )
 _METHOD_KEYS = ("method", "config", "options", "seeded", "grid", "after", "merge")
@@ -209,8 +209,10 @@ class Settings:
         fit: configurations of every run.
         options: of every run, dotted.
         seeded: options of every run that are set to the seed.
-        splits: "validation" and "test" -> options that choose the split.
-        seeds: of the runs on the test split.
+        splits: "validation" and "test" -> options that choose the split; "cost" -> of short runs in which what was
+            chosen takes turns, one of each method and then the next of each, so that what else the machine does falls
+            on all alike; without it steps are not timed.
+        seeds: of the runs on the test split, and of those that are timed.
         tuning_seed: of those on the validation split.
         worlds: name -> path of the base model.
         tasks: name -> options.
@@ -270,6 +272,8 @@ def read_settings(path: Path, merges: Collection[str]) -> Settings:
             f"{path.name}: validation and test are both {shown(splits['test'])}, expected options that differ: "
             "settings chosen on the data they are judged by look better than they are"
         )
+    if file.value.get("cost") is not None:
+        splits["cost"] = file.options("cost")
     return Settings(
         folder=Path(file.text("folder")).expanduser(),
         fit=file.texts("fit"),

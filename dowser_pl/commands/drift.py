@@ -27,6 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the rows")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="rows a forward pass (default: 16)")
+    parser.add_argument(
+        "--moved",
+        metavar="PICTURE",
+        help="also measure where each model moved, matrix by matrix, and how far the output of each decoder layer "
+        "drifted; drawn in this file, .png, .pdf or .svg. Takes the decoder of the base once more, in host memory",
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
     return parser
 

@@ -3,8 +3,9 @@
 import copy
 import json
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, Rows, Writers, probing_mode
 from dowser_pl.importance.base_outputs import BaseOutputs, current_logits, record_base
 from dowser_pl.importance.drift import measure_drift
+from dowser_pl.importance.layer_drift import layer_drift, layer_outputs
 from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
-from dowser_pl.models.layers import text_model
-from dowser_pl.models.lora import adapter_beside
+from dowser_pl.models.layers import TARGETS, find_blocks, find_layers, text_model
+from dowser_pl.models.lora import adapter_beside, weight_beside
 from dowser_pl.module import MultimodalModule
 from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import DriftScore, ReportedDrift
 from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, drift_rows, drift_text
+from dowser_pl.reporting.moved import MatrixMove, Moved, moved_text
+from dowser_pl.reporting.plots.moved import plot_moved
+from dowser_pl.reporting.plots.style import check_format
 from dowser_pl.reporting.provenance import provenance
 from dowser_pl.reporting.table import text_grid
 
@@ -33,6 +38,7 @@ __all__ = ["run"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _APART = 10**6  # from the rows that runs of small seeds train with
+_LOOKED_INTO = 8  # rows of each source whose outputs are kept for every layer
 
 
 def run(options: Namespace, argv: Sequence[str]) -> str:
@@ -40,6 +46,8 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
     for name, least in (("per_source", options.per_source), ("batch_size", options.batch_size)):
         if least < 1:
             raise DowserError(f"got --{name.replace('_', '-')} {least}, expected at least 1")
+    if options.moved:
+        check_format(options.moved)
     tuned = [_found(name) for name in options.tuned]  # before anything is loaded
     pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
     base = _loaded(options.base, options.dtype)
@@ -48,13 +56,58 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
         said = record_base(base.network, rows, options.batch_size)
     head = text_model(base.network).get_output_embeddings()
     said = replace(said, head=copy.deepcopy(head))  # of a tuned model it may be another
-    found = {name: _drift(base, what, said, options) for name, what in zip(options.tuned, tuned, strict=True)}
+    places = _Places.of(base, rows, options.batch_size) if options.moved else None
+    found, moved = dict[str, ReportedDrift](), dict[str, Moved]()
+    for name, what in zip(options.tuned, tuned, strict=True):
+        with _tuned(base, what, options) as network:
+            found[name] = _measured(network, said, options)
+            if places is not None:
+                moved[name] = places.compare(network, options.batch_size)
     if options.json:
         content = {name: each.to_dict() for name, each in found.items()}
         written = provenance("drift", argv) | {"base": options.base, "drift": content}
+        written |= {"moved": {name: each.to_dict() for name, each in moved.items()}} if moved else {}
         write_atomically(options.json, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     parts = [f"{name}: {drift_text(each)}\n\n{_table(each)}" for name, each in found.items()]
+    if moved:
+        short = [Path(name).name for name in moved]
+        labels = short if len(set(short)) == len(short) else list(moved)
+        plot_moved(dict(zip(labels, moved.values(), strict=True)), options.moved)
+        lines = "\n".join(f"{name}: {moved_text(each)}" for name, each in moved.items())
+        parts.append(f"{lines}\nPicture: {options.moved}")
     return "\n\n".join(parts)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Of the base: its matrices in host memory, and what each layer hands on for some of the rows."""
+
+    weights: dict[str, torch.Tensor]
+    blocks: dict[str, str]
+    rows: list[Prompt]
+    outputs: list[list[torch.Tensor]]
+
+    @classmethod
+    def of(cls, base: MultimodalModule, rows: list[Prompt], batch_size: int) -> "_Places":
+        kinds = list(dict.fromkeys(row.kind for row in rows))
+        few = [row for kind in kinds for row in [each for each in rows if each.kind == kind][:_LOOKED_INTO]]
+        network = base.network
+        layers = find_layers(network, None, TARGETS)
+        weights = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
+        return cls(weights, find_blocks(network, layers), few, layer_outputs(network, few, batch_size))
+
+    def compare(self, network: Any, batch_size: int) -> Moved:
+        order = list(dict.fromkeys(self.blocks.values()))
+        moves = []
+        for name, before in self.weights.items():
+            block = self.blocks[name]
+            now = weight_beside(network.get_submodule(name)).detach().cpu()
+            size = (
+                torch.linalg.vector_norm(now.float() - before.float()) / torch.linalg.vector_norm(before.float())
+            ).item()
+            share = (now != before).double().mean().item()
+            moves.append(MatrixMove(name, order.index(block), name.removeprefix(f"{block}."), size, share))
+        return Moved(moves, layer_drift(network, self.rows, self.outputs, batch_size))
 
 
 def _table(drift: ReportedDrift) -> str:
@@ -74,25 +127,28 @@ def _found(name: str) -> Path:
     return path if path.is_dir() else model_folder(name)
 
 
-def _drift(base: MultimodalModule, what: Path, said: BaseOutputs, options: Namespace) -> ReportedDrift:
-    """Drift of one tuned model; the base is as it was afterwards."""
+@contextmanager
+def _tuned(base: MultimodalModule, what: Path, options: Namespace) -> Iterator[Any]:
+    """One tuned model; the base is as it was afterwards."""
     if what.is_file():
         with Patch.open(what) as patch:
             undo = apply_to_model(base.network, patch)
             try:
-                return _measured(base.network, said, options)
+                yield base.network
             finally:
                 undo.remove()
+        return
     if (what / "adapter_config.json").is_file():
         with adapter_beside(base.network, what):
-            return _measured(base.network, said, options)
+            yield base.network
+        return
     other = _loaded(str(what), options.dtype).network
     if type(other) is not type(base.network) or len(_head(other)) != len(_head(base.network)):
         raise DowserError(
             f"{what} is {type(other).__name__} with {len(_head(other))} tokens, expected a tuned model of the base, "
             f"{type(base.network).__name__} with {len(_head(base.network))}"
         )
-    return _measured(other, said, options)
+    yield other
 
 
 def _measured(network: Any, said: BaseOutputs, options: Namespace) -> ReportedDrift:

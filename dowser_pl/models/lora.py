@@ -23,7 +23,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.models.quantized import is_quantized, keep_as_loaded
 
-__all__ = ["Adapters", "LoraSettings", "adapter_beside"]
+__all__ = ["Adapters", "LoraSettings", "adapter_beside", "weight_beside"]
 
 _ADAPTER = "default"  # peft's name for the only one
 
@@ -196,3 +196,16 @@ def adapter_beside(network: PreTrainedModel, folder: Path) -> Iterator[None]:
         yield
     finally:
         adapted.unload()
+
+
+@torch.no_grad()
+def weight_beside(module: Any) -> Tensor:
+    """(O, I) what a matrix multiplies with, an adapter that was put beside it included."""
+    adapted = getattr(module, "get_delta_weight", None)
+    if adapted is None:
+        weight: Tensor = module.weight
+        return weight
+    total = module.base_layer.weight
+    for name in module.active_adapters:
+        total = total + adapted(name)
+    return total

@@ -49,6 +49,12 @@ def test_first_the_learning_rates_on_validation_data(tmp_path):
     assert plan.unknown() == {"ModelDowser": 2, "Full": 2, "Dare": 10, "ModelTailor": 10}
 
 
+def test_what_is_timed_waits_for_all_choices_and_is_counted(tmp_path):
+    plan = plan_of(tmp_path, {}, cost={})
+    assert not any(cell.split == "cost" for cell in plan.cells())
+    assert plan.unknown() == {"ModelDowser": 4, "Full": 4, "Dare": 10, "ModelTailor": 12}
+
+
 def test_places_are_chosen_by_patterns_of_their_names(tmp_path):
     settings = settings_of(tmp_path, worlds={"shipped": "a", "outlier": "b"}, tasks={"digits": {}, "icon": {}})
     known = Plan(settings, settings.with_bases(["Full"]), Known({}), ["outlier-digits-all"])

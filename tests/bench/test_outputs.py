@@ -36,7 +36,7 @@ def test_the_numbers_and_the_table(tmp_path):
     full = content["methods"]["Full"]
     assert set(full) == set(
         "chosen at_edge after tuning seeds failures downstream upstream h_score arithmetic_mean seconds drops drift "
-        "trainable_share peak_memory_bytes file_bytes steps against_first".split()
+        "trainable_share step_seconds peak_memory_bytes file_bytes steps against_first".split()
     )
     assert full["chosen"] == {"lr": 2e-4} and full["at_edge"] == {} and full["seeds"] == [1, 2]
     assert [point["setting"]["lr"] for point in full["tuning"]] == [1e-4, 2e-4, 4e-4, 8e-4]
@@ -55,6 +55,37 @@ def test_the_numbers_and_the_table(tmp_path):
     assert order == sorted(order)
     h_scores = [method["h_score"]["mean"] for method in content["methods"].values()]
     assert h_scores == sorted(h_scores, reverse=True)
+
+
+def test_methods_take_turns_where_their_steps_are_timed(tmp_path):
+    class Timed(FakeRunner):
+        """Steps of Full take a second, of others two; the second round is thrice as slow."""
+
+        def fit(self, options, folder):
+            super().fit(options, folder)
+            if folder.name.endswith("-cost"):
+                assert options["--data.num_train"] == "64"
+                file = folder / "run" / "report.json"
+                report = json.loads(file.read_text())
+                seconds = 7 * (1.0 if "-Full-" in folder.name else 2.0) * (3 if "seed_2" in folder.name else 1)
+                report["seconds"]["fit"] = seconds
+                file.write_text(json.dumps(report))
+
+    runner = Timed()
+    content, text, _ = outputs(tmp_path, runner, seeds=[1, 2, 3], cost={"data.num_train": 64})
+    timed = [name.removeprefix("shipped-digits-all-") for name in runner.ran if name.endswith("-cost")]
+    assert runner.ran[-len(timed) :] == [f"shipped-digits-all-{name}" for name in timed]  # when all is chosen
+    assert [(name.split("-")[0], name.split("-")[-2]) for name in timed] == [
+        (method, f"seed_{seed}") for seed in (1, 2, 3) for method in ("ModelDowser", "Full", "ModelTailor")
+    ]
+    found = {name: method["step_seconds"] for name, method in content["methods"].items()}
+    assert found == {"Full": 1.0, "ModelDowser": 2.0, "ModelTailor": 2.0, "Dare": 1.0}  # the median of the rounds
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if " s, " in line}
+    assert "| 1 s, 1.00 |" in lines["Full"] and "| 2 s, 2.00 |" in lines["ModelTailor"]
+    assert content["methods"]["Full"]["seconds"]["mean"] == 4.0  # of whole runs, as ever
+    (other := tmp_path / "other").mkdir()
+    _, without, _ = outputs(other)
+    assert "a step |" in text and "a step |" not in without
 
 
 def test_drift_stands_beside_the_scores_and_how_well_it_foretells_them(tmp_path):

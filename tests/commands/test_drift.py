@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from dowser_pl.__main__ import main
 from dowser_pl.methods import Lora, Magnitude
@@ -57,6 +58,38 @@ def test_adapters_are_put_beside_the_base_and_taken_away(base, tmp_path):
     merged, adapter, again = measured(tmp_path, base, folder / "model", folder / "adapter", base).values()
     assert adapter["kl"] == pytest.approx(merged["kl"], rel=1e-3) and merged["kl"] > 1e-5
     assert again["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_where_models_moved_is_told_and_drawn(base, run, tmp_path, capsys):
+    picture = tmp_path / "moved.png"
+    measured(tmp_path, base, run / "patch.safetensors", base, options=["--moved", str(picture)])
+    moved, unmoved = json.loads((tmp_path / "drift.json").read_text())["moved"].values()
+    before, after = (AutoModelForImageTextToText.from_pretrained(folder) for folder in (base, run / "model"))
+    for each in moved["matrices"]:
+        old, new = (dict(model.named_parameters())[f"{each['name']}.weight"] for model in (before, after))
+        assert each["size"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-5)
+        assert each["share"] == (new != old).double().mean().item() > 0
+    assert len(moved["matrices"]) == 21 and min(moved["drift"]) > 0
+    assert {each["size"] for each in unmoved["matrices"]} == {0.0} == set(unmoved["drift"])
+    assert picture.stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert "moved most: " in said and f"{base}: no matrix of the decoder moved" in said
+
+
+@pytest.mark.slow
+def test_an_adapter_moves_what_its_merged_model_moves(base, tmp_path):
+    folder = fit(tmp_path / "lora", base, Lora(), lora=LoraSettings(r=4))
+    measured(tmp_path, base, folder / "model", folder / "adapter", options=["--moved", str(tmp_path / "moved.svg")])
+    merged, adapter = json.loads((tmp_path / "drift.json").read_text())["moved"].values()
+    for one, other in zip(merged["matrices"], adapter["matrices"], strict=True):
+        assert one["name"] == other["name"] and other["size"] == pytest.approx(one["size"], rel=1e-3)
+    assert adapter["drift"] == pytest.approx(merged["drift"], rel=1e-3)
+
+
+def test_a_picture_that_cannot_be_written_is_refused_first(base, capsys, monkeypatch):
+    monkeypatch.setattr("dowser_pl.commands.drift_run._loaded", lambda *_: pytest.fail("loaded a model"))
+    assert main(["drift", str(base), str(base), "--moved", "moved.jpg"]) == 1
+    assert "expected a name that ends in .png" in capsys.readouterr().err
 
 
 def test_pictures_of_the_task_are_written_after(base, run, tmp_path):

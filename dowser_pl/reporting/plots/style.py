@@ -130,6 +130,16 @@ def new_page(title: str, subtitle: str, height: float = HEIGHT, width: float = W
     return figure
 
 
+def check_format(path: str | Path) -> None:
+    """Refuse files that no picture is written to, for those who measure long before they draw.
+
+    Raises:
+        DowserError: the suffix is not .png, .pdf or .svg.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise DowserError(f"Cannot plot to {path}: expected a name that ends in {', '.join(FORMATS)}.")
+
+
 def save_page(figure: Figure, path: str | Path, dark: bool = False) -> None:
     """Write a figure at 200 dots per inch, atomically; the suffix decides the format.
 
@@ -141,8 +151,7 @@ def save_page(figure: Figure, path: str | Path, dark: bool = False) -> None:
     Raises:
         DowserError: the suffix is not .png, .pdf or .svg.
     """
-    if Path(path).suffix.lower() not in FORMATS:
-        raise DowserError(f"Cannot plot to {path}: expected a name that ends in {', '.join(FORMATS)}.")
+    check_format(path)
     if dark:
         recolour(figure, DARK)
     with atomic_path(path) as temporary:

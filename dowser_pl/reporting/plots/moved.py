@@ -1,0 +1,122 @@
+"""Where tuned models moved, to be pasted into a talk: one map of layers and matrices each, and the drift by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dowser_pl.reporting.moved import Moved
+from dowser_pl.reporting.plots.style import (
+    BODY,
+    FAINT,
+    GAIN,
+    INK,
+    LOSS,
+    MARGIN,
+    MUTED,
+    SMALL,
+    TOP,
+    WIDTH,
+    add_axes,
+    new_page,
+    save_page,
+    write,
+)
+from dowser_pl.reporting.table import shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACROSS, GAP = 4, 0.4
+HEAD, NAMES, LEFT = 0.55, 0.95, 0.35  # above a map, below it, and left of it
+DRIFT_SHARE = 0.3  # of a panel's width
+LEAST, MOST = 1.6, 4.2  # height of a map
+FLOOR = 1e-6  # changes below it are shown as none
+SUBTITLE = (
+    "left: how far each decoder matrix moved, as a share of its size (darker: further); "
+    "right: how far the output of each layer drifted on rows that the base wrote"
+)
+
+
+def plot_moved(moved: Mapping[str, Moved], path: str | Path) -> None:
+    """Write the picture of some tuned models of one base, atomically; the suffix decides the format.
+
+    Args:
+        moved: label -> where that model moved; of one base, at least one.
+        path: of the file.
+
+    Raises:
+        DowserError: the suffix is not .png, .pdf or .svg.
+    """
+    save_page(draw_moved(moved), path)
+
+
+def draw_moved(moved: Mapping[str, Moved]) -> Figure:
+    """One panel for each model, four beside each other; all share the scales."""
+    layers = max(len(each.drift) for each in moved.values())
+    tall = min(max(0.2 * layers, LEAST), MOST)
+    lines = math.ceil(len(moved) / ACROSS)
+    height = TOP + lines * (HEAD + tall + NAMES) + 0.7
+    figure = new_page("What training moved", SUBTITLE, height)
+    across = min(len(moved), ACROSS)
+    width = (WIDTH - 2 * MARGIN - (across - 1) * GAP) / ACROSS if across > 1 else (WIDTH - 2 * MARGIN) / 2
+    sizes = [each.size for one in moved.values() for each in one.matrices if each.size > FLOOR] or [FLOOR, 1.0]
+    scale = (math.log10(min(sizes)), math.log10(max(sizes)))
+    furthest = max(max(each.drift) for each in moved.values()) or 1.0
+    for place, (label, each) in enumerate(moved.items()):
+        line, column = divmod(place, ACROSS)
+        left, top = MARGIN + column * (width + GAP), TOP + line * (HEAD + tall + NAMES)
+        _draw_panel(figure, label, each, (left, top, width, tall), scale, furthest)
+    low, high = (10**end for end in scale)
+    foot = f"Colours: from {low:.1g} to {high:.1g} of the size of a matrix, on a scale of powers; white: not moved."
+    write(figure, MARGIN, height - 0.25, foot, fontsize=SMALL, color=MUTED)
+    return figure
+
+
+def _draw_panel(
+    figure: Figure,
+    label: str,
+    moved: Moved,
+    box: tuple[float, float, float, float],
+    scale: tuple[float, float],
+    furthest: float,
+) -> None:
+    left, top, width, tall = box
+    share = sum(each.share for each in moved.matrices) / max(len(moved.matrices), 1)
+    write(figure, left + LEFT, top + 0.2, shorten(label, 30), fontsize=BODY, fontweight="bold")
+    aside = f"{share:.0%} of the entries of a matrix differ"
+    write(figure, left + LEFT, top + 0.4, aside, fontsize=SMALL - 1, color=MUTED)
+    wide = (width - LEFT) * (1 - DRIFT_SHARE)
+    _draw_map(figure, moved, (left + LEFT, top + HEAD, wide - 0.1, tall), scale)
+    axes = add_axes(figure, left + LEFT + wide, top + HEAD, width - LEFT - wide, tall)
+    layers = range(len(moved.drift))
+    axes.barh(list(layers), list(moved.drift), color=LOSS, height=0.7)
+    axes.set_xlim(0, furthest * 1.05)
+    axes.set_ylim(len(moved.drift) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.locator_params(axis="x", nbins=2)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _draw_map(figure: Figure, moved: Moved, box: tuple[float, float, float, float], scale: tuple[float, float]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap  # noqa: PLC0415 - as everything of matplotlib
+
+    kinds, layers = moved.kinds, len(moved.drift)
+    values: list[list[float]] = [[math.nan] * len(kinds) for _ in range(layers)]
+    for each in moved.matrices:
+        if each.size > FLOOR:
+            values[each.layer][kinds.index(each.kind)] = math.log10(each.size)
+    axes = add_axes(figure, *box)
+    low, high = scale
+    colours: Any = LinearSegmentedColormap.from_list("moved", ["#e3eff8", GAIN, "#00263d"])
+    axes.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-3), aspect="auto", interpolation="nearest")
+    names = [kind.rpartition(".")[2] for kind in kinds]
+    axes.set_xticks(range(len(kinds)), names, rotation=60, ha="right", rotation_mode="anchor", color=INK)
+    step = max(1, math.ceil(layers / 8))
+    axes.set_yticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(FAINT)
