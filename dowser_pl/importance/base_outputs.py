@@ -25,6 +25,7 @@ from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.distributed.tensors import shape_of
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import TopOutcomes, top_outcomes
+from dowser_pl.importance.batches import read_all
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, alike, counted
 from dowser_pl.models.layers import text_inputs, text_model
@@ -107,17 +108,14 @@ def record_base(
     """
     _check(network, rows)
     batches = list(alike(rows, batch_size))
-    if not head_is_trained and not is_sharded_model(network):  # a head that is sharded cannot be run by itself
+    sharded = is_sharded_model(network)
+    if not head_is_trained and not sharded:  # a head that is sharded cannot be run by itself
         found: dict[int, Tensor] = {}
-        if all(_keep_hidden(network, rows, numbers, found) for numbers in batches):
+        if all(read_all(partial(_keep_hidden, network, rows, found), batches, sharded)):
             return BaseOutputs(rows, [found[number] for number in range(len(rows))])
     top: dict[int, TopOutcomes] = {}
-    for numbers in batches:
-        chosen = [rows[number] for number in numbers]
-        with torch.no_grad():
-            kept = top_outcomes(current_logits(network, chosen), _NUM_KEPT)
-        parts = zip(*(each.cpu().split(_counts(chosen)) for each in kept), strict=True)
-        top |= {number: TopOutcomes(*map(torch.clone, part)) for number, part in zip(numbers, parts, strict=True)}
+    for part in read_all(partial(_top_of, network, rows), batches, sharded):
+        top |= part
     return BaseOutputs(rows, None, [top[number] for number in range(len(rows))])
 
 
@@ -140,7 +138,7 @@ def bytes_per_position(network: PreTrainedModel, changes: bool) -> int:
 
 
 @torch.no_grad()
-def _keep_hidden(network: PreTrainedModel, rows: list[Prompt], numbers: list[int], found: dict[int, Tensor]) -> bool:
+def _keep_hidden(network: PreTrainedModel, rows: list[Prompt], found: dict[int, Tensor], numbers: list[int]) -> bool:
     """Whether the head makes the logits of these rows of the hidden states that are put into `found`, bit for bit."""
     chosen = [rows[number] for number in numbers]
     _, logits, hidden, positions = _run(network, chosen)
@@ -149,6 +147,15 @@ def _keep_hidden(network: PreTrainedModel, rows: list[Prompt], numbers: list[int
     kept = hidden[positions].cpu().split(_counts(chosen))
     found.update({number: part.clone() for number, part in zip(numbers, kept, strict=True)})
     return True
+
+
+@torch.no_grad()
+def _top_of(network: PreTrainedModel, rows: list[Prompt], numbers: list[int]) -> dict[int, TopOutcomes]:
+    """The likeliest outcomes of these rows."""
+    chosen = [rows[number] for number in numbers]
+    kept = top_outcomes(current_logits(network, chosen), _NUM_KEPT)
+    parts = zip(*(each.cpu().split(_counts(chosen)) for each in kept), strict=True)
+    return {number: TopOutcomes(*map(torch.clone, part)) for number, part in zip(numbers, parts, strict=True)}
 
 
 def _run(network: PreTrainedModel, rows: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """How prompts are cut into batches: at fixed places, smaller where memory is too small, shared where weights are."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 
-__all__ = ["aligned", "halving", "in_step"]
+__all__ = ["aligned", "halving", "in_step", "read_all"]
 
 T = TypeVar("T")
 
@@ -56,6 +56,29 @@ def halving(run: Callable[[range], T], indices: range, option: str, can_repeat: 
         for half in (range(indices.start, middle), range(middle, indices.stop))
         for part in halving(run, half, option)
     ]
+
+
+def read_all(read: Callable[[list[int]], T], batches: Iterable[list[int]], together: bool) -> Iterator[T]:
+    """Read every batch of rows, one that does not fit the GPU in halves.
+
+    Args:
+        read: reads the rows of these numbers.
+        batches: numbers of rows.
+        together: whether processes run the model only together, in which case nothing can be read in halves.
+
+    Yields:
+        What `read` returned, each time when it is asked for.
+
+    Raises:
+        DowserError: if even one row is too much, or what is too much may not be halved.
+    """
+    for numbers in batches:
+        yield from halving(
+            lambda part, numbers=numbers: read(numbers[part.start : part.stop]),  # type: ignore[misc]
+            range(len(numbers)),
+            "--dowser.rows.batch_size",
+            can_repeat=not together,
+        )
 
 
 def in_step(run: Callable[[range], T], batches: Sequence[range], option: str) -> list[T]:

@@ -10,8 +10,10 @@ from itertools import accumulate
 import torch
 from transformers import PreTrainedModel
 
+from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.functional.divergence import agreement, kl_divergence
 from dowser_pl.importance.base_outputs import BaseOutputs, current_logits
+from dowser_pl.importance.batches import read_all
 from dowser_pl.importance.probe import probing_mode
 from dowser_pl.importance.prompts import alike, counted
 
@@ -44,16 +46,21 @@ def measure_drift(network: PreTrainedModel, base: BaseOutputs, batch_size: int) 
     Returns:
         Kind of rows -> drift on these, in the order of the rows.
     """
+
+    def read(numbers: list[int]) -> dict[int, Drift]:
+        rows = [base.rows[number] for number in numbers]
+        said, now = base.of(network, numbers), current_logits(network, rows)
+        both = torch.stack([kl_divergence(said, now).double(), agreement(said, now).double()]).cpu()
+        found, stops = dict[int, Drift](), list(accumulate(int(counted(row).sum()) for row in rows))
+        for number, start, stop in zip(numbers, [0, *stops], stops, strict=False):
+            kl, same = both[:, start:stop].mean(dim=1).tolist()
+            found[number] = Drift(kl, same, stop - start)
+        return found
+
     of_rows: dict[int, Drift] = {}
     with probing_mode(network), torch.no_grad():
-        for numbers in alike(base.rows, batch_size):
-            rows = [base.rows[number] for number in numbers]
-            said, now = base.of(network, numbers), current_logits(network, rows)
-            both = torch.stack([kl_divergence(said, now).double(), agreement(said, now).double()]).cpu()
-            stops = list(accumulate(int(counted(row).sum()) for row in rows))
-            for number, start, stop in zip(numbers, [0, *stops], stops, strict=False):
-                kl, same = both[:, start:stop].mean(dim=1).tolist()
-                of_rows[number] = Drift(kl, same, stop - start)
+        for part in read_all(read, alike(base.rows, batch_size), is_sharded_model(network)):
+            of_rows |= part
     kinds = {row.kind: [of_rows[n] for n, each in enumerate(base.rows) if each.kind == row.kind] for row in base.rows}
     return {kind: pooled(drifts) for kind, drifts in kinds.items()}
 

@@ -68,9 +68,7 @@ class NullSpace(EachStep):
     needs_directions: ClassVar[bool] = True
 
     def __init__(self, eps: float = 0.1, rank: int | None = 128, tokens: int = 8192) -> None:
-        check_directions(eps, rank)
-        if tokens < 1:
-            raise DowserError(f"tokens is how many the model writes to measure inputs on, at least 1; got {tokens}")
+        NullSpaceSettings(eps, rank, tokens)  # refuses what is out of range
         self.eps, self.rank, self.tokens = eps, rank, tokens
 
     @property

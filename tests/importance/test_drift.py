@@ -1,8 +1,10 @@
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
 
+from dowser_pl.errors import DowserError
 from dowser_pl.importance.base_outputs import record_base
 from dowser_pl.importance.drift import Drift, measure_drift, pooled
 from tests.importance.test_base_outputs import noise_rows, text_rows
@@ -52,3 +54,41 @@ def test_against_whole_models_one_row_at_a_time():
 
 def test_pooled_counts_positions_not_kinds():
     assert pooled([Drift(1.0, 0.5, 1), Drift(0.0, 1.0, 3)]) == Drift(0.25, 0.875, 4)
+
+
+@pytest.mark.parametrize("head_is_trained", [False, True])
+def test_a_gpu_that_is_full_reads_fewer_rows_at_a_time(head_is_trained, monkeypatch):
+    network = tiny_llava().eval()
+    rows = [row for row in kinds(network) if row.kind != "noise"]
+    expected = record_base(network, rows, 2, head_is_trained)
+    forward = type(network).forward
+
+    def too_small(self, *args, **inputs):
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("full")
+        return forward(self, *args, **inputs)
+
+    too_small.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(type(network), "forward", too_small)
+    with pytest.warns(UserWarning, match="4 prompts at a time do not fit the GPU; .*--dowser.rows.batch_size"):
+        found = record_base(network, rows, 4, head_is_trained)
+    for number in range(len(rows)):
+        one, other = (each.of(network, [number]) for each in (found, expected))
+        assert all(map(torch.equal, one, other))
+    with pytest.warns(UserWarning, match="do not fit the GPU"):
+        assert all(each.kl == 0 for each in measure_drift(network, expected, 4).values())
+
+
+def test_what_processes_run_together_is_not_halved(monkeypatch):
+    network = tiny_llava().eval()
+    rows = [row for row in kinds(network) if row.kind != "noise"]
+    base = record_base(network, rows, 2)
+
+    def full(self, *args, **inputs):
+        raise torch.OutOfMemoryError("full")
+
+    full.__signature__ = inspect.signature(type(network).forward)
+    monkeypatch.setattr(type(network), "forward", full)
+    monkeypatch.setattr("dowser_pl.importance.drift.is_sharded_model", lambda _: True)
+    with pytest.raises(DowserError, match="lower --dowser.rows.batch_size"):
+        measure_drift(network, base, 2)

@@ -35,8 +35,8 @@ DRIFT_SHARE = 0.3  # of a panel's width
 LEAST, MOST = 1.6, 4.2  # height of a map
 FLOOR = 1e-6  # changes below it are shown as none
 SUBTITLE = (
-    "left: how far each decoder matrix moved, as a share of its size (darker: further); "
-    "right: how far the output of each layer drifted on rows that the base wrote"
+    "map: how far each decoder matrix moved, beside its size; "
+    "bars: how far each layer's output drifted, on rows of the base"
 )
 
 
@@ -56,12 +56,12 @@ def plot_moved(moved: Mapping[str, Moved], path: str | Path) -> None:
 def draw_moved(moved: Mapping[str, Moved]) -> Figure:
     """One panel for each model, four beside each other; all share the scales."""
     layers = max(len(each.drift) for each in moved.values())
-    tall = min(max(0.2 * layers, LEAST), MOST)
+    tall = min(max(0.35 * layers, LEAST), MOST)
     lines = math.ceil(len(moved) / ACROSS)
-    height = TOP + lines * (HEAD + tall + NAMES) + 0.7
+    height = TOP + lines * (HEAD + tall + NAMES) + 0.4
     figure = new_page("What training moved", SUBTITLE, height)
-    across = min(len(moved), ACROSS)
-    width = (WIDTH - 2 * MARGIN - (across - 1) * GAP) / ACROSS if across > 1 else (WIDTH - 2 * MARGIN) / 2
+    across = min(max(len(moved), 2), ACROSS)
+    width = (WIDTH - 2 * MARGIN - (across - 1) * GAP) / across
     sizes = [each.size for one in moved.values() for each in one.matrices if each.size > FLOOR] or [FLOOR, 1.0]
     scale = (math.log10(min(sizes)), math.log10(max(sizes)))
     furthest = max(max(each.drift) for each in moved.values()) or 1.0
@@ -70,7 +70,7 @@ def draw_moved(moved: Mapping[str, Moved]) -> Figure:
         left, top = MARGIN + column * (width + GAP), TOP + line * (HEAD + tall + NAMES)
         _draw_panel(figure, label, each, (left, top, width, tall), scale, furthest)
     low, high = (10**end for end in scale)
-    foot = f"Colours: from {low:.1g} to {high:.1g} of the size of a matrix, on a scale of powers; white: not moved."
+    foot = f"Colours: {low:.1g} (light) to {high:.1g} (dark) of the size of a matrix, in powers; white: not moved."
     write(figure, MARGIN, height - 0.25, foot, fontsize=SMALL, color=MUTED)
     return figure
 
@@ -96,7 +96,7 @@ def _draw_panel(
     axes.set_xlim(0, furthest * 1.05)
     axes.set_ylim(len(moved.drift) - 0.5, -0.5)
     axes.set_yticks([])
-    axes.locator_params(axis="x", nbins=2)
+    axes.locator_params(axis="x", nbins=3, prune="lower")  # 0 would stand in the names of the matrices
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
 
