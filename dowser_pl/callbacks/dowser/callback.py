@@ -32,6 +32,7 @@ from dowser_pl.callbacks.dowser.checks import (
 from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift, meter_again
 from dowser_pl.callbacks.dowser.expected import expected_rows
 from dowser_pl.callbacks.dowser.finish import finish
+from dowser_pl.callbacks.dowser.importance import Precision
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
 from dowser_pl.callbacks.dowser.protection import (
@@ -163,10 +164,12 @@ class Dowser(Callback):
         layers = module.tuned_layers()
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
         whole = trained_whole(pl_module, layers)
-        bank = RowBank(trainer, module, self.rows, self.cache_dir, lambda: self.base.fingerprint)
-        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, bank)
+        bank = self._bank(trainer, module, self.cache_dir)
+        builder = MaskBuilder(
+            bank.precision, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, bank
+        )
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
-            builder.refuse_tuned()
+            builder.refuse_tuned(trainer.ckpt_path)
             if trainer.limit_train_batches == 0:  # the verb `probe`
                 self.base = module.base_model() if self.probe.inputs == "rows" else self.base
                 builder.measure()
@@ -326,8 +329,13 @@ class Dowser(Callback):
             sharded: whether processes will hold parts of it.
         """
         module = tuned_module(pl_module, self)
-        bank = RowBank(trainer, module, self.rows, None, lambda: "")
+        bank = self._bank(trainer, module, None)
         return expected_rows(bank, self.replay, self.measures_drift and can_tell_drift(module), sharded)
+
+    def _bank(self, trainer: Trainer, module: TunedModule, cache_dir: Path | None) -> RowBank:
+        pictures = getattr(trainer.datamodule, "training_pictures", None)  # type: ignore[attr-defined]
+        precision = Precision.of(trainer, module.network)
+        return RowBank(precision, module, self.rows, cache_dir, lambda: self.base.fingerprint, pictures)
 
     def _expected(self, bank: RowBank, has_drift: bool) -> list[WrittenRows]:
         try:
