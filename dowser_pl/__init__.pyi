@@ -11,6 +11,7 @@ from dowser_pl.callbacks import Forgetting as Forgetting
 from dowser_pl.callbacks import PatchFile as PatchFile
 from dowser_pl.callbacks import Predictions as Predictions
 from dowser_pl.callbacks import RandomState as RandomState
+from dowser_pl.cli.trainer import DowserTrainer as DowserTrainer
 from dowser_pl.data import Conversation as Conversation
 from dowser_pl.data import ConversationData as ConversationData
 from dowser_pl.data import MultimodalData as MultimodalData
@@ -78,4 +79,3 @@ from dowser_pl.reporting import Report as Report
 from dowser_pl.reporting import read_report as read_report
 from dowser_pl.strategies import FSDP1Strategy as FSDP1Strategy
 from dowser_pl.strategies import FSDP2Strategy as FSDP2Strategy
-from dowser_pl.trainer import DowserTrainer as DowserTrainer

@@ -183,8 +183,8 @@ def check_ended(trainer: Trainer, counts: object) -> None:
     if counts is None and trainer.limit_train_batches != 0 and trainer.ckpt_path is not None:
         raise DowserError(
             f"{trainer.ckpt_path} holds a run that had no step left, and {type(trainer).__name__} returned before the "
-            "end of training: nothing was merged, exported or reported. Use dowser_pl.trainer.DowserTrainer, as the "
-            "command line does"
+            "end of training: nothing was merged, exported or reported. Use dowser_pl.DowserTrainer, as the command "
+            "line does"
         )
 
 
