@@ -8,8 +8,9 @@ Legend: O outputs, I inputs of a matrix, k trainable entries of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -114,6 +115,33 @@ class Protection(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the matrices; gradients reach them again."""
+
+    @contextmanager
+    def base_in_place(self) -> Iterator[None]:
+        """The matrices hold the base meanwhile and afterwards what they held before, bit for bit; for forward passes.
+
+        What they held is kept beside them: k values of each in the dtype of the weight.
+        """
+        held: dict[str, Tensor] = {}
+        try:
+            for name in self.weights:
+                held[name] = self._exchanged(name, self._base_at_hand(name))
+            yield
+        finally:
+            for name, values in held.items():
+                self._exchanged(name, values)
+
+    def _base_at_hand(self, name: str) -> Tensor:
+        """(k,) `base_values`, wherever they are kept."""
+        return self.base_values(name)
+
+    @torch.no_grad()
+    def _exchanged(self, name: str, values: Tensor) -> Tensor:
+        """(k,) what the trainable entries of a matrix held before they were given `values`."""
+        here, mask = to_local(self.weights[name]), self.masks[name]
+        held = here[mask]
+        here[mask] = values.to(here)
+        return held
 
     @property
     def packed_bytes(self) -> int:

@@ -103,11 +103,16 @@ class CompactEntries(Protection):
 
     def _write(self, name: str) -> None:
         """Write the values of one matrix back."""
-        indices, values, here = self._indices[name], self._values[name], to_local(self.weights[name])
-        if indices is not None:
-            here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
-        elif values.data_ptr() != here.data_ptr():
+        if not self._shares(name, self.weights[name]):
+            self._put(name, self._values[name])
+
+    def _put(self, name: str, values: Tensor) -> None:
+        """Write (k,) values into the trainable entries of a matrix."""
+        indices, here = self._indices[name], to_local(self.weights[name])
+        if indices is None:
             here.copy_(values.view_as(here))
+        else:
+            here.view(-1).index_copy_(0, indices.long(), values.to(here))
 
     def base_values(self, name: str) -> Tensor:
         """(k,) pretrained values, in host memory."""
@@ -168,6 +173,12 @@ class CompactEntries(Protection):
 
     def _shares(self, name: str, weight: Tensor) -> bool:
         return self._values[name].data_ptr() == to_local(weight).data_ptr()
+
+    @torch.no_grad()
+    def _exchanged(self, name: str, values: Tensor) -> Tensor:
+        held = self._gathered(name).clone()
+        self._put(name, values)
+        return held
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
         """Trainable entries of each matrix as a whole, of those that are here."""
