@@ -30,7 +30,8 @@ from dowser_pl.masking import (
     tuned_module,
 )
 from dowser_pl.methods import BeforeFit, Method, Scored
-from dowser_pl.reporting import BudgetChoice, CurvePoint
+from dowser_pl.metrics import metric_label
+from dowser_pl.reporting import BudgetChoice, CurvePoint, comparable
 
 __all__ = ["Curve", "MasksOf", "UpdateOrder", "find_curve"]
 
@@ -295,15 +296,24 @@ class Curve(Callback):
         return level
 
     def _upstream(self, trainer: Trainer, module: ReportedModule) -> Callable[[], float]:
-        """The upstream mean of the model as it is, on data to choose on; 0 where nothing is asked of it."""
+        """The upstream mean of the model as it is, on data to choose on; 0 where nothing is asked of it.
+
+        The first time it must be the base model, which some metrics count in relation to.
+        """
         if self.max_upstream_drop is None:
             return lambda: 0.0
         tasks = _selection(trainer)
         loaders = _loaders(trainer.datamodule.selection_dataloader())  # type: ignore[attr-defined]
+        base: dict[str, float] = {}
 
         def mean() -> float:
             scores = module.score_tasks(tasks, loaders)
-            return fmean(scores[task.name] for task in tasks if task.role == "upstream")
+            base.update(scores if not base else {})
+            return fmean(
+                comparable(metric_label(task.metric), task.role, base[task.name], scores[task.name])
+                for task in tasks
+                if task.role == "upstream"
+            )
 
         return mean
 

@@ -6,9 +6,10 @@ a text, a number (3.0 is written "3"), a list of them, or a list of `{"answer": 
 NaN, true and false are refused, because nobody has written "None". `hint` comes before the question. `options` or
 `choices` (list, or {"A": ...}), or columns `A`, `B`, ... or `option_a`, `choice_a`, ... make it multiple choice: the
 options are written below the question, and the answer may be the letter, the text or the 0-based index (a JSON number
-is the index, unless the options are numbers themselves). A row may also be a conversation (`messages.py`); then its
-last assistant turn is the reference. For `predict` a row may lack what is right, and a conversation may end with a
-question.
+is the index, unless the options are numbers themselves). For `choice_likelihood` the options are not written: each is
+tried as the answer. For `perplexity` a row without a question is a text that is measured by itself, outside the chat
+template. A row may also be a conversation (`messages.py`); then its last assistant turn is the reference. For `predict`
+a row may lack what is right, and a conversation may end with a question.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.data.images import ON_WHITE, Decoding, ImageFile, ImageSource
-from dowser_pl.data.messages import MessageReader, read_content, with_system
+from dowser_pl.data.messages import MessageReader, image_column, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
 from dowser_pl.data.reading.formats import image_folder, read_rows
 from dowser_pl.data.reading.sources import ParsedRows, Row, Selected, keep_good
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Role, Task, is_learnt
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics import add_rows, build_metric, metric_name
+from dowser_pl.metrics import add_rows, build_metric, by_likelihood, metric_name
 
 _MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
@@ -43,8 +44,10 @@ class TaskFile:
         name: in logs and in the report.
         file: JSON or JSONL (also .gz), Parquet, a folder of `datasets`, or `hub:owner/name`.
         role: "upstream" (what the model can do already) or "downstream" (what is being learnt).
-        metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count; or the
-            path of a `torchmetrics.Metric`, also of your own (`my_package.Contains`), with options likewise.
+        metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count;
+            choice_likelihood (the likeliest of the options is the answer; `{choice_likelihood: {per_token: true}}` by
+            the mean over its tokens) or perplexity (of the references); or the path of a `torchmetrics.Metric`, also of
+            your own (`my_package.Contains`), with options likewise.
         image_folder: where image paths start; None = that of the data module, and for what is not there, or if it has
             none, the folder of `file`.
         max_new_tokens: how long an answer may be; None = 128 for cider, 16 for all others.
@@ -123,9 +126,14 @@ def read_task(
 
 
 def _read_row(reader: MessageReader, task: TaskFile, labelled: bool, name: str, row: Row) -> Question:
-    if _any(row, ("conversations", "messages")):
-        return question_of(reader, name, row, labelled)
-    return _read_question(reader, task, labelled, name, row)
+    if not _any(row, ("conversations", "messages")):
+        return _read_question(reader, task, labelled, name, row)
+    question = question_of(reader, name, row, labelled)
+    if not by_likelihood(str(task.metric)):
+        return question
+    if task.metric != "perplexity":
+        raise DowserError(f"{name}: choice_likelihood takes a row with a question and `options`, got a conversation.")
+    return replace(question, candidates=question.references)
 
 
 def question_of(reader: MessageReader, name: str, row: Row, labelled: bool = True) -> Question:
@@ -145,19 +153,37 @@ def question_of(reader: MessageReader, name: str, row: Row, labelled: bool = Tru
 
 def _read_question(reader: MessageReader, task: TaskFile, labelled: bool, name: str, row: Row) -> Question:
     refuse_media(name, row)
-    lines = _question_lines(name, row, bool(task.prompt_suffix))
+    lines = _question_lines(name, row, bool(task.prompt_suffix) or task.metric == "perplexity")
     key = _first(name, row, _REFERENCE, "reference") if labelled else _any(row, _REFERENCE)
     answers = [] if key is None else _answers(row[key])
     options, has_labels = read_options(name, row)
-    lines += [f"{letter}. {as_text(f'{name}: option {letter}', option)}" for letter, option in options.items()]
+    texts = {letter: as_text(f"{name}: option {letter}", option) for letter, option in options.items()}
     if options and answers:
         references = right_option(name, answers, options, has_labels)
     else:
         references = [as_text(f"{name}: the answer", answer) for answer in answers]
-    content = read_content(name, "\n".join([*lines, task.prompt_suffix]))
-    messages = with_system(name, row, [{"role": "user", "content": content}])
+    measured = by_likelihood(str(task.metric))
+    if not measured:
+        lines += [f"{letter}. {text}" for letter, text in texts.items()]
+    asked = "\n".join([*lines, task.prompt_suffix])
+    is_text = task.metric == "perplexity" and not asked and not image_column(row)
+    user = [] if is_text else [{"role": "user", "content": read_content(name, asked)}]
+    messages = with_system(name, row, user)
     images = reader.sources(name, row, messages)
-    return Question(name, messages, images, references, _given(row, images, reader))
+    question = Question(name, messages, images, references, _given(row, images, reader))
+    return _measured(task, question, list(texts.values())) if measured else question
+
+
+def _measured(task: TaskFile, question: Question, options: list[str]) -> Question:
+    """The question with what is measured: its references, or its options, of which the right one is the reference."""
+    if task.metric == "perplexity":
+        return replace(question, candidates=question.references)
+    if len(options) > len(set(options)) or not options:
+        raise DowserError(
+            f"{question.id}: choice_likelihood chooses among the `options` of a row, got {options or 'none'}, expected "
+            "at least two that differ."
+        )
+    return replace(question, references=question.references[1:], candidates=options)
 
 
 def _given(row: dict[str, Any], images: Sequence[ImageSource], reader: MessageReader) -> dict[str, Any]:

@@ -47,6 +47,13 @@ class InlineEncoder(Encoder):
         self.set_qformer(batch, [text[: spans[0][0]] for text, spans in rendered])
         return batch
 
+    def encode_texts(self, rows: Sequence[Conversation]) -> Batch:
+        """Encode texts as `Encoder.encode_texts` says, with the tokens that the tokenizer itself puts around texts."""
+        hidden = [self.words.hide(row.id, row.messages)[0]["content"][0]["text"] for row in rows]
+        batch = self.process(hidden, rows, "right", return_tensors="pt")
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return batch
+
     def turn_ends(self) -> tuple[tuple[int, ...], str]:
         """What the chat template writes behind an answer, whether more turns follow or not.
 
@@ -117,6 +124,13 @@ class PairEncoder(Encoder):
         batch = self.encode_pairs(list(prompts), list(answers), rows)
         self.set_qformer(batch, list(prompts))
         return batch
+
+    def encode_texts(self, rows: Sequence[Conversation]) -> Batch:
+        """Refuse texts without a question."""
+        raise DowserError(
+            f"{rows[0].id}: {type(self.processor).__name__} takes question and answer apart, and this text has no "
+            "question. Add one to each row of the task"
+        )
 
     @abstractmethod
     def encode_pairs(self, prompts: list[str], answers: list[str], rows: Sequence[Conversation]) -> Batch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from transformers import ProcessorMixin
 
 from dowser_pl.data.images import open_image
 from dowser_pl.data.literal import LiteralWords
-from dowser_pl.data.rows import Conversation, Message, Question
+from dowser_pl.data.rows import Conversation, Message, Question, answered
 from dowser_pl.data.templates import ChatTemplate, has_placeholders
 from dowser_pl.errors import DowserError, FileError
 
@@ -107,10 +108,17 @@ class Encoder(ABC):
     def evaluation_batch(self, questions: Sequence[Question]) -> Batch:
         """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`.
 
+        Questions with `candidates` come with these; `inputs` then lists what `forward` takes: every candidate behind
+        its question, in order, in batches of at most as many rows as there are questions.
+
         Raises:
             DowserError: names the question that anything refuses.
         """
         return _naming(self._evaluation_batch, questions)
+
+    @abstractmethod
+    def encode_texts(self, rows: Sequence[Conversation]) -> Batch:
+        """Encode texts that answer nothing, as `encode` does: no question, no chat template, all tokens targets."""
 
     def _training_batch(self, rows: Sequence[Conversation]) -> tuple[Batch, list[bool]]:
         batch = self.encode(rows)
@@ -126,16 +134,25 @@ class Encoder(ABC):
         return {**batch, "ids": ids}, cut
 
     def _evaluation_batch(self, questions: Sequence[Question]) -> Batch:
-        texts = [self.prompt(question, question.messages) for question in questions]
-        inputs = self.process(texts, questions, "left", return_tensors="pt")
-        inputs.pop("labels", None)  # PaliGemma's processor always writes some
-        self.set_qformer(inputs, texts)
         of_each = {
             "references": [question.references for question in questions],
             "ids": [question.id for question in questions],
             "told": [question.told() for question in questions],
         }
+        candidates = [question.candidates for question in questions]
+        if any(candidates):
+            return {"inputs": self._with_candidates(questions), "candidates": candidates, **of_each}
+        texts = [self.prompt(question, question.messages) for question in questions]
+        inputs = self.process(texts, questions, "left", return_tensors="pt")
+        inputs.pop("labels", None)  # PaliGemma's processor always writes some
+        self.set_qformer(inputs, texts)
         return {"inputs": inputs, **of_each}
+
+    def _with_candidates(self, questions: Sequence[Question]) -> list[Batch]:
+        rows, size = [answered(each, text) for each in questions for text in each.candidates], len(questions)
+        kinds = [list(alike) for _, alike in groupby(rows, key=lambda row: len(row.messages) > 1)]
+        parts = [alike[start : start + size] for alike in kinds for start in range(0, len(alike), size)]
+        return [(self.encode if len(part[0].messages) > 1 else self.encode_texts)(part) for part in parts]
 
     def prompt(self, row: Conversation | Question, messages: Sequence[Message]) -> str:
         """The text of the first messages of a row, up to where the assistant would start to speak; checked."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dowser_pl.data.images import ImageSource, open_image
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics import build_metric, check_references
+from dowser_pl.metrics import build_metric, by_likelihood, check_references
 
 Role = Literal["upstream", "downstream"]
 Message = dict[str, Any]
@@ -46,11 +46,13 @@ class Question:
 
     Attributes:
         id: for error messages.
-        messages: as in `Conversation`, ending with a user turn.
+        messages: as in `Conversation`, ending with a user turn; none where `candidates` are texts without a question.
         images: one source per `{"type": "image"}` part, in their order.
         references: the accepted answers, the captions, or the letter of a multiple choice question; empty where
             nobody has answered yet, which `predict` alone allows.
         given: what a prediction repeats of its row, as the file has it: `id` and `images`.
+        candidates: for metrics of likelihood: the texts whose likelihood as the answer is measured, instead of having
+            the model write one. For `choice_likelihood` the options, for `perplexity` the references.
     """
 
     id: str
@@ -58,10 +60,11 @@ class Question:
     images: list[ImageSource]
     references: list[str]
     given: dict[str, Any] = field(default_factory=dict)
+    candidates: list[str] = field(default_factory=list)
 
     def told(self) -> dict[str, Any]:
         """What `predictions.jsonl` says of the question: its row's own id, the words asked, and the images."""
-        words = [part["text"] for part in self.messages[-1]["content"] if part["type"] == "text"]
+        words = [part["text"] for said in self.messages[-1:] for part in said["content"] if part["type"] == "text"]
         return {"id": self.id, "question": "".join(words), "images": [], **self.given}
 
 
@@ -84,6 +87,13 @@ class Task:
     questions: Sequence[Question]
     max_new_tokens: int = 16
     left_out: int = 0
+
+
+def answered(question: Question, text: str) -> Conversation:
+    """The question with `text` for its answer, which alone is learnt or measured."""
+    asked = [{**message, "loss": False} if message["role"] == "assistant" else message for message in question.messages]
+    said = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    return Conversation(question.id, [*asked, said], list(question.images))
 
 
 def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[Image.Image]:
@@ -123,8 +133,8 @@ def checked_tasks(tasks: list[Task], tokenizer: Any = None, labelled: bool = Tru
         labelled: whether every question needs a reference.
 
     Raises:
-        DowserError: an empty set, a name used twice, an unknown metric, a question without a reference, or a set in
-            which a metric finds nothing to count.
+        DowserError: an empty set, a name used twice, an unknown metric, a question without a reference, or without
+            candidates that its metric measures, or a set in which a metric finds nothing to count.
     """
     names = [task.name for task in tasks]
     for task in tasks:
@@ -146,6 +156,12 @@ def _references(task: Task, question: Question, labelled: bool) -> list[str]:
         raise DowserError(
             f"{question.id}: no reference to score answers of task {task.name!r} by. Add what is right under `answer`; "
             "`predict` alone needs none."
+        )
+    if bool(question.candidates) != by_likelihood(task.metric):
+        raise DowserError(
+            f"{question.id}: got {len(question.candidates)} candidates in task {task.name!r}, expected "
+            f"{'at least one, whose likelihood' if by_likelihood(task.metric) else 'none, as an answer is what'} "
+            f"{task.metric} measures. Give every question of such a task `candidates`, and no other one"
         )
     return question.references
 

@@ -12,6 +12,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.files.class_path import class_named
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
+from dowser_pl.metrics.likelihood import ChoiceLikelihood, ChoiceLikelihoodPerToken, LikelihoodMetric, Perplexity
 from dowser_pl.metrics.multiple_choice import MultipleChoice
 from dowser_pl.metrics.vqa import VQAAccuracy
 
@@ -21,7 +22,11 @@ METRICS: dict[str, type[Metric]] = {
     "vqa": VQAAccuracy,
     "multiple_choice": MultipleChoice,
     "cider": Cider,
+    "perplexity": Perplexity,
+    "choice_likelihood": ChoiceLikelihood,
+    "choice_likelihood_per_token": ChoiceLikelihoodPerToken,
 }
+_OPTIONS = {"exact_match": ("strict", "_strict"), "choice_likelihood": ("per_token", "_per_token")}
 
 
 def metric_name(metric: str | Mapping[str, Mapping[str, Any] | None]) -> str:
@@ -39,15 +44,22 @@ def metric_name(metric: str | Mapping[str, Mapping[str, Any] | None]) -> str:
     named = isinstance(name, str) and (options is None or isinstance(options, Mapping))
     if named and "." in str(name):
         return f"{name}{json.dumps(options, sort_keys=True)}" if options else str(name)
-    if not named or name != "exact_match" or not set(options or {}) <= {"strict"}:
+    option, ending = _OPTIONS.get(str(name), ("", ""))
+    if not named or not option or not set(options or {}) <= {option}:
         raise DowserError(
             f"metric: got {metric}, expected the name of one metric, or one with its options: `exact_match: {{strict: "
-            "true}` (the only one of ours that has any), or `my_package.Contains: {casefold: true}`."
+            "true}` or `choice_likelihood: {per_token: true}` (the only ones of ours that have any), or "
+            "`my_package.Contains: {casefold: true}`."
         )
-    strict = (options or {}).get("strict", False)
-    if not isinstance(strict, bool):
-        raise DowserError(f"metric: exact_match is strict or not, true or false; got {strict!r}.")
-    return "exact_match_strict" if strict else "exact_match"
+    is_on = (options or {}).get(option, False)
+    if not isinstance(is_on, bool):
+        raise DowserError(f"metric: {name} is {option} or not, true or false; got {is_on!r}.")
+    return f"{name}{ending}" if is_on else str(name)
+
+
+def by_likelihood(name: str) -> bool:
+    """Whether a metric asks how likely the candidates of a question are, and not for an answer."""
+    return issubclass(METRICS.get(name, Metric), LikelihoodMetric)
 
 
 def metric_label(name: str) -> str:
@@ -67,6 +79,8 @@ def build_metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]()
     path, brace, options = name.partition("{")
+    if metric_label(name) in METRICS:
+        raise DowserError(f"metric {path}: a class of this name would be taken for ours; give it another name")
     cls = class_named(path, Metric, "metric", METRICS)  # type: ignore[type-abstract]
     try:
         metric = cls(**json.loads(brace + options or "{}"))
@@ -146,13 +160,17 @@ def _parts(metric: Metric) -> list[Metric]:
 
 __all__ = [
     "METRICS",
+    "ChoiceLikelihood",
     "Cider",
     "ExactMatch",
+    "LikelihoodMetric",
     "MultipleChoice",
+    "Perplexity",
     "StrictMatch",
     "VQAAccuracy",
     "add_rows",
     "build_metric",
+    "by_likelihood",
     "check_references",
     "metric_label",
     "metric_name",

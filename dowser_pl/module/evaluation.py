@@ -1,8 +1,9 @@
-"""Evaluation of a multimodal model: greedy answers, one metric per task, scores in the log."""
+"""Evaluation of a multimodal model: answers or likelihoods, one metric per task, scores in the log."""
 
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
+from dowser_pl.models.likelihood import measured_likelihoods
 from dowser_pl.module.evaluation_identity import limited, protocol
-from dowser_pl.reporting import role_means
+from dowser_pl.reporting import LOWER_IS_BETTER, role_means
 
 __all__ = ["EvaluatedModule"]
 
@@ -190,10 +192,21 @@ class EvaluatedModule(LightningModule):
         return [open_image(source, questions[place].id) for source in questions[place].images]
 
     def _answers_of(self, batch: dict[str, Any], task: Any) -> list[str]:
+        if "candidates" in batch:
+            return self._measured(batch["inputs"], batch["candidates"], task)
         tokenizer, inputs = self.processor.tokenizer, batch["inputs"]
         return greedy_answers(
             self.network, tokenizer, inputs, task.max_new_tokens, self.ending(), own_settings=self.own_settings
         )
+
+    def _measured(self, inputs: Sequence[Any], candidates: Sequence[Sequence[str]], task: Any) -> list[str]:
+        """What a metric of likelihood says of each question."""
+        metric: Any = build_metric(task.metric)  # by `checked_tasks`, where there are candidates
+        nats, tokens = (iter(each) for each in measured_likelihoods(self.network, inputs))
+        return [
+            metric.prediction(texts, list(islice(nats, len(texts))), list(islice(tokens, len(texts))))
+            for texts in candidates
+        ]
 
     def _log_scores(self, stage: str) -> None:
         tasks = self.tasks()
@@ -204,12 +217,15 @@ class EvaluatedModule(LightningModule):
             if not 0 <= self.scores[task.name] < math.inf:
                 raise DowserError(
                     f"the metric {metric_label(task.metric)} of task {task.name!r} gave {self.scores[task.name]}, "
-                    "expected a score of at least 0: reports compare scores of which more is better. Choose another "
-                    "metric, or scale it"
+                    "expected a finite score of at least 0. Choose another metric, or scale it"
                 )
         for task in tasks:
             self.log(f"{stage}/{task.name}/{metric_label(task.metric)}", self.scores[task.name])
-        for name, value in role_means([(task.role, self.scores[task.name]) for task in tasks]).items():
+        # the others count in relation to the base model, which the report alone knows
+        scores = [
+            (task.role, self.scores[task.name]) for task in tasks if metric_label(task.metric) not in LOWER_IS_BETTER
+        ]
+        for name, value in role_means(scores).items():
             self.log(f"{stage}/{name}", value, prog_bar=True)
 
 

@@ -29,7 +29,7 @@ from dowser_pl.reporting.provenance import installed_version
 
 __all__ = ["limited", "protocol"]
 
-_READ = ("inputs", "references", "ids", "told")
+_READ = ("inputs", "candidates", "references", "ids", "told")
 _PACKAGE = Path(__file__).parents[1]
 _OURS = ("dowser_pl", "lightning", "pytorch_lightning")
 _HOOKS = [name for name in vars(Callback) if name.startswith(("on_validation", "on_sanity", "on_fit_start", "setup"))]

@@ -10,18 +10,21 @@ from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import (
+    LOWER_IS_BETTER,
     BeforeAfter,
     BudgetChoice,
     Counts,
     Questions,
     Seconds,
     TaskScore,
+    comparable,
     h_score,
     role_means,
 )
 from dowser_pl.reporting.table import markdown_page, markdown_table, text_table
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "BeforeAfter",
     "BudgetChoice",
     "Counts",
@@ -32,6 +35,7 @@ __all__ = [
     "ReportedDrift",
     "Seconds",
     "TaskScore",
+    "comparable",
     "h_score",
     "knee",
     "markdown_comparison",

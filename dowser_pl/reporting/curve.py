@@ -87,7 +87,7 @@ def curve_means(curve: Sequence[CurvePoint], tasks: Mapping[str, TaskScore]) -> 
     """Means of every point of a curve over `tasks`, which tell the roles."""
     found = []
     for point in curve:
-        means = role_means((tasks[name].role, score) for name, score in point.scores.items())
+        means = role_means((tasks[name].role, tasks[name].comparable(score)) for name, score in point.scores.items())
         names = ("downstream_mean", "upstream_mean", "h_score")
         found.append(CurveMeans(point.update_ratio, *map(means.get, names)))
     return found

@@ -156,9 +156,9 @@ def score_table(report: Report) -> str:
             asked = report.questions.get(name)
             counts = (None, None, None) if asked is None else (asked.count, asked.gained, asked.forgotten)
             number, gained, forgotten = (NOTHING if count is None else f"{count:,}" for count in counts)
-            scores = (score_text(task.before), score_text(task.after), change_cell(task.change))
+            scores = (score_text(task.before), score_text(task.after), change_cell(task.change, task.gain))
             interval = interval_cell(report.interval(name, "change"))
-            cells = (escape(name), role, escape(task.metric), number, *scores, interval, gained, forgotten)
+            cells = (escape(name), role, escape(task.title), number, *scores, interval, gained, forgotten)
             rows.append(("", cells))
     means: tuple[tuple[str, Role | None], ...] = (
         ("upstream mean", "upstream"),
@@ -173,9 +173,10 @@ def score_table(report: Report) -> str:
     return table(HEADER, rows, 3)
 
 
-def change_cell(change: float | None) -> str:
-    """A change in the colour of what it is."""
-    kind = "" if change is None or abs(change) < 0.0005 else "gained" if change > 0 else "forgotten"
+def change_cell(change: float | None, gain: float | None = None) -> str:
+    """A change in the colour of what it is: a gain where it is positive, or where `gain` is."""
+    better = change if gain is None else gain
+    kind = "" if better is None or abs(better) < 0.0005 else "gained" if better > 0 else "forgotten"
     text = change_text(change).replace("-", "\u2212") if change is not None else NOTHING
     return f'<span class="{kind}">{text}</span>' if kind else text
 

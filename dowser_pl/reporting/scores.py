@@ -118,9 +118,35 @@ class BeforeAfter:
         return None if self.before is None or self.after is None else self.after - self.before
 
 
+LOWER_IS_BETTER = frozenset({"perplexity"})
+"""Metrics that enter means and the H-score through `comparable`."""
+
+
+def comparable(metric: str, role: Role, base: float, score: float) -> float:
+    """A score on the scale of means and of the H-score: higher is better.
+
+    Every metric as it is, but of a perplexity, which is at least 1 and better the lower it is, its ratio to that of the
+    base model. Of an upstream task, on which the base model can lose alone: min(1, base / score), 1 before training,
+    1/2 where the perplexity doubled; what falls below the base's counts as nothing gained. Of a downstream task, on
+    which it is to learn: max(0, 1 - score / base), 0 before training, 1/2 where the perplexity was halved.
+
+    Args:
+        metric: as in `TaskScore`.
+        role: of the task.
+        base: score of the base model on the same questions.
+        score: of the model.
+    """
+    if metric not in LOWER_IS_BETTER:
+        return score
+    return min(1.0, base / score) if role == "upstream" else max(0.0, 1 - score / base)
+
+
 @dataclass(frozen=True)
 class TaskScore:
-    """One evaluation set: raw metric values (CIDEr up to 10, all others in [0, 1]), higher is better."""
+    """One evaluation set: raw metric values, higher is better.
+
+    CIDEr goes up to 10, all others lie in [0, 1], except perplexity: at least 1, and lower is better.
+    """
 
     role: Role
     metric: str
@@ -129,8 +155,27 @@ class TaskScore:
 
     @property
     def change(self) -> float:
-        """After minus before; negative means forgotten."""
+        """After minus before; negative means forgotten, where lower is better positive."""
         return self.after - self.before
+
+    @property
+    def gain(self) -> float:
+        """The change with the sign that positive means better."""
+        return -self.change if self.metric in LOWER_IS_BETTER else self.change
+
+    @property
+    def lost(self) -> float:
+        """How much less the score after training counts in means than that before; positive means forgotten."""
+        return self.comparable(self.before) - self.comparable(self.after)
+
+    @property
+    def title(self) -> str:
+        """The metric as tables head it, with what is better where that is not more."""
+        return f"{self.metric}, lower is better" if self.metric in LOWER_IS_BETTER else self.metric
+
+    def comparable(self, score: float) -> float:
+        """A score of this task on the scale of means; see `comparable`."""
+        return comparable(self.metric, self.role, self.before, score)
 
     @classmethod
     def read(cls, task: Fields) -> "TaskScore":
@@ -201,11 +246,12 @@ class Seconds:
 
 
 def mean_score(tasks: Iterable[TaskScore]) -> BeforeAfter:
-    """Mean before and mean after over tasks; None for no task."""
+    """Mean before and mean after over tasks, of `comparable` scores; None for no task."""
     scores = list(tasks)
     if not scores:
         return BeforeAfter(None, None)
-    return BeforeAfter(fmean(task.before for task in scores), fmean(task.after for task in scores))
+    before = fmean(task.comparable(task.before) for task in scores)
+    return BeforeAfter(before, fmean(task.comparable(task.after) for task in scores))
 
 
 def trade_off(upstream: BeforeAfter, downstream: BeforeAfter) -> BeforeAfter:

@@ -302,7 +302,7 @@ def numbers(score: TaskScore | BeforeAfter) -> tuple[str, str, str]:
 def task_rows(report: Report) -> list[tuple[str, ...]]:
     """Downstream tasks, then upstream tasks, in the order of the run."""
     return [
-        (name, task.role, task.metric, *numbers(task)) for role in ROLES for name, task in report.of_role(role).items()
+        (name, task.role, task.title, *numbers(task)) for role in ROLES for name, task in report.of_role(role).items()
     ]
 
 

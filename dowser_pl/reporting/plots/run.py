@@ -72,7 +72,7 @@ def blocks(report: Report) -> list[Block]:
     found = []
     means: dict[Role, BeforeAfter] = {"downstream": report.downstream, "upstream": report.upstream}
     for role, mean in means.items():
-        tasks = sorted(report.of_role(role).items(), key=lambda item: -item[1].change)
+        tasks = sorted(report.of_role(role).items(), key=lambda item: -item[1].gain)
         wide = {task.metric for _, task in tasks if max(task.before, task.after) > 1}
         unit = [item for item in tasks if item[1].metric not in wide]
         aside = f"mean {score_text(mean.before)} \u2192 {score_text(mean.after)}"
@@ -82,7 +82,7 @@ def blocks(report: Report) -> list[Block]:
             rows = [item for item in tasks if item[1].metric == metric]
             limit = scale_end(max(max(task.before, task.after) for _, task in rows))
             alone = not unit and len(wide) == 1
-            found.append(Block(f"{HEADINGS[role]} ({metric})", aside if alone else "", rows, limit))
+            found.append(Block(f"{HEADINGS[role]} ({rows[0][1].title})", aside if alone else "", rows, limit))
     return found
 
 
@@ -121,7 +121,7 @@ def draw_rows(
     draw_unit(axes, part)
     for line, (name, task) in enumerate(part.tasks):
         interval = report.interval(name, "change")
-        colour = change_colour(task.change, interval)
+        colour = change_colour(task.gain, interval)
         axes.plot([task.before, task.after], [line, line], color=colour, linewidth=3, alpha=0.45, zorder=2)
         draw_bar(axes, (task.after, line), report.interval(name, "after"), colour, upright=False)
         draw_circle(axes, (task.before, line), MUTED, filled=False, size=7.5)
