@@ -1,7 +1,15 @@
-"""Tokens that the base did not expect, which selective token masking leaves out of the loss (arXiv 2501.14315).
+"""Tokens that the base did not expect, which selective token masking leaves out of the loss.
+
+Chao-Chung Wu, Zhi Rui Tam, Chieh-Yen Lin, Yun-Nung Chen, Shao-Hua Sun, Hung-yi Lee: "Mitigating Forgetting in LLM
+Fine-Tuning via Low-Perplexity Token Learning", 2025, arXiv 2501.14315.
 
 The perplexity of a token is exp(-log p) = 1 / p, with p the base's probability of it after the tokens before it. The
 paper learns no token of a perplexity above 2.5, that is of p below .4.
+
+As in the authors' code (github.com/appier-research/robust-llm-finetunes) the base reads each row as it is learnt, the
+end of the answer included, in eval mode, and what is strictly above the limit has no label. There it reads all rows
+before training, in bfloat16 and one at a time; here in the precision of the run, beside the rows of its batch. Its
+other ways of masking (at random, the lowest, what a tuned model says of more perplexity than the base) are not here.
 
 Legend: N answer tokens of a batch, V vocabulary.
 """
@@ -31,15 +39,12 @@ def unexpected(logits: Tensor, tokens: Tensor, rows: Tensor, max_perplexity: flo
         (N,) bool.
     """
     size = max(1, _CHUNK // logits.shape[-1])
+    precise = torch.promote_types(logits.dtype, torch.float32)
     parts = zip(logits.split(size), tokens.split(size), strict=True)
-    losses = torch.cat([cross_entropy(_precise(part), said, reduction="none") for part, said in parts])
+    losses = torch.cat([cross_entropy(part.to(precise), said, reduction="none") for part, said in parts])
     found = losses.exp() > max_perplexity
     for row in rows.unique():
         places = (rows == row).nonzero()[:, 0]
         if bool(found[places].all()):
             found[places[losses[places].argmin()]] = False
     return found
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

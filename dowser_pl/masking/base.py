@@ -125,28 +125,37 @@ class Protection(ABC):
     def base_in_place(self) -> Iterator[None]:
         """The matrices hold the base meanwhile and afterwards what they held before, bit for bit; for forward passes.
 
-        What they held is kept beside them: k values of each in the dtype of the weight.
+        What they held is kept beside them where nothing else gives it back: k values in the dtype of the weight.
         """
-        held: dict[str, Tensor] = {}
+        held: dict[str, Tensor | None] = {}
         try:
-            for name in self.weights:
-                held[name] = self._exchanged(name, self._base_at_hand(name))
+            with torch.no_grad():
+                for name in self.weights:
+                    held[name] = self._to_hold(name)
+                    self._put(name, self._base_at_hand(name))
             yield
         finally:
-            for name, values in held.items():
-                self._exchanged(name, values)
+            with torch.no_grad():
+                for name, values in held.items():
+                    self._put_back(name, values)
+
+    def _to_hold(self, name: str) -> Tensor | None:
+        """(k,) what the trainable entries of a matrix hold, a copy; None = `_put_back` knows."""
+        return to_local(self.weights[name])[self.masks[name]]
 
     def _base_at_hand(self, name: str) -> Tensor:
         """(k,) `base_values`, wherever they are kept."""
         return self.base_values(name)
 
-    @torch.no_grad()
-    def _exchanged(self, name: str, values: Tensor) -> Tensor:
-        """(k,) what the trainable entries of a matrix held before they were given `values`."""
-        here, mask = to_local(self.weights[name]), self.masks[name]
-        held = here[mask]
-        here[mask] = values.to(here)
-        return held
+    def _put(self, name: str, values: Tensor) -> None:
+        """Write (k,) values into the trainable entries of a matrix."""
+        here = to_local(self.weights[name])
+        here[self.masks[name]] = values.to(here)
+
+    def _put_back(self, name: str, held: Tensor | None) -> None:
+        """Write what `_to_hold` gave."""
+        if held is not None:
+            self._put(name, held)
 
     @property
     def packed_bytes(self) -> int:

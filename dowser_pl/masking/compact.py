@@ -175,11 +175,15 @@ class CompactEntries(Protection):
     def _shares(self, name: str, weight: Tensor) -> bool:
         return self._values[name].data_ptr() == to_local(weight).data_ptr()
 
-    @torch.no_grad()
-    def _exchanged(self, name: str, values: Tensor) -> Tensor:
-        held = self._gathered(name).clone()
-        self._put(name, values)
-        return held
+    def _to_hold(self, name: str) -> Tensor | None:
+        """What the values were rounded to is had from them again, unless they are the matrix itself."""
+        return self._gathered(name).clone() if self._shares(name, self.weights[name]) else None
+
+    def _put_back(self, name: str, held: Tensor | None) -> None:
+        if held is None:
+            self._write(name)
+        else:
+            self._put(name, held)
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
         """Trainable entries of each matrix as a whole, of those that are here."""

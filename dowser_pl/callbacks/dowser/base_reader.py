@@ -2,16 +2,17 @@
 
 Before a batch is learnt, the tuned entries hold the base for one forward pass in eval mode (`Protection.base_in_place`;
 an adapter's B is 0 then), so no second model is kept, nothing is recorded before training, and rows may be drawn,
-changed and shared among processes in any way. It costs one forward pass a batch.
+changed and shared among processes in any way. It costs one forward pass a batch, and that base values which a form
+keeps in host memory are sent to the device.
 
 - `max_perplexity`: labels of tokens that the base did not expect become -100; `functional/token_masking.py`.
-- `KLToBase`: the loss gets the term of learning without forgetting (arXiv 1606.09282) on the batch itself, as arXiv
-  2510.08564 has it for multimodal models. It is added to the loss of the model where the training step asks for it, so
-  that whatever weighs that loss by tokens, over accumulated batches and processes, weighs the term alike.
+- `kl_to_base`: a term joins the loss of the model where the training step asks for it, so that whatever weighs that
+  loss by tokens, over accumulated batches and processes, weighs the term alike; `importance/kl_to_base.py`. With both,
+  it is of the tokens that are learnt.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,46 +22,13 @@ from torch import Tensor
 
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
-from dowser_pl.functional.divergence import kl_divergence
 from dowser_pl.functional.token_masking import unexpected
 from dowser_pl.importance import probing_mode
+from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.masking import Protection, TunedModule
 from dowser_pl.strategies.sharded import ShardedStrategy
 
-__all__ = ["BaseReader", "KLToBase"]
-
-
-@dataclass(frozen=True)
-class KLToBase:
-    """How a model is held to what its base says on the answers that it learns.
-
-    weight * T^2 * mean over answer tokens of KL(softmax(base / T) || softmax(current / T)) joins the loss.
-
-    Args:
-        weight: of the term beside the loss of the batch; 0 = off.
-        temperature: T, by which logits of both are divided.
-    """
-
-    weight: float = 1.0
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.weight < float("inf") and 0 < self.temperature < float("inf")):
-            raise DowserError(
-                f"got kl_to_base.weight {self.weight} and kl_to_base.temperature {self.temperature}, expected finite "
-                "numbers, the weight at least 0 and the temperature above it. Fix: such as 1 and 2"
-            )
-
-    def term(self, base: Tensor, current: Tensor) -> Tensor:
-        """() what joins the loss, without its weight; differentiable in `current`.
-
-        Args:
-            base: (N, V) logits of the base at the answer tokens.
-            current: (N, V) logits.
-        """
-        if self.temperature != 1:
-            base, current = (_precise(each) / self.temperature for each in (base, current))
-        return kl_divergence(base, current).mean() * self.temperature**2
+__all__ = ["BaseReader"]
 
 
 class BaseReader:
@@ -251,7 +219,3 @@ def _at_answers(network: Any, logits: Tensor, labels: Tensor) -> Tensor:
     first = _first(network)
     said: Tensor = logits[:, : logits.shape[1] - first][labels[:, first:] != -100]
     return said
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.curve import find_curve
-from dowser_pl.callbacks.dowser.base_reader import BaseReader, KLToBase
+from dowser_pl.callbacks.dowser.base_reader import BaseReader
 from dowser_pl.callbacks.dowser.checks import (
     check_adapters,
     check_ended,
@@ -56,6 +56,7 @@ from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe, Rows
 from dowser_pl.importance.drift import Drift
+from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
