@@ -182,10 +182,9 @@ class Dowser(Callback):
                 return
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
-        if self._loaded is None:
-            has_drift = self.measures_drift and can_tell_drift(module)
-        else:  # of the base, which is not at hand any more
-            has_drift = self.measures_drift and bool(self._loaded.get("drift"))
+        has_drift = self.measures_drift and (  # of the base, which is not at hand any more when resuming
+            can_tell_drift(module) if self._loaded is None else bool(self._loaded.get("drift"))
+        )
         curve.check(trainer, whole, self.method, self._loaded is not None, has_drift)
         self.reader.begin(whole, self._loaded)
         number = num_trained(layers, self.method)
