@@ -11,7 +11,7 @@ keeps in host memory are sent to the device.
   it is of the tokens that are learnt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict
 from typing import Any
 
@@ -112,10 +112,10 @@ class BaseReader:
         """
         if not self.active:
             return
-        if not isinstance(batch, dict) or "labels" not in batch:
+        if not isinstance(batch, MutableMapping) or "labels" not in batch:
             raise DowserError(
                 f"got a training batch of {type(batch).__name__} without labels for {self._options}, expected a dict "
-                f"of what the model takes, labels among it. Set {self._off}"
+                f"of what the model takes, labels among it. Have the data module make such batches, or set {self._off}"
             )
         inputs = {key: value for key, value in batch.items() if key != "ids"}
         context = trainer.precision_plugin.forward_context
@@ -126,7 +126,7 @@ class BaseReader:
         if self.kl is not None:
             self._join(module.network, self.kl, _at_answers(module.network, logits, batch["labels"]), batch["labels"])
 
-    def log(self, trainer: Trainer, pl_module: LightningModule, batch_size: int = 1) -> None:
+    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where the backward pass of a batch is done: log the term.
 
         Raises:
@@ -140,7 +140,7 @@ class BaseReader:
                 "batch, expected network(..., labels=batch['labels']).loss, which the term of dowser.kl_to_base joins. "
                 "Set --dowser.kl_to_base null, or call it so"
             )
-        pl_module.log("train/base_kl", self._term, batch_size=batch_size, sync_dist=trainer.world_size > 1)
+        pl_module.log("train/base_kl", self._term, batch_size=1, sync_dist=trainer.world_size > 1)
         self._term = None
 
     def told(self) -> dict[str, float]:
