@@ -126,7 +126,7 @@ def test_the_pull_joins_the_loss_of_these_labels_once():
 @pytest.mark.parametrize("strategy", [FSDP1Strategy(), FSDP2Strategy()])
 def test_sharded_weights_are_refused(strategy):
     for reader, got in [(BaseReader(KL, None), "kl_to_base"), (BaseReader(None, 2.5), "max_perplexity")]:
-        with pytest.raises(DowserError, match=f"got dowser.{got} with {type(strategy).__name__}.*--dowser.{got} null"):
+        with pytest.raises(DowserError, match=f"got dowser.{got} with weights that are sharded.*--dowser.{got} null"):
             reader.check(SimpleNamespace(strategy=strategy))
     BaseReader(KLToBase(weight=0.0), None).check(SimpleNamespace(strategy=strategy))
 

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dowser_pl.distributed import collectives
+from dowser_pl.distributed.limits import no_reading
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.token_masking import unexpected
 from dowser_pl.importance import probing_mode
@@ -56,9 +57,14 @@ class BaseReader:
         self._term: Tensor | None = None
 
     @property
+    def asked(self) -> list[str]:
+        """The options for which it reads; none = it does not."""
+        return [name for name, value in self._settings().items() if value is not None]
+
+    @property
     def active(self) -> bool:
         """Whether there is anything to read for."""
-        return self.kl is not None or self.max_perplexity is not None
+        return bool(self.asked)
 
     def check(self, trainer: Trainer) -> None:
         """Refuse strategies that would not put whole matrices back.
@@ -66,12 +72,9 @@ class BaseReader:
         Raises:
             DowserError: saying what to set instead.
         """
-        if self.active and isinstance(trainer.strategy, ShardedStrategy):
-            raise DowserError(
-                f"got {self._options} with {type(trainer.strategy).__name__}, expected a strategy that keeps the whole "
-                "model on every process, whose matrices can hold the base for a forward pass. Set --trainer.strategy "
-                f"ddp, or {self._off}"
-            )
+        refused = no_reading(self.asked) if isinstance(trainer.strategy, ShardedStrategy) else None
+        if refused is not None:
+            raise DowserError(refused)
 
     def begin(self, whole: list[str], loaded: Mapping[str, Any] | None) -> None:
         """A run begins, or goes on from a checkpoint.
@@ -143,6 +146,12 @@ class BaseReader:
         pl_module.log("train/base_kl", self._term, batch_size=1, sync_dist=trainer.world_size > 1)
         self._term = None
 
+    def unhook(self) -> None:
+        """Let go of the model."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
     def told(self) -> dict[str, float]:
         """Numbers for the report, and a line where tokens were masked."""
         if not self.tokens:
@@ -163,11 +172,11 @@ class BaseReader:
 
     @property
     def _options(self) -> str:
-        return " and ".join(f"dowser.{name}" for name, value in self._settings().items() if value is not None)
+        return " and ".join(f"dowser.{name}" for name in self.asked)
 
     @property
     def _off(self) -> str:
-        return " and ".join(f"--dowser.{name} null" for name, value in self._settings().items() if value is not None)
+        return " and ".join(f"--dowser.{name} null" for name in self.asked)
 
     def _masked(self, network: Any, logits: Tensor, labels: Tensor, max_perplexity: float) -> Tensor:
         """(B, T) labels without those of unexpected tokens."""
@@ -195,12 +204,6 @@ class BaseReader:
             return output
 
         self._hook = network.register_forward_hook(join, with_kwargs=True)
-
-    def unhook(self) -> None:
-        """Let go of the model."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
 
 
 def _first(network: Any) -> int:
