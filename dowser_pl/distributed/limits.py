@@ -31,8 +31,8 @@ def no_reading(asked: Sequence[str]) -> str | None:
     if not asked:
         return None
     return (
-        f"got {' and '.join(f'dowser.{name}' for name in asked)} with weights that are sharded over processes, expected "
-        f"whole ones, which hold the base for a forward pass; {_INSTEAD}, or set "
+        f"got {' and '.join(f'dowser.{name}' for name in asked)} with weights that are sharded over processes, "
+        f"expected whole ones, which hold the base for a forward pass; {_INSTEAD}, or set "
         f"{' and '.join(f'--dowser.{name} null' for name in asked)}"
     )
 
