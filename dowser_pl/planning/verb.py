@@ -79,7 +79,8 @@ def plan_run(
     optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
     states = optimizer_kind(optimizer)
     kept = getattr(dowser, "checkpoint", "compact")
-    beside = kept_by(method, module.network, module.tuned_layers())
+    reads = dowser is not None and dowser.reader.active
+    beside = replace(kept_by(method, module.network, module.tuned_layers()), reads=reads)
     written = _written(trainer, module, datamodule, dowser, placement.shards, bool(rows.unknown) or datamodule is None)
     disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states, beside, written)
     network, module.model, module.adapters = module.model, None, None

@@ -6,6 +6,7 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ class Dowser(Callback):
         self.reader.begin(whole, self._loaded)
         number = num_trained(layers, self.method)
         check_number(number, self.method, whole)
-        kept = kept_by(self.method, module.network, layers)
+        kept = replace(kept_by(self.method, module.network, layers), reads=self.reader.active)
         written = self._expected(bank, has_drift)
         announce_plan(trainer, module, number, self.update, kept, written)
         check_room(trainer, module, number, self.checkpoint, kept, written)
