@@ -75,6 +75,8 @@ def build_trainer(
     export=False,
     every=1,
     replay=None,
+    kl_to_base=None,
+    max_perplexity=None,
     drift=False,
     rows=FEW_ROWS,
     probe=SMALL_PROBE,
@@ -82,7 +84,8 @@ def build_trainer(
 ) -> DowserTrainer:
     method = method or ModelDowser(0.1)
     forms = {"update": update, "checkpoint": checkpoint}
-    dowser = Dowser(method, probe, cache_dir, **forms, rows=rows, replay=replay, drift=drift)
+    held = {"replay": replay, "kl_to_base": kl_to_base, "max_perplexity": max_perplexity}
+    dowser = Dowser(method, probe, cache_dir, **forms, rows=rows, **held, drift=drift)
     options = {
         "max_epochs": 2,
         "default_root_dir": folder,

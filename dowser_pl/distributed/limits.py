@@ -1,10 +1,11 @@
 """What cannot be done with weights that are sharded over processes: the same words before a run and in its plan."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 
-__all__ = ["no_model", "no_optimizer", "no_training"]
+__all__ = ["no_model", "no_optimizer", "no_reading", "no_training"]
 
 _INSTEAD = "use --trainer.strategy ddp, or one device"
 _PER_WEIGHT = ("token_product", "weight_square")  # statistics that are as large as the weights
@@ -19,6 +20,21 @@ def no_model(quantization: str) -> str | None:
     if quantization == "none":
         return None
     return f"got model.quantization {quantization}, expected none: packed weights are not sharded; {_INSTEAD}"
+
+
+def no_reading(asked: Sequence[str]) -> str | None:
+    """Why the base cannot read the training batches; None = it can, or nothing asks for that.
+
+    Args:
+        asked: options of `dowser` for which it reads them.
+    """
+    if not asked:
+        return None
+    return (
+        f"got {' and '.join(f'dowser.{name}' for name in asked)} with weights that are sharded over processes, "
+        f"expected whole ones, which hold the base for a forward pass; {_INSTEAD}, or set "
+        f"{' and '.join(f'--dowser.{name} null' for name in asked)}"
+    )
 
 
 def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str) -> str | None:

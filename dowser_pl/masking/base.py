@@ -8,8 +8,9 @@ Legend: O outputs, I inputs of a matrix, k trainable entries of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -119,6 +120,42 @@ class Protection(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the matrices; gradients reach them again."""
+
+    @contextmanager
+    def base_in_place(self) -> Iterator[None]:
+        """The matrices hold the base meanwhile and afterwards what they held before, bit for bit; for forward passes.
+
+        What they held is kept beside them where nothing else gives it back: k values in the dtype of the weight.
+        """
+        held: dict[str, Tensor | None] = {}
+        try:
+            with torch.no_grad():
+                for name in self.weights:
+                    held[name] = self._to_hold(name)
+                    self._put(name, self._base_at_hand(name))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, values in held.items():
+                    self._put_back(name, values)
+
+    def _to_hold(self, name: str) -> Tensor | None:
+        """(k,) what the trainable entries of a matrix hold, a copy; None = `_put_back` knows."""
+        return to_local(self.weights[name])[self.masks[name]]
+
+    def _base_at_hand(self, name: str) -> Tensor:
+        """(k,) `base_values`, wherever they are kept."""
+        return self.base_values(name)
+
+    def _put(self, name: str, values: Tensor) -> None:
+        """Write (k,) values into the trainable entries of a matrix."""
+        here = to_local(self.weights[name])
+        here[self.masks[name]] = values.to(here)
+
+    def _put_back(self, name: str, held: Tensor | None) -> None:
+        """Write what `_to_hold` gave."""
+        if held is not None:
+            self._put(name, held)
 
     @property
     def packed_bytes(self) -> int:

@@ -104,11 +104,16 @@ class CompactEntries(Protection):
 
     def _write(self, name: str) -> None:
         """Write the values of one matrix back."""
-        indices, values, here = self._indices[name], self._values[name], to_local(self.weights[name])
-        if indices is not None:
-            here.view(-1).index_copy_(0, indices.long(), values.to(here.dtype))
-        elif values.data_ptr() != here.data_ptr():
+        if not self._shares(name, self.weights[name]):
+            self._put(name, self._values[name])
+
+    def _put(self, name: str, values: Tensor) -> None:
+        """Write (k,) values into the trainable entries of a matrix."""
+        indices, here = self._indices[name], to_local(self.weights[name])
+        if indices is None:
             here.copy_(values.view_as(here))
+        else:
+            here.view(-1).index_copy_(0, indices.long(), values.to(here))
 
     def base_values(self, name: str) -> Tensor:
         """(k,) pretrained values, in host memory."""
@@ -169,6 +174,16 @@ class CompactEntries(Protection):
 
     def _shares(self, name: str, weight: Tensor) -> bool:
         return self._values[name].data_ptr() == to_local(weight).data_ptr()
+
+    def _to_hold(self, name: str) -> Tensor | None:
+        """What the values were rounded to is had from them again, unless they are the matrix itself."""
+        return self._gathered(name).clone() if self._shares(name, self.weights[name]) else None
+
+    def _put_back(self, name: str, held: Tensor | None) -> None:
+        if held is None:
+            self._write(name)
+        else:
+            self._put(name, held)
 
     def _counted(self, counts: dict[str, int]) -> dict[str, int]:
         """Trainable entries of each matrix as a whole, of those that are here."""

@@ -90,7 +90,10 @@ class DenseEntries(Protection):
 
     def base_values(self, name: str) -> Tensor:
         """(k,) pretrained values, on the CPU."""
-        return self.base[name][self.masks[name].to(self.base[name].device)].cpu()
+        return self._base_at_hand(name).cpu()
+
+    def _base_at_hand(self, name: str) -> Tensor:
+        return self.base[name][self.masks[name].to(self.base[name].device)]
 
     def values(self, name: str) -> Tensor:
         """(k,) in the precision of the weight."""

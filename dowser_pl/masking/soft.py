@@ -141,6 +141,9 @@ class SoftEntries(CompactEntries):
         """(k,) pretrained values, on the CPU."""
         return self._base[name].cpu()
 
+    def _base_at_hand(self, name: str) -> Tensor:
+        return self._base[name]
+
     @torch.no_grad()
     def values(self, name: str) -> Tensor:
         """(k,) float32 that the matrix holds, before it is rounded."""

@@ -67,12 +67,14 @@ class Kept:
         apart: entries of which what the optimizer trains is not what the matrix holds: it takes memory of its own also
             where the matrix is float32 as well, and a checkpoint has both.
         shared: bytes beside all matrices, the same on every device.
+        reads: whether matrices hold the base while it reads a batch: what they held is kept where it is nowhere else.
     """
 
     copies: int = 0
     float32: int = 0
     apart: int = 0
     shared: int = 0
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class Held:
         buckets: buffers of DDP, as large as the gradients of all that takes one (dense; compact leaves them out).
         gathered: one decoder layer of a sharded model.
         activations: an estimate; 0 = not known.
-        workspace: temporaries of the optimizer's step, when activations are gone.
+        workspace: temporaries when activations are gone: of the optimizer's step, or of what reads the base.
         host: packed masks and base values of the trainable entries (compact, unless on the device), in host memory.
     """
 
@@ -248,6 +250,8 @@ def bytes_held(
     of_whole = sum(each.entries * each.itemsize for each in whole)
     of_matrices = sum(each.entries * each.itemsize for each in matrices)
     parts = placement.devices if placement.sharded else 1
+    stepping = optimizer.copies * sum(copies) if optimizer.copies else max(copies, default=0)
+    reading = sum(_aside(each, compact, kept) for each in matrices) if kept.reads else 0
 
     def split(total: int) -> int:
         return -(-total // parts)
@@ -264,7 +268,7 @@ def bytes_held(
         buckets=of_matrices + of_whole if placement.replicated and not compact else 0,
         gathered=sizes.layer_bytes if placement.sharded else 0,
         activations=activations,
-        workspace=split(optimizer.copies * sum(copies)) if optimizer.copies else max(copies, default=0),
+        workspace=max(split(stepping) if optimizer.copies else stepping, reading),
         host=split(sum(_host(each, compact and not kept.copies) for each in matrices)),
     )
 
@@ -273,6 +277,13 @@ def _values(matrix: Matrix) -> int:
     """Where all entries are trainable in float32, values and weight share memory."""
     shared = matrix.trainable == matrix.entries and matrix.itemsize == _FP32
     return 0 if shared else matrix.trainable * _FP32
+
+
+def _aside(matrix: Matrix, compact: bool, kept: Kept) -> int:
+    """What of a matrix that holds the base has to be kept; values of their own give the rest again."""
+    if compact and (_values(matrix) or kept.apart):
+        return 0
+    return matrix.trainable * matrix.itemsize
 
 
 def _apart(matrices: Sequence[Matrix], kept: Kept) -> int:

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch import nn
 
-from dowser_pl.distributed.limits import no_model, no_optimizer, no_training
+from dowser_pl.distributed.limits import no_model, no_optimizer, no_reading, no_training
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
@@ -69,7 +69,7 @@ def plan_run(
     dowser: Any = next((each for each in _callbacks(trainer) if hasattr(each, "method")), None)
     method: Any = getattr(dowser, "method", None)
     if placement.shards and method is not None:
-        _refuse_sharded(trainer, module, method, dowser.checkpoint)
+        _refuse_sharded(trainer, module, dowser)
     rows = rows_of(module, datamodule, tokens)
     tuned = _without_weights(trainer, module)
     each_step, ratio = isinstance(method, EachStep), 1.0
@@ -79,7 +79,8 @@ def plan_run(
     optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
     states = optimizer_kind(optimizer)
     kept = getattr(dowser, "checkpoint", "compact")
-    beside = kept_by(method, module.network, module.tuned_layers())
+    reads = dowser is not None and dowser.reader.active
+    beside = replace(kept_by(method, module.network, module.tuned_layers()), reads=reads)
     written = _written(trainer, module, datamodule, dowser, placement.shards, bool(rows.unknown) or datamodule is None)
     disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states, beside, written)
     network, module.model, module.adapters = module.model, None, None
@@ -208,12 +209,13 @@ def _written(
         trainer.datamodule = None
 
 
-def _refuse_sharded(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
+def _refuse_sharded(trainer: Trainer, module: Any, dowser: Any) -> None:
     """What `fit` refuses there, in its words."""
     if refused := no_model(module.quantization):
         raise DowserError(refused)
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
-    refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint)
+    refused = no_training(dowser.method, isinstance(dowser.method, AfterFit), curve, dowser.checkpoint)
+    refused = refused or no_reading(dowser.reader.asked)
     refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
         raise DowserError(refused)

@@ -107,7 +107,8 @@ def test_every_method_is_in_every_shipped_bench(path):
 
 def class_of(name):
     """The public name of the class behind an entry: some have the same."""
-    shared = {"OPLoRA": "Lora", "LoraNullSpace": "Lora", "SelfAttention": "Full", "GateUp": "Full"}
+    shared = {"OPLoRA": "Lora", "LoraNullSpace": "Lora"}
+    shared |= dict.fromkeys(["SelfAttention", "GateUp", "KLToBase", "TokenMasking"], "Full")
     return shared.get(name, name.removesuffix("Replay").removesuffix("Rows"))
 
 
@@ -125,3 +126,5 @@ def test_the_options_of_a_shipped_bench_exist(name, capsys):
     shown = capsys.readouterr().out
     assert f"class_path: dowser_pl.{class_of(name)}\n" in shown  # its public name
     assert name.endswith("Replay") == ("replay: null" not in shown)
+    assert (name == "KLToBase") == ("kl_to_base: null" not in shown)
+    assert (name == "TokenMasking") == ("max_perplexity: null" not in shown)

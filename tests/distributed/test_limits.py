@@ -12,6 +12,8 @@ REFUSED = {
     "-c method/dare --dowser.checkpoint full": "got dowser.checkpoint full, and dowser.method Dare changes the model",
     "--dowser.checkpoint full --curve [0.05]": "got dowser.checkpoint full, and curve and budget change the model",
     "-c method/model_dowser --dowser.method.estimator weight": "weight_square is a float32 number per weight",
+    "-c method/kl_to_base": "got dowser.kl_to_base with weights that are sharded over processes",
+    "-c method/token_masking": "got dowser.max_perplexity with weights that are sharded over processes",
     "--model.optimizer bitsandbytes.optim.AdamW8bit": "AdamW8bit keeps its states in blocks",
 }
 

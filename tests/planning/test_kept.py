@@ -1,14 +1,17 @@
 """What a null space holds beside training, against what a run of one says that it holds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from dowser_pl.masking import CompactEntries, DenseEntries
 from dowser_pl.methods import Anchor, Lora, MoFO, NullSpace, NullSpaceSettings, SoftDowser
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.planning import kept_by
-from dowser_pl.planning.memory import Kept, Placement, Sizes, bytes_held, share_out
+from dowser_pl.planning.memory import Kept, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
 from tests.tiny_models import save_tiny_llava, tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
@@ -72,3 +75,21 @@ def test_weights_alone_are_not_looked_at():
     model = tiny_llava().to("meta", torch.bfloat16)
     layers: dict[str, nn.Linear] = layers_of(model)
     assert kept_by(NullSpace(rank=6), model, layers).shared == 2 * 6 * (3 * (HIDDEN * 2 + 4) + MLP * 2 + 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "ratio"), [(CompactEntries, 1.0), (CompactEntries, 0.25), (DenseEntries, 0.25)])
+def test_what_matrices_held_is_planned_where_they_hold_the_base(dtype, kind, ratio):
+    """Of three matrices of 400 entries, against what the entries keep of them meanwhile."""
+    weights = {name: nn.Parameter(torch.randn(20, 20).to(dtype)) for name in "abc"}
+    masks = {name: (torch.arange(400) < ratio * 400).view(20, 20) for name in weights}
+    entries, form = kind(weights, masks), "compact" if kind is CompactEntries else "dense"
+    held = [entries._to_hold(name) for name in weights]
+    size = sum(each.nbytes for each in held if each is not None)
+    assert (
+        size == {"dense": 300 * dtype.itemsize, "compact": 4800 if (ratio, dtype) == (1.0, torch.float32) else 0}[form]
+    )
+    sizes = Sizes({}, share_out([(400, dtype.itemsize)] * 3, round(1200 * ratio)))
+    none = OptimizerKind("SGD", 0)
+    plain, reads = (bytes_held(sizes, form, none, kept=Kept(reads=each)) for each in (False, True))
+    assert reads == replace(plain, workspace=max(plain.workspace, size))

@@ -6,6 +6,7 @@ are never computed on tuned weights; optimizer states *after* it, so they find t
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from dowser_pl.callbacks.curve import find_curve
+from dowser_pl.callbacks.dowser.base_reader import BaseReader
 from dowser_pl.callbacks.dowser.checks import (
     check_adapters,
     check_ended,
@@ -56,6 +58,7 @@ from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe, Rows
 from dowser_pl.importance.drift import Drift
+from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
@@ -84,6 +87,8 @@ class Dowser(Callback):
         calibration_batches: training batches that a method which merges after training measures inputs on.
         rows: that the base writes itself, for what needs some: `NullSpace`, replay and drift.
         replay: hold the model to what its base says on rows that the base wrote itself; null = do without.
+        kl_to_base: hold the model to what its base says on the answers that it learns; null = do without.
+        max_perplexity: answer tokens of a larger perplexity under the base are not learnt; null = all are.
         drift: measure at every validation how far the model is from its base, on rows that the base wrote itself and
             that nothing is trained on.
     """
@@ -99,6 +104,8 @@ class Dowser(Callback):
         calibration_batches: int = 32,
         rows: Rows = Rows(),  # noqa: B008
         replay: Replay | None = None,
+        kl_to_base: KLToBase | None = None,
+        max_perplexity: float | None = None,
         drift: bool = True,
     ) -> None:
         check_settings(method, update, checkpoint, calibration_batches)
@@ -109,6 +116,7 @@ class Dowser(Callback):
         self.calibration_batches = calibration_batches
         self.rows = rows
         self.replay = replay if replay is not None and replay.weight else None
+        self.reader = BaseReader(kl_to_base, max_perplexity)
         self.measures_drift = drift
         self.probe_seconds = 0.0
         self.counts: tuple[Changes, Changes] | None = None
@@ -151,6 +159,7 @@ class Dowser(Callback):
             tuned_module(pl_module, self).reduced_elsewhere = self.update == "compact"
             check_sharded(trainer, self.method, self.update, self.checkpoint)
             check_replay(trainer, self.replay, self.update)
+            self.reader.check(trainer)
         check_trainer(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,14 +186,14 @@ class Dowser(Callback):
                 return
         refuse_quantized(weights.values())
         curve = find_curve(trainer)
-        if self._loaded is None:
-            has_drift = self.measures_drift and can_tell_drift(module)
-        else:  # of the base, which is not at hand any more
-            has_drift = self.measures_drift and bool(self._loaded.get("drift"))
+        has_drift = self.measures_drift and (  # of the base, which is not at hand any more when resuming
+            can_tell_drift(module) if self._loaded is None else bool(self._loaded.get("drift"))
+        )
         curve.check(trainer, whole, self.method, self._loaded is not None, has_drift)
+        self.reader.begin(whole, self._loaded)
         number = num_trained(layers, self.method)
         check_number(number, self.method, whole)
-        kept = kept_by(self.method, module.network, layers)
+        kept = replace(kept_by(self.method, module.network, layers), reads=self.reader.active)
         written = self._expected(bank, has_drift)
         announce_plan(trainer, module, number, self.update, kept, written)
         check_room(trainer, module, number, self.checkpoint, kept, written)
@@ -221,6 +230,7 @@ class Dowser(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the gradient of replay, and average over the processes, before anything looks at gradients."""
+        self.reader.log(trainer, pl_module)
         if self._replayer is not None:
             self._replayer.add_gradient(trainer, pl_module, tuned_module(pl_module, self).network)
         if self.update == "compact":
@@ -240,9 +250,11 @@ class Dowser(Callback):
         self.entries.mask_gradients()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Now and then: see whether somebody writes into the files of the base."""
+        """Have the base read the batch, where that is asked for; now and then look at its files."""
+        module = tuned_module(pl_module, self)
         if time.monotonic() > self._next_look:
-            self._check_files(tuned_module(pl_module, self))
+            self._check_files(module)
+        self.reader.read(trainer, module, self.entries, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask the model how far it is from its base."""
@@ -260,6 +272,7 @@ class Dowser(Callback):
         module = tuned_module(pl_module, self)
         self._check_files(module)
         self.entries.close()
+        self.diagnostics = self.diagnostics | self.reader.told()
         drift = partial(self._drift_now, trainer, module)
         finished = finish(trainer, module, self.method, self.calibration_batches, self.entries, drift)
         if finished is not None:  # checkpoints hold what was trained: a run that resumes at its end comes here again
@@ -275,6 +288,7 @@ class Dowser(Callback):
         """Let go of the matrices, also after an error or an interruption."""
         if self._entries is not None:
             self._entries.close()
+            self.reader.unhook()
             if stage == "fit":
                 check_ended(trainer, self.counts)
 
@@ -289,6 +303,8 @@ class Dowser(Callback):
         state |= {"probe_seconds": self.probe_seconds, "diagnostics": self.diagnostics}
         if self._replayer is not None:
             state["replay"] = self._replayer.state_dict()
+        if self.reader.active:
+            state["reader"] = self.reader.state_dict()
         if self._meter is not None:
             state["drift"] = self._meter.state_dict()
         if self._trained is None:
