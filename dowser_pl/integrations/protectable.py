@@ -5,7 +5,7 @@ A LightningModule that is not ours holds one as an attribute, whatever it calls 
     self.model = AutoModelForImageTextToText.from_pretrained(folder)
     self.protectable = Protectable(self.model, AutoProcessor.from_pretrained(folder))
 
-and builds its optimizer over `self.protectable.parameters()`. All else of the method is done by the callback.
+and builds its optimizer over `self.protectable.parameters()`. All else is done by the callback `Dowser`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from dowser_pl.data.encoders import turn_ends
 from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
-from dowser_pl.masking import BaseModel, Protection
+from dowser_pl.masking import BaseModel, Protection, trained_whole
 from dowser_pl.models.generation import Ending, generation_tokens, own_ends
-from dowser_pl.models.layers import TARGETS, find_layers
+from dowser_pl.models.layers import TARGETS, find_layers, named_part
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.models.weight_files import WeightFiles
@@ -38,6 +38,7 @@ class Protectable:
         targets: which matrices of the decoder layers are tuned: kinds, "attn" and "mlp", or names such as "q_proj".
         last_n_layers: tune those of the last n layers of the text decoder alone; None = of all.
         chat_template: text or path, where it is not that of the processor.
+        also_train: further parts that a LightningModule trains in full, without a mask, such as "projector".
 
     Attributes:
         protected: what is trained instead of the matrices, as soon as that is decided.
@@ -56,6 +57,7 @@ class Protectable:
         targets: Sequence[str] = TARGETS,
         last_n_layers: int | None = None,
         chat_template: str | None = None,
+        also_train: Sequence[str] = (),
     ) -> None:
         if not isinstance(network, PreTrainedModel):
             inner = getattr(network, "module", None)
@@ -71,6 +73,9 @@ class Protectable:
             )
         self.network, self._processor = network, processor
         self.targets, self.last_n_layers, self.chat_template = list(targets), last_n_layers, chat_template
+        self._parts = [each for part in also_train for each in named_part(network, part).values()]
+        self._owner: nn.Module | None = None
+        self._prefix = "model."
         self.protected: Protection | None = None
         self.reduced_elsewhere = self.holds_checkpoint = False
         self.files = WeightFiles()
@@ -114,6 +119,32 @@ class Protectable:
         whole = [each for each in self.network.parameters() if each.requires_grad and id(each) not in masked]
         return [*(self.protected.parameters() if self.protected else weights.values()), *whole]
 
+    def held_by(self, owner: nn.Module) -> "Protectable":
+        """Itself, with the keys of the module that holds it, whose other parameters are none of its business.
+
+        Of the model everything but the matrices and `also_train` stops taking gradients.
+
+        Args:
+            owner: a LightningModule, of which the model is a part.
+
+        Raises:
+            DowserError: if it is not.
+        """
+        if self._owner is owner:
+            return self
+        prefix = next((f"{name}." for name, part in owner.named_modules() if part is self.network), None)
+        if prefix is None:
+            raise DowserError(
+                f"{type(owner).__name__} holds a Protectable of a {type(self.network).__name__} that is no part of it, "
+                "so it would not be moved, trained or saved with it. Fix: self.model = model, before Protectable(model)"
+            )
+        self._owner, self._prefix = owner, prefix
+        for _ in self.freeze_all_else():
+            pass
+        for parameter in self._parts:
+            parameter.requires_grad_(True)
+        return self
+
     def freeze_all_else(self) -> Iterator[tuple[nn.Parameter, bool]]:
         """Leave a gradient to the matrices alone; yields what every parameter had before, to be put back."""
         tuned = {id(layer.weight) for layer in self.tuned_layers().values()}
@@ -127,18 +158,25 @@ class Protectable:
         Args:
             names: of the matrices that are masked; None = all of `tuned_layers`.
         """
-        keys = {name: f"model.{name}.weight" for name in (self.tuned_layers() if names is None else names)}
-        masked = {id(self.network.get_submodule(name).weight) for name in keys}
-        named = self.network.named_parameters(remove_duplicate=False)
-        whole = sorted(f"model.{name}" for name, each in named if each.requires_grad and id(each) not in masked)
+        layers: Any = (
+            self.tuned_layers() if names is None else {name: self.network.get_submodule(name) for name in names}
+        )
+        keys = {name: f"{self._prefix}{name}.weight" for name in layers}
+        whole = trained_whole(self, layers)
         files = saved_names(self.network)
-        saved = {key: files[runtime] for key in (*keys.values(), *whole) if (runtime := key[len("model.") :]) in files}
+        runtime = {key: key.removeprefix(self._prefix) for key in (*keys.values(), *whole)}
+        saved = {key: files[name] for key, name in runtime.items() if name in files}
         tokens = {} if self._processor is None else generation_tokens(self.network, self.ending())
         return BaseModel.of(self.path, self.state_dict(), keys, whole, saved, tokens)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Key -> tensor, with the keys of `base_model`."""
-        return {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        return {f"{self._prefix}{name}": tensor for name, tensor in self.network.state_dict().items()}
+
+    def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of the model by these keys; see `torch.nn.Module.named_parameters`."""
+        for name, parameter in self.network.named_parameters(remove_duplicate=remove_duplicate):
+            yield f"{self._prefix}{name}", parameter
 
     def ending(self) -> Ending:
         """What ends an answer: what the chat template writes behind one, and the model's own end tokens."""

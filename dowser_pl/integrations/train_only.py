@@ -40,13 +40,14 @@ class Trained:
 
     Attributes:
         entries: masks, values and the base beside them.
+        frozen_digest: content hash of all that is not trained, from before the first step.
     """
 
     def __init__(
         self, of: Protectable, base: BaseModel, entries: CompactEntries, method: Mapping[str, Any] | None
     ) -> None:
         self.entries, self._of, self._base, self._method = entries, of, base, method
-        self._digest = self._frozen_digest()
+        self.frozen_digest = self._frozen_digest()
 
     def parameters(self) -> list[nn.Parameter]:
         """(k,) float32 values of each matrix: for optimizers, clipping and schedules."""
@@ -79,7 +80,7 @@ class Trained:
             RuntimeError: if one moved.
         """
         counts, _ = self.entries.verify()
-        if self._frozen_digest() != self._digest:
+        if self._frozen_digest() != self.frozen_digest:
             raise RuntimeError(
                 f"some of {counts.entries:,} frozen entries, or another part of the model, changed: got another "
                 "content hash than before training. Something else than trained.parameters() was trained"

@@ -22,6 +22,7 @@ from dowser_pl.callbacks.dowser.checks import (
     check_ended,
     check_files,
     check_frozen,
+    check_held,
     check_number,
     check_optimizers,
     check_same_base,
@@ -60,7 +61,15 @@ from dowser_pl.importance import Probe, Rows
 from dowser_pl.importance.drift import Drift
 from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.importance.replay import Replay
-from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
+from dowser_pl.masking import (
+    BaseModel,
+    Changes,
+    Protection,
+    TunedModule,
+    leave_out_of_buckets,
+    trained_whole,
+    tuned_module,
+)
 from dowser_pl.methods import Method, ModelDowser
 from dowser_pl.models.lora import adapters_of
 from dowser_pl.planning import kept_by
@@ -156,7 +165,11 @@ class Dowser(Callback):
             check_order(trainer)
             strategy = trainer.strategy
             self._saves_sharded = isinstance(strategy, ShardedStrategy) and strategy.saves_sharded
-            tuned_module(pl_module, self).reduced_elsewhere = self.update == "compact"
+            module = tuned_module(pl_module, self)
+            module.reduced_elsewhere = self.update == "compact"
+            if module is not pl_module:
+                check_held(trainer, pl_module, self.checkpoint)
+                leave_out_of_buckets(pl_module)
             check_sharded(trainer, self.method, self.update, self.checkpoint)
             check_replay(trainer, self.replay, self.update)
             self.reader.check(trainer)
@@ -172,7 +185,7 @@ class Dowser(Callback):
         check_adapters(self.method, self.checkpoint, adapters_of(module.network) is not None)
         layers = module.tuned_layers()
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
-        whole = trained_whole(pl_module, layers)
+        whole = trained_whole(module, layers)
         bank = self._bank(trainer, module, self.cache_dir)
         builder = MaskBuilder(
             bank.precision, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, bank
