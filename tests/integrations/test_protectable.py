@@ -81,7 +81,7 @@ def test_its_patch_makes_the_tuned_model_of_the_base(tmp_path, processor):
 def test_other_methods_hold_as_well(tmp_path, processor):
     module, callback = Own(processor), dowser(NullSpace(tokens=200))
     fit(tmp_path, module, callback, enable_checkpointing=False)
-    assert callback.counts[1].changed > 0 and callback.drift
+    assert callback.counts[1].changed > 0
 
 
 @pytest.mark.slow
