@@ -111,7 +111,7 @@ class MethodResult:
 
     @property
     def step_seconds(self) -> float | None:
-        """Of an optimizer step, the median of the runs that took turns; None where nothing was timed."""
+        """The median duration of an optimizer step over the runs that took turns; None where nothing was timed."""
         found = [each.seconds["fit"] / each.steps for each in self.costs if each.steps]
         return median(found) if found else None
 

@@ -40,11 +40,11 @@ class Moved:
 
     @property
     def kinds(self) -> list[str]:
-        """Of the matrices, as first met."""
+        """The names of matrices within a layer, in model order."""
         return list(dict.fromkeys(each.kind for each in self.matrices))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The numbers as plain values, ready for JSON."""
         return {"matrices": [asdict(each) for each in self.matrices], "drift": list(self.drift)}
 
 
