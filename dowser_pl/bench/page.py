@@ -71,7 +71,8 @@ def spread_text(spread: Spread, of_score: bool = True) -> str:
 
 
 def _sections(settings: Settings, comparison: Comparison) -> list[str]:
-    methods = comparison.methods
+    methods = [method for method in comparison.methods if method.begun] or list(comparison.methods)
+    others = [method.entry.name for method in comparison.methods if method not in methods]
     fastest = min((each.step_seconds for each in methods if each.step_seconds), default=None)
     rows = [_row(settings, method, comparison.differences.get(method.entry.name), fastest) for method in methods]
     if comparison.base is not None:
@@ -83,6 +84,8 @@ def _sections(settings: Settings, comparison: Comparison) -> list[str]:
     shown = [column for column, name in enumerate(HEADER) if name != "a step" or fastest is not None]
     grid = [[row[column] for column in shown] for row in (HEADER, *rows)]
     sections = [markdown_grid(grid[0], grid[1:], "ll" + "r" * (len(shown) - 2))]
+    if others:
+        sections.append(f"Not begun: {', '.join(others)}.")
     if any(method.choice is not None and method.choice.edges for method in methods):
         sections.append(f"{EDGE_MARK} at the edge of what was tried: a better setting may lie outside.")
     sections += _matched(comparison) + _foretold(comparison) + _failures(methods) + _drops(methods)

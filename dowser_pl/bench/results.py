@@ -85,6 +85,11 @@ class MethodResult:
     costs: Sequence[Record] = ()
 
     @property
+    def begun(self) -> bool:
+        """Whether anything has finished, or failed."""
+        return bool(self.failures) or any(point.record or point.failure for point in self.curve)
+
+    @property
     def downstream(self) -> Spread:
         """The downstream score over the seeds, of which there must be one."""
         return Spread([record.mean("downstream") for record in self.records])
@@ -183,7 +188,7 @@ class Comparison:
     @property
     def begun(self) -> bool:
         """Whether anything has finished, or failed."""
-        return any(point.record or point.failure for method in self.methods for point in method.curve)
+        return any(method.begun for method in self.methods)
 
     @property
     def base(self) -> tuple[float, float] | None:

@@ -196,7 +196,7 @@ def test_failures_and_what_is_not_finished_are_shown(tmp_path):
     assert "- Full lr 0.0002 seed 1 test: ValueError: the last line" in text
     assert "| ModelTailor | failed |" in text
     assert content["methods"]["ModelTailor"]["h_score"] is None
-    assert "| ModelDowser | not finished |" in text
+    assert "Not begun: ModelDowser, Dare." in text and "| ModelDowser |" not in text
 
 
 def test_where_no_model_came_out_what_merges_models_has_failed_too(tmp_path):
