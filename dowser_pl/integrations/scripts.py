@@ -66,8 +66,7 @@ class Importance:
         if name not in self.factors.layers:
             raise DowserError(f"got {name!r}, expected one of: {', '.join(self.factors.layers)}")
         method = method or ModelDowser()
-        _check_measured(self.factors, method)
-        measured: dict[str, Any] = self.factors.grouped(method.prompts_per_row).layers[name]
+        measured: dict[str, Any] = _measured_for(method, self.factors).layers.get(name, {})
         return method.score(Layer(name, self.of.tuned_layers()[name].weight.detach(), **measured))
 
 
@@ -170,9 +169,8 @@ def choose_masks(importance: Importance, method: BeforeFit | None = None) -> Mas
         DowserError: if the method asks for what was not measured.
     """
     method = method or ModelDowser()
-    _check_measured(importance.factors, method)
     builder = _builder(importance.of, method, Probe(), None, None)
-    builder._factors = importance.factors.grouped(method.prompts_per_row)
+    builder._factors = _measured_for(method, importance.factors)
     return Masks(PackedMasks.of(builder.masks_of(method)), method.settings())
 
 
@@ -195,10 +193,17 @@ def _precision(network: PreTrainedModel, autocast: torch.dtype | None) -> Precis
     return Precision(name, context)
 
 
-def _check_measured(factors: Factors, method: BeforeFit | Ranking) -> None:
-    missing = set(getattr(method, "needs", ())) - factors.statistics
-    if missing:
+def _measured_for(method: BeforeFit | Ranking, factors: Factors) -> Factors:
+    """What a method takes of what was measured, perhaps for another one."""
+    if not method.needs:
+        return Factors({}, 0)
+    missing = set(method.needs) - factors.statistics
+    rows = factors.prompts_per_row
+    if missing or rows not in (1, method.prompts_per_row):
+        got = ", ".join(sorted(factors.statistics)) if missing else f"means of {rows} prompts"
+        wanted = ", ".join(sorted(missing)) if missing else f"means of {method.prompts_per_row}"
         raise DowserError(
-            f"{type(method).__name__} asks for {', '.join(sorted(missing))}, got {sorted(factors.statistics)}. "
-            f"Fix: measure_importance(..., method={type(method).__name__}(...))"
+            f"{type(method).__name__} asks for {wanted}, got {got}, which were measured for another method. Fix: "
+            f"measure_importance(..., method={type(method).__name__}(...))"
         )
+    return factors.grouped(method.prompts_per_row)

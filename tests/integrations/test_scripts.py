@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dowser_pl.callbacks import Dowser
-from dowser_pl.errors import DowserError
+from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.functional.masks import PackedMasks
 from dowser_pl.integrations import Masks, Protectable, choose_masks, measure_importance
 from dowser_pl.methods import Magnitude, ModelDowser, WandaLike
@@ -45,7 +45,8 @@ def masks_of_fit(tmp_path, folder, method):
 
 
 @pytest.mark.parametrize("method", [ModelDowser(0.1), ModelDowser(0.3, scope="model"), WandaLike(0.2), Magnitude(0.1)])
-def test_masks_are_those_of_fit(tmp_path, folder, importance, method):
+def test_masks_are_those_of_fit(tmp_path, folder, model, processor, method):
+    importance = measure_importance(model, processor, probe=SMALL_PROBE, method=method)
     expected, found = masks_of_fit(tmp_path, folder, method), choose_masks(importance, method)
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -88,7 +89,7 @@ def test_masks_survive_a_file(tmp_path, importance):
     save_file({"a": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(DowserError, match="a holds no bools"):
         Masks.load(tmp_path / "other.safetensors")
-    with pytest.raises(DowserError, match="there is no file"):
+    with pytest.raises(MissingFileError, match="there is no file"):
         Masks.load(tmp_path / "none.safetensors")
 
 
@@ -104,7 +105,9 @@ def test_what_was_not_measured_is_asked_for(model, processor, importance):
     only = measure_importance(model, processor, probe=SMALL_PROBE, method=WandaLike(0.1))
     with pytest.raises(DowserError, match="ModelDowser asks for .*gradient.*Fix: measure_importance"):
         choose_masks(only, ModelDowser(0.1))
-    assert choose_masks(only, WandaLike(0.1)).counts == choose_masks(importance, WandaLike(0.1)).counts
+    with pytest.raises(DowserError, match="WandaLike asks for means of 1, got means of 4 prompts, .*Fix: measure_"):
+        choose_masks(importance, WandaLike(0.1))
+    assert choose_masks(importance, Magnitude(0.1)).counts == choose_masks(only, Magnitude(0.1)).counts  # needs nothing
 
 
 class Wrapped(nn.Module):
