@@ -11,6 +11,7 @@ from dowser_pl.callbacks import Forgetting as Forgetting
 from dowser_pl.callbacks import PatchFile as PatchFile
 from dowser_pl.callbacks import Predictions as Predictions
 from dowser_pl.callbacks import RandomState as RandomState
+from dowser_pl.cli.trainer import DowserTrainer as DowserTrainer
 from dowser_pl.data import Conversation as Conversation
 from dowser_pl.data import ConversationData as ConversationData
 from dowser_pl.data import MultimodalData as MultimodalData
@@ -25,6 +26,13 @@ from dowser_pl.importance import Probe as Probe
 from dowser_pl.importance import measure as measure
 from dowser_pl.importance import probing_mode as probing_mode
 from dowser_pl.importance import write_prompts as write_prompts
+from dowser_pl.integrations import Importance as Importance
+from dowser_pl.integrations import Masks as Masks
+from dowser_pl.integrations import Protectable as Protectable
+from dowser_pl.integrations import Trained as Trained
+from dowser_pl.integrations import choose_masks as choose_masks
+from dowser_pl.integrations import measure_importance as measure_importance
+from dowser_pl.integrations import train_only as train_only
 from dowser_pl.masking import CompactEntries as CompactEntries
 from dowser_pl.masking import Protection as Protection
 from dowser_pl.masking import ReportedModule as ReportedModule
@@ -78,4 +86,3 @@ from dowser_pl.reporting import Report as Report
 from dowser_pl.reporting import read_report as read_report
 from dowser_pl.strategies import FSDP1Strategy as FSDP1Strategy
 from dowser_pl.strategies import FSDP2Strategy as FSDP2Strategy
-from dowser_pl.trainer import DowserTrainer as DowserTrainer

@@ -8,11 +8,11 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from dowser_pl.callbacks import Checkpoints, Dowser, EpochProgress, Export, Forgetting, PatchFile, RandomState
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.data import Conversation, MultimodalData, Question, Task
 from dowser_pl.importance import Probe, Rows
 from dowser_pl.methods import ModelDowser
 from dowser_pl.module import MultimodalModule
-from dowser_pl.trainer import DowserTrainer
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 FEW_ROWS = Rows(per_source=20, num_tokens=8)

@@ -41,13 +41,13 @@ from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_confi
 from dowser_pl.cli.ending import INTERRUPTED, TERMINATED, refuse
 from dowser_pl.cli.options import CURVE, OVERWRITE, TRAINER_DEFAULTS, VERBS, verb_and_rest
 from dowser_pl.cli.refusals import in_words
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.distributed.checkpoint import is_folder
 from dowser_pl.errors import DowserError, message_of
 from dowser_pl.files.atomic import check_writable, write_atomically
 from dowser_pl.methods import AfterFit
 from dowser_pl.module import MultimodalModule
 from dowser_pl.planning.verb import placement_of
-from dowser_pl.trainer import DowserTrainer
 
 __all__ = ["main"]
 

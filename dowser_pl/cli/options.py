@@ -57,7 +57,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # it counts frozen entries of tuned matrices as trainable
 }
 VERBS = ("fit", "validate", "test", "predict", "probe", "plan")
-TRAINER = ("dowser_pl.trainer", "DowserTrainer")
+TRAINER = ("dowser_pl.cli.trainer", "DowserTrainer")
 # group -> where its class is
 GROUPS = {
     "model": ("dowser_pl.module", "MultimodalModule"),

@@ -22,6 +22,7 @@ __all__ = [
     "check_same",
     "from_rank_zero",
     "gather_to_rank_zero",
+    "of_first",
     "rank",
     "to_be_sent",
     "world_size",
@@ -135,6 +136,11 @@ def broadcast(tensor: Tensor) -> Tensor:
     sent = to_be_sent(tensor.contiguous())
     distributed.broadcast(sent, 0)
     return sent
+
+
+def of_first(tensor: Tensor) -> Tensor:
+    """What the first process has, of this shape and dtype, on the device of this one; all must call it."""
+    return broadcast(tensor).to(tensor.device) if _several() else tensor
 
 
 def gather_to_rank_zero(part: Tensor) -> Tensor:

@@ -180,8 +180,10 @@ class BaseModel:
             )
         trained: dict[str, tuple[Tensor | None, Tensor]] = {key: (None, tensors[key].cpu()) for key in self.whole}
         trained |= {self.keys[name]: (entry["mask"], entry["values"]) for name, entry in entries.items()}
+        names = {key: f"{name}.weight" for name, key in self.keys.items()}
         return {
-            self.saved_names[key]: self._change(key, mask, values) for key, (mask, values) in sorted(trained.items())
+            self.saved_names[key]: self._change(key, names.get(key, key.removeprefix("model.")), mask, values)
+            for key, (mask, values) in sorted(trained.items())
         }
 
     def _check(self, own: Mapping[str, Tensor]) -> None:
@@ -202,12 +204,12 @@ class BaseModel:
                 f"differs. It was made from {self.path}; give that with --model.path"
             )
 
-    def _change(self, key: str, mask: Tensor | None, values: Tensor) -> Change:
+    def _change(self, key: str, runtime: str, mask: Tensor | None, values: Tensor) -> Change:
         dtype, shape, base = self.tensors[key]
         values = values.to(getattr(torch, dtype))
         if mask is not None and values.numel() == math.prod(shape):  # all of it
             mask, values = None, values.view(shape)
-        return Change(tuple(shape), mask, values, base, key.removeprefix("model."))
+        return Change(tuple(shape), mask, values, base, runtime)
 
 
 def _kind(tensor: Tensor) -> str:

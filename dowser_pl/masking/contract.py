@@ -110,7 +110,7 @@ class ReportedModule(Protocol):
 
 
 def tuned_module(pl_module: object, asker: object) -> TunedModule:
-    """The module that a hook was given, as what it must be.
+    """The module that a hook was given, as what it must be: itself, or what it holds as one attribute.
 
     Args:
         pl_module: any LightningModule.
@@ -119,6 +119,9 @@ def tuned_module(pl_module: object, asker: object) -> TunedModule:
     Raises:
         DowserError: listing all members that it lacks.
     """
+    for held in vars(pl_module).values():
+        if hasattr(type(held), "held_by"):  # a `dowser_pl.Protectable`
+            return cast(TunedModule, held.held_by(pl_module))
     _refuse_missing(pl_module, TunedModule, asker)
     return cast(TunedModule, pl_module)
 
@@ -129,7 +132,7 @@ def reported_module(pl_module: object, asker: object) -> ReportedModule:
     return cast(ReportedModule, pl_module)
 
 
-def trained_whole(module: nn.Module, layers: Mapping[str, nn.Linear]) -> list[str]:
+def trained_whole(module: Any, layers: Mapping[str, nn.Linear]) -> list[str]:
     """Keys in a module's state dict of what is trained without a mask.
 
     Args:
@@ -149,8 +152,8 @@ def _refuse_missing(pl_module: object, contract: type, asker: object) -> None:
         raise DowserError(
             f"{kind} cannot be used with the callback {type(asker).__name__}, which expects a LightningModule with "
             f"the members of {ours}; it lacks{listed}\n"
-            f"Fix: subclass dowser_pl.module.MultimodalModule, or give {kind} these members (attributes in __init__); "
-            f"{ours} says what each is for"
+            f"Fix: hold dowser_pl.Protectable(model, processor) as an attribute, subclass dowser_pl.MultimodalModule, "
+            f"or give {kind} these members (attributes in __init__); {ours} says what each is for"
         )
 
 

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, PatchFile, RandomState
 from dowser_pl.callbacks.dowser import merging
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.methods import FAPM, Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.loading import load_model
 from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import read_report
-from dowser_pl.trainer import DowserTrainer
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dowser_pl.trainer import DowserTrainer
 from lightning.pytorch import Callback
 from torch.func import functional_call
 
@@ -15,7 +16,6 @@ from dowser_pl.models.loading import load_model
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.models.quantized import keep_as_loaded
 from dowser_pl.module import MultimodalModule
-from dowser_pl.trainer import DowserTrainer
 from tests.callbacks.test_lora import wide_folder  # noqa: F401 - a fixture
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import FEW_ROWS, SMALL_PROBE, KillAt, Killed, TinyData, build_module

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dowser_pl.callbacks.dowser import importance
-from dowser_pl.callbacks.dowser.importance import ImportancePass, ImportanceRunner
+from dowser_pl.callbacks.dowser.importance import ImportancePass, ImportanceRunner, Precision
 from dowser_pl.callbacks.dowser.rows import RowBank
 from dowser_pl.importance import (
     FACTORS,
@@ -63,8 +63,8 @@ def run(module, folder, probe=PROBE, method=None, factors_file=None, layers=None
     def agree(factors):
         return split_half(method, [Layer(n, layers[n].weight.detach(), **factors.layers[n]) for n in layers])
 
-    trainer = build_trainer(folder or factors_file.parent)
-    runner = ImportanceRunner(trainer, module, layers, probe, RowBank(trainer, module, Rows(), None, str))
+    precision = Precision("32-true")
+    runner = ImportanceRunner(precision, module, layers, probe, RowBank(precision, module, Rows(), None, str))
     return ImportancePass(runner, method, agree).run(folder, factors_file)
 
 
@@ -212,8 +212,9 @@ def test_factors_are_float32_in_every_precision(module, model_folder, precision)
     module = trainer.precision_plugin.convert_module(module)
     request = Request(frozenset(FACTORS) | frozenset(PRODUCTS), 1)
     probe = replace(PROBE, num_probes=2)
-    bank = RowBank(trainer, module, Rows(), None, str)
-    factors = ImportanceRunner(trainer, module, module.tuned_layers(), probe, bank).grow(Factors({}, 0), 8, request)
+    computed = Precision.of(trainer, module.network)
+    bank = RowBank(computed, module, Rows(), None, str)
+    factors = ImportanceRunner(computed, module, module.tuned_layers(), probe, bank).grow(Factors({}, 0), 8, request)
     for name, statistics in factors.layers.items():
         assert set(statistics) == request.statistics
         for statistic, value in statistics.items():

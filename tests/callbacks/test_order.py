@@ -20,10 +20,10 @@ from dowser_pl.callbacks import (
 )
 from dowser_pl.callbacks.order import BEFORE, check_order
 from dowser_pl.cli import main as command_line
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.methods import Dare, Magnitude
 from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import read_report
-from dowser_pl.trainer import DowserTrainer
 from tests.callbacks.test_compact import assert_equal, weights_of
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module

@@ -5,11 +5,11 @@ import torch
 from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Checkpoints, Dowser, RandomState
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Rows
 from dowser_pl.importance.replay import Replay, replay_gradient
 from dowser_pl.methods import Full, Magnitude, ModelDowser, Spider
-from dowser_pl.trainer import DowserTrainer
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, KillAt, Killed, TinyData, build_module
 

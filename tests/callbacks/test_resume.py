@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import AtomicCheckpointIO, Checkpoints, Dowser, Export, Forgetting, RandomState
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.data import Task
 from dowser_pl.methods import Magnitude
 from dowser_pl.patches.from_checkpoint import read_checkpoint_patch
-from dowser_pl.trainer import DowserTrainer
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module
 

@@ -22,8 +22,8 @@ from dowser_pl.cli.options import (
     usable,
 )
 from dowser_pl.cli.signatures import classes_in, signature
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.module import MultimodalModule
-from dowser_pl.trainer import DowserTrainer
 
 
 class Parsers(DowserCLI):

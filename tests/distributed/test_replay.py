@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dowser_pl.callbacks.dowser.replay import check_replay
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.replay import Replay
 from dowser_pl.strategies import FSDP1Strategy
-from dowser_pl.trainer import DowserTrainer
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import fit_sharded

@@ -22,6 +22,7 @@ from dowser_pl.callbacks.dowser.checks import (
     check_ended,
     check_files,
     check_frozen,
+    check_held,
     check_number,
     check_optimizers,
     check_same_base,
@@ -34,6 +35,7 @@ from dowser_pl.callbacks.dowser.checks import (
 from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift, meter_again
 from dowser_pl.callbacks.dowser.expected import expected_rows
 from dowser_pl.callbacks.dowser.finish import finish
+from dowser_pl.callbacks.dowser.importance import Precision
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
 from dowser_pl.callbacks.dowser.protection import (
@@ -59,7 +61,15 @@ from dowser_pl.importance import Probe, Rows
 from dowser_pl.importance.drift import Drift
 from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.importance.replay import Replay
-from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
+from dowser_pl.masking import (
+    BaseModel,
+    Changes,
+    Protection,
+    TunedModule,
+    leave_out_of_buckets,
+    trained_whole,
+    tuned_module,
+)
 from dowser_pl.methods import Method, ModelDowser
 from dowser_pl.models.lora import adapters_of
 from dowser_pl.planning import kept_by
@@ -155,7 +165,11 @@ class Dowser(Callback):
             check_order(trainer)
             strategy = trainer.strategy
             self._saves_sharded = isinstance(strategy, ShardedStrategy) and strategy.saves_sharded
-            tuned_module(pl_module, self).reduced_elsewhere = self.update == "compact"
+            module = tuned_module(pl_module, self)
+            module.reduced_elsewhere = self.update == "compact"
+            if module is not pl_module:
+                check_held(trainer, pl_module, self.checkpoint)
+                leave_out_of_buckets(pl_module)
             check_sharded(trainer, self.method, self.update, self.checkpoint)
             check_replay(trainer, self.replay, self.update)
             self.reader.check(trainer)
@@ -171,11 +185,13 @@ class Dowser(Callback):
         check_adapters(self.method, self.checkpoint, adapters_of(module.network) is not None)
         layers = module.tuned_layers()
         weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
-        whole = trained_whole(pl_module, layers)
-        bank = RowBank(trainer, module, self.rows, self.cache_dir, lambda: self.base.fingerprint)
-        builder = MaskBuilder(trainer, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, bank)
+        whole = trained_whole(module, layers)
+        bank = self._bank(trainer, module, self.cache_dir)
+        builder = MaskBuilder(
+            bank.precision, module, layers, self.method, self.probe, self.cache_dir, self.factors_file, bank
+        )
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
-            builder.refuse_tuned()
+            builder.refuse_tuned(trainer.ckpt_path)
             if trainer.limit_train_batches == 0:  # the verb `probe`
                 self.base = module.base_model() if self.probe.inputs == "rows" else self.base
                 builder.measure()
@@ -342,8 +358,13 @@ class Dowser(Callback):
             sharded: whether processes will hold parts of it.
         """
         module = tuned_module(pl_module, self)
-        bank = RowBank(trainer, module, self.rows, None, lambda: "")
+        bank = self._bank(trainer, module, None)
         return expected_rows(bank, self.replay, self.measures_drift and can_tell_drift(module), sharded)
+
+    def _bank(self, trainer: Trainer, module: TunedModule, cache_dir: Path | None) -> RowBank:
+        pictures = getattr(trainer.datamodule, "training_pictures", None)  # type: ignore[attr-defined]
+        precision = Precision.of(trainer, module.network)
+        return RowBank(precision, module, self.rows, cache_dir, lambda: self.base.fingerprint, pictures)
 
     def _expected(self, bank: RowBank, has_drift: bool) -> list[WrittenRows]:
         try:

@@ -26,6 +26,7 @@ __all__ = [
     "check_ended",
     "check_files",
     "check_frozen",
+    "check_held",
     "check_number",
     "check_optimizers",
     "check_same_base",
@@ -183,8 +184,8 @@ def check_ended(trainer: Trainer, counts: object) -> None:
     if counts is None and trainer.limit_train_batches != 0 and trainer.ckpt_path is not None:
         raise DowserError(
             f"{trainer.ckpt_path} holds a run that had no step left, and {type(trainer).__name__} returned before the "
-            "end of training: nothing was merged, exported or reported. Use dowser_pl.trainer.DowserTrainer, as the "
-            "command line does"
+            "end of training: nothing was merged, exported or reported. Use dowser_pl.DowserTrainer, as the command "
+            "line does"
         )
 
 
@@ -276,6 +277,30 @@ def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:
     if adapters and checkpoint == "full":
         raise DowserError(
             "a checkpoint of adapters leaves the base out, got checkpoint 'full'; set --dowser.checkpoint compact"
+        )
+
+
+def check_held(trainer: Trainer, pl_module: object, checkpoint: str) -> None:
+    """Refuse what a module that is not ours cannot do for the model that it holds.
+
+    Args:
+        trainer: its strategy.
+        pl_module: the module.
+        checkpoint: `compact` or `full`.
+
+    Raises:
+        DowserError: saying what to set instead.
+    """
+    kind = type(pl_module).__name__
+    if isinstance(trainer.strategy, ShardedStrategy):
+        raise DowserError(
+            f"got {type(trainer.strategy).__name__} with {kind}, which holds a model that was loaded whole, expected "
+            "a strategy that keeps it whole. Fix: strategy='auto' or 'ddp', or subclass dowser_pl.MultimodalModule"
+        )
+    if checkpoint == "compact":
+        raise DowserError(
+            f"got checkpoint 'compact' with {kind}, expected 'full': checkpoints would leave the base out, and only a "
+            "dowser_pl.MultimodalModule puts it back when it loads one. Fix: Dowser(..., checkpoint='full')"
         )
 
 

@@ -1,13 +1,14 @@
 """The importance of a model: what the cache holds, what is still to measure, and when it is enough.
 
-`ImportancePass` is the pass inside a Trainer, with its precision, processes and progress bar; `cache_key`
-is all that importance depends on: a cache that differs in any of it belongs to something else.
+`ImportancePass` is the pass on one or more processes, with its progress bar; `cache_key` is all that importance depends
+on: a cache that differs in any of it belongs to something else.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
 from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "behaviour", "cache_key", "precision_of"]
+__all__ = ["Importance", "ImportancePass", "ImportanceRunner", "Precision", "behaviour", "cache_key"]
 
 _CHUNK = 64  # prompts per process whose factors are held one by one before groups are formed
 _SMALL = 1 << 28  # bytes of a cache file that may hold more than was asked for
@@ -70,12 +71,25 @@ def behaviour(network: Any) -> dict[str, Any]:
     return settings | {"attention": {name: part.config._attn_implementation for name, part in parts}}
 
 
-def precision_of(trainer: Trainer, network: nn.Module) -> str:
-    """What a model computes in: the trainer's precision, but for weights that a strategy gathers in another dtype."""
-    gathered = getattr(trainer.strategy, "param_dtype", None)
-    kept = {str(weight.dtype).removeprefix("torch.") for weight in network.parameters()}
-    other = gathered is not None and kept != {gathered}
-    return f"{trainer.precision}, gathered in {gathered}" if other else str(trainer.precision)
+@dataclass(frozen=True)
+class Precision:
+    """What a model computes in.
+
+    Args:
+        name: as `trainer.precision` has it; importance depends on it.
+        context: entered around forward and backward passes.
+    """
+
+    name: str
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @classmethod
+    def of(cls, trainer: Trainer, network: nn.Module) -> "Precision":
+        """The trainer's precision, but for weights that a strategy gathers in another dtype."""
+        gathered = getattr(trainer.strategy, "param_dtype", None)
+        kept = {str(weight.dtype).removeprefix("torch.") for weight in network.parameters()}
+        other = f", gathered in {gathered}" if gathered is not None and kept != {gathered} else ""
+        return cls(f"{trainer.precision}{other}", trainer.precision_plugin.forward_context)
 
 
 def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
@@ -101,7 +115,7 @@ class ImportanceRunner:
     """Asks prompts of a model, on every process.
 
     Args:
-        trainer: its precision and processes.
+        precision: that the model computes in.
         pl_module: the model and its processor.
         layers: run-time name -> matrix.
         probe: settings.
@@ -111,7 +125,7 @@ class ImportanceRunner:
         seconds: by phase, `prompts` and `probes`; empty as long as nothing was measured.
     """
 
-    trainer: Trainer
+    precision: Precision
     pl_module: TunedModule
     layers: dict[str, nn.Linear]
     probe: Probe
@@ -122,7 +136,7 @@ class ImportanceRunner:
         """What the factors of a prompt depend on, on every process."""
 
         def compute() -> dict[str, Any]:
-            key = cache_key(self.pl_module, self.probe, precision_of(self.trainer, self.pl_module.network))
+            key = cache_key(self.pl_module, self.probe, self.precision.name)
             return key | ({"rows": identity} if identity else {})
 
         identity = self.rows.identity() if self.probe.inputs == "rows" else None
@@ -141,7 +155,7 @@ class ImportanceRunner:
         with_pictures = self.probe.noise_images or any(row.image for row in rows)
         model = self.pl_module.network if with_pictures else text
         bar = tqdm(total=len(missing), desc="Importance pass", unit="prompt", disable=collectives.rank() > 0)
-        with bar, probing_mode(model), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
+        with bar, probing_mode(model), torch.enable_grad(), self.precision.context():
             prompts = rows[missing.start :] or self._prompts(model, missing)
             start = time.monotonic()
             for chunk in aligned(missing, size):

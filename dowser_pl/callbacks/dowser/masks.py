@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner
+from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner, Precision
 from dowser_pl.callbacks.dowser.rows import RowBank
+from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.distributed.tensors import covering, full_tensor, is_sharded, shape_of, shard_like, to_local
 from dowser_pl.errors import DowserError
@@ -51,7 +51,7 @@ class MaskBuilder:
     """Builds the masks of one model from what is measured of it.
 
     Args:
-        trainer: its precision and processes.
+        precision: that the model computes in.
         pl_module: the model, whose weights are the base.
         layers: run-time name -> matrix.
         method: decides.
@@ -65,7 +65,7 @@ class MaskBuilder:
         diagnostics: numbers worth reporting.
     """
 
-    trainer: Trainer
+    precision: Precision
     pl_module: TunedModule
     layers: dict[str, nn.Linear]
     method: Method
@@ -77,15 +77,18 @@ class MaskBuilder:
     diagnostics: dict[str, float] = field(default_factory=dict)
     _factors: Factors = field(default_factory=lambda: Factors({}, 0))
 
-    def refuse_tuned(self) -> None:
+    def refuse_tuned(self, checkpoint: str | Path | None) -> None:
         """Masks are never computed on weights that were already tuned.
+
+        Args:
+            checkpoint: that the weights were loaded from.
 
         Raises:
             DowserError: if these were.
         """
-        if self.trainer.ckpt_path is not None:
+        if checkpoint is not None:
             raise DowserError(
-                f"{self.trainer.ckpt_path} holds no masks: it was not written by a run with this callback. Masks are "
+                f"{checkpoint} holds no masks: it was not written by a run with this callback. Masks are "
                 "never computed on weights that were already tuned; start a fresh run from the base model instead"
             )
         protected = self.pl_module.protected
@@ -121,8 +124,8 @@ class MaskBuilder:
         pieces = DistributedReducer() if sharded else LOCAL
         blocks = find_blocks(self.pl_module.network, self.layers)
         for name, mask in build_masks(method, blocks, lambda name: self._here(self._factors, name), pieces):
-            if self.trainer.world_size > 1 and not sharded:  # kernels may round differently: all take the first's mask
-                yield name, unpack(self.trainer.strategy.broadcast(pack(mask)).to(mask.device), mask.shape)
+            if collectives.world_size() > 1 and not sharded:  # kernels may round differently: all take the first's mask
+                yield name, unpack(collectives.of_first(pack(mask)).to(mask.device), mask.shape)
             else:
                 yield name, mask
 
@@ -136,8 +139,7 @@ class MaskBuilder:
         for name in self.layers:
             prior = method.prior(self._layer(factors, name))
             if prior is not None:
-                first = prior if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(prior.cpu())
-                priors[name] = shard_like(first, self.layers[name].weight).clone()
+                priors[name] = shard_like(collectives.of_first(prior), self.layers[name].weight).clone()
         self.seconds = time.monotonic() - start
         return priors
 
@@ -163,15 +165,13 @@ class MaskBuilder:
         found: dict[str, Directions] = {}
         for (first, layer), second in zip(adapters.sources.items(), adapters.sinks, strict=True):
             outputs, inputs = singular_directions(base_weight(layer), rank)
-            found |= {first: self._of_first(inputs), second: self._of_first(outputs)}
+            # of the first process, since kernels may round differently, and vectors have either sign
+            found |= {
+                name: replace(each, vectors=collectives.of_first(each.vectors))
+                for name, each in ((first, inputs), (second, outputs))
+            }
         self.seconds += time.monotonic() - start
         return found
-
-    def _of_first(self, found: Directions) -> Directions:
-        """Those of the first process, since kernels may round differently, and vectors have either sign."""
-        if self.trainer.world_size == 1:
-            return found
-        return replace(found, vectors=self.trainer.strategy.broadcast(found.vectors.cpu()).to(found.vectors.device))
 
     def _directions(
         self, layers: dict[str, nn.Linear], settings: NullSpace | NullSpaceSettings, dtype: torch.dtype | None
@@ -185,7 +185,7 @@ class MaskBuilder:
                 "on, so they are measured on these. Raise --dowser.rows.per_source, or ask for fewer tokens"
             )
         text = text_model(network)
-        with probing_mode(network), self.trainer.precision_plugin.forward_context():
+        with probing_mode(network), self.precision.context():
             found = input_directions(
                 network if any(row.image for row in rows) else text,
                 layers,
@@ -209,7 +209,7 @@ class MaskBuilder:
                 f"num_prompts auto compares the masks of two halves of the prompts, and {type(self.method).__name__} "
                 "has no mask; set --dowser.probe.num_prompts to a number"
             )
-        runner = ImportanceRunner(self.trainer, self.pl_module, self.layers, self.probe, self.bank)
+        runner = ImportanceRunner(self.precision, self.pl_module, self.layers, self.probe, self.bank)
         importance = ImportancePass(runner, self.method, self._agreement).run(self.cache_dir, self.factors_file)
         self.diagnostics = {"prompts": importance.factors.num_prompts}
         if importance.agreement is not None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 
-from dowser_pl.callbacks.dowser.importance import behaviour, precision_of
+from dowser_pl.callbacks.dowser.importance import Precision, behaviour
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
@@ -39,18 +38,20 @@ class RowBank:
     """Rows of the base of one run.
 
     Args:
-        trainer: its precision, processes and data.
+        precision: that the model computes in.
         module: the model.
         settings: which rows.
         cache_dir: where what was written is kept; None = nowhere.
         weights: content hash of the base, for the cache.
+        pictures: `(number, seed)` -> pictures of the task, that rows are written after; None = there are none.
     """
 
-    trainer: Trainer
+    precision: Precision
     module: TunedModule
     settings: Rows
     cache_dir: Path | None
     weights: Callable[[], str]
+    pictures: Callable[[int, int], Sequence[Image.Image]] | None = None
 
     @cached_property
     def used(self) -> list[Prompt]:
@@ -119,7 +120,7 @@ class RowBank:
         rank_zero_info(f"The base {how} {which} after {', '.join(sources)}{self._unseen(sources)}")
         if known is not None:
             return known
-        with probing_mode(network), self.trainer.precision_plugin.forward_context():
+        with probing_mode(network), self.precision.context():
             read = torch.no_grad()(partial(current_logits, network))
             rows = writers.in_turns(sources, self.settings.numbers(held_out), read)
         if {row.kind for row in rows} == set(sources):  # one that failed may do better another time
@@ -154,8 +155,7 @@ class RowBank:
         wanted = self.settings.sources
         if wanted != "auto" and not {"train", "shuffle", "mosaic"} & set(wanted):
             return []
-        ask = getattr(self.trainer.datamodule, "training_pictures", None)  # type: ignore[attr-defined]
-        if ask is None:
+        if (ask := self.pictures) is None:
             return []
         # the first process' on all: a picture that one of them cannot read would make other rows there
         return collectives.from_rank_zero(lambda: [shrunken(each) for each in ask(NUM_PICTURES, self.settings.seed)])
@@ -186,7 +186,7 @@ class RowBank:
             "images": getattr(getattr(processor, "image_processor", None), "to_dict", dict)(),
             "openers": None if writers.openers is None else asdict(writers.openers),
             "ending": asdict(self.module.ending()),
-            "precision": precision_of(self.trainer, self.module.network),
+            "precision": self.precision.name,
             "rows": [self.settings.identity(), list(sources)],
             "pictures": pictures.hexdigest(),
         }

@@ -1,0 +1,15 @@
+"""The method in training code that is not ours: loops written by hand, and LightningModules of other people."""
+
+from dowser_pl.integrations.protectable import Protectable
+from dowser_pl.integrations.scripts import Importance, Masks, choose_masks, measure_importance
+from dowser_pl.integrations.train_only import Trained, train_only
+
+__all__ = [
+    "Importance",
+    "Masks",
+    "Protectable",
+    "Trained",
+    "choose_masks",
+    "measure_importance",
+    "train_only",
+]

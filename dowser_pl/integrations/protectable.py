@@ -1,0 +1,195 @@
+"""A Hugging Face model in anybody's hands, as what the importance pass, the masks and the callback `Dowser` ask for.
+
+A LightningModule that is not ours holds one as an attribute, whatever it calls it:
+
+    self.model = AutoModelForImageTextToText.from_pretrained(folder)
+    self.protectable = Protectable(self.model, AutoProcessor.from_pretrained(folder))
+
+and builds its optimizer over `self.protectable.parameters()`. All else is done by the callback `Dowser`.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dowser_pl.data.encoders import turn_ends
+from dowser_pl.data.templates import ChatTemplate
+from dowser_pl.distributed.models import is_sharded_model
+from dowser_pl.errors import DowserError
+from dowser_pl.masking import BaseModel, Protection, trained_whole
+from dowser_pl.models.generation import Ending, generation_tokens, own_ends
+from dowser_pl.models.layers import TARGETS, find_layers, named_part
+from dowser_pl.models.names import saved_names
+from dowser_pl.models.quantized import is_quantized
+from dowser_pl.models.weight_files import WeightFiles
+
+__all__ = ["Protectable"]
+
+
+class Protectable:
+    """A Hugging Face model whose matrices may be masked.
+
+    Args:
+        network: the model as `from_pretrained` gave it, its weights being the base.
+        processor: of that model, with which prompts are written; not asked for where masks are there already.
+        targets: which matrices of the decoder layers are tuned: kinds, "attn" and "mlp", or names such as "q_proj".
+        last_n_layers: tune those of the last n layers of the text decoder alone; None = of all.
+        chat_template: text or path, where it is not that of the processor.
+        also_train: further parts that a LightningModule trains in full, without a mask, such as "projector".
+
+    Attributes:
+        protected: what is trained instead of the matrices, as soon as that is decided.
+        reduced_elsewhere: whether gradients are averaged over processes by whoever decides, not by a wrapper.
+        holds_checkpoint: whether the weights are not the base any more; such a model is not scored.
+        files: that the model was read from; none are watched.
+
+    Raises:
+        DowserError: if that is no Hugging Face model, one in a wrapper, or one that processes hold parts of.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        processor: Any = None,
+        targets: Sequence[str] = TARGETS,
+        last_n_layers: int | None = None,
+        chat_template: str | None = None,
+        also_train: Sequence[str] = (),
+    ) -> None:
+        if not isinstance(network, PreTrainedModel):
+            inner = getattr(network, "module", None)
+            hint = "give its .module, before it is wrapped" if isinstance(inner, PreTrainedModel) else "give that"
+            raise DowserError(
+                f"got {type(network).__name__}, expected a Hugging Face model (PreTrainedModel) as from_pretrained "
+                f"gives it. Fix: {hint}"
+            )
+        if is_sharded_model(network):
+            raise DowserError(
+                f"got a {type(network).__name__} whose weights are sharded over processes, expected whole ones. Fix: "
+                "measure and choose before it is sharded, or train with python -m dowser_pl fit -c strategy/fsdp2"
+            )
+        self.network, self._processor = network, processor
+        self.targets, self.last_n_layers, self.chat_template = list(targets), last_n_layers, chat_template
+        self._parts = [each for part in also_train for each in named_part(network, part).values()]
+        self._owner: nn.Module | None = None
+        self._prefix = "model."
+        self.protected: Protection | None = None
+        self.reduced_elsewhere = self.holds_checkpoint = False
+        self.files = WeightFiles()
+        for name, layer in self.tuned_layers().items():
+            if is_quantized(layer):
+                raise DowserError(
+                    f"{name} is in 4 or 8 bits, expected weights that can be trained. Fix: load the model without a "
+                    "quantization_config, or tune adapters (-c method/qlora_null_space)"
+                )
+
+    @property
+    def path(self) -> str:
+        """Hub id or folder of the base, as the model tells."""
+        return str(self.network.name_or_path)
+
+    @property
+    def processor(self) -> Any:
+        """The processor of the model.
+
+        Raises:
+            DowserError: if there is none.
+        """
+        if self._processor is None:
+            raise DowserError(
+                "got no processor, expected that of the model: prompts are written with its vocabulary. Fix: give "
+                "AutoProcessor.from_pretrained(...) of the same folder"
+            )
+        return self._processor
+
+    def tuned_layers(self) -> dict[str, nn.Linear]:
+        """Run-time name in the model -> matrix that may be masked."""
+        return find_layers(self.network, self.last_n_layers, self.targets)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer is to be built over: entries, once they are chosen; until then the matrices.
+
+        Other parameters of the model that take a gradient come with them, trained without a mask.
+        """
+        weights = self.protected.weights if self.protected else {n: m.weight for n, m in self.tuned_layers().items()}
+        masked = {id(weight) for weight in weights.values()}
+        whole = [each for each in self.network.parameters() if each.requires_grad and id(each) not in masked]
+        return [*(self.protected.parameters() if self.protected else weights.values()), *whole]
+
+    def held_by(self, owner: nn.Module) -> "Protectable":
+        """Itself, with the keys of the module that holds it, whose other parameters are none of its business.
+
+        Of the model everything but the matrices and `also_train` stops taking gradients.
+
+        Args:
+            owner: a LightningModule, of which the model is a part.
+
+        Raises:
+            DowserError: if it is not.
+        """
+        if self._owner is owner:
+            return self
+        prefix = next((f"{name}." for name, part in owner.named_modules() if part is self.network), None)
+        if prefix is None:
+            raise DowserError(
+                f"{type(owner).__name__} holds a Protectable of a {type(self.network).__name__} that is no part of it, "
+                "so it would not be moved, trained or saved with it. Fix: self.model = model, before Protectable(model)"
+            )
+        self._owner, self._prefix = owner, prefix
+        for _ in self.freeze_all_else():
+            pass
+        for parameter in self._parts:
+            parameter.requires_grad_(True)
+        return self
+
+    def freeze_all_else(self) -> Iterator[tuple[nn.Parameter, bool]]:
+        """Leave a gradient to the matrices alone; yields what every parameter had before, to be put back."""
+        tuned = {id(layer.weight) for layer in self.tuned_layers().values()}
+        for parameter in self.network.parameters():
+            yield parameter, parameter.requires_grad
+            parameter.requires_grad_(id(parameter) in tuned)
+
+    def base_model(self, names: Sequence[str] | None = None) -> BaseModel:
+        """What training begins from; to be asked before anything is trained.
+
+        Args:
+            names: of the matrices that are masked; None = all of `tuned_layers`.
+        """
+        layers: Any = (
+            self.tuned_layers() if names is None else {name: self.network.get_submodule(name) for name in names}
+        )
+        keys = {name: f"{self._prefix}{name}.weight" for name in layers}
+        whole = trained_whole(self, layers)
+        files = saved_names(self.network)
+        runtime = {key: key.removeprefix(self._prefix) for key in (*keys.values(), *whole)}
+        saved = {key: files[name] for key, name in runtime.items() if name in files}
+        tokens = {} if self._processor is None else generation_tokens(self.network, self.ending())
+        return BaseModel.of(self.path, self.state_dict(), keys, whole, saved, tokens)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Key -> tensor, with the keys of `base_model`."""
+        return {f"{self._prefix}{name}": tensor for name, tensor in self.network.state_dict().items()}
+
+    def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of the model by these keys; see `torch.nn.Module.named_parameters`."""
+        for name, parameter in self.network.named_parameters(remove_duplicate=remove_duplicate):
+            yield f"{self._prefix}{name}", parameter
+
+    def ending(self) -> Ending:
+        """What ends an answer: what the chat template writes behind one, and the model's own end tokens."""
+        return self._ending
+
+    @cached_property
+    def _ending(self) -> Ending:
+        ids, text = turn_ends(self.processor, self.chat_template)
+        return Ending(tuple(dict.fromkeys([*own_ends(self.network, self.processor.tokenizer), *ids])), text)
+
+    def openers(self) -> tuple[str, str, str | None] | None:
+        """What the chat template writes around a user's words; None without one."""
+        try:
+            return ChatTemplate(self.processor, self.chat_template).openers()
+        except DowserError:
+            return None

@@ -1,0 +1,38 @@
+"""Fine-tune without forgetting in a loop of your own: score, choose, train, and a patch of what was learnt."""
+
+from pathlib import Path
+
+import torch
+
+from dowser_pl import ModelDowser, Probe, choose_masks, load_model, load_processor, measure_importance, train_only
+
+QUESTIONS = {"what is 2 plus 3 ?": "red", "what is 4 plus 1 ?": "blue"}  # new facts, to see that something is learnt
+
+
+def main(folder: str = "embedded:world", out: str = "runs/plain_loop", steps: int = 20) -> str:
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(folder, dtype="float32").to(device)  # or AutoModelForImageTextToText.from_pretrained(folder)
+    processor = load_processor(folder)
+    importance = measure_importance(model, processor, probe=Probe(num_prompts=16), cache_dir=f"{out}/cache")
+    masks = choose_masks(importance, ModelDowser(update_ratio=0.1))
+
+    texts = [f"{question} {answer}" for question, answer in QUESTIONS.items()]
+    batch = processor.tokenizer(texts, return_tensors="pt", padding=True).to(device)
+    with train_only(model, masks) as trained:
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
+        for step in range(steps):
+            loss = model(**batch, labels=batch["input_ids"]).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 5 == 0:
+                print(f"step {step}: loss {loss.item():.3f}")
+        Path(out).mkdir(parents=True, exist_ok=True)
+        trained.save_patch(f"{out}/patch.safetensors")
+        return trained.frozen_digest  # the same before and after: nothing else moved
+
+
+if __name__ == "__main__":
+    main()
