@@ -6,9 +6,8 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   (B, T; -100 = no loss). The one key that is no tensor, `ids` (list of str, for error messages), is taken out before.
 - `tasks`: a list of objects with `name`, `role`, `metric` and `max_new_tokens`, and `val_dataloader()`: a list of
   loaders in that order, each yielding `{"inputs": left-padded generation inputs (dict of tensors),
-  "references": list of list of str, "ids": list of str}`, and if predictions shall repeat more of a row than its id,
-  `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and `"inputs"`: a
-  list of training batches that have each candidate behind its question, in their order.
+  "references": list of list of str, "ids": list of str}`, optional `"told"`: per row a dict for JSON. For likelihoods
+  `"candidates"`: list of list of str, and `"inputs"`: training batches of each candidate behind its question, in order.
 - `chat_template`, optional: Jinja text, path or "plain", where it is not that of the processor: answers end where it
   closes a turn.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that

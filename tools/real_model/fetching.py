@@ -140,5 +140,7 @@ def _only(names: list[str], wanted: str, path: Path) -> str:
 def unpack_all(path: Path, inside: str) -> dict[str, bytes]:
     """File name -> content, of all files of a tarball in folders that end so."""
     with tarfile.open(path) as archive:
-        members = {m.name.rpartition("/")[2]: m for m in archive if m.isfile() and m.name.rpartition("/")[0].endswith(inside)}
+        members = {
+            m.name.rpartition("/")[2]: m for m in archive if m.isfile() and m.name.rpartition("/")[0].endswith(inside)
+        }
         return {name: archive.extractfile(member).read() for name, member in members.items()}  # type: ignore[union-attr]

@@ -86,5 +86,5 @@ def dinov2_of(path: Path) -> Dinov2Model:
         patch_size=patch,
     )
     model = Dinov2Model(config)
-    model.load_state_dict({name: torch.from_numpy(each) for name, each in weights.items()})
+    model.load_state_dict({name: torch.from_numpy(each.copy()) for name, each in weights.items()})
     return model.eval()
