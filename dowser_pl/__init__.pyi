@@ -29,6 +29,7 @@ from dowser_pl.masking import CompactEntries as CompactEntries
 from dowser_pl.masking import Protection as Protection
 from dowser_pl.masking import ReportedModule as ReportedModule
 from dowser_pl.masking import TunedModule as TunedModule
+from dowser_pl.methods import FAPM as FAPM
 from dowser_pl.methods import L2SP as L2SP
 from dowser_pl.methods import AfterFit as AfterFit
 from dowser_pl.methods import Anchor as Anchor
@@ -37,6 +38,7 @@ from dowser_pl.methods import Dare as Dare
 from dowser_pl.methods import EachStep as EachStep
 from dowser_pl.methods import Full as Full
 from dowser_pl.methods import Grafting as Grafting
+from dowser_pl.methods import HalfFineTuning as HalfFineTuning
 from dowser_pl.methods import HighestImportance as HighestImportance
 from dowser_pl.methods import Layer as Layer
 from dowser_pl.methods import Lora as Lora
@@ -44,6 +46,7 @@ from dowser_pl.methods import Magnitude as Magnitude
 from dowser_pl.methods import Method as Method
 from dowser_pl.methods import ModelDowser as ModelDowser
 from dowser_pl.methods import ModelTailor as ModelTailor
+from dowser_pl.methods import MoFO as MoFO
 from dowser_pl.methods import NullSpace as NullSpace
 from dowser_pl.methods import Random as Random
 from dowser_pl.methods import Ranking as Ranking

@@ -32,7 +32,7 @@ OFFLINE_VERBS = {
     "patch": "look at, apply, remove or make the sparse difference of a tuned model",
     "bench": "compare methods, each tuned on its own, over seeds, tasks and depths",
     "drift": "measure without data how far a tuned model is from its base",
-    "merge": "merge tuned models with their base: DARE, TIES, grafting, interpolation",
+    "merge": "merge tuned models with their base: DARE, FAPM, TIES, grafting, interpolation",
 }
 HELPS = {("--help-all",): full_help, ("-h", "--help"): short_help}
 OFFLINE_MODULES = {verb: f"dowser_pl.commands.{verb}" for verb in OFFLINE_VERBS}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import product
 from typing import Protocol
@@ -24,6 +24,9 @@ class Done(Protocol):
 
     def failure(self, cell: Cell) -> Failure | None:
         """Why it did not finish, if it failed."""
+
+    def scores(self, cell: Cell) -> dict[str, list[float]] | None:
+        """Task -> the score of every question, if they are known."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,18 @@ class Plan:
         return unknown
 
     def tuning(self, group: Group, entry: Entry) -> list[Cell] | None:
-        """The cells on validation data; None while the method it comes after has not been chosen."""
+        """The cells on validation data; None while the method it comes after has not been chosen.
+
+        Where the best setting is at an edge of what was tried, the next one beyond it is tried as well, as many times
+        as `widen` allows.
+        """
+        cells = self._of_grid(group, entry)
+        for _ in range(self.settings.widen if cells else 0):
+            assert cells is not None
+            cells = cells + self._beyond(cells, entry)
+        return cells
+
+    def _of_grid(self, group: Group, entry: Entry) -> list[Cell] | None:
         settings: Sequence[Setting] = entry.grid
         if entry.after is not None:
             base = self.settings.methods[entry.after]
@@ -111,8 +125,10 @@ class Plan:
 
     def choice(self, group: Group, entry: Entry) -> Choice | None:
         """The best setting, once all have ended; None also if none has finished."""
-        cells = self.tuning(group, entry)
-        if not cells or not all(map(self._ended, cells)):
+        return self._chosen_of(self.tuning(group, entry) or [], entry)
+
+    def _chosen_of(self, cells: Sequence[Cell], entry: Entry) -> Choice | None:
+        if not all(map(self._ended, cells)):
             return None
         records = {cell: record for cell in cells if (record := self.done.record(cell))}
         if not records:
@@ -122,6 +138,21 @@ class Plan:
         if entry.after is not None and edges.get("lr") == "lowest":
             del edges["lr"]  # lower ones were tried by the method it comes after, which chose this one
         return Choice(best.setting, edges, len(cells) - len(records))
+
+    def _beyond(self, cells: Sequence[Cell], entry: Entry) -> list[Cell]:
+        """The best of all cells with each value that is at an edge one step further out; none while one is open."""
+        choice = self._chosen_of(cells, entry)
+        if choice is None:
+            return []
+        best, more = dict(choice.setting), list[Cell]()
+        for name, edge in choice.edges.items():
+            tried = sorted({dict(cell.setting)[name] for cell in cells}, reverse=edge == "lowest")
+            if name == "lr" and entry.after is not None:  # one that the other method has, or would have
+                _, value = rates_after(self.settings.methods[entry.after], best["lr"])
+            else:
+                value = _next(tried[-2], tried[-1], name != "lr")
+            more.append(replace(cells[0], setting=tuple((best | {name: value}).items())))
+        return more
 
     def tests(self, group: Group, entry: Entry) -> list[Cell]:
         """The cells on test data; none before the choice."""
@@ -154,11 +185,17 @@ class Plan:
 def rates_after(base: Entry, best: float) -> tuple[float, float]:
     """The best learning rate and the next one of the grid; above its end, one as much higher as the last step."""
     rates = [dict(setting)["lr"] for setting in base.grid]
-    place = rates.index(best)
-    if place + 1 < len(rates):
-        return best, rates[place + 1]
-    step = best / rates[place - 1] if place else 2.0
+    higher = [rate for rate in rates if rate > best]
+    if higher:
+        return best, higher[0]
+    step = rates[-1] / rates[-2] if len(rates) > 1 else 2.0
     return best, float(f"{best * step:.6g}")
+
+
+def _next(before: float, last: float, share: bool) -> float:
+    """As many times as far again; of a share at most half of the way that is left to 1."""
+    value = last * last / before
+    return float(f"{(last + 1) / 2 if share and last < 1 <= value else value:.6g}")
 
 
 def _edges(settings: Sequence[Setting], best: Setting) -> dict[str, str]:

@@ -52,14 +52,16 @@ def write_outputs(plan: Plan, origin: Mapping[str, Any], json_path: Path | None 
     """Write them all, the numbers first.
 
     Args:
-        plan: of all methods; what has not finished is shown as such.
+        plan: of all methods; what has not finished is shown as such, and worlds, tasks and depths that were not begun
+            are left out.
         origin: command, machine and versions.
         json_path: a second place for bench.json.
 
     Returns:
         The files.
     """
-    folder, comparisons = plan.settings.folder, compare(plan)
+    folder, every = plan.settings.folder, compare(plan)
+    comparisons = [each for each in every if each.begun] or every[:1]
     text = json.dumps(content(plan, comparisons, origin), indent=2, ensure_ascii=False) + "\n"
     written = [folder / "bench.json", *([] if json_path is None else [json_path])]
     for path in written:

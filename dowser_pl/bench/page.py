@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dowser_pl.bench.cells import setting_text
+from dowser_pl.bench.paired import Difference
 from dowser_pl.bench.results import Comparison, MethodResult, Spread
 from dowser_pl.bench.settings import Settings
 from dowser_pl.reporting.drift import kl_text
@@ -17,6 +18,8 @@ HEADER = (
     "downstream",
     "upstream",
     "H",
+    "95 % of H",
+    "behind the first",
     "mean",
     "KL to the base",
     "trainable",
@@ -32,9 +35,14 @@ NOTES = (
     "matrices' entries that may move, or, after a merge, that differ from the base. File: the smallest written that "
     "gives the tuned model. The deviation is that of training seeds; all seeds answer the same questions, so a mean p "
     "over n of them is uncertain by about sqrt(p (1 - p) / n) more. Methods that decide after training tried their own "
-    "option at two learning rates of the runs they merge. KL to the base: on rows that the base wrote itself, which no "
+    "option at two learning rates of the runs they merge. 95 % of H: of draws of questions and seeds with replacement; "
+    "behind the first: the difference of H to the first row on the same draws, p two-sided and Holm-corrected over the "
+    "rows. KL to the base: on rows that the base wrote itself, which no "
     "method trains on."
 )
+
+
+_LEAST_P = 0.001  # smaller ones are as the number of draws has them
 
 
 def page(settings: Settings, comparisons: Sequence[Comparison], pictures: Sequence[str]) -> str:
@@ -62,20 +70,20 @@ def spread_text(spread: Spread, of_score: bool = True) -> str:
 
 def _sections(settings: Settings, comparison: Comparison) -> list[str]:
     methods = comparison.methods
-    rows = [_row(settings, method) for method in methods]
+    rows = [_row(settings, method, comparison.differences.get(method.entry.name)) for method in methods]
     if comparison.base is not None:
         downstream, upstream = comparison.base
-        scores = (downstream, upstream, h_score(upstream, downstream), (downstream + upstream) / 2)
-        rows.append(("base model", "", *map(score_text, scores), "0", "", "", "", ""))
+        scores = [score_text(each) for each in (downstream, upstream, h_score(upstream, downstream))]
+        rows.append(("base model", "", *scores, "", "", score_text((downstream + upstream) / 2), "0", "", "", "", ""))
     sections = [markdown_grid(HEADER, rows, "ll" + "r" * (len(HEADER) - 2))]
     if any(method.choice is not None and method.choice.edges for method in methods):
         sections.append(f"{EDGE_MARK} at the edge of what was tried: a better setting may lie outside.")
-    sections += _foretold(comparison) + _failures(methods) + _drops(methods)
+    sections += _matched(comparison) + _foretold(comparison) + _failures(methods) + _drops(methods)
     sections += ["What was tried, on the validation split:", _tried(methods)]
     return sections
 
 
-def _row(settings: Settings, method: MethodResult) -> tuple[str, ...]:
+def _row(settings: Settings, method: MethodResult, difference: Difference | None) -> tuple[str, ...]:
     if method.choice is None:
         state = "failed" if method.failures else "not finished"
         return (method.entry.name, state, *[NOTHING] * (len(HEADER) - 2))
@@ -93,6 +101,8 @@ def _row(settings: Settings, method: MethodResult) -> tuple[str, ...]:
         spread_text(method.downstream),
         spread_text(method.upstream),
         spread_text(method.h_score),
+        NOTHING if difference is None else " to ".join(f"{end:.3f}" for end in difference.interval),
+        _behind(difference),
         spread_text(method.arithmetic_mean),
         NOTHING if method.drift is None else kl_text(method.drift.mean),
         f"{100 * content['trainable_share']:.1f} %",
@@ -100,6 +110,29 @@ def _row(settings: Settings, method: MethodResult) -> tuple[str, ...]:
         bytes_text(method.peak_memory_bytes),
         bytes_text(content["file_bytes"]),
     )
+
+
+def _behind(difference: Difference | None) -> str:
+    """Such as `0.028, p 0.004`; how sure that is stands beside how much it is."""
+    if difference is None:
+        return NOTHING
+    if difference.p is None:
+        return ""
+    p = f"p {difference.p:.2g}" if difference.p >= _LEAST_P else f"p < {_LEAST_P}"
+    return f"{max(0.0, -difference.value):.3f}, {p}"
+
+
+def _matched(comparison: Comparison) -> list[str]:
+    if comparison.matched is None:
+        return []
+    level, upstream = comparison.matched
+    order = sorted(upstream, key=lambda name: -(upstream[name] or 0.0))
+    rows = [(name, "not reached" if upstream[name] is None else score_text(upstream[name])) for name in order]
+    return [
+        f"Upstream where downstream is {level:.2f}, on the validation split, between the settings that were tried: who "
+        "keeps most when all have learnt equally much.",
+        markdown_grid(("method", "upstream"), rows, "lr"),
+    ]
 
 
 def _foretold(comparison: Comparison) -> list[str]:

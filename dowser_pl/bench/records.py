@@ -20,6 +20,7 @@ from dowser_pl.bench.settings import Settings
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import TaskScore, h_score, read_report
+from dowser_pl.reporting.answers import confirmed, of_tasks, read_answers
 
 __all__ = ["Failure", "Record", "Store", "discard", "last_lines", "of_fit", "of_merge"]
 
@@ -109,6 +110,17 @@ class Store:
         """Why it did not finish, if it failed."""
         found = self._find(cell)
         return found if isinstance(found, Failure) else None
+
+    def scores(self, cell: Cell) -> dict[str, list[float]] | None:
+        """Task -> the score of every question after training; None unless they are kept, and lead to what came out."""
+        record, run = self.record(cell), self.run(cell)
+        if record is None:
+            return None
+        of_merge = sorted(run.glob("scores/version_*"))
+        answers = of_tasks(read_answers(of_merge[-1] if of_merge else run))
+        if any(not confirmed(answers.get(name, []), task.after, "after") for name, task in record.tasks.items()):
+            return None
+        return {name: [row["after_score"] for row in answers[name]] for name in record.tasks}
 
     def finish(self, cell: Cell, record: Record, lines: list[list[str]]) -> None:
         """Write `cell.json`: from now on the cell is finished."""

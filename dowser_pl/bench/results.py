@@ -1,12 +1,16 @@
 """The numbers of a bench: what each method reached at its best setting, and how it got there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import correlation, fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.grid import Choice, Plan, groups
+from dowser_pl.bench.matched import matched
+from dowser_pl.bench.paired import Difference, Outcomes, against_first
 from dowser_pl.bench.records import Record
 from dowser_pl.bench.settings import Entry
 
@@ -155,10 +159,22 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The methods of one group, best H-score first, those without a result last."""
+    """The methods of one group, best H-score first, those without a result last.
+
+    Attributes:
+        group: world, task and depth.
+        methods: in that order.
+        differences: name -> how far it is from the first; lacks those whose single answers are not known.
+    """
 
     group: Group
     methods: Sequence[MethodResult]
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has finished, or failed."""
+        return any(point.record or point.failure for method in self.methods for point in method.curve)
 
     @property
     def base(self) -> tuple[float, float] | None:
@@ -184,14 +200,35 @@ class Comparison:
         drifts, lost = map(_ranks, zip(*pairs, strict=True))
         return correlation(drifts, lost), len(pairs)
 
+    @property
+    def matched(self) -> tuple[float, dict[str, float | None]] | None:
+        """Upstream on validation data where methods have learnt equally much; see `dowser_pl.bench.matched`."""
+        return matched(
+            {
+                method.entry.name: [
+                    (each.record.mean("downstream"), each.record.mean("upstream"))
+                    for each in method.curve
+                    if each.record is not None
+                ]
+                for method in self.methods
+            }
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain values, ready for JSON."""
         base = None if self.base is None else dict(zip(("downstream", "upstream"), self.base, strict=True))
         foretold = (
             None if self.foretold is None else dict(zip(("rank_correlation", "runs"), self.foretold, strict=True))
         )
-        methods = {each.entry.name: each.to_dict() for each in self.methods}
-        return {**vars(self.group), "base": base, "drift_foretells": foretold, "methods": methods}
+        methods = {
+            each.entry.name: each.to_dict() | {"against_first": self._difference(each.entry.name)}
+            for each in self.methods
+        }
+        level = None if self.matched is None else dict(zip(("downstream", "upstream"), self.matched, strict=True))
+        return {**vars(self.group), "base": base, "matched": level, "drift_foretells": foretold, "methods": methods}
+
+    def _difference(self, name: str) -> dict[str, Any] | None:
+        return vars(self.differences[name]) if name in self.differences else None
 
 
 _LEAST = 3  # pairs of which a correlation says something
@@ -211,7 +248,23 @@ def compare(plan: Plan) -> list[Comparison]:
 def _compare(plan: Plan, group: Group) -> Comparison:
     methods = [_result(plan, group, entry) for entry in plan.entries]
     methods.sort(key=lambda method: -method.h_score.mean if method.records else 1.0)
-    return Comparison(group, methods)
+    outcomes = {each.entry.name: found for each in methods if (found := _outcomes(plan, group, each))}
+    whole = methods and methods[0].entry.name in outcomes  # the first of all, not of those that are known
+    return Comparison(group, methods, against_first(outcomes) if whole else {})
+
+
+def _outcomes(plan: Plan, group: Group, method: MethodResult) -> Outcomes | None:
+    """Of all seeds; None where a single answer is not known."""
+    by_seed = [plan.done.scores(cell) for cell in plan.tests(group, method.entry)]
+    known = [scores for scores in by_seed if scores is not None]
+    if not known or len(known) < len(plan.settings.seeds):
+        return None
+    roles = {name: task.role for name, task in method.records[0].tasks.items()}
+    of_role = {
+        role: {name: np.array([scores[name] for scores in known]) for name in roles if roles[name] == role}
+        for role in ("upstream", "downstream")
+    }
+    return Outcomes(**of_role) if all(of_role.values()) else None
 
 
 def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:

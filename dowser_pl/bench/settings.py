@@ -165,7 +165,7 @@ Setting = tuple[tuple[str, float], ...]
 
 _KEYS = (
     *("folder", "fit", "set", "seeded", "validation", "test", "seeds", "tuning_seed"),
-    *("worlds", "tasks", "depths", "methods", "smallest_grid", "keep"),
+    *("worlds", "tasks", "depths", "methods", "smallest_grid", "widen", "keep"),
 )
 _METHOD_KEYS = ("method", "config", "options", "seeded", "grid", "after", "merge")
 
@@ -216,6 +216,7 @@ class Settings:
         tasks: name -> options.
         depths: how many of the last decoder layers are tuned; None = all.
         methods: name -> entry.
+        widen: how many times a grid may be widened by one step where the best setting is at its edge.
         keep: whether checkpoints and models of finished cells stay.
     """
 
@@ -230,6 +231,7 @@ class Settings:
     tasks: Mapping[str, Mapping[str, Any]]
     depths: tuple[int | None, ...]
     methods: Mapping[str, Entry]
+    widen: int
     keep: bool
 
     def with_bases(self, names: Collection[str]) -> tuple[Entry, ...]:
@@ -280,6 +282,7 @@ def read_settings(path: Path, merges: Collection[str]) -> Settings:
         tasks=_tasks(file),
         depths=_depths(file),
         methods=_methods(file, merges),
+        widen=file.count("widen", 0),
         keep=file.flag("keep", False),
     )
 

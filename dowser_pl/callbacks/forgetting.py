@@ -51,7 +51,7 @@ from dowser_pl.reporting import (
     text_table,
     write_report,
 )
-from dowser_pl.reporting.answers import Moment, Row, counted
+from dowser_pl.reporting.answers import Moment, Row, counted, write_answers
 
 __all__ = ["Forgetting"]
 
@@ -59,7 +59,7 @@ __all__ = ["Forgetting"]
 _WORLD = "embedded:world"
 _MORE = """\
 The null space with replay, which takes nothing of what was pretrained on either, keeps and learns more here (seed 0,
-the same 8 epochs: upstream 0.978, downstream 0.900, H-score 0.937):
+the same 8 epochs: upstream 0.988, downstream 0.893, H-score 0.938):
   python -m dowser_pl fit -c quickstart -c method/recommended --model.optimizer.lr 4e-3 \\
     --trainer.default_root_dir runs/recommended"""
 
@@ -145,6 +145,10 @@ class Forgetting(Callback, BeforeMerge):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             moment: Moment = "before" if trainer.sanity_checking else "after"
             self._answers = latest_answers(module, self._answers, moment)
+        elif trainer.state.fn == TrainerFn.VALIDATING:  # of what is not trained here, beside its scores
+            answers = latest_answers(module, [], "after")
+            if trainer.is_global_zero and trainer.logger is not None and trainer.logger.log_dir is not None:
+                write_answers(answers, Path(trainer.logger.log_dir))
         if trainer.sanity_checking:
             self.before = dict(module.scores)
             cache = self._cache if trainer.is_global_zero else None

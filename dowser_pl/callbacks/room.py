@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -10,12 +11,21 @@ from dowser_pl.distributed.tensors import whole_shapes
 from dowser_pl.errors import FileError
 from dowser_pl.masking import TunedModule
 from dowser_pl.planning.disk import disk_bytes
+from dowser_pl.planning.memory import Kept
 from dowser_pl.planning.optimizers import optimizer_kind
+from dowser_pl.planning.written import WrittenRows
 
 __all__ = ["check_room"]
 
 
-def check_room(trainer: Trainer, module: TunedModule, trained: int, checkpoint: str) -> None:
+def check_room(
+    trainer: Trainer,
+    module: TunedModule,
+    trained: int,
+    checkpoint: str,
+    kept: Kept = Kept(),  # noqa: B008 - immutable
+    written: Sequence[WrittenRows] = (),
+) -> None:
     """Refuse to start a run that would end on a full disk.
 
     Args:
@@ -23,6 +33,8 @@ def check_room(trainer: Trainer, module: TunedModule, trained: int, checkpoint: 
         module: the model.
         trained: entries of the tuned matrices that will be trained.
         checkpoint: `compact` or `full`.
+        kept: by the method, beside each matrix.
+        written: rows of the base that checkpoints hold, and what it said on them.
 
     Raises:
         OSError: saying what would be written, and how much is free.
@@ -31,7 +43,8 @@ def check_room(trainer: Trainer, module: TunedModule, trained: int, checkpoint: 
         return
     kind = optimizer_kind(trainer.optimizers[0])
     with whole_shapes(module.network):
-        needed = disk_bytes(trainer, module.network, module.tuned_layers(), trained, checkpoint, kind)
+        layers = module.tuned_layers()
+        needed = disk_bytes(trainer, module.network, layers, trained, checkpoint, kind, kept, written)
     folder = Path(trainer.default_root_dir).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     disk = shutil.disk_usage(there)

@@ -15,6 +15,10 @@ METHODS: dict[str, tuple[str, dict[str, bool | int | float | str]]] = {
         "keep a random share of the moves, enlarged (arXiv 2311.03099)",
         {"update_ratio": 0.1, "rescale": True, "scale": 1.0, "seed": 0},
     ),
+    "FAPM": (
+        "keep moves that are large, and small beside their weight (arXiv 2509.08255)",
+        {"update_ratio": 0.1, "scope": "matrix"},
+    ),
     "Grafting": ("keep the largest moves (arXiv 2302.06600)", {"update_ratio": 0.1, "scope": "model"}),
     "Ties": (
         "keep the largest moves, elect signs, average what agrees (arXiv 2306.01708)",

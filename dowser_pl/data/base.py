@@ -6,10 +6,10 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   (B, T; -100 = no loss). The one key that is no tensor, `ids` (list of str, for error messages), is taken out before.
 - `tasks`: a list of objects with `name`, `role`, `metric` and `max_new_tokens`, and `val_dataloader()`: a list of
   loaders in that order, each yielding `{"inputs": left-padded generation inputs (dict of tensors),
-  "references": list of list of str, "ids": list of str}`, optional `"told"`: per row a dict for JSON. For likelihoods
-  `"candidates"`: list of list of str, and `"inputs"`: training batches of each candidate behind its question, in order.
-- `chat_template`, optional: Jinja text, path or "plain", where it is not that of the processor: answers end where it
-  closes a turn.
+  "references": list of list of str, "ids": list of str}`, and if predictions shall repeat more of a row than its id,
+  `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and as `"inputs"`
+  training batches that have each candidate behind its question, in order.
+- `chat_template`, optional: Jinja text, path or "plain", if not that of the processor: answers end as it closes turns.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
 - `training_pictures(number, seed)`, optional: Pillow images of training rows, the same on every process, for own rows.
@@ -316,7 +316,7 @@ class MultimodalData(EvaluatedData):
 
     def training_pictures(self, number: int, seed: int) -> list[Image.Image]:
         """Up to so many pictures of the training rows, the same on every process, for rows that the model writes."""
-        return [] if self._rows is None else some_pictures(self._rows, number, seed)
+        return some_pictures(self.train_conversations() if self._rows is None else self._rows, number, seed)
 
     def row_lengths(self, most: int) -> tuple[int, list[int], int]:
         """How many training rows there are, tokens of up to `most` and of the longest; no evaluation set is read."""

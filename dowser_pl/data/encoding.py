@@ -108,8 +108,8 @@ class Encoder(ABC):
     def evaluation_batch(self, questions: Sequence[Question]) -> Batch:
         """`inputs` for `generate` (left-padded, ending where the assistant starts), `references` and `ids`.
 
-        Questions with `candidates` come with these; `inputs` then lists what `forward` takes: each candidate behind its
-        question, in order, at most as many rows at a time as there are questions.
+        Questions with `candidates` come with these; `inputs` then lists what `forward` takes: every candidate behind
+        its question, in order, in batches of at most as many rows as there are questions.
 
         Raises:
             DowserError: names the question that anything refuses.
@@ -118,7 +118,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode_texts(self, rows: Sequence[Conversation]) -> Batch:
-        """As `encode`, of texts that answer nothing: no question, no chat template, every token is a target."""
+        """Encode texts that answer nothing, as `encode` does: no question, no chat template, all tokens targets."""
 
     def _training_batch(self, rows: Sequence[Conversation]) -> tuple[Batch, list[bool]]:
         batch = self.encode(rows)
@@ -134,12 +134,15 @@ class Encoder(ABC):
         return {**batch, "ids": ids}, cut
 
     def _evaluation_batch(self, questions: Sequence[Question]) -> Batch:
-        of_each = {"references": [each.references for each in questions], "ids": [each.id for each in questions]}
-        of_each |= {"told": [each.told() for each in questions]}
-        candidates = [each.candidates for each in questions]
+        of_each = {
+            "references": [question.references for question in questions],
+            "ids": [question.id for question in questions],
+            "told": [question.told() for question in questions],
+        }
+        candidates = [question.candidates for question in questions]
         if any(candidates):
             return {"inputs": self._with_candidates(questions), "candidates": candidates, **of_each}
-        texts = [self.prompt(each, each.messages) for each in questions]
+        texts = [self.prompt(question, question.messages) for question in questions]
         inputs = self.process(texts, questions, "left", return_tensors="pt")
         inputs.pop("labels", None)  # PaliGemma's processor always writes some
         self.set_qformer(inputs, texts)

@@ -37,6 +37,11 @@ def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str) -> s
             "sharded over processes because they do not fit one. Use an estimator with factors "
             f"(--dowser.method.estimator authors or paper), or {_INSTEAD}"
         )
+    if (preserve := getattr(method, "preserve", None)) is not None:
+        return (
+            f"got preserve {preserve} with weights that are sharded over processes, expected whole ones: directions of "
+            f"outputs are taken out of all rows at once; {_INSTEAD}"
+        )
     if checkpoint == "full" and (curve or after_fit):
         asked = "curve and budget change" if curve else f"dowser.method {type(method).__name__} changes"
         return (

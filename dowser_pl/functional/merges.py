@@ -6,7 +6,9 @@ model. All else is computed in float32 at least and rounded once.
 Models that disagree about a weight elect its direction, and only those that go there have a say: Yadav, Tam, Choshen,
 Raffel, Bansal: "TIES-Merging: Resolving Interference When Merging Models", NeurIPS 2023, arXiv 2306.01708, section 4,
 steps 2 and 3. The penalty of a pull is the starting-point term of Li, Grandvalet, Davoine: "Explicit Inductive Bias for
-Transfer Learning with Convolutional Networks", ICML 2018, arXiv 1802.01483.
+Transfer Learning with Convolutional Networks", ICML 2018, arXiv 1802.01483. The forgetting-aware score is that of
+Huang, Cheng, Wang: "Mitigating Catastrophic Forgetting in Large Language Models with Forgetting-aware Pruning", 2025,
+arXiv 2509.08255.
 
 Legend: O outputs, I inputs of a matrix.
 """
@@ -16,7 +18,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["agreeing", "masked_move", "mean_of_moves", "penalty_gradient", "shrunk_move", "sum_of_moves"]
+__all__ = [
+    "agreeing",
+    "forgetting_aware",
+    "masked_move",
+    "mean_of_moves",
+    "penalty_gradient",
+    "shrunk_move",
+    "sum_of_moves",
+]
 
 
 def masked_move(base: Tensor, tuned: Tensor, mask: Tensor) -> Tensor:
@@ -101,6 +111,20 @@ def agreeing(
         majority = elected.sum(dtype=torch.int64).sign().to(torch.int8)
         elected = torch.where(elected == 0, majority, elected)
     return [(direction == elected) & (direction != 0) for direction in directions]
+
+
+def forgetting_aware(base: Tensor, moved: Tensor) -> Tensor:
+    """`S = |D| - mean(|W0|) * |D| / |W0|`, high = worth keeping; minus infinity where W0 is 0, also for D = 0.
+
+    Args:
+        base: (O, I) pretrained weights W0.
+        moved: (O, I) float32, |D|, how far each entry got from them.
+
+    Returns:
+        (O, I) float32 of either sign; a matrix of zeros gives minus infinity everywhere.
+    """
+    size = base.detach().float().abs()
+    return torch.where(size > 0, moved * (1 - size.mean() / size), -torch.inf)
 
 
 def penalty_gradient(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:

@@ -15,10 +15,10 @@ Legend: O outputs, I inputs of a matrix, r directions.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
+from dowser_pl.functional.eigenpairs import leading_eigenpairs
 
 __all__ = ["Directions", "check_directions", "directions_of", "projected", "taken_out"]
 
@@ -31,16 +31,18 @@ class Directions:
     """What of a move is taken out.
 
     Attributes:
-        vectors: (I, r), orthonormal columns: U.
+        vectors: (I, r), orthonormal columns: U; of outputs (O, r).
         shares: (r,) float32 in (0, 1], how much of each is taken out: d, falling.
+        left: whether these are directions of outputs, taken out from the left.
     """
 
     vectors: Tensor
     shares: Tensor
+    left: bool = False
 
 
 def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
-    """The directions that inputs mostly have, by an eigen-decomposition in float64.
+    """The directions that inputs mostly have; see `leading_eigenpairs` for how exactly.
 
     Args:
         moment: (I, I) symmetric, the mean of h h^T over inputs h.
@@ -61,8 +63,7 @@ def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
             f"got a second moment of inputs with trace {trace}, expected finite numbers and a trace above 0: nothing "
             "is known of inputs that are all zero or overflow. Load the model in bfloat16 or float32 (--model.dtype)"
         )
-    values, vectors = torch.linalg.eigh(moment.double())
-    values, vectors = values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
+    values, vectors = leading_eigenpairs(moment, rank)
     shares = (values / (values + eps * trace / len(moment))).float()
     kept = shares > _LEAST  # what float32 cannot tell from nothing is nothing
     return Directions(vectors[:, kept].contiguous(), shares[kept])
@@ -81,21 +82,23 @@ def check_directions(eps: float, rank: int | None) -> None:
 
 
 def taken_out(move: Tensor, directions: Directions) -> Tensor:
-    """`D U diag(d) U^T`, what `projected` leaves out of a move.
+    """`D U diag(d) U^T`, or `U diag(d) U^T D` of outputs, what `projected` leaves out of a move.
 
     Args:
         move: (O, I), D.
-        directions: of its inputs; taken in the dtype of the move.
+        directions: of its inputs or outputs; taken in the dtype of the move.
     """
     vectors = directions.vectors.to(move.dtype)
+    if directions.left:
+        return vectors @ (directions.shares.to(move.dtype)[:, None] * (vectors.T @ move))
     return ((move @ vectors) * directions.shares.to(move.dtype)) @ vectors.T
 
 
 def projected(move: Tensor, directions: Directions) -> Tensor:
-    """`D P = D - D U diag(d) U^T`; the bits of the move where there are no directions.
+    """`D P = D - D U diag(d) U^T`, or `P D` of outputs; the bits of the move where there are no directions.
 
     Args:
         move: (O, I), D.
-        directions: of its inputs.
+        directions: of its inputs or outputs.
     """
     return move - taken_out(move, directions)

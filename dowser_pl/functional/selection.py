@@ -24,11 +24,13 @@ __all__ = [
     "count_ties",
     "find_threshold",
     "highest",
+    "highest_of_parts",
     "histogram",
     "lowest",
     "lowest_of_pieces",
     "ordered_bits",
     "reversed_order",
+    "signed_order",
     "take",
 ]
 
@@ -128,6 +130,24 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return lowest(reversed_order(scores), k)
 
 
+def highest_of_parts(scores: Tensor, count: Callable[[int], int], reducer: Reducer = LOCAL) -> Tensor:
+    """Mask of the highest scores of a whole, of which each process may hold a part; else as `highest`.
+
+    Args:
+        scores: of what is here, in the order of the processes.
+        count: how many entries are wanted of the number of all.
+        reducer: where there are other parts; all processes must call this.
+
+    Returns:
+        Bool tensor of the shape of `scores`.
+    """
+    if reducer is LOCAL:
+        return highest(scores, count(scores.numel()))
+    total = int(reducer.all_reduce(torch.tensor([scores.numel()])))
+    reverse = reversed_order(scores)
+    return next(lowest_of_pieces([lambda: reverse], count(total), reducer))
+
+
 def lowest_of_pieces(
     pieces: Sequence[Callable[[], Tensor]],
     k: int,
@@ -195,6 +215,24 @@ def reversed_order(scores: Tensor) -> Tensor:
         DowserError: if a score is negative or NaN.
     """
     return (_INFINITY - ordered_bits(scores)).view(torch.float32).view(scores.shape)
+
+
+def signed_order(values: Tensor) -> Tensor:
+    """Scores that order like numbers of any sign, but for the last bit of these.
+
+    A sign more is a bit less: two numbers tie after it only if they are one number or neighbours in float32.
+
+    Args:
+        values: any shape, float, not NaN; compared in float32.
+
+    Returns:
+        float32 >= 0 of the same shape; minus infinity becomes 0, infinity stays.
+
+    Raises:
+        DowserError: if a value is NaN.
+    """
+    size = ordered_bits(values.abs()).view(values.shape) >> 1
+    return ((_INFINITY >> 1) + size * values.sign().int()).view(torch.float32)
 
 
 def histogram(bits: Tensor, prefix: Prefix = Prefix()) -> Tensor:

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dowser_pl.distributed.models import device_of, is_sharded_model
+from dowser_pl.distributed.tensors import shape_of
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.divergence import TopOutcomes, top_outcomes
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, alike, counted
 from dowser_pl.models.layers import text_inputs, text_model
 
-__all__ = ["BaseOutputs", "current_logits", "record_base"]
+__all__ = ["BaseOutputs", "bytes_per_position", "current_logits", "record_base"]
 
 _NUM_KEPT = 256  # outcomes, where hidden states do not give the logits back
 
@@ -118,6 +119,24 @@ def record_base(
         parts = zip(*(each.cpu().split(_counts(chosen)) for each in kept), strict=True)
         top |= {number: TopOutcomes(*map(torch.clone, part)) for number, part in zip(numbers, parts, strict=True)}
     return BaseOutputs(rows, None, [top[number] for number in range(len(rows))])
+
+
+def bytes_per_position(network: PreTrainedModel, changes: bool) -> int:
+    """What is kept of a position that counts, by the sizes of a model, which may have no weights yet.
+
+    Args:
+        network: the model.
+        changes: whether its head will be trained, or is sharded.
+
+    Returns:
+        Of the head's input; or of the likeliest outcomes, also where the config tells that logits are capped. That a
+        model does other things to its logits than its head does shows when it is run.
+    """
+    text = text_model(network)
+    words, inputs = shape_of(_head(network).weight)  # type: ignore[arg-type]
+    if changes or getattr(text.config.get_text_config(), "final_logit_softcapping", None):
+        return min(_NUM_KEPT, words) * (torch.float32.itemsize + torch.int64.itemsize) + torch.float32.itemsize
+    return inputs * network.dtype.itemsize
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.pictures import MADE_OF_PICTURES, PICTURES
 from dowser_pl.importance.prompts import Prompt, counted
 from dowser_pl.importance.settings import Rows, Source
-from dowser_pl.importance.writing import Openers, RowWriter, Start, token_ids
+from dowser_pl.importance.writing import Openers, RowWriter, Start, before, token_ids
 from dowser_pl.models.generation import Ending
 from dowser_pl.models.layers import text_inputs, text_model
 
@@ -33,6 +33,7 @@ _SOURCES: tuple[Source, ...] = get_args(Source)
 _WITH_PICTURE = (*PICTURES, *MADE_OF_PICTURES)
 _BYTES, _FEWEST = 384 << 20, 2  # of all pictures of a source as the processor makes them, and rows in any case
 _PREFIX, _TURN = (1, 5), (5, 14)  # fewest and most random tokens after BOS, and tokens of a user part
+_EXAMPLES = 8  # rows whose sizes stand for those of all
 _TRIES = 4  # after a picture, the second half of them with a user part written without it
 
 
@@ -170,6 +171,22 @@ class Writers:
         size = sum(value.nbytes for value in self._picture(source, numbers[0]).image.values())
         return numbers[: max(_FEWEST, _BYTES // max(size, 1))]
 
+    def expected(self, source: Source, numbers: Sequence[int]) -> tuple[int, list[Prompt]]:
+        """How many of the rows there will be, and some as long as they can get; the model writes nothing.
+
+        A user part, which it would write, is as long as it is on average, of tokens that say nothing.
+        """
+        fitting, word = self._that_fit(source, numbers), self.writer.ordinary[:1]
+        numbers = list(fitting[:_EXAMPLES])
+        if source == "turn":
+            assert self.openers is not None
+            answer = token_ids(self.writer.tokenizer, self.openers.assistant, False)
+            starts = [self._opener().followed_by(word.repeat(sum(_TURN) // 2), answer)] * len(numbers)
+        else:
+            starts = self._starts(source, numbers, 0)
+        pairs, written = zip(numbers, starts, strict=True), word.repeat(self.settings.num_tokens)
+        return len(fitting), [self.writer.prompt(start, written, source, number) for number, start in pairs]
+
     def remade(self, source: str, number: int, tokens: Tensor) -> Prompt:
         """A row of which the tokens are known, with the inputs of its picture."""
         start = Start(tokens)
@@ -207,7 +224,7 @@ class Writers:
         parts = self.writer.write([self._opener()] * len(numbers), streams, _TURN[1])
         answer = token_ids(self.writer.tokenizer, self.openers.assistant, False)
         return [
-            start.followed_by(_before(self.writer.without_end(part), answer)[:length], answer)
+            start.followed_by(before(self.writer.without_end(part), answer)[:length], answer)
             for start, part, length in zip(starts, parts, lengths, strict=True)
         ]
 
@@ -233,11 +250,3 @@ class Writers:
 
     def _stream(self, use: str, source: str, number: int, attempt: int) -> torch.Generator:
         return stream(self.settings.seed, "rows", use, source, number, attempt)
-
-
-def _before(words: Tensor, end: Tensor) -> Tensor:
-    """Words up to where they begin with `end` themselves."""
-    for place in range(len(words) - len(end) + 1 if len(end) else 0):
-        if torch.equal(words[place : place + len(end)], end):
-            return words[:place]
-    return words

@@ -20,8 +20,6 @@ class Probe:
     passes, because prompts differ more than probes do (`benchmarks/compare_estimators.py`).
 
     Args:
-        inputs: what the model is asked: `prompts`, texts that it writes after a few random tokens (as published); or
-            `rows`, those of `dowser.rows`, with pictures where it sees them, whose lengths and sampling are set there.
         num_prompts: synthetic prompts the model writes (the paper's N); `auto` = as many as it takes for two
             halves of them to agree on `target_overlap` of the mask.
         num_probes: Rademacher vectors per prompt (the paper's R). More prompts help more than more probes.
@@ -39,9 +37,10 @@ class Probe:
             `authors` with any group and for `paper`. `auto`: all, where the file stays below 256 MiB.
         batch_size: prompts per forward pass; changes memory and speed, not the result.
         seed: of prefixes, sampling, noise and probes.
+        inputs: what the model is asked: `prompts`, texts that it writes after a few random tokens (as published); or
+            `rows`, those of `dowser.rows`, with pictures where it sees them, whose lengths and sampling are set there.
     """
 
-    inputs: Literal["prompts", "rows"] = "prompts"
     num_prompts: int | Literal["auto"] = 128
     num_probes: int = 1
     num_tokens: int = 64
@@ -57,6 +56,7 @@ class Probe:
     keep: Literal["auto", "needed", "all"] = "auto"
     batch_size: int = 16
     seed: int = 0
+    inputs: Literal["prompts", "rows"] = "prompts"
 
     @property
     def most_prompts(self) -> int:

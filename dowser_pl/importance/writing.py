@@ -20,7 +20,7 @@ from dowser_pl.importance.prompts import Prompt, SampleFromStreams, TextInputs, 
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, write_tokens
 
-__all__ = ["Openers", "RowWriter", "Start", "token_ids"]
+__all__ = ["Openers", "RowWriter", "Start", "before", "token_ids"]
 
 _TOGETHER = 64  # rows of text alone
 _SIDE = 336  # pixels, where the processor does not say
@@ -203,3 +203,11 @@ def token_ids(tokenizer: Any, text: str, begins: bool) -> Tensor:
     """(L,) int64 of a text; one that begins a row gets the token that begins texts, where it has not written it."""
     special = begins and not text.startswith(tokenizer.bos_token or "\0")
     return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.int64)
+
+
+def before(words: Tensor, end: Tensor) -> Tensor:
+    """Words up to where they begin with `end` themselves."""
+    for place in range(len(words) - len(end) + 1 if len(end) else 0):
+        if torch.equal(words[place : place + len(end)], end):
+            return words[:place]
+    return words

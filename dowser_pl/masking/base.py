@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dowser_pl.distributed.tensors import shape_of, to_local
 from dowser_pl.errors import DowserError
@@ -92,8 +93,12 @@ class Protection(ABC):
         """Between the last backward pass and clipping: afterwards no frozen entry has a gradient, if any is frozen."""
 
     @abstractmethod
-    def after_step(self) -> None:
-        """Put things right after the optimizer's step."""
+    def after_step(self, optimizer: Optimizer | None = None) -> None:
+        """Put things right after a step.
+
+        Args:
+            optimizer: that made it, for those who ask for what it keeps.
+        """
 
     @abstractmethod
     def base_values(self, name: str) -> Tensor:
@@ -193,7 +198,7 @@ class Protection(ABC):
         return digest(self.weights[name].detach().masked_fill(self.masks[name], 0))
 
 
-SHARED = ("vectors", "shares")
+SHARED = ("vectors", "left", "shares")
 """Kinds of a matrix' state that no process holds a part of."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dowser_pl.distributed.tensors import register_reduced_grad_hook, to_local
 from dowser_pl.errors import DowserError
@@ -92,7 +93,7 @@ class CompactEntries(Protection):
                 "that, or let it work on the gradients of dowser.entries.parameters()"
             )
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: Optimizer | None = None) -> None:  # noqa: ARG002 - it looks at weights alone
         """Write the values back into the matrices, rounded to their precision."""
         self._write_back()
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dowser_pl.distributed.tensors import to_local
 from dowser_pl.files.digests import digest
@@ -68,7 +69,7 @@ class DenseEntries(Protection):
                 weight.grad.masked_fill_(~self.masks[name], 0)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, optimizer: Optimizer | None = None) -> None:  # noqa: ARG002 - it looks at weights alone
         """Copy the base back into every frozen entry, bit for bit."""
         for name, weight in self.weights.items():
             torch.where(self.masks[name], weight, self.base[name], out=weight.data)

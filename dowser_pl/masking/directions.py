@@ -1,4 +1,4 @@
-"""How directions of inputs are kept beside matrices and in checkpoints: one object for all that share an input."""
+"""How directions of inputs or outputs are kept beside matrices and in checkpoints: once for all that share an input."""
 
 from collections.abc import Mapping
 
@@ -12,8 +12,8 @@ __all__ = ["as_shared", "bytes_of", "stored_directions"]
 
 
 def as_shared(found: Directions | None) -> dict[str, Tensor]:
-    """Kinds of a matrix' state: `vectors` (I, r) and `shares` (r,); nothing where there are no directions."""
-    return {} if found is None else {"vectors": found.vectors, "shares": found.shares}
+    """Kinds of a matrix' state: `vectors` (I, r), or `left` (O, r) of outputs, and `shares` (r,); none without any."""
+    return {} if found is None else {"left" if found.left else "vectors": found.vectors, "shares": found.shares}
 
 
 def bytes_of(directions: Mapping[str, Directions]) -> int:
@@ -30,14 +30,14 @@ def stored_directions(state: State, weights: Mapping[str, nn.Parameter]) -> dict
     """
     found: dict[str, Directions] = {}
     for name, each in state.items():
-        if "vectors" not in each:
+        if "shares" not in each:
             continue
-        device = weights[name].device
-        loaded = Directions(each["vectors"].to(device), each["shares"].to(device))
+        device, left = weights[name].device, "left" in each
+        loaded = Directions(each["left" if left else "vectors"].to(device), each["shares"].to(device), left)
         known = (other for other in dict.fromkeys(found.values()) if _equal(other, loaded))
         found[name] = next(known, loaded)
     return found
 
 
 def _equal(one: Directions, other: Directions) -> bool:
-    return torch.equal(one.shares, other.shares) and torch.equal(one.vectors, other.vectors)
+    return one.left == other.left and torch.equal(one.shares, other.shares) and torch.equal(one.vectors, other.vectors)

@@ -1,4 +1,4 @@
-"""Adapters behind a null space: what the optimizer trains of an A is R, and the adapter holds A = R P.
+"""Adapters behind a projection: what the optimizer trains of an A is R, and the adapter holds A = R P.
 
     h -> W0 h + s B (R P) h,    P = I - U diag(d) U^T,    dL/dR = (dL/dA) P
 
@@ -7,7 +7,9 @@ optimizer, whatever it keeps of gradients, to the last step. It is not Adam's st
 of other gradients. Nothing in the forward pass knows of it: after each step R P is written into the adapter, which is
 an ordinary one at all times. Weight decay pulls R, and with it A, to 0: the base.
 
-The move of a matrix is s B A, of rank r, and what it does to inputs is s B R (P h): what P takes out moves nothing.
+The move of a matrix is s B A, of rank r, and what it does to inputs is s B R (P h): what P takes out moves nothing. A B
+may be behind a projection of its outputs in the same way, B = P R, with dL/dR = P (dL/dB); it needs all rows of B, so
+that is not for matrices that are sharded.
 
 Legend: O outputs, I inputs of an A, k = O * I, r directions.
 """
@@ -31,19 +33,19 @@ __all__ = ["ProjectedEntries", "ShardedProjectedEntries"]
 
 
 class ProjectedEntries(CompactEntries):
-    """Every entry of the given matrices, some of them behind a projection of their inputs.
+    """Every entry of the given matrices, some of them behind a projection of their inputs or outputs.
 
-    A matrix with directions holds `R P` from now on; what it held is R.
+    A matrix with directions holds `R P` (`P R` of outputs) from now on; what it held is R.
 
     Args:
         weights: run-time name -> (O, I) parameter that takes a gradient.
-        directions: name -> directions of the inputs; matrices that have none (B) train as they are.
+        directions: name -> directions of the inputs or outputs; matrices that have none train as they are.
 
     Attributes:
         directions: as given.
 
     Raises:
-        DowserError: see `CompactEntries`; also if directions are of no matrix here, or of other inputs.
+        DowserError: see `CompactEntries`; also if directions are of no matrix here, or of others.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], directions: Mapping[str, Directions]) -> None:
@@ -123,7 +125,7 @@ class ProjectedEntries(CompactEntries):
         return hook
 
     def _behind(self, name: str, flat: Tensor) -> Tensor:
-        """(k,) times P; in float32 under any autocast."""
+        """(k,) times P, from its side; in float32 under any autocast."""
         with torch.autocast(flat.device.type, enabled=False):
             return projected(flat.view_as(to_local(self.weights[name])), self._directions[name]).reshape(-1)
 
@@ -140,8 +142,14 @@ class ShardedProjectedEntries(ProjectedEntries, ShardedEntries):
 def _check_inputs(weights: Mapping[str, nn.Parameter], directions: Mapping[str, Directions]) -> None:
     for name, each in directions.items():
         shape = tuple(shape_of(weights[name])) if name in weights else ()
-        if len(shape) != 2 or to_local(weights[name]).dim() != 2 or len(each.vectors) != shape[1]:
+        side, axis = ("outputs", 0) if each.left else ("inputs", 1)
+        apart = len(shape) != 2 or (to_local(weights[name]).shape != shape if each.left else _in_pieces(weights[name]))
+        if apart or len(each.vectors) != shape[axis]:
             raise DowserError(
-                f"got directions of {len(each.vectors)} inputs for {name} of shape {shape or None}, expected those of "
-                "its own inputs, and whole rows on each process: measure them on this model"
+                f"got directions of {len(each.vectors)} {side} for {name} of shape {shape or None}, expected those of "
+                f"its own {side}, and whole rows on each process (of outputs, all): measure them on this model"
             )
+
+
+def _in_pieces(weight: Tensor) -> bool:
+    return to_local(weight).dim() != 2

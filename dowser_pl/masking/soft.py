@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dowser_pl.distributed.tensors import to_local
 from dowser_pl.errors import DowserError
@@ -28,6 +29,7 @@ from dowser_pl.functional.selection import LOCAL, Reducer
 from dowser_pl.masking.base import State
 from dowser_pl.masking.compact import CompactEntries
 from dowser_pl.masking.directions import as_shared, bytes_of, stored_directions
+from dowser_pl.masking.moments import decay_of, first_moment
 
 __all__ = ["Rule", "SoftEntries"]
 
@@ -43,8 +45,15 @@ class Rule(Protocol):
     def needs_directions(self) -> bool:
         """Whether matrices must not train without directions of their inputs."""
 
+    @property
+    def needs_moment(self) -> bool:
+        """Whether `filtered` is asked."""
+
     def penalty(self, base: Tensor, tuned: Tensor) -> Tensor | None:
         """(O, I) float32 to add to the gradient before a step."""
+
+    def filtered(self, before: Tensor, tuned: Tensor, moment: Tensor, decayed: float, reducer: Reducer) -> Tensor:
+        """(O, I) float32, what is to become of the optimizer's step."""
 
     def step(
         self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer
@@ -89,6 +98,7 @@ class SoftEntries(CompactEntries):
             if rule.sums_gradients
             else {}
         )
+        self._before = {n: torch.empty_like(each) for n, each in self._values.items()} if rule.needs_moment else {}
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -97,6 +107,8 @@ class SoftEntries(CompactEntries):
         As in `CompactEntries` it was gathered in the backward pass, which is checked.
         """
         super().mask_gradients()
+        for name, before in self._before.items():
+            before.copy_(self._values[name])
         for name in itertools.filterfalse(self._is_offset, self.weights):
             values, base = self._values[name], self._base_of(name)
             penalty = self._rule.penalty(base, values.detach().view_as(base))
@@ -107,13 +119,19 @@ class SoftEntries(CompactEntries):
             values.grad += penalty.reshape(-1)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Sum the gradients, apply the rule, and write the values back into the matrices."""
+    def after_step(self, optimizer: Optimizer | None = None) -> None:
+        """Sum the gradients, apply the rule, and write the values back into the matrices.
+
+        Args:
+            optimizer: that made the step; may be None unless the rule needs its moments.
+        """
         for name in itertools.filterfalse(self._is_offset, self.weights):
             values, base = self._values[name], self._base_of(name)
             if name in self._sums and values.grad is not None:
                 self._sums[name] += values.grad.view_as(base)
             tuned = values.detach().view_as(base)
+            if name in self._before and values.grad is not None:
+                self._filter(name, optimizer)
             moved = self._rule.step(base, tuned, self._sums.get(name), self._priors.get(name), self.reducer)
             if moved is not tuned:
                 tuned.copy_(moved)
@@ -130,7 +148,7 @@ class SoftEntries(CompactEntries):
 
     def num_bytes(self) -> dict[str, int]:
         """Memory by kind, all of it on the device of the matrices."""
-        kinds = {"sums": self._sums, "priors": self._priors}
+        kinds = {"sums": self._sums, "priors": self._priors} | ({"before": self._before} if self._before else {})
         held = {kind: sum(each.nbytes for each in tensors.values()) for kind, tensors in kinds.items()}
         held |= {"directions": bytes_of(self._directions)} if self._directions else {}
         return super().num_bytes() | held
@@ -177,6 +195,16 @@ class SoftEntries(CompactEntries):
             to_local(self.weights[name]).copy_(self._held(name))
         else:
             super()._write(name)
+
+    def _filter(self, name: str, optimizer: Optimizer | None) -> None:
+        """Let the rule decide what is to become of a step of the optimizer that trains this matrix."""
+        if optimizer is None:
+            raise DowserError(f"{name} is filtered by what the optimizer keeps, got none; pass it to after_step")
+        values, shape = self._values[name], to_local(self.weights[name]).shape
+        moment = first_moment(optimizer, values)
+        if moment is not None:  # else it is trained by another optimizer
+            before, tuned, moment = (each.detach().view(shape) for each in (self._before[name], values, moment))
+            tuned.copy_(self._rule.filtered(before, tuned, moment, decay_of(optimizer, values), self.reducer))
 
     def _restore(self, state: State) -> None:
         trained = {n: {**each, "values": each.get("offset", each["values"]).reshape(-1)} for n, each in state.items()}

@@ -5,14 +5,17 @@ from dowser_pl.methods.anchor import Anchor
 from dowser_pl.methods.base import AfterFit, BeforeFit, EachStep, Layer, Method, Ranking, Reference, Scored
 from dowser_pl.methods.build_masks import build_masks
 from dowser_pl.methods.dare import Dare
+from dowser_pl.methods.fapm import FAPM
 from dowser_pl.methods.full import Full
 from dowser_pl.methods.grafting import Grafting
+from dowser_pl.methods.half_fine_tuning import HalfFineTuning
 from dowser_pl.methods.highest_importance import HighestImportance
 from dowser_pl.methods.l2sp import L2SP
 from dowser_pl.methods.lora import Lora
 from dowser_pl.methods.magnitude import Magnitude
 from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
+from dowser_pl.methods.mofo import MoFO
 from dowser_pl.methods.null_space import NullSpace, NullSpaceSettings
 from dowser_pl.methods.random import Random
 from dowser_pl.methods.soft_dowser import SoftDowser
@@ -22,6 +25,7 @@ from dowser_pl.methods.wanda_like import WandaLike
 from dowser_pl.methods.wise import Wise
 
 __all__ = [
+    "FAPM",
     "L2SP",
     "AfterFit",
     "Agreement",
@@ -31,11 +35,13 @@ __all__ = [
     "EachStep",
     "Full",
     "Grafting",
+    "HalfFineTuning",
     "HighestImportance",
     "Layer",
     "Lora",
     "Magnitude",
     "Method",
+    "MoFO",
     "ModelDowser",
     "ModelTailor",
     "NullSpace",

@@ -266,17 +266,20 @@ class EachStep(Method):
         sums_gradients: whether `step` wants the sum of all gradients so far.
         needs_directions: whether matrices train in the null space of their inputs on rows that the model wrote, with
             `eps`, `rank` and `tokens` as `NullSpace` has them; `step` and `penalty` are not asked then.
+        needs_moment: whether `filtered` is asked, for which values are kept while a step is made (4 bytes an entry) and
+            the optimizer must be Adam.
     """
 
     stage: ClassVar[Stage] = "each_step"
     sums_gradients: ClassVar[bool] = False
     needs_directions: ClassVar[bool] = False
+    needs_moment: ClassVar[bool] = False
     update_ratio: None = None
 
     @property
     def num_kept(self) -> int:
         """How many float32 tensors of a matrix' shape are kept beside its base."""
-        return self.sums_gradients + bool(self.needs)
+        return self.sums_gradients + self.needs_moment + bool(self.needs)
 
     def prior(self, layer: Layer) -> Tensor | None:
         """(O, I) float32, made of the base before training and kept through it; None = nothing.
@@ -294,6 +297,20 @@ class EachStep(Method):
             tuned: (O, I) float32 weights as they are.
         """
         return None
+
+    def filtered(
+        self, before: Tensor, tuned: Tensor, moment: Tensor, decayed: float, reducer: Reducer = LOCAL
+    ) -> Tensor:
+        """(O, I) float32, what is to become of the optimizer's step; asked before `step`, where `needs_moment`.
+
+        Args:
+            before: (O, I) float32 weights before it.
+            tuned: (O, I) float32 weights as it left them.
+            moment: (O, I) float32, Adam's mean m of gradients, of this step included; its bias is not corrected.
+            decayed: what the step multiplied each weight by beside moving it, `1 - lr * weight_decay`.
+            reducer: as for `step`.
+        """
+        return tuned
 
     def step(
         self, base: Tensor, tuned: Tensor, gradients: Tensor | None, prior: Tensor | None, reducer: Reducer = LOCAL

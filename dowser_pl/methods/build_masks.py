@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.functional.selection import LOCAL, Reducer, lowest_of_pieces
 from dowser_pl.methods.base import AfterFit, BeforeFit, Layer, Ranking
+from dowser_pl.methods.half_fine_tuning import HalfFineTuning
 
 __all__ = ["build_masks"]
 
@@ -33,6 +35,12 @@ def build_masks(
     Yields:
         (name, (O, I) bool mask), every name once.
     """
+    if isinstance(method, HalfFineTuning):
+        trained = method.trained(blocks)
+        for name in blocks:
+            layer = layer_of(name)
+            yield name, layer.meant(torch.full_like(layer.weight, name in trained, dtype=torch.bool))
+        return
     if not isinstance(method, Ranking) or (method.scope == "matrix" and reducer is LOCAL):
         for name in blocks:
             layer = layer_of(name)

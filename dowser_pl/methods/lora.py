@@ -13,6 +13,13 @@ the inputs that the base has on rows which it wrote itself. R and B are trained,
 directions, adapters do nothing to inputs that those rows have. A relative: Tang et al.: "LoRA-Null: Low-Rank Adaptation
 via Null Space for Large Language Models", arXiv 2503.02659, begins with A in the null space of inputs on given data;
 here A stays there, softly, and the model writes the rows.
+
+With `preserve` it is OPLoRA: Yifeng Xiong, Xiaohui Xie: "OPLoRA: Orthogonal Projection LoRA Prevents Catastrophic
+Forgetting during Parameter-Efficient Fine-Tuning", 2025, arXiv 2510.13003: `W0 + s (P_L R_B) (R_A P_R)`, with P_L and
+P_R the projections off the k leading left and right singular vectors of W0. These k singular triples of W0 are triples
+of the tuned matrix (`dowser_pl/functional/singular.py`), up to the rounding of what adapters hold. As in the paper R_A
+and R_B are trained; that the adapter holds R_A P_R and P_L R_B, and so is an ordinary one, changes no step. Of
+quantized matrices W0 is what they unpack to. There is no public code to compare with.
 """
 
 from dataclasses import asdict
@@ -21,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dowser_pl.errors import DowserError
 from dowser_pl.methods.base import BeforeFit, Layer, Reference
 from dowser_pl.methods.null_space import NullSpaceSettings
 
@@ -33,6 +41,8 @@ class Lora(BeforeFit):
     Args:
         null_space: keep outputs on what the model writes itself, by a projection of what adapters take in; null = do
             without.
+        preserve: how many leading singular triples of each matrix stay as they are; null = do without. It excludes
+            `null_space`.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -43,8 +53,13 @@ class Lora(BeforeFit):
     )
     update_ratio: None = None
 
-    def __init__(self, null_space: NullSpaceSettings | None = None) -> None:
+    def __init__(self, null_space: NullSpaceSettings | None = None, preserve: int | None = None) -> None:
+        if preserve is not None and preserve < 1:
+            raise DowserError(f"preserve is how many singular triples stay, at least 1, or null; got {preserve}")
+        if preserve is not None and null_space is not None:
+            raise DowserError("got null_space and preserve, expected one of them: an adapter has one projection a side")
         self._null_space = null_space
+        self._preserve = preserve
 
     @property
     def null_space(self) -> NullSpaceSettings | None:
@@ -52,13 +67,24 @@ class Lora(BeforeFit):
         return self._null_space
 
     @property
+    def preserve(self) -> int | None:
+        """How many leading singular triples of each matrix stay as they are; None = they need not."""
+        return self._preserve
+
+    @property
+    def projects(self) -> bool:
+        """Whether adapters train behind a projection."""
+        return self.null_space is not None or self.preserve is not None
+
+    @property
     def rate_hint(self) -> str:
         """What is kept off directions stands larger rates."""
         return "" if self.null_space is None else "about three times that of plain LoRA"
 
     def settings(self) -> dict[str, Any]:
-        """Name and hyper-parameters; those of the null space where there is one."""
-        return super().settings() | ({} if self.null_space is None else {"null_space": asdict(self.null_space)})
+        """Name and hyper-parameters; those of a projection where there is one."""
+        null_space = {} if self.null_space is None else {"null_space": asdict(self.null_space)}
+        return super().settings() | null_space | ({} if self.preserve is None else {"preserve": self.preserve})
 
     def mask(self, layer: Layer) -> Tensor:
         """A mask of an adapter, True everywhere."""

@@ -218,12 +218,13 @@ _NOT_MASKED = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """The matrices to tune: every `nn.Linear` of the chosen kinds in the last decoder layers.
+    """The matrices to tune: every `nn.Linear` of the chosen kinds or names in the last decoder layers.
 
     Args:
         model: the whole model; names are those of `model.named_modules()`.
         last_n_layers: how many decoder layers, counted from the output; None for all.
-        targets: kinds of matrices, from "attn" (self- and cross-attention) and "mlp".
+        targets: kinds of matrices, "attn" (self- and cross-attention) and "mlp", and names of matrices, such as
+            "q_proj", or as many last parts of a name as tell it from others, such as "EncDecAttention.q".
 
     Returns:
         Run-time name to module, in model order. 4- and 8-bit layers of bitsandbytes are `nn.Linear` too: read
@@ -237,17 +238,23 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
     layers = decoder_layers(model)
     first = _first_layer(last_n_layers, len(layers))
     found: dict[str, nn.Linear] = {}
+    met, there = set[str](), dict[str, None]()
     for index, layer in enumerate(layers):
         _refuse_unmaskable(names[layer], layer)
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear):
                 kind = _kind(names[layer], layer, name)
-                if kind in targets and index >= first:
+                matched = {each for each in targets if each == kind or f".{name}".endswith(f".{each}")}
+                if index >= first:
+                    there[name.rpartition(".")[2]] = None
+                    met |= matched
+                if index >= first and matched:
                     found[f"{names[layer]}.{name}"] = module
-    if not found:
+    if not found or set(targets) - met - set(TARGETS):
         raise DowserError(
-            f"got no matrix to tune in {type(model).__name__}: its decoder layers hold no nn.Linear of "
-            f"{list(targets)}. Expected at least one. Fix: choose other targets from {list(TARGETS)}."
+            f"got targets={list(targets)!r}, of which {sorted(set(targets) - met)} match no matrix to tune in "
+            f"{type(model).__name__}. Expected some of {list(TARGETS)}, or names of matrices in its decoder layers: "
+            f"{list(there)}."
         )
     _refuse_tied(model, found)
     return found
@@ -316,8 +323,10 @@ def _is_expert_list(module: nn.Module) -> bool:
 
 
 def _check_targets(targets: Sequence[str]) -> None:
-    if isinstance(targets, str) or not targets or set(targets) - set(TARGETS):
-        raise DowserError(f"got targets={targets!r}, expected a list of one or more of {list(TARGETS)}.")
+    if isinstance(targets, str) or not targets or not all(targets):
+        raise DowserError(
+            f"got targets={targets!r}, expected a list of one or more of {list(TARGETS)} or names of matrices."
+        )
 
 
 def _first_layer(last_n_layers: int | None, num_layers: int) -> int:

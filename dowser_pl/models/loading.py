@@ -22,7 +22,7 @@ from transformers.image_processing_backends import PilBackend
 from dowser_pl.errors import DowserError
 from dowser_pl.models.agreement import check_agreement
 from dowser_pl.models.layouts import foreign_config
-from dowser_pl.models.quantized import Quantization, quantization_options
+from dowser_pl.models.quantized import Quantization, pack_empty, quantization_options
 from dowser_pl.models.sources import cached_snapshot, explained, find_source
 from dowser_pl.models.weight_files import WeightFiles, weight_files
 
@@ -238,7 +238,12 @@ def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 
 def skeleton(
-    path: str, *, dtype: Dtype = "auto", eager: bool = False, trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: Dtype = "auto",
+    eager: bool = False,
+    trust_remote_code: bool = False,
+    quantization: Quantization = "none",
 ) -> PreTrainedModel:
     """The model that `load_model` would load, on the meta device; reads `config.json` and nothing else.
 
@@ -247,6 +252,7 @@ def skeleton(
         dtype: of the weights; "auto" takes that of the config, float32 where it names none.
         eager: attention that is not fused.
         trust_remote_code: run Python code that comes with the model.
+        quantization: as for `load_model`; of the packed matrices there are shapes too.
 
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -260,4 +266,5 @@ def skeleton(
             model: PreTrainedModel = AutoModelForImageTextToText.from_config(
                 config, dtype=chosen, trust_remote_code=trust_remote_code, **options
             )
+        pack_empty(model, quantization, dtype)
     return model

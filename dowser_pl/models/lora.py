@@ -92,10 +92,23 @@ class Adapters:
             self.parts |= {f"{name}.lora_A.{_ADAPTER}": first, f"{name}.lora_B.{_ADAPTER}": second}
 
     @property
+    def matrices(self) -> dict[str, nn.Linear]:
+        """Run-time name that a matrix of the base has without adapters -> the matrix."""
+        adapted: dict[str, Any] = {name: self._model.get_submodule(name) for name in self._names}
+        return {name: each.base_layer for name, each in adapted.items()}
+
+    @property
     def sources(self) -> dict[str, nn.Linear]:
         """Run-time name of every A -> the matrix of the base that takes in what it does."""
-        adapted: dict[str, Any] = {name: self._model.get_submodule(name) for name in self._names}
-        return {f"{name}.lora_A.{_ADAPTER}": each.base_layer for name, each in adapted.items()}
+        return self._beside("lora_A")
+
+    @property
+    def sinks(self) -> dict[str, nn.Linear]:
+        """Run-time name of every B -> the matrix of the base whose output it adds to; in the order of `sources`."""
+        return self._beside("lora_B")
+
+    def _beside(self, part: str) -> dict[str, nn.Linear]:
+        return {f"{name}.{part}.{_ADAPTER}": each for name, each in self.matrices.items()}
 
     def merge(self) -> None:
         """`W + alpha / r * B A` in place of each W; the adapters stay where they are, without effect.

@@ -201,7 +201,8 @@ class MultimodalModule(ProtectedModule):
         generation: how answers are written: `greedy`, or as the generation config of the `model` says (sampling,
             penalties, beams ...). It changes scores.
         last_n_layers: tune only the last n layers of the text decoder; None = all of them.
-        targets: which matrices of those layers are tuned, under the mask of the method.
+        targets: which matrices of those layers are tuned, under the mask of the method: kinds, `attn` and `mlp`, or
+            names as the model has them, such as `q_proj`.
         lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method `Lora`;
             null = none.
         also_train: further parts to train in full, *without* a mask; nothing protects them.
@@ -221,7 +222,7 @@ class MultimodalModule(ProtectedModule):
         trust_remote_code: bool = False,
         generation: Literal["greedy", "model"] = "greedy",
         last_n_layers: int | None = None,
-        targets: list[Literal["attn", "mlp"]] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
+        targets: list[str] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
         lora: LoraSettings | None = None,
         also_train: list[Part] = [],  # noqa: B006
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.0),

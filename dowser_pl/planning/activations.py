@@ -11,7 +11,9 @@ bytes per token (e bytes an entry, h hidden size, q = heads x head size, v = key
 
 Attention that is not fused keeps its scores too, 4 a s bytes per token for a heads and s tokens, float32 out of the
 softmax, and e a s more where they are rounded then. The loss takes 12 bytes per token and word of the vocabulary:
-logits in float32, their log-softmax and its gradient, and e more where logits are not float32 by themselves.
+logits in float32, their log-softmax and its gradient, and e more where logits are not float32 by themselves. Where a
+loss is taken at some positions alone, as replay does, it is 2 e bytes per token and word, of logits and their gradient,
+3 e per position, and five float32 chunks of at most 32 MiB.
 
 With gradient checkpointing every layer keeps its input alone, e h per token, and one layer is computed again at a
 time. Layers below the first one that is trained keep nothing.
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 __all__ = ["Batch", "Decoder", "activation_bytes"]
 
 _LOSS = 12  # bytes per token and word, see above
+_CHUNKS, _CHUNK_BYTES = 5, 2**25
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Decoder:
         itemsize: e, bytes of an entry of an activation.
         fused_attention: whether scores are never stored (sdpa, flash attention).
         cast_bytes: weights that autocast rounds and keeps for the backward pass.
+        unpacked_bytes: the largest matrix that is packed into 4 or 8 bits, unpacked for as long as it multiplies.
     """
 
     layers: int
@@ -51,6 +55,7 @@ class Decoder:
     itemsize: int
     fused_attention: bool = True
     cast_bytes: int = 0
+    unpacked_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,23 +66,33 @@ class Batch:
         rows: conversations.
         tokens: of each, image tokens included.
         gradient_checkpointing: recompute each layer in the backward pass.
+        positions: of all rows, at which alone a loss is taken; None = at all of them.
     """
 
     rows: int
     tokens: int
     gradient_checkpointing: bool
+    positions: int | None = None
 
 
 def activation_bytes(decoder: Decoder, batch: Batch) -> int:
     """The estimate, at its peak."""
     tokens, e = batch.rows * batch.tokens, decoder.itemsize
     one_layer = tokens * _layer_bytes_per_token(decoder, batch.tokens)
-    loss = tokens * decoder.vocab_size * (_LOSS + _rounded(e))
+    loss = _loss_bytes(decoder, tokens, batch.positions)
+    weights = decoder.cast_bytes + decoder.unpacked_bytes
     if not batch.gradient_checkpointing:
-        return decoder.layers * one_layer + loss + decoder.cast_bytes
+        return decoder.layers * one_layer + loss + weights
     inputs = decoder.layers * tokens * decoder.hidden_size * e
     logits = tokens * decoder.vocab_size * e  # the output holds them while layers run again
-    return inputs + max(loss, one_layer + logits) + decoder.cast_bytes
+    return inputs + max(loss, one_layer + logits) + weights
+
+
+def _loss_bytes(decoder: Decoder, tokens: int, positions: int | None) -> int:
+    e, words = decoder.itemsize, decoder.vocab_size
+    if positions is None:
+        return tokens * words * (_LOSS + _rounded(e))
+    return words * e * (2 * tokens + 3 * positions) + _CHUNKS * min(4 * positions * words, _CHUNK_BYTES)
 
 
 def _layer_bytes_per_token(decoder: Decoder, length: int) -> int:

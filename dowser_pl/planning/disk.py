@@ -1,6 +1,6 @@
 """What a run writes to disk, from sizes alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -8,13 +8,21 @@ from torch import nn
 
 from dowser_pl.distributed.tensors import shape_of
 from dowser_pl.models.lora import adapters_of
-from dowser_pl.planning.memory import OptimizerKind
+from dowser_pl.planning.memory import Kept, OptimizerKind
+from dowser_pl.planning.written import WrittenRows
 
 __all__ = ["disk_bytes"]
 
 
 def disk_bytes(
-    trainer: Trainer, network: Any, layers: Mapping[str, nn.Linear], trained: int, checkpoint: str, kind: OptimizerKind
+    trainer: Trainer,
+    network: Any,
+    layers: Mapping[str, nn.Linear],
+    trained: int,
+    checkpoint: str,
+    kind: OptimizerKind,
+    kept: Kept = Kept(),  # noqa: B008 - immutable
+    written: Sequence[WrittenRows] = (),
 ) -> dict[str, int]:
     """Bytes of each; a checkpoint twice, as the old one stays until the new one is whole, and is there on a resume.
 
@@ -25,6 +33,8 @@ def disk_bytes(
         trained: entries of the tuned matrices that will be trained.
         checkpoint: `compact` or `full`.
         kind: of the optimizer.
+        kept: by the method, beside each matrix.
+        written: rows of the base that checkpoints hold, and what it said on them.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     enabled = {type(each).__name__ for each in callbacks if getattr(each, "enabled", True)}
@@ -35,14 +45,17 @@ def disk_bytes(
     bits = sum(shape_of(each).numel() for each in tuned.values()) // 8
     width = next(iter(tuned.values())).itemsize
     beside = [(shape_of(each).numel(), each.itemsize) for each in whole]
-    one = bits + trained * 4 + sum(entries * size for entries, size in beside)
+    one = bits + (trained * (1 + kept.float32) + kept.apart) * 4 + kept.shared
+    one += sum(entries * size for entries, size in beside)
     one += sum(kind.state_bytes(*each) for each in [(trained, 4), *beside]) if kind.known else 0
     one += model + trained * width if checkpoint == "full" else 0
     sizes, adapters = {}, adapters_of(network)
     if "Export" in enabled and (adapters is None or adapters.mergeable):
         sizes["the exported model"] = model
     if "Checkpoints" in enabled:
-        sizes["checkpoints"] = one if trainer.ckpt_path else 2 * one
+        copies = 1 if trainer.ckpt_path else 2
+        sizes["checkpoints"] = copies * one
+        sizes |= {f"{each.use} in checkpoints": copies * each.checkpoint for each in written if each.checkpoint}
     if "PatchFile" in enabled:
         sizes["the patch"] = bits + trained * width
     return sizes

@@ -44,7 +44,8 @@ class Sizes:
     """What of a model is there and what is trained.
 
     Args:
-        weights: dtype -> bytes of all parameters and buffers, each tensor counted once.
+        weights: dtype -> bytes of all parameters and buffers, each tensor counted once; `packed` = matrices of 4 or 8
+            bits an entry, with the scales that unpack them.
         matrices: the tuned ones, under a mask.
         whole: what is trained without a mask; all of it may move.
         layer_bytes: weights of the largest decoder layer, which sharded strategies gather while it runs.
@@ -63,13 +64,14 @@ class Kept:
     Args:
         copies: of the matrix, in its precision (the base).
         float32: tensors of its shape in float32.
-        apart: whether what the optimizer trains lies apart from the matrix also where that is float32 as well.
+        apart: entries of which what the optimizer trains is not what the matrix holds: it takes memory of its own also
+            where the matrix is float32 as well, and a checkpoint has both.
         shared: bytes beside all matrices, the same on every device.
     """
 
     copies: int = 0
     float32: int = 0
-    apart: bool = False
+    apart: int = 0
     shared: int = 0
 
 
@@ -252,7 +254,7 @@ def bytes_held(
 
     return Held(
         weights=split(sum(sizes.weights.values())),
-        entries=split(sum(_values(each, kept.apart) for each in matrices)) if compact else 0,
+        entries=split(sum(map(_values, matrices)) + _apart(matrices, kept)) if compact else 0,
         indices=split(sum(_indices(each) for each in matrices)) if compact else 0,
         gradients=split(_compact_gradients(matrices) if compact else of_matrices) + split(of_whole),
         moments=split(sum(optimizer.state_bytes(*each) for each in trained)) + optimizer.table_bytes,
@@ -267,10 +269,15 @@ def bytes_held(
     )
 
 
-def _values(matrix: Matrix, apart: bool) -> int:
-    """Where all entries are trainable in float32, values and weight share memory, unless they are kept apart."""
-    shared = matrix.trainable == matrix.entries and matrix.itemsize == _FP32 and not apart
+def _values(matrix: Matrix) -> int:
+    """Where all entries are trainable in float32, values and weight share memory."""
+    shared = matrix.trainable == matrix.entries and matrix.itemsize == _FP32
     return 0 if shared else matrix.trainable * _FP32
+
+
+def _apart(matrices: Sequence[Matrix], kept: Kept) -> int:
+    """Of those that would share memory and cannot."""
+    return _FP32 * kept.apart if matrices and all(each.itemsize == _FP32 for each in matrices) else 0
 
 
 def _host(matrix: Matrix, compact: bool) -> int:

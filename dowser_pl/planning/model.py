@@ -1,7 +1,8 @@
 """The memory plan of a run: sizes of its model, its optimizer and its batches, put together before it starts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +12,13 @@ from torch.optim import Optimizer
 
 from dowser_pl.methods import EachStep, Lora, NullSpace
 from dowser_pl.models.layers import decoder_layers
+from dowser_pl.models.lora import adapters_of
+from dowser_pl.models.quantized import is_quantized, scale_bytes
+from dowser_pl.models.shared_inputs import input_owners
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
 from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, Placement, Sizes, bytes_held, share_out
 from dowser_pl.planning.optimizers import optimizer_kind
+from dowser_pl.planning.written import WrittenRows
 
 __all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "kept_by", "plan_of", "sizes_of"]
 
@@ -34,6 +39,7 @@ class MemoryPlan:
         batch: the same.
         card_bytes: memory of the device it will run on; None = not known, or no GPU.
         kept: by the method, beside each matrix.
+        written: rows of the base that are kept, and used in a step.
     """
 
     sizes: Sizes
@@ -44,39 +50,64 @@ class MemoryPlan:
     batch: Batch | None = None
     card_bytes: int | None = None
     kept: Kept = Kept()  # noqa: RUF009 - immutable
+    written: tuple[WrittenRows, ...] = ()
 
     @property
     def held(self) -> Held:
         """The bytes that are held, by kind."""
-        known = self.decoder is not None and self.batch is not None
-        activations = activation_bytes(self.decoder, self.batch) if known else 0  # type: ignore[arg-type]
+        activations = max((self.activations_of(each) for each in (self.batch, *self.steps)), default=0)
         return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
 
+    @property
+    def steps(self) -> list[Batch]:
+        """What optimizer steps compute beside the batch, when its activations are gone."""
+        recomputes = self.batch is not None and self.batch.gradient_checkpointing
+        steps = [each.step for each in self.written if each.step is not None]
+        return [replace(each, gradient_checkpointing=recomputes) for each in steps]
 
-def kept_by(method: Any, tuned: Iterable[Tensor], dtype: torch.dtype) -> Kept:
+    def activations_of(self, batch: Batch | None) -> int:
+        """Bytes of one batch; 0 where they are not estimated."""
+        return 0 if self.decoder is None or batch is None else activation_bytes(self.decoder, batch)
+
+
+def kept_by(method: Any, network: Any, layers: Mapping[str, nn.Linear]) -> Kept:
     """What a method keeps beside the tuned matrices.
 
     Args:
         method: a `dowser_pl.methods.Method`.
-        tuned: (O, I) matrices, of which shapes and dtypes alone are read; with `Lora` A and B of adapters in turns.
-        dtype: of the model, which directions of what adapters take in are kept in.
+        network: the Hugging Face model, which may have no weights yet.
+        layers: its matrices that are tuned; with `Lora` A and B of adapters.
 
     Returns:
-        Of directions of inputs what they take at most: as if no two matrices shared an input.
+        Of directions of inputs what they take at most, once for all matrices that share an input, see
+        `dowser_pl.models.shared_inputs`.
     """
-    if isinstance(method, Lora) and method.null_space is not None:
-        widths = [(first.shape[1], dtype.itemsize) for first in list(tuned)[::2]]
-        return Kept(apart=True, shared=_direction_bytes(method.null_space.rank, widths))
     if isinstance(method, NullSpace):
-        widths = [(weight.shape[1], weight.element_size()) for weight in tuned]
-        return Kept(1, apart=True, shared=_direction_bytes(method.rank, widths))
+        widths = {name: (layer.in_features, layer.weight.dtype.itemsize) for name, layer in layers.items()}
+        every = sum(layer.in_features * layer.out_features for layer in layers.values())
+        return Kept(1, apart=every, shared=_direction_bytes(method.rank, network, widths))
+    adapters = adapters_of(network)
+    if isinstance(method, Lora) and method.null_space is not None and adapters is not None:
+        widths = {name: (each.in_features, network.dtype.itemsize) for name, each in adapters.matrices.items()}
+        first = sum(layers[name].out_features * each.in_features for name, each in adapters.sources.items())
+        return Kept(apart=first, shared=_direction_bytes(method.null_space.rank, network, widths))
+    if isinstance(method, Lora) and method.preserve is not None and adapters is not None:
+        sides = [side for each in adapters.matrices.values() for side in (each.in_features, each.out_features)]
+        every = sum(part.in_features * part.out_features for part in layers.values())
+        return Kept(apart=every, shared=sum(min(method.preserve, side) * (side * 4 + 4) for side in sides))
     return Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
 
 
-def _direction_bytes(most: int | None, widths: Iterable[tuple[int, int]]) -> int:
-    """Bytes of directions of so many inputs, each vector entry of so many bytes, and of their float32 shares."""
-    ranks = ((inputs if most is None else min(most, inputs), inputs, size) for inputs, size in widths)
-    return sum(rank * (inputs * size + 4) for rank, inputs, size in ranks)
+def _direction_bytes(most: int | None, network: Any, widths: Mapping[str, tuple[int, int]]) -> int:
+    """Bytes of directions, and of their float32 shares.
+
+    Args:
+        most: directions of an input; None = all.
+        network: tells which inputs are shared.
+        widths: of each matrix its inputs, and bytes of an entry of a vector.
+    """
+    inputs = [widths[name] for name in set(input_owners(network, widths).values())]
+    return sum((width if most is None else min(most, width)) * (width * size + 4) for width, size in inputs)
 
 
 def plan_of(
@@ -87,6 +118,7 @@ def plan_of(
     update: Form,
     optimizer: Optimizer,
     kept: Kept = Kept(),  # noqa: B008 - immutable
+    written: Sequence[WrittenRows] = (),
 ) -> MemoryPlan:
     """The plan of a run that is about to start; nothing is allocated.
 
@@ -98,6 +130,7 @@ def plan_of(
         update: `compact` or `dense`.
         optimizer: the one that will train them.
         kept: by the method, beside each matrix.
+        written: rows of the base that are kept, and used in a step.
     """
     blocks = list(decoder_layers(network))
     recomputes = any(getattr(each, "gradient_checkpointing", False) for each in network.modules())
@@ -113,6 +146,7 @@ def plan_of(
         batch_of(network, data, recomputes, devices=trainer.world_size),
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
+        tuple(written),
     )
 
 
@@ -127,13 +161,17 @@ def sizes_of(network: nn.Module, blocks: Sequence[nn.Module], tuned: Iterable[Te
     """
     masked = {id(weight): weight for weight in tuned}
     tensors = {id(each): each for each in (*network.parameters(), *network.buffers())}
-    weights: dict[str, int] = {}
+    weights = Counter[str]()
     for tensor in tensors.values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        weights[name] = weights.get(name, 0) + tensor.nbytes
+        weights[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    for module in network.modules():
+        if scales := scale_bytes(module):  # packed weights, whose bytes are integers
+            packed: Any = module.weight
+            weights[str(packed.dtype).removeprefix("torch.")] -= packed.nbytes
+            weights["packed"] += packed.nbytes + scales
     free = [each for key, each in tensors.items() if each.requires_grad and key not in masked]
     return Sizes(
-        weights,
+        {dtype: size for dtype, size in weights.items() if size},
         share_out([(each.numel(), each.element_size()) for each in masked.values()], num_trainable),
         tuple(Matrix(each.numel(), each.numel(), each.element_size()) for each in free),
         max((_nbytes(block) for block in blocks), default=0),
@@ -156,7 +194,7 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
     mlp = next((size for name in named if isinstance(size := getattr(text, name, None), int)), 4 * hidden)
     head_size = getattr(text, "head_dim", None) or hidden // heads
     above = _that_keep_something(network, blocks)
-    itemsize = next(network.parameters()).element_size()
+    itemsize = network.dtype.itemsize
     mixed = "mixed" in precision and itemsize == 4
     return Decoder(
         len(above),
@@ -169,6 +207,7 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
         2 if mixed else itemsize,
         getattr(network.config, "_attn_implementation", None) != "eager",
         sum(_nbytes(block) for block in above) // 2 if mixed else 0,
+        max((_unpacked(module, itemsize) for module in network.modules()), default=0),
     )
 
 
@@ -223,5 +262,12 @@ def _that_keep_something(network: Any, blocks: Sequence[nn.Module]) -> Sequence[
     return blocks[first:]
 
 
+def _unpacked(module: nn.Module, itemsize: int) -> int:
+    if not isinstance(module, nn.Linear) or not is_quantized(module):
+        return 0
+    return module.in_features * module.out_features * itemsize
+
+
 def _nbytes(module: nn.Module) -> int:
-    return sum(weight.nbytes for weight in module.parameters())
+    """Of its weights; of packed ones, which autocast leaves alone and which are not sharded, none."""
+    return sum(weight.nbytes for weight in module.parameters() if weight.is_floating_point())

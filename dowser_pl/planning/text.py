@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from dowser_pl.planning.memory import Matrix, Sizes
 from dowser_pl.planning.model import MemoryPlan
+from dowser_pl.planning.written import WrittenRows
 
 __all__ = ["CARDS", "GIB", "HELD_BACK", "fits", "lines", "readable", "savings", "smallest_card", "table"]
 
@@ -158,6 +159,7 @@ def _notes(plan: MemoryPlan) -> list[str]:
             f"activations for {plan.batch.rows} x {plan.batch.tokens:,} tokens in {plan.decoder.layers} layers, "
             f"{checkpointing} gradient checkpointing"
         )
+    notes += [note for each in plan.written for note in _of_rows(plan, each)]
     if not plan.optimizer.known:
         notes.append(f"the states of {plan.optimizer.name} are not known: two of float32 are assumed")
     if plan.placement.sharded:
@@ -167,6 +169,22 @@ def _notes(plan: MemoryPlan) -> list[str]:
         )
         if not plan.placement.ours:
             notes.append(f"`fit` does not take {plan.placement.strategy}; use -c strategy/fsdp2")
+    return notes
+
+
+def _of_rows(plan: MemoryPlan, written: WrittenRows) -> list[str]:
+    if written.unknown:
+        return [f"{written.use}: what is kept of rows is not counted: {written.unknown}"]
+    notes = [
+        f"{written.use} keeps {written.count:,} rows that the base writes: {readable(written.host)} of host memory "
+        f"({readable(written.pictures)} of it pictures) and {readable(written.checkpoint)} of each checkpoint"
+    ]
+    if written.step is not None:
+        recomputed = next(step for step in plan.steps)
+        notes.append(
+            f"{written.use} computes {written.step.rows} x {written.step.tokens:,} tokens in a step, "
+            f"{readable(plan.activations_of(recomputed))} of activations; the larger of it and the batch counts"
+        )
     return notes
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import nn
 
-from dowser_pl.distributed.limits import no_optimizer, no_training
+from dowser_pl.distributed.limits import no_model, no_optimizer, no_training
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
@@ -19,12 +20,14 @@ from dowser_pl.methods import AfterFit, BeforeFit, EachStep
 from dowser_pl.models.layers import decoder_layers, named_part
 from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
+from dowser_pl.models.quantized import is_quantized
 from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.memory import Kept, Placement
 from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, kept_by, sizes_of
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.run import RunPlan, rate_of, rows_of, text
 from dowser_pl.planning.text import CARDS, fits, readable, smallest_card, table
+from dowser_pl.planning.written import WrittenRows
 from dowser_pl.reporting.provenance import provenance
 
 __all__ = ["placement_of", "plan_run", "show", "write"]
@@ -57,10 +60,8 @@ def plan_run(
     Raises:
         DowserError: if the model cannot be tuned, or not where it is placed, or a number cannot be.
     """
-    if module.quantization != "none":
-        raise DowserError(
-            f"quantized weights cannot be tuned, got --model.quantization {module.quantization}; plan with none"
-        )
+    if module.quantization != "none" and module.lora is None:
+        raise _packed(f"--model.quantization {module.quantization}")
     if tokens is not None and tokens < 1:
         raise DowserError(f"--tokens is the length of a training row, at least 1; got {tokens}")
     if tokens_per_second is not None and not tokens_per_second > 0:
@@ -78,7 +79,9 @@ def plan_run(
     optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
     states = optimizer_kind(optimizer)
     kept = getattr(dowser, "checkpoint", "compact")
-    disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states)
+    beside = kept_by(method, module.network, module.tuned_layers())
+    written = _written(trainer, module, datamodule, dowser, placement.shards, bool(rows.unknown) or datamodule is None)
+    disk = disk_bytes(trainer, module.network, module.tuned_layers(), entries, kept, states, beside, written)
     network, module.model, module.adapters = module.model, None, None
     blocks = list(decoder_layers(network))
     dense = MemoryPlan(
@@ -88,10 +91,12 @@ def plan_run(
         placement,
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
+        written=written,
     )
-    forms = _forms(dense, each_step, kept_by(method, tuned, network.dtype))
+    forms = _forms(dense, each_step, beside)
     weights = sum(each.numel() for each in network.parameters())
-    kinds = {name: "lora" if module.lora is not None else "each step" if each_step else name for name in forms}
+    adapted = "lora" if module.quantization == "none" else "qlora"
+    kinds = {name: adapted if module.lora is not None else "each step" if each_step else name for name in forms}
     rates = {name: rate_of(kind, weights, placement.devices, tokens_per_second, on_cpu) for name, kind in kinds.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     return forms, RunPlan.of(
@@ -161,11 +166,14 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
         dtype=module.dtype_name,
         eager=module.attn_implementation == "eager",
         trust_remote_code=module.trust_remote_code,
+        quantization=module.quantization,
     )
-    trainer.precision_plugin.convert_module(module)
     module.model.requires_grad_(False)
     if module.lora is not None:
         module.adapters = Adapters(module.model, module.tuned_layers(), module.lora)
+    trainer.precision_plugin.convert_module(module)
+    if any(map(is_quantized, module.tuned_layers().values())):
+        raise _packed(f"the packed weights of {module.path}")
     tuned = [layer.weight for layer in module.tuned_layers().values()]
     parts = [named_part(module.model, part).values() for part in module.also_train]
     for weight in (*tuned, *(weight for part in parts for weight in part)):
@@ -173,13 +181,49 @@ def _without_weights(trainer: Trainer, module: Any) -> list[nn.Parameter]:
     return tuned
 
 
+class _Assumed:
+    """Data that are not here, as if they had pictures."""
+
+    def __init__(self, datamodule: Any) -> None:
+        self.chat_template = getattr(datamodule, "chat_template", None)
+
+    def training_pictures(self, number: int, seed: int) -> list[Image.Image]:  # noqa: ARG002 - one stands for all
+        return [Image.new("RGB", (448, 448))]
+
+
+def _written(
+    trainer: Any, module: Any, datamodule: Any, dowser: Any, sharded: bool, absent: bool
+) -> tuple[WrittenRows, ...]:
+    """What replay and the meter will keep, of the callback that has them."""
+    expected = getattr(dowser, "expected_rows", None)
+    if expected is None:
+        return ()
+    data = _Assumed(datamodule) if absent else datamodule
+    trainer.datamodule, module.chat_template = data, getattr(data, "chat_template", None)
+    try:
+        return tuple(expected(trainer, module, sharded))
+    except (ValueError, OSError) as error:
+        return (WrittenRows("replay and drift", unknown=" ".join(str(error).split())),)
+    finally:
+        trainer.datamodule = None
+
+
 def _refuse_sharded(trainer: Trainer, module: Any, method: Any, checkpoint: str) -> None:
     """What `fit` refuses there, in its words."""
+    if refused := no_model(module.quantization):
+        raise DowserError(refused)
     curve = any(getattr(each, "ratios", None) is not None and each.active for each in _callbacks(trainer))
     refused = no_training(method, isinstance(method, AfterFit), curve, checkpoint)
     refused = refused or no_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]))
     if refused is not None:
         raise DowserError(refused)
+
+
+def _packed(got: str) -> DowserError:
+    return DowserError(
+        f"quantized weights cannot be tuned, got {got}; plan for adapters beside them (-c method/qlora_null_space), or "
+        "with --model.quantization none"
+    )
 
 
 def _callbacks(trainer: Any) -> list[Any]:
@@ -204,6 +248,7 @@ def _numbers(plan: MemoryPlan) -> dict[str, Any]:
         "placement": asdict(plan.placement),
         "decoder": asdict(plan.decoder) if plan.decoder else None,
         "batch": asdict(plan.batch) if plan.batch else None,
+        "written": [asdict(each) | {"host": each.host, "checkpoint": each.checkpoint} for each in plan.written],
         "tuned_entries": sum(each.entries for each in plan.sizes.matrices),
         "trainable_entries": sum(each.trainable for each in plan.sizes.matrices),
         "whole_entries": sum(each.entries for each in plan.sizes.whole),

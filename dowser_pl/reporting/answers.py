@@ -95,7 +95,7 @@ def _asked(row: Row) -> tuple[Any, ...]:
 def confirmed(rows: Sequence[Row], score: float, moment: Moment) -> bool:
     """Whether these are the answers that led to the score of a task at one moment."""
     scores = [row[f"{moment}_score"] for row in rows]
-    return None not in scores and abs(sum(scores) / len(scores) - score) < _HALF_A_SCORE
+    return len(scores) > 0 and None not in scores and abs(sum(scores) / len(scores) - score) < _HALF_A_SCORE
 
 
 def of_tasks(rows: Iterable[Row]) -> dict[str, list[Row]]:

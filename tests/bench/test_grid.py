@@ -79,6 +79,42 @@ def test_a_best_at_the_edge_is_marked_and_a_failed_one_is_not_chosen(tmp_path):
     assert choice.setting == (("lr", 4e-4),) and choice.failed == 1
 
 
+def full_rates(plan):
+    return [cell.rate for cell in plan.tuning(GROUP, plan.settings.methods["Full"])]
+
+
+def test_a_grid_is_widened_a_step_at_a_time_until_its_best_is_inside(tmp_path):
+    scores = FULL | {("Full", 8e-4): 0.9}
+    plan = plan_of(tmp_path, scores, only=["Dare"], widen=2)
+    assert full_rates(plan) == [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
+    assert plan.choice(GROUP, plan.settings.methods["Full"]) is None
+    assert {cell.method for cell in plan.cells()} == {"Full"}, "nothing is tested or merged before the choice"
+    inside = plan_of(tmp_path, scores | {("Full", 1.6e-3): 0.8}, only=["Dare"], widen=2)
+    assert full_rates(inside) == [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
+    choice = inside.choice(GROUP, inside.settings.methods["Full"])
+    assert choice.setting == (("lr", 8e-4),) and choice.edges == {}
+    assert {cell.rate for cell in inside.cells() if cell.method == "Dare"} == {8e-4, 1.6e-3}
+    higher = scores | {("Full", 1.6e-3): 1.0, ("Full", 3.2e-3): 1.1}
+    beyond = plan_of(tmp_path, higher, widen=2)
+    assert full_rates(beyond)[-1] == 3.2e-3
+    choice = beyond.choice(GROUP, beyond.settings.methods["Full"])
+    assert choice.setting == (("lr", 3.2e-3),) and choice.edges == {"lr": "highest"}, "no more than twice"
+    failed = plan_of(tmp_path, scores | {("Full", 1.6e-3): None}, widen=2)
+    assert failed.choice(GROUP, failed.settings.methods["Full"]).failed == 1
+
+
+def test_a_grid_is_widened_downwards_and_ratios_stay_below_one(tmp_path):
+    lowest = plan_of(tmp_path, FULL | {("Full", 1e-4): 0.9}, widen=1)
+    assert full_rates(lowest)[-1] == 5e-5
+    ratios = {("Dare", rate, ratio): 0.1 for rate in (2e-4, 4e-4) for ratio in (0.1, 0.2, 0.4, 0.8)}
+    plan = plan_of(tmp_path, FULL | ratios | {("Dare", 4e-4, 0.8): 0.9}, only=["Dare"], widen=1)
+    tried = [dict(cell.setting) for cell in plan.tuning(GROUP, plan.settings.methods["Dare"])]
+    assert tried[8:] == [{"lr": 8e-4, "update_ratio": 0.8}, {"lr": 4e-4, "update_ratio": 0.9}]
+    low = plan_of(tmp_path, FULL | ratios | {("Dare", 2e-4, 0.1): 0.9}, only=["Dare"], widen=1)
+    tried = [dict(cell.setting) for cell in low.tuning(GROUP, low.settings.methods["Dare"])]
+    assert tried[8:] == [{"lr": 2e-4, "update_ratio": 0.05}]
+
+
 def test_after_another_only_the_higher_learning_rate_is_an_edge(tmp_path):
     """Lower ones were tried by that method itself."""
     for rate, edges in ((2e-4, {}), (4e-4, {"lr": "highest"})):

@@ -13,6 +13,7 @@ from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.processes import Ended
 from dowser_pl.bench.records import of_fit
 from dowser_pl.bench.results import _ranks
+from dowser_pl.reporting.answers import write_answers
 from tests.bench.fakes import FakeRunner, settings_of, write_report
 
 
@@ -35,7 +36,7 @@ def test_the_numbers_and_the_table(tmp_path):
     full = content["methods"]["Full"]
     assert set(full) == set(
         "chosen at_edge after tuning seeds failures downstream upstream h_score arithmetic_mean seconds drops drift "
-        "trainable_share peak_memory_bytes file_bytes steps".split()
+        "trainable_share peak_memory_bytes file_bytes steps against_first".split()
     )
     assert full["chosen"] == {"lr": 2e-4} and full["at_edge"] == {} and full["seeds"] == [1, 2]
     assert [point["setting"]["lr"] for point in full["tuning"]] == [1e-4, 2e-4, 4e-4, 8e-4]
@@ -46,7 +47,10 @@ def test_the_numbers_and_the_table(tmp_path):
     assert full["drops"]["colour"]["mean"] == pytest.approx(0.05)
     assert full["seconds"]["mean"] == 4.0 and full["peak_memory_bytes"] == 1000 and full["trainable_share"] == 0.1
     assert "| Full | lr 0.0002 | 0.805 ± .007 | 0.900 ± .000 |" in text
-    assert "| base model |  | 0.000 | 0.950 | 0.000 | 0.475 |" in text
+    assert "| base model |  | 0.000 | 0.950 | 0.000 |  |  | 0.475 |" in text
+    level = content["groups"]["shipped-digits-all"]["matched"]
+    assert set(level["upstream"]) == set(content["methods"]) and 0 < level["downstream"] < 0.81
+    assert f"Upstream where downstream is {level['downstream']:.2f}, on the validation split" in text
     order = [text.index(f"\n| {name} |") for name in content["methods"]]
     assert order == sorted(order)
     h_scores = [method["h_score"]["mean"] for method in content["methods"].values()]
@@ -62,11 +66,82 @@ def test_drift_stands_beside_the_scores_and_how_well_it_foretells_them(tmp_path)
     assert foretold == {"rank_correlation": pytest.approx(1.0), "runs": 22}
     assert "over 22 runs the rank correlation (Spearman) of KL to the base" in text and "lost is 1.00 (1 =" in text
     row = next(line for line in text.splitlines() if line.startswith("| Full | lr 0.0002 |"))
-    assert row.split(" | ")[6] == "0.02"
+    assert row.split(" | ")[8] == "0.02"
+
+
+class Answering(FakeRunner):
+    """A runner whose runs keep their answers, those of merged models beside the scores of `validate`.
+
+    Args:
+        without: part of the folder name of a cell whose answers lead to other scores, as those of another run.
+    """
+
+    def __init__(self, without="nothing"):
+        super().__init__()
+        self.without = without
+
+    def fit(self, options, folder):
+        super().fit(options, folder)
+        tasks = json.loads((folder / "run" / "report.json").read_text())["tasks"]
+        self.answer(folder / "run", folder.name, {name: task["after"] for name, task in tasks.items()})
+
+    def validate(self, options, folder):
+        super().validate(options, folder)
+        scores = {"digits": 0.5, "colour": 0.9, "sum": 0.7}
+        self.answer(folder / "run" / "scores" / "version_0", folder.name, scores)
+
+    def answer(self, folder, name, scores):
+        off = 0.1 if self.without in name else 0.0
+        rows = [
+            {"task": task, "before": None, "after_score": score + sign * 0.02 + off}
+            for task, score in scores.items()
+            for sign in (1, -1, 1, -1)
+        ]
+        write_answers(rows, folder)
+
+
+def test_every_method_is_compared_with_the_first_on_the_same_questions(tmp_path):
+    content, text, _ = outputs(tmp_path, Answering())
+    methods = content["methods"]
+    first, *others = methods
+    assert methods[first]["against_first"]["p"] is None and methods[first]["against_first"]["value"] == 0
+    for name in others:
+        told = methods[name]["against_first"]
+        expected = methods[name]["h_score"]["mean"] - methods[first]["h_score"]["mean"]
+        assert told["value"] == pytest.approx(expected, abs=1e-9) and 0 < told["p"] <= 1, name
+    dare = methods["Dare"]["against_first"]
+    assert dare["p"] == pytest.approx(3 * 2 / 4001) or dare["p"] == pytest.approx(2 * 2 / 4001)
+    low, high = methods["Full"]["against_first"]["interval"]
+    assert low < methods["Full"]["h_score"]["mean"] < high
+    row = next(line for line in text.splitlines() if line.startswith("| Dare |"))
+    assert row.split(" | ")[6] == f"{-dare['value']:.3f}, p {dare['p']:.2g}"
+
+
+def test_what_kept_no_answers_is_not_tested_and_nothing_is_where_that_is_the_first(tmp_path):
+    content, text, _ = outputs(tmp_path, Answering(without="-Full-"))
+    assert content["methods"]["Full"]["against_first"] is None
+    row = next(line for line in text.splitlines() if line.startswith("| Full | lr 0.0002 |"))
+    assert row.split(" | ")[5:7] == ["-", "-"]
+    first = next(iter(content["methods"]))
+    (tmp_path / "other").mkdir()
+    content, _, _ = outputs(tmp_path / "other", Answering(without=f"-{first}-"))
+    assert all(each["against_first"] is None for each in content["methods"].values())
 
 
 def test_equal_values_share_their_rank():
     assert _ranks([0.3, 0.1, 0.3, 0.2, 0.3]) == [4.0, 1.0, 4.0, 2.0, 4.0]
+
+
+def test_places_that_were_not_begun_are_left_out(tmp_path):
+    bench = Bench(settings_of(tmp_path, tasks={"digits": {}, "icon": {}}), (), ["*-icon-*"], lambda line: None)
+    bench.run(FakeRunner())
+    everything = Plan(bench.settings, tuple(bench.settings.methods.values()), bench.store)
+    write_outputs(everything, {})
+    content = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert list(content["groups"]) == ["shipped-icon-all"] and content["cells"]["finished"] == 32
+    text = (tmp_path / "out" / "bench.md").read_text()
+    assert "## shipped, icon" in text and "shipped, digits" not in text
+    assert not list((tmp_path / "out").glob("*digits*.png"))
 
 
 def test_a_best_setting_at_the_edge_is_marked(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Checkpoints, Dowser, Export, Forgetting, PatchFile, RandomState
 from dowser_pl.callbacks.dowser import merging
-from dowser_pl.methods import Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
+from dowser_pl.methods import FAPM, Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.loading import load_model
 from dowser_pl.patches.patch import Patch
@@ -21,6 +21,7 @@ from tests.tiny_run import TinyData, build_module, build_trainer
 METHODS = {
     "dare": Dare(0.3),
     "grafting": Grafting(0.1),
+    "fapm": FAPM(0.1),
     "ties": Ties(0.2),
     "wise": Wise(0.4),
     "model_tailor": ModelTailor(0.1),

@@ -133,6 +133,8 @@ def test_an_image_that_is_gone_costs_its_picture_alone(model_folder, tmp_path, m
 
 def test_a_metric_that_goes_below_zero_is_told_before_training(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dowser_pl.metrics.answers.AnswerMetric.compute", lambda _: torch.tensor(-1.0))
-    with pytest.raises(DowserError, match="exact_match of task 'colour' gave -1.0, expected a score of at least 0"):
+    with pytest.raises(
+        DowserError, match="exact_match of task 'colour' gave -1.0, expected a finite score of at least 0"
+    ):
         fit(model_folder, tmp_path)
     assert not (tmp_path / "checkpoints").exists()

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 
 from dowser_pl.callbacks import Dowser
 from dowser_pl.callbacks.dowser import importance
-from dowser_pl.methods import Full, Magnitude, ModelDowser, Random
+from dowser_pl.methods import Full, HalfFineTuning, Magnitude, ModelDowser, Random
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.loading import load_model
 from dowser_pl.reporting import read_report
@@ -299,3 +299,15 @@ def test_the_report_says_how_well_the_prompts_agree(model_folder, tmp_path):
     assert diagnostics["prompts"] == 4
     assert 0 < diagnostics["split_half_overlap"] < 1 and 0 < diagnostics["split_half_rank_correlation"] < 1
     assert 0 < diagnostics["mask_overlap_with_magnitude"] < 1
+
+
+@pytest.mark.parametrize("update", ["compact", "dense"])
+def test_half_of_the_matrices_train_whole_and_the_others_keep_their_bits(model_folder, tmp_path, update):
+    _, module, dowser = fit(model_folder, tmp_path, HalfFineTuning(seed=3), update=update)
+    base, tuned = load_model(str(model_folder), dtype="float32"), module.tuned_layers()
+    moved = {n for n, layer in tuned.items() if not torch.equal(layer.weight, base.get_submodule(n).weight)}
+    assert moved == HalfFineTuning(seed=3).trained(tuned) and 9 <= len(moved) <= 12, "2 of 4 and 1 or 2 of 3, thrice"
+    trained = sum(tuned[name].weight.numel() for name in moved)
+    frozen, trainable = dowser.counts
+    assert trainable.entries == trained and trainable.changed > 0.9 * trained and frozen.changed == 0
+    assert frozen.entries == sum(layer.weight.numel() for layer in tuned.values()) - trained

@@ -82,6 +82,7 @@ def test_every_validation_logs_it_and_the_last_is_that_of_the_report(tmp_path, m
     assert report(tmp_path)["drift"]["kl"] == pytest.approx(listening.kl[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_merge_is_measured_as_it_ends(tmp_path, model_folder):
     drifts = {}
     for share in (0.0, 0.5, 1.0):  # of the update that is kept
@@ -90,6 +91,7 @@ def test_a_merge_is_measured_as_it_ends(tmp_path, model_folder):
     assert abs(drifts[0.0]) < 1e-6 < drifts[0.5] < drifts[1.0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_against_the_same_base(tmp_path, model_folder):
     fit(tmp_path / "whole", model_folder)
     with pytest.raises(Killed):

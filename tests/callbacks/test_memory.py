@@ -16,6 +16,7 @@ CHILD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="device memory is told then")
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_memory_that_was_held_once_counts_and_that_of_the_parent_does_not():

@@ -7,13 +7,14 @@ from lightning.pytorch import Callback
 from dowser_pl.callbacks import Dowser
 from dowser_pl.callbacks.dowser import importance
 from dowser_pl.importance import Probe
-from dowser_pl.methods import L2SP, Anchor, Full, SoftDowser, Spider
+from dowser_pl.methods import L2SP, Anchor, Full, MoFO, SoftDowser, Spider
 from dowser_pl.models.loading import load_model
+from dowser_pl.module import MultimodalModule
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
-METHODS = {"spider": Spider(), "anchor": Anchor(0.9), "l2sp": L2SP(0.1), "soft_dowser": SoftDowser()}
+METHODS = {"spider": Spider(), "anchor": Anchor(0.9), "l2sp": L2SP(0.1), "soft_dowser": SoftDowser(), "mofo": MoFO()}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,8 @@ class Kill(Callback):
         ("soft_dowser", "bf16-true", "compact"),
         pytest.param("anchor", "bf16-true", "compact", marks=pytest.mark.slow),
         ("l2sp", "32-true", "full"),
+        ("mofo", "bf16-true", "compact"),
+        pytest.param("mofo", "32-true", "full", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeypatch, name, precision, checkpoint):
@@ -120,6 +123,9 @@ def test_a_compact_checkpoint_leaves_the_base_out(model_folder, tmp_path):
 def test_what_a_method_of_this_kind_cannot_have_is_refused(model_folder, tmp_path):
     with pytest.raises(ValueError, match="Spider decides after every step.*set --dowser.update compact"):
         Dowser(Spider(), update="dense")
+    module = MultimodalModule(str(model_folder), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    with pytest.raises(ValueError, match="got the optimizer SGD with a method that chooses entries by Adam's first"):
+        build_trainer(tmp_path, MoFO()).fit(module, datamodule=TinyData())
     trainer = build_trainer(tmp_path, SoftDowser())
     trainer.callbacks[0].probe = Probe(num_prompts="auto")
     with pytest.raises(ValueError, match="SoftDowser has no mask; set --dowser.probe.num_prompts"):

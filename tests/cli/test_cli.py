@@ -24,6 +24,7 @@ from dowser_pl.models.generation import greedy_answers
 from dowser_pl.models.loading import load_processor
 from dowser_pl.patches import Patch
 from dowser_pl.reporting import read_report
+from dowser_pl.reporting.answers import read_answers
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import pictures
 
@@ -141,6 +142,7 @@ def test_a_users_folder_trains_and_everything_is_written(user_folder, model_fold
     assert isinstance(greedy_answers(exported.eval(), processor.tokenizer, dict(inputs), 3)[0], str)
 
 
+@pytest.mark.slow
 def test_one_run_gives_the_curve_and_keeps_a_budget(user_folder, model_folder):
     for name in ("asked", "chosen"):
         rows = [{"question": f"is the {name} one red ?", "answer": "yes"}] * 3
@@ -199,10 +201,16 @@ def test_validate_test_and_predict_on_the_tuned_model(user_folder, model_folder,
     main(["fit", "-c", config, "--dowser.method", "Magnitude"])
     after = read_report(user_folder / "runs/mine").downstream.after
     configuration = (user_folder / "runs/mine/config.yaml").read_text()
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=scores"]
     for verb in ("validate", "test"):
         capsys.readouterr()
-        main([verb, "-c", config, "--model.path", "runs/mine/model"])
+        main([verb, "-c", config, "--model.path", "runs/mine/model", *logger])
         assert "downstream_mean" in capsys.readouterr().out
+    (told,) = (user_folder / "scores").rglob("answers.jsonl")  # beside the scores of `validate`
+    of_run = read_answers(user_folder / "runs/mine")
+    names = ("task", "id", "after", "after_score")
+    again = read_answers(told.parent)
+    assert [[row[name] for name in names] for row in again] == [[row[name] for name in names] for row in of_run]
     main(["predict", "-c", config, "--model.path", "runs/mine/model"])
     lines = (user_folder / "runs/mine/predictions.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]

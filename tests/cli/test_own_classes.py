@@ -35,6 +35,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_of_ones_own_method_metric_and_schedule(folder, model_folder, capsys):
     """All in one YAML; it trains, goes on from a checkpoint, answers, and its report is read."""
     rows = [{"question": "is it red ?", "answer": answer} for answer in ("yes", "no")]
@@ -76,6 +77,7 @@ def test_a_run_of_ones_own_method_metric_and_schedule(folder, model_folder, caps
     assert "the checkpoint was trained with {'method': 'LargestMove'" in error_of(capsys, other)
 
 
+@pytest.mark.slow
 def test_a_data_module_of_ones_own(folder, model_folder):
     options = ["--data=my_package.data.Colours", "--data.num_rows=4", "--dowser.method=Random"]
     trainer = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"]

@@ -12,7 +12,7 @@ CASES = {
     ),
     "a class of no known name": ("--trainer.callbacks+=Xyzzy", "--trainer.callbacks: there is no class Xyzzy that is"),
     "a list": ("--curve x", "--curve: got x, expected list"),
-    "an item of a list": ("--model.targets [atn]", "--model.targets: "),
+    "an item of a list": ("--model.also_train [atn]", "--model.also_train: "),
     "a word too many": ("extra", "not understood: extra. Help: python -m dowser_pl fit --help"),
     "a file of a group": ("--model nofile.yaml", "--model: "),
     "an option of another method": ("--dowser.method Random --dowser.method.group_size 4", "group_size"),
@@ -33,10 +33,10 @@ def test_refusals_are_one_line(case, capsys):
 
 
 def test_a_place_in_a_file_is_told(tmp_path, capsys):
-    (tmp_path / "my.yaml").write_text("model:\n  path: embedded:world\n  targets: [atn]\n")
+    (tmp_path / "my.yaml").write_text("model:\n  path: embedded:world\n  also_train: [atn]\n")
     with pytest.raises(SystemExit):
         main(["fit", "-c", str(tmp_path / "my.yaml")])
-    assert f"error: {tmp_path}/my.yaml:3: model.targets: " in capsys.readouterr().err
+    assert f"error: {tmp_path}/my.yaml:3: model.also_train: " in capsys.readouterr().err
 
 
 def test_no_model(capsys):

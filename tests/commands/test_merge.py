@@ -129,7 +129,7 @@ def test_the_embedded_world_is_a_base_of_models_in_full_precision(tmp_path, caps
     [
         (["--method", "ModelTailor"], "needs the input gram of calibration data"),
         (["--method", "Magnitude"], "Magnitude decides before or during training"),
-        (["--method", "Daer"], "got --method Daer, expected one of: Dare, Grafting, Ties, Wise"),
+        (["--method", "Daer"], "got --method Daer, expected one of: Dare, FAPM, Grafting, Ties, Wise"),
         (["--method", "Layer"], "got --method Layer, expected one of"),
         (["--method", "Dare", "--method.drop", "1"], "Dare has no option --method.drop, expected one of: --method.upd"),
         (["--method", "Dare", "--method.seed", "1.5"], "expected a whole number such as 0"),

@@ -74,6 +74,7 @@ CASES = {
 QUICK = {"ddp", "fsdp2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])
 def test_two_ranks_that_accumulate_step_like_one_large_batch(model_folder, tmp_path, name):
     options = CASES[name]

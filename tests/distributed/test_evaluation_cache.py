@@ -32,6 +32,7 @@ def twice(folder, model):
     return found
 
 
+@pytest.mark.slow
 def test_a_second_run_asks_on_no_process(tmp_path, model_folder):
     for first, second in run(twice, tmp_path, model_folder):
         assert first[0] == 2 and second[0] == 0, "two tasks of one batch a process"

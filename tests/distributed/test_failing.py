@@ -152,6 +152,7 @@ def test_a_run_that_is_asked_to_end_does(tmp_path, model_folder):
     assert second.message == "DowserError: process 0 failed: ended by SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_run_after_one_that_failed_does_not_hear_of_it(tmp_path, model_folder):
     assert run(failing_then_well, tmp_path / "run", model_folder) == [3, 3]
 
@@ -160,6 +161,7 @@ def test_an_interruption_is_called_by_its_name(tmp_path, model_folder):
     assert outcomes(interrupted, tmp_path / "run", model_folder)[0].message.endswith("failed: KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stuck_is_ended_with_the_others_message(tmp_path, model_folder):
     start = time.monotonic()
     ended = outcomes(sticking, tmp_path / "run", model_folder, grace=40)

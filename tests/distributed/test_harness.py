@@ -72,6 +72,7 @@ def test_a_rank_that_dies_is_named_and_the_other_one_told_apart():
     assert (ended[1].status, ended[1].returned) == (-signal.SIGKILL, False)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_killed():
     ended = outcomes(hangs_on, 1, seconds=5)
     assert ended[0].returned and ended[1].status is None

@@ -32,6 +32,7 @@ def model_folder(tmp_path_factory):
 CASES = {"ddp": ("ddp", {}), "fsdp2": ("fsdp2", {}), "all checked": ("ddp", {"check": "all"})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [pytest.param(*case, marks=[pytest.mark.slow] * (name != "ddp"), id=name) for name, case in CASES.items()],

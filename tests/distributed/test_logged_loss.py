@@ -32,6 +32,7 @@ def logged(folder, model, strategy, **options):
     return reads.losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_every_rank_logs_the_loss_of_all_rows(model_folder, tmp_path, strategy):
     one = alone(logged, tmp_path / "one", model_folder, strategy)

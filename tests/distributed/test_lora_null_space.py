@@ -9,6 +9,8 @@ from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
 from tests.tiny_models import save_tiny_llava
 
+NULL_SPACE = NullSpaceSettings(0.1, 8, 60)
+
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
@@ -16,11 +18,15 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(Lora(NULL_SPACE), "ddp"), (Lora(NULL_SPACE), "fsdp2"), (Lora(preserve=4), "ddp")],
+    ids=["ddp", "fsdp2", "preserve-ddp"],
+)
+def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, method, kind):
     """Trained, written, and gone on with from the end."""
     options = {"max_epochs": 1, "num_rows": 16, "module": {"lora": LoraSettings(r=4)}, "export": True}
-    options |= {"method": Lora(NullSpaceSettings(0.1, 8, 60)), "strategy": kind, "optimizer": "sgd"}
+    options |= {"method": method, "strategy": kind, "optimizer": "sgd"}
     options |= {"gradient_clip_val": 0.05}
     one = alone(fit, tmp_path / "one", model_folder, **options)
     first, second = run(fit, tmp_path / "two", model_folder, **options)
@@ -38,13 +44,21 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_parts_of_rows_cannot_be_kept_off_directions_of_outputs(model_folder, tmp_path, kind):
+    options = {"method": Lora(preserve=4), "strategy": kind, "module": {"lora": LoraSettings(r=4)}}
+    with pytest.raises(Exception, match="got preserve 4 with weights that are sharded"):
+        run(fit, tmp_path, model_folder, **options)
+
+
+@pytest.mark.slow
 def test_flat_pieces_are_refused(model_folder, tmp_path):
     with pytest.raises(Exception, match="Lora in a null space with FSDP1"):
         run(
             fit,
             tmp_path,
             model_folder,
-            method=Lora(NullSpaceSettings(0.1, 8, 60)),
+            method=Lora(NULL_SPACE),
             strategy="fsdp1",
             module={"lora": LoraSettings(r=4)},
         )

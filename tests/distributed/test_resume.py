@@ -81,6 +81,7 @@ def test_a_rank_killed_in_mid_epoch_ends_the_job_and_it_goes_on_bit_for_bit(mode
         assert torch.equal(weight, resumed[0].weights[name]) and torch.equal(weight, resumed[1].weights[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", pytest.param("dense", marks=pytest.mark.slow)])
 def test_one_rank_then_two_then_one(model_folder, tmp_path, unbroken, update):
     """Stopped in mid epoch each time; every row comes once an epoch, and the end is that of an unbroken run."""

@@ -16,6 +16,7 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 @one_fast
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "grafting")) for name in METHODS]

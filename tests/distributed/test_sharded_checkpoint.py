@@ -125,6 +125,7 @@ def check_pair(folder, ended, most):
         assert 0 < share <= most
 
 
+@pytest.mark.slow
 def test_a_folder_holds_and_brings_back_what_a_file_does(pair):
     check_pair(*pair, 0.6)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Dowser
 from dowser_pl.distributed.tensors import full_tensor, is_sharded, to_local, whole_shapes
-from dowser_pl.methods import Full, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
+from dowser_pl.methods import Full, HalfFineTuning, HighestImportance, Magnitude, ModelDowser, Random, WandaLike
 from tests.distributed.fits import difference
 from tests.distributed.harness import alone, run
 from tests.distributed.sharded import SHARDED, both, fit_sharded, one_fast
@@ -51,6 +51,7 @@ CASES = {
         "module": {"last_n_layers": 2, "gradient_checkpointing": True},
         "optimizer": "sgd",
     },
+    "whole matrices": {"method": HalfFineTuning(), "optimizer": "sgd"},
     "importance on rows, pictures and words": {
         "probe": replace(SMALL_PROBE, inputs="rows", num_prompts=9, batch_size=4),
         "optimizer": "sgd",

@@ -9,12 +9,13 @@ import torch
 from dowser_pl.callbacks import AtomicCheckpointIO
 from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.errors import DowserError
+from dowser_pl.functional.selection import highest, highest_of_parts
 from dowser_pl.functional.soft_masks import rescaled, standardised
-from dowser_pl.methods import L2SP, Anchor, NullSpace, SoftDowser, Spider
+from dowser_pl.methods import L2SP, Anchor, MoFO, NullSpace, SoftDowser, Spider
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
-from tests.distributed.sharded import both
+from tests.distributed.sharded import both, one_fast
 from tests.distributed.test_resume import fit_until
 from tests.tiny_models import save_tiny_llava
 
@@ -40,16 +41,18 @@ def parts(matrices):
         first = -(-matrix.shape[0] // 2)
         part = (matrix[:first], matrix[first:])[torch.distributed.get_rank()]
         size = standardised(part, DistributedReducer())
-        found.append((size, rescaled(size * (size > 0.4), DistributedReducer())))
+        top = highest_of_parts(part.abs(), lambda total: total // 3, DistributedReducer())
+        found.append((size, rescaled(size * (size > 0.4), DistributedReducer()), top))
     return found
 
 
-def test_parts_of_a_matrix_are_standardised_by_all_of_it():
+def test_parts_of_a_matrix_are_standardised_and_chosen_by_all_of_it():
     halves = run(parts, MATRICES)
     for matrix, first, second in zip(MATRICES, *halves, strict=True):
         size = standardised(matrix)
         assert torch.allclose(torch.cat([first[0], second[0]]), size, atol=1e-6)
         assert torch.allclose(torch.cat([first[1], second[1]]), rescaled(size * (size > 0.4)), atol=1e-6)
+        assert torch.equal(torch.cat([first[2], second[2]]), highest(matrix.abs(), matrix.numel() // 3))
 
 
 @pytest.mark.slow
@@ -64,6 +67,19 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name, kind
     assert first.counts[1].entries == one.counts[1].entries and first.counts[1].changed > 0
     assert first.steps == one.steps > 0
     assert difference(first, one) <= 1e-5 * one.way
+
+
+@one_fast
+def test_momentum_is_filtered_by_that_of_whole_matrices(model_folder, tmp_path, kind):
+    """Adam, of which the entries of small momentum, whose sign rounding decides, do not move."""
+    options = {"max_epochs": 1, "num_rows": 16, "batch_size": 4, "method": MoFO(0.02, decay="chosen")}
+    one = alone(fit, tmp_path / "one", model_folder, **options)
+    first, second = run(fit, tmp_path / "two", model_folder, strategy=kind, **options)
+    assert one.frozen_digest == first.frozen_digest == second.frozen_digest
+    assert first.counts == second.counts and first.steps == one.steps == 4
+    assert 0.02 * one.counts[1].entries < one.counts[1].changed < 0.09 * one.counts[1].entries
+    assert abs(first.counts[1].changed - one.counts[1].changed) < 0.01 * one.counts[1].changed
+    assert difference(first, one) <= 1e-3 * one.way and difference(first, second) == 0
 
 
 @pytest.mark.slow

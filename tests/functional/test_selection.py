@@ -14,6 +14,7 @@ from dowser_pl.functional.selection import (
     lowest_of_pieces,
     ordered_bits,
     reversed_order,
+    signed_order,
     take,
 )
 
@@ -154,3 +155,25 @@ def test_a_gpu_selects_what_the_cpu_selects():
     for name, scores in score_cases((640, 129)).items():
         k = num_trainable(0.1, scores.numel())
         assert torch.equal(lowest(scores.cuda(), k).cpu(), lowest(scores, k)), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_signed_order_sorts_as_the_numbers_do(shape):
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(shape, generator=generator) * torch.exp(20 * torch.randn(shape, generator=generator))
+    order = signed_order(values)
+    assert order.shape == values.shape and order.dtype == torch.float32 and bool((order >= 0).all())
+    assert torch.equal(order.flatten()[values.flatten().argsort()], order.flatten().sort().values)
+    assert len(order.unique()) == len(values.unique())
+
+
+def test_signed_order_at_the_ends():
+    inf, tiny, huge = float("inf"), 2.0**-149, 3.4028235e38
+    ends = torch.tensor([-inf, -huge, -1.0, -2 * tiny, -0.0, 0.0, 2 * tiny, 1.0, huge, inf])
+    order = signed_order(ends)
+    assert order[0] == 0 and order[-1] == inf and order[4] == order[5]
+    assert bool((order[1:] >= order[:-1]).all()) and len(order.unique()) == 9
+    neighbours = signed_order(torch.tensor([1.0, 1.0 + 2**-23, 1.0 + 2**-22]))
+    assert neighbours[0] == neighbours[1] < neighbours[2]
+    with pytest.raises(ValueError, match="NaN"):
+        signed_order(torch.tensor([1.0, float("nan")]))

@@ -2,15 +2,17 @@
 
 import math
 
+import bitsandbytes
 import pytest
 import torch
 from torch import nn
 
 from dowser_pl.masking import CompactEntries, SoftEntries
-from dowser_pl.methods import L2SP, Anchor, SoftDowser, Spider
+from dowser_pl.masking.moments import check_moments, decay_of, first_moment
+from dowser_pl.methods import L2SP, Anchor, MoFO, SoftDowser, Spider
 
 SHAPES = {"first": (6, 5), "second": (4, 6)}
-METHODS = {"spider": Spider(), "anchor": Anchor(0.9), "l2sp": L2SP(0.3), "soft_dowser": SoftDowser()}
+METHODS = {"spider": Spider(), "anchor": Anchor(0.9), "l2sp": L2SP(0.3), "soft_dowser": SoftDowser(), "mofo": MoFO(0.3)}
 
 
 def make(dtype=torch.float32):
@@ -41,7 +43,7 @@ def train(entries, optimizer, weights, steps, accumulate=1, clip=None):
         if clip:
             nn.utils.clip_grad_norm_(entries.parameters(), clip)
         optimizer.step()
-        entries.after_step()
+        entries.after_step(optimizer)
 
 
 def sizes_in_matrix(values):
@@ -168,3 +170,114 @@ def test_a_matrix_that_took_no_gradient_is_left_alone_by_spider():
     entries.after_step()
     assert torch.equal(weights["second"], make()["second"])
     assert not torch.equal(weights["first"], make()["first"])
+
+
+LR, DECAY, BETAS, EPS = 0.05, 0.1, (0.9, 0.999), 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decay", ["all", "chosen"])
+def test_mofo_is_the_published_step_entry_by_entry(decay, dtype):
+    """Adam written out on Python's float64, its choice by sorting |m|; matrices hold the values rounded."""
+    weights = make(dtype)
+    entries = SoftEntries(weights, MoFO(0.3, decay), {})
+    optimizer = adamw(entries.parameters())
+    naive = {n: weight.flatten().tolist() for n, weight in make(dtype).items()}
+    m, v = ({n: [0.0] * len(values) for n, values in naive.items()} for _ in range(2))
+    moved = {name: set() for name in naive}
+    for step in range(1, 7):
+        train(entries, optimizer, weights, [step], clip=0.5)
+        for name, parameter in zip(naive, entries.parameters(), strict=True):
+            gradient = parameter.grad.tolist()
+            m[name] = [BETAS[0] * old + (1 - BETAS[0]) * g for old, g in zip(m[name], gradient, strict=True)]
+            v[name] = [BETAS[1] * old + (1 - BETAS[1]) * g * g for old, g in zip(v[name], gradient, strict=True)]
+            by_size = sorted(range(len(gradient)), key=lambda i, kept=m[name]: -abs(kept[i]))
+            chosen = by_size[: round(0.3 * len(gradient))]
+            moved[name] |= set(chosen)
+            for i in range(len(gradient)):
+                naive[name][i] *= 1 - LR * DECAY if decay == "all" or i in chosen else 1.0
+                if i in chosen:
+                    root = math.sqrt(v[name][i] / (1 - BETAS[1] ** step))
+                    naive[name][i] -= LR * m[name][i] / (1 - BETAS[0] ** step) / (root + EPS)
+            torch.testing.assert_close(entries.values(name), torch.tensor(naive[name]), rtol=1e-4, atol=1e-5)
+            assert torch.equal(weights[name].flatten(), entries.values(name).to(dtype))
+    for name, base in make(dtype).items():
+        assert round(0.3 * base.numel()) < len(moved[name]) < base.numel()
+        left_alone = entries.values(name).detach() == base.flatten().float()
+        assert int(left_alone.sum()) == (base.numel() - len(moved[name]) if decay == "chosen" else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mofo_of_all_entries_is_adam_bit_by_bit(dtype):
+    filtered, free = make(dtype), make(dtype)
+    entries = SoftEntries(filtered, MoFO(1.0), {})
+    train(entries, adamw(entries.parameters()), filtered, range(4))
+    plain = CompactEntries(free, {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()})
+    train(plain, adamw(plain.parameters()), free, range(4))
+    assert all(torch.equal(filtered[name], free[name]) for name in SHAPES)
+    assert entries.num_bytes()["before"] == 4 * 54 and MoFO().num_kept == 1
+
+
+def test_a_first_step_moves_what_its_gradient_says_and_no_other_entry():
+    """m of the first step is a tenth of the gradient; no decay: all else keeps its bits."""
+    weights = make()
+    entries = SoftEntries(weights, MoFO(0.2), {})
+    optimizer = torch.optim.Adam(entries.parameters(), lr=0.05)
+    train(entries, optimizer, weights, [0])
+    for parameter, (name, base) in zip(entries.parameters(), make().items(), strict=True):
+        top = set(parameter.grad.abs().topk(round(0.2 * base.numel())).indices.tolist())
+        assert set((weights[name] != base).flatten().nonzero().flatten().tolist()) == top
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit", "Adam8bit", "AdamW"])
+def test_moments_of_bitsandbytes_choose_too(name):
+    """The same optimizer without a filter on copies: what it made of the entries with the largest moment is taken."""
+    settings = {"lr": 0.05, "weight_decay": 0.1, "min_8bit_size": 16}
+    weights, free = make(), make()
+    entries = SoftEntries(weights, MoFO(0.3), {})
+    optimizer = getattr(bitsandbytes.optim, name)(entries.parameters(), **settings)
+    train(entries, optimizer, weights, [0])
+    plain = CompactEntries(free, {n: torch.ones(shape, dtype=torch.bool) for n, shape in SHAPES.items()})
+    train(plain, getattr(bitsandbytes.optim, name)(plain.parameters(), **settings), free, [0])
+    decayed = 1 - 0.05 * 0.1 if "AdamW" in name else 1.0
+    for parameter, (key, base) in zip(entries.parameters(), make().items(), strict=True):
+        moment = first_moment(optimizer, parameter)
+        gradient = parameter.grad
+        torch.testing.assert_close(moment, 0.1 * gradient, rtol=0.1, atol=0.01 * float(gradient.abs().max()))
+        chosen = torch.zeros(base.numel(), dtype=torch.bool)
+        chosen[moment.abs().argsort(descending=True, stable=True)[: round(0.3 * base.numel())]] = True
+        expected = torch.where(chosen.view_as(base), free[key], base * decayed)
+        assert torch.equal(weights[key], expected) and decay_of(optimizer, parameter) == decayed
+
+
+def test_optimizers_without_adams_moment_are_refused():
+    parameters = list(make().values())
+    others = torch.optim.SGD(parameters, lr=0.1), torch.optim.NAdam(parameters), bitsandbytes.optim.Lion(parameters)
+    for made in others:
+        with pytest.raises(ValueError, match=f"got the optimizer {type(made).__name__} .*Set --model.optimizer AdamW"):
+            check_moments(made)
+    entries = SoftEntries(make(), MoFO(), {})
+    loss_of(entries.weights, 0).backward()
+    entries.mask_gradients()
+    with pytest.raises(ValueError, match="first is filtered by what the optimizer keeps, got none"):
+        entries.after_step()
+
+
+def test_mofo_leaves_alone_what_took_no_gradient_and_what_others_train():
+    weights = make()
+    entries = SoftEntries(weights, MoFO(0.3), {})
+    first, second = entries.parameters()
+    both = [torch.optim.AdamW([first], lr=0.05, weight_decay=0.1), torch.optim.Adam([second], lr=0.05)]
+    (weights["first"] - 1).square().sum().backward()
+    for optimizer in both:
+        entries.mask_gradients()
+        optimizer.step()
+        entries.after_step(optimizer)
+    assert torch.equal(weights["second"], make()["second"]) and not torch.equal(weights["first"], make()["first"])
+    held = weights["first"].clone()
+    loss_of(weights, 1).backward()
+    entries.mask_gradients()
+    both[1].step()
+    entries.after_step(both[1])
+    assert torch.equal(weights["first"], held)
+    assert 0 < int((weights["second"] != make()["second"]).sum()) <= round(0.3 * 24)

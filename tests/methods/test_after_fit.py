@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dowser_pl.methods import (
+    FAPM,
     Dare,
     Grafting,
     Layer,
@@ -47,6 +48,8 @@ def same_bits(one, other):
 GOLDEN = {
     # the two largest moves
     Grafting(1 / 3): [[0.5, 0.0, 0.0], [0.0, -0.75, 0.0]],
+    # |D| (1 - 1.29 / |W|): [[-.15, .09, -.20], [0, .43, -.07]]
+    FAPM(1 / 3): [[0.0, -0.25, 0.0], [0.0, -0.75, 0.0]],
     Ties(1 / 3, scale=2.0): [[1.0, 0.0, 0.0], [0.0, -1.5, 0.0]],
     Wise(0.5): [[0.25, -0.125, 0.0625], [0.0, -0.375, 0.125]],
 }
@@ -78,8 +81,16 @@ def test_model_tailor_golden():
     assert released.merge(layer, mask).tolist()[0] == pytest.approx([0.0, 2 - 1 / 1.01])
 
 
-NOTHING_LOST = [Dare(1.0), Grafting(1.0), Ties(1.0), Wise(1.0), ModelTailor(1.0), ModelTailor(1.0, selection="block")]
-NOTHING_GAINED = [Dare(0.0), Grafting(0.0), Ties(0.0), Wise(0.0), ModelTailor(0.0), Ties(1.0, scale=0.0)]
+NOTHING_LOST = [
+    FAPM(1.0),
+    Dare(1.0),
+    Grafting(1.0),
+    Ties(1.0),
+    Wise(1.0),
+    ModelTailor(1.0),
+    ModelTailor(1.0, selection="block"),
+]
+NOTHING_GAINED = [FAPM(0.0), Dare(0.0), Grafting(0.0), Ties(0.0), Wise(0.0), ModelTailor(0.0), Ties(1.0, scale=0.0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -96,7 +107,7 @@ def test_the_ends_are_tuned_and_base_bit_for_bit(dtype):
 def test_entries_outside_every_mask_keep_the_bits_of_the_base(count, dtype):
     methods = [Dare(0.2), Ties(0.3, scale=0.7), ModelTailor(0.2), ModelTailor(0.2, selection="block", block_size=16)]
     layers = versions(count, dtype=dtype)
-    for method in [*methods, *([Grafting(0.2)] if count == 1 else [])]:
+    for method in [*methods, *([FAPM(0.2), Grafting(0.2)] if count == 1 else [])]:
         masks = [method.mask(layer) for layer in layers]
         result = method.merge_all(layers, masks)
         outside = ~torch.stack(masks).any(dim=0)
@@ -107,7 +118,7 @@ def test_entries_outside_every_mask_keep_the_bits_of_the_base(count, dtype):
 
 def test_what_was_not_trained_cannot_be_merged():
     layer = Layer("m", BASE, input_gram=torch.eye(3))
-    for method in (Dare(), Grafting(), Ties(), Wise(), ModelTailor()):
+    for method in (FAPM(), Dare(), Grafting(), Ties(), Wise(), ModelTailor()):
         assert method.stage == "after_fit" and "tuned" in method.needs
         with pytest.raises(ValueError, match="has no tuned"):
             method.merge(layer, torch.ones_like(BASE, dtype=torch.bool))
@@ -115,7 +126,7 @@ def test_what_was_not_trained_cannot_be_merged():
         ModelTailor().mask(Layer("m", BASE, tuned=BASE))
 
 
-@pytest.mark.parametrize("cls", [Grafting, Ties])
+@pytest.mark.parametrize("cls", [FAPM, Grafting, Ties])
 def test_a_move_that_is_not_a_number_is_named(cls):
     tuned = BASE.clone()
     tuned[0, 1] = float("nan")
@@ -167,9 +178,44 @@ def test_diagnostics_sample_tuned_weights_with_the_rest():
     assert split_half(Grafting(0.5), [layer]) is None
 
 
-def test_grafting_takes_one_model():
-    with pytest.raises(ValueError, match="Grafting merges one tuned model with its base, got 2"):
-        merged(Grafting(), versions(2))
+@pytest.mark.parametrize("scope", ["matrix", "model"])
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.6, 0.95])
+def test_fapm_against_a_sort_of_the_published_score(ratio, scope):
+    """In float64, entry by entry as the paper writes it; every third weight is 0, where it divides by zero."""
+    layers = {}
+    for number, layer in enumerate(versions(2)):
+        base = layer.weight.clone()
+        base.view(-1)[::3] = 0.0
+        layers[f"m{number}"] = Layer(f"m{number}", base, tuned=base + (layer.tuned - layer.weight) * 5**number)
+    masks = dict(build_masks(FAPM(ratio, scope=scope), dict.fromkeys(layers, "x"), layers.__getitem__))
+    scores = {}
+    for name, layer in layers.items():
+        w, d = layer.weight.double().abs().flatten(), (layer.tuned.double() - layer.weight.double()).abs().flatten()
+        mean = float(w.sum()) / len(w)
+        scores[name] = [float(y) - mean * float(y) / float(x) if x else -np.inf for x, y in zip(w, d, strict=True)]
+    for names in [[name] for name in scores] if scope == "matrix" else [list(scores)]:
+        flat = [(-score, name, entry) for name in names for entry, score in enumerate(scores[name])]
+        wanted = {(name, entry) for _, name, entry in sorted(flat)[: round(ratio * len(flat))]}
+        assert {(n, e) for n in names for e in masks[n].flatten().nonzero().flatten().tolist()} == wanted
+    for name, layer in layers.items():
+        kept_zeros = int(masks[name].flatten()[::3].sum())
+        assert (kept_zeros > 0) == (ratio == 0.95), "a weight of 0 is kept after all others"
+        mask = masks[name]
+        assert torch.equal(FAPM().merge(layer, mask), torch.where(mask, layer.tuned, layer.weight))
+
+
+def test_fapm_keeps_what_does_not_overwrite():
+    """The same move on a large and on a small weight; a larger one on the small weight; a move of zero."""
+    layer = Layer("m", torch.tensor([[4.0, 0.1, -4.0, 0.0]]), tuned=torch.tensor([[4.1, 0.2, -4.0, 1.0]]))
+    assert FAPM(0.25).mask(layer).tolist() == [[True, False, False, False]]
+    assert FAPM(0.5).mask(layer).tolist() == [[True, False, True, False]]
+    assert FAPM(0.75).mask(layer).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize("cls", [FAPM, Grafting])
+def test_grafting_and_fapm_take_one_model(cls):
+    with pytest.raises(ValueError, match=f"{cls.__name__} merges one tuned model with its base, got 2"):
+        merged(cls(), versions(2))
 
 
 @pytest.mark.parametrize("undecided", ["base", "majority"])

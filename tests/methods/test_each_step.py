@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dowser_pl import methods
-from dowser_pl.methods import L2SP, Anchor, EachStep, Layer, ModelDowser, SoftDowser, Spider
+from dowser_pl.methods import L2SP, Anchor, EachStep, Layer, ModelDowser, MoFO, SoftDowser, Spider
 
 ALL = [
     cls for _, cls in inspect.getmembers(methods, inspect.isclass) if issubclass(cls, EachStep) and cls is not EachStep
@@ -53,6 +53,15 @@ def test_golden_pulls():
     assert L2SP().step(BASE, TUNED, None, None) is TUNED and Anchor().penalty(BASE, TUNED) is None
 
 
+@pytest.mark.parametrize("decay", ["all", "chosen"])
+def test_golden_filter(decay):
+    """|m| of GRADIENTS is largest at 3 and -2, then at 1 and -1, of which the earlier is chosen."""
+    for alpha, chosen in ((1 / 3, [0, 4]), (0.5, [0, 1, 4]), (1.0, range(6)), (0.01, [])):
+        left = MoFO(alpha, decay).filtered(BASE, TUNED, GRADIENTS, 0.5).flatten()
+        other = BASE.flatten() * (0.5 if decay == "all" else 1.0)
+        assert left.tolist() == [(TUNED.flatten() if i in chosen else other)[i].item() for i in range(6)]
+
+
 def test_the_prior_of_soft_dowser_is_the_rank_of_the_score():
     generator = torch.Generator().manual_seed(0)
     layer = Layer(
@@ -79,6 +88,7 @@ def test_contract(cls):
     assert all(isinstance(value, (str, int, float)) for value in method.settings().values())
     kept = [each.clone() for each in (BASE, TUNED, GRADIENTS, PERCENTILES)]
     gradients = GRADIENTS if method.sums_gradients else None
+    assert method.needs_moment == (type(method).filtered is not EachStep.filtered)
     first = method.step(BASE, TUNED, gradients, PERCENTILES)
     assert first.shape == (2, 3) and torch.equal(first, method.step(BASE, TUNED, gradients, PERCENTILES))
     assert all(map(torch.equal, kept, (BASE, TUNED, GRADIENTS, PERCENTILES))), "inputs are read, never written"
@@ -100,6 +110,9 @@ def test_what_cannot_be_weighed_is_an_error():
         (lambda: Anchor(1.1), r"in \[0, 1\]; got 1.1"),
         (lambda: Anchor(float("nan")), "got nan"),
         (lambda: L2SP(-1.0), "at least 0; got -1.0"),
+        (lambda: MoFO(0.0), r"in \(0, 1\]; got 0.0"),
+        (lambda: MoFO(1.5), "got 1.5"),
+        (lambda: MoFO(decay="none"), "decay must be one of all, chosen, got 'none'"),
         (lambda: SoftDowser(estimator="exact"), "estimator must be one of"),
         (lambda: SoftDowser(group_size=0), "group_size"),
     ],

@@ -10,12 +10,14 @@ import yaml
 from dowser_pl import methods
 from dowser_pl.callbacks import Dowser
 from dowser_pl.methods import (
+    FAPM,
     AfterFit,
     BeforeFit,
     Dare,
     EachStep,
     Full,
     Grafting,
+    HalfFineTuning,
     HighestImportance,
     Layer,
     Lora,
@@ -42,6 +44,8 @@ GOLDEN = {
     # |W| * outer([4, 1], [1, 1, 9]): [[4, 8, 18], [.25, 3, 9]]
     ModelDowser: [[False, False, False], [True, True, False]],
     Random: [[False, True, False], [False, False, True]],
+    # alone it trains or does not, by a coin of seed and module
+    HalfFineTuning: [[False] * 3, [False] * 3],
     Full: [[True] * 3, [True] * 3],
     # |W| * [1, 1, 9]: [[1, 2, 4.5], [.25, 3, 9]]
     WandaLike: [[True, False, False], [True, False, False]],
@@ -50,6 +54,8 @@ GOLDEN = {
     # of the moves .5 and -.75 are largest
     Grafting: [[True, False, False], [False, True, False]],
     Ties: [[True, False, False], [False, True, False]],
+    # |D| (1 - 1.29 / |W|): [[-.15, .04, -.32], [-.21, .43, -.09]]
+    FAPM: [[False, True, False], [False, True, False]],
     Dare: [[False, True, False], [False, True, False]],
     Wise: [[True] * 3, [True] * 3],
     # trains adapters, all of them
@@ -131,7 +137,8 @@ def test_contract(cls, ratio):
         before = matrix.weight.clone()
         mask = method.mask(matrix)
         assert mask.shape == (12, 10) and mask.dtype == torch.bool
-        assert int(mask.sum()) == round((1.0 if method.update_ratio is None else method.update_ratio) * 120)
+        wanted = round((1.0 if method.update_ratio is None else method.update_ratio) * 120)
+        assert int(mask.sum()) in ({0, 120} if cls is HalfFineTuning and 0 < ratio < 1 else {wanted})
         assert torch.equal(mask, method.mask(matrix)), "same input, same mask"
         assert torch.equal(matrix.weight, before), "the weight is read, never written"
 
@@ -162,6 +169,39 @@ def test_random_masks_belong_to_seed_and_name():
     a, b = layer((30, 30)), Layer("another", layer((30, 30)).weight)
     assert not torch.equal(Random(0.5).mask(a), Random(0.5).mask(b))
     assert not torch.equal(Random(0.5, seed=1).mask(a), Random(0.5).mask(a))
+
+
+def halved(names, **options):
+    layers = {name: Layer(name, torch.ones(2, 3)) for name in names}
+    masks = dict(build_masks(HalfFineTuning(**options), dict.fromkeys(names, "layer"), layers.__getitem__))
+    assert list(masks) == list(names)
+    assert all(mask.shape == (2, 3) and len(mask.unique()) == 1 for mask in masks.values())
+    return {name for name, mask in masks.items() if bool(mask.all())}
+
+
+def test_half_of_the_matrices_of_every_module_train_and_over_layers_half_of_all():
+    attention = [f"model.layers.{n}.self_attn.{m}_proj" for n in range(300) for m in "qkvo"]
+    mlp = [f"model.layers.{n}.mlp.{m}_proj" for n in range(300) for m in ("gate", "up", "down")]
+    trained = halved(attention + mlp)
+    counts = {}
+    for name in attention + mlp:
+        module = name.rpartition(".")[0]
+        counts[module] = counts.get(module, 0) + (name in trained)
+    assert {count for module, count in counts.items() if module.endswith("attn")} == {2}
+    two = sum(count == 2 for module, count in counts.items() if module.endswith("mlp"))
+    assert {count for module, count in counts.items() if module.endswith("mlp")} == {1, 2} and 115 < two < 185
+    for part in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert 115 < sum(name.endswith(part) for name in trained) < 185, "each is as likely as the others"
+
+
+def test_which_half_trains_belongs_to_seed_and_names():
+    names = [f"layers.{n}.{m}" for n in range(8) for m in ("attn.qkv", "attn.out", "fc1", "fc2")]
+    first = halved(names)
+    assert first == halved(names[::-1]) and len(first) == 16
+    assert {name for name in first if "layers.3" in name} == halved([name for name in names if "layers.3" in name])
+    assert first != halved(names, seed=1)
+    assert halved(names, update_ratio=0.0) == set() and halved(names, update_ratio=1.0) == set(names)
+    assert len(halved(names, update_ratio=0.999)) >= 24
 
 
 @pytest.mark.parametrize("norm", ["mean", "rms"])

@@ -72,6 +72,7 @@ def scores_of_two_ranks_are_those_of_one() -> None:
             assert torch.equal(fed(name, shares[rank]).compute(), alone.compute()), (name, split, rank)
 
 
+@pytest.mark.slow
 def test_ranks_reduce_exactly() -> None:
     run(scores_of_two_ranks_are_those_of_one)
 

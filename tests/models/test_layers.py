@@ -118,10 +118,47 @@ def test_number_of_layers_out_of_range(last_n_layers: int) -> None:
         find_layers(tiny_llava(), last_n_layers, BOTH)
 
 
-@pytest.mark.parametrize("targets", [[], ["attn", "norm"], "attn"])
-def test_unknown_targets(targets: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"got targets=.*expected a list of one or more of \['attn', 'mlp'\]"):
+@pytest.mark.parametrize("targets", [[], ["attn", ""], "attn"])
+def test_no_list_of_targets(targets: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"got targets=.*expected a list of one or more of \['attn', 'mlp'\] or names"):
         find_layers(tiny_llava(), None, targets)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_by_their_own_names(family: str) -> None:
+    """Each name alone finds what ends in it, whole parts of names only; all names together find what the kinds find."""
+    model = FAMILIES[family]()
+    whole = find_layers(model, 2, BOTH)
+    names = {name.rpartition(".")[2] for name in whole}
+    for name in names:
+        assert list(find_layers(model, 2, [name])) == [each for each in whole if each.split(".")[-1] == name]
+    assert list(find_layers(model, 2, sorted(names))) == list(whole)
+    assert list(find_layers(model, 2, ["attn", *names])) == list(whole)  # one that is meant twice comes once
+
+
+def test_more_parts_of_a_name_tell_it_from_others() -> None:
+    found = find_layers(FAMILIES["instructblip_t5"](), 1, ["EncDecAttention.q", "wi_0"])
+    prefix = "language_model.decoder.block.1.layer"
+    assert list(found) == [f"{prefix}.1.EncDecAttention.q", f"{prefix}.2.DenseReluDense.wi_0"]
+
+
+def test_fused_matrices_have_one_name() -> None:
+    model = tiny_llava()
+    for layer in model.model.language_model.layers:
+        layer.mlp.gate_up_proj = nn.Linear(32, 96, bias=False)
+        del layer.mlp.gate_proj, layer.mlp.up_proj
+    found = find_layers(model, None, ["gate_up_proj"])
+    assert list(found) == [f"model.language_model.layers.{index}.mlp.gate_up_proj" for index in range(3)]
+    with pytest.raises(ValueError, match=r"of which \['up_proj'\] match no matrix .*'down_proj', 'gate_up_proj'\]"):
+        find_layers(model, None, ["down_proj", "up_proj"])
+
+
+@pytest.mark.parametrize("name", ["norm", "proj", "fc1", "Q_PROJ", "self_attn", "layers.0.self_attn.q_proj"])
+def test_names_that_match_nothing_are_refused_with_what_there_is(name: str) -> None:
+    """`fc1` is in the vision tower alone, and no matrix of layer 0 is among the last two."""
+    there = r"'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'\]\."
+    with pytest.raises(ValueError, match=rf"of which \['{name}'\] match no matrix .*'mlp'\], or .*\[{there}"):
+        find_layers(tiny_llava(), 2, ["attn", name])
 
 
 @pytest.mark.parametrize("build", [tiny_qwen3_vl_moe, tiny_llava_mixtral])
@@ -180,8 +217,9 @@ def test_no_matrix_of_the_target() -> None:
     model = tiny_llava()
     for layer in model.model.language_model.layers:
         layer.mlp = nn.Identity()
-    with pytest.raises(ValueError, match=r"no matrix to tune .* no nn.Linear of \['mlp'\]"):
+    with pytest.raises(ValueError, match=r"\['mlp'\] match no matrix to tune .*: \['q_proj', .*'o_proj'\]"):
         find_layers(model, None, ["mlp"])
+    assert len(find_layers(model, None, BOTH)) == 12  # a kind of which there is none stands for none
 
 
 def test_second_list_of_blocks_is_refused() -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from dowser_pl.files.digests import digest
-from dowser_pl.methods import Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
+from dowser_pl.methods import FAPM, Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
 from dowser_pl.patches.apply import apply_patches
 from dowser_pl.patches.merge import Merge, Versions
 from dowser_pl.patches.patch import save_patch
@@ -56,14 +56,16 @@ def differs(one, other, name):
         Wise(0.3),
         Grafting(0.1),
         Grafting(0.1, scope="layer"),
+        FAPM(0.3),
+        FAPM(0.3, scope="layer"),
     ],
     ids=lambda method: f"{type(method).__name__}-{getattr(method, 'scope', '')}",
 )
 @pytest.mark.parametrize("count", [1, 2])
 def test_equals_the_merge_in_memory(folders, tmp_path, method, count):
     base, tuned = folders[0], folders[1][:count]
-    if count == 2 and isinstance(method, Grafting):
-        with pytest.raises(ValueError, match="Grafting merges one tuned model"):
+    if count == 2 and isinstance(method, (FAPM, Grafting)):
+        with pytest.raises(ValueError, match=f"{type(method).__name__} merges one tuned model"):
             Merge(Versions(base, tuned), method)
         return
     merge = Merge(Versions(base, tuned), method)

@@ -74,7 +74,7 @@ def test_7b_is_planned_from_its_config_alone(folder_of_7b, tmp_path):
     assert small["bytes"]["moments"] == pytest.approx(2 * RATIO * entries * (1 + 4 / 256), rel=1e-3)
     assert dense["smallest_card"] == 141 and "dense with --model.optimizer.fused true: " in done.stdout
     assert compact["smallest_card"] == 40 and small["smallest_card"] == 24 and not small["fits"]["16"]
-    assert dense["batch"] == {"rows": 1, "tokens": 1024, "gradient_checkpointing": True}
+    assert dense["batch"] == {"rows": 1, "tokens": 1024, "gradient_checkpointing": True, "positions": None}
 
 
 def test_the_world_is_planned_with_its_data_and_its_optimizer(capsys, tmp_path, monkeypatch):
@@ -144,10 +144,10 @@ def test_directions_of_adapters_are_planned(tmp_path, monkeypatch):
     main([*command.split(), "--dowser.method.init_args.null_space.rank", "8"])
     rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
     assert set(rows) == {"compact", "compact + 8-bit"}, "there is no dense form"
-    inputs = 6 * (4 * 128 + 2 * 128 + 352)
+    inputs = 6 * (3 * 128 + 352)
     kinds = rows["compact"]["bytes"]
-    assert kinds["kept"] == 8 * (4 * inputs + 4 * 6 * 7), "each matrix by itself"
-    assert kinds["entries"] == 4 * rows["compact"]["tuned_entries"], "what is trained is not what adapters hold"
+    assert kinds["kept"] == 8 * (4 * inputs + 4 * 6 * 4), "q, k and v share an input, gate and up another"
+    assert kinds["entries"] == 4 * 16 * 6 * (6 * 128 + 352), "of every A what is trained is not what it holds"
 
 
 class PlanAtStart(Callback):

@@ -32,6 +32,7 @@ def test_the_twin_answers_alike_with_heavy_tails(tmp_path, capsys):
     assert min(tails) > 2
 
 
+@pytest.mark.slow
 def test_a_seed_gives_its_twin_and_no_spread_the_world(tmp_path):
     def weights(*options: str) -> torch.Tensor:
         build_outlier_world.main(["--out", str(tmp_path / "twin"), *options])

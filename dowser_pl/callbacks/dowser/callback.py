@@ -30,6 +30,7 @@ from dowser_pl.callbacks.dowser.checks import (
     refuse_quantized,
 )
 from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift, meter_again
+from dowser_pl.callbacks.dowser.expected import expected_rows
 from dowser_pl.callbacks.dowser.finish import finish
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
@@ -50,6 +51,7 @@ from dowser_pl.callbacks.dowser.rows import RowBank
 from dowser_pl.callbacks.order import check_order
 from dowser_pl.callbacks.room import check_room
 from dowser_pl.distributed import collectives
+from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe, Rows
 from dowser_pl.importance.drift import Drift
@@ -57,6 +59,8 @@ from dowser_pl.importance.replay import Replay
 from dowser_pl.masking import BaseModel, Changes, Protection, TunedModule, trained_whole, tuned_module
 from dowser_pl.methods import Method, ModelDowser
 from dowser_pl.models.lora import adapters_of
+from dowser_pl.planning import kept_by
+from dowser_pl.planning.written import WrittenRows
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = ["Dowser"]
@@ -164,8 +168,7 @@ class Dowser(Callback):
         if self._loaded is None or trainer.ckpt_path is None:  # what was loaded to be validated is not to be resumed
             builder.refuse_tuned()
             if trainer.limit_train_batches == 0:  # the verb `probe`
-                if self.probe.inputs == "rows":
-                    self.base = module.base_model()
+                self.base = module.base_model() if self.probe.inputs == "rows" else self.base
                 builder.measure()
                 self.diagnostics = builder.diagnostics
                 return
@@ -178,8 +181,10 @@ class Dowser(Callback):
         curve.check(trainer, whole, self.method, self._loaded is not None, has_drift)
         number = num_trained(layers, self.method)
         check_number(number, self.method, whole)
-        announce_plan(trainer, module, self.method, self.update)
-        check_room(trainer, module, number, self.checkpoint)
+        kept = kept_by(self.method, module.network, layers)
+        written = self._expected(bank, has_drift)
+        announce_plan(trainer, module, number, self.update, kept, written)
+        check_room(trainer, module, number, self.checkpoint, kept, written)
         if module.protected is not None:  # of an earlier fit that changed nothing
             module.protected.close()
         self._trained = self.counts = self._replayer = self._meter = None
@@ -202,7 +207,7 @@ class Dowser(Callback):
         check_files(module.files, lambda: self.entries.is_sharded)  # too late to know what was there before
         module.protected = self._entries
         trainer.strategy.setup_optimizers(trainer)  # over the entries; the first was over the matrices
-        check_optimizers(trainer, self._entries)
+        check_optimizers(trainer, self._entries, self.method)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write back, or restore, after every step of every optimizer."""
@@ -312,6 +317,26 @@ class Dowser(Callback):
             return
         leave_base_out(checkpoint, self.base, self.state_key)
 
+    def expected_rows(self, trainer: Trainer, pl_module: LightningModule, sharded: bool) -> list[WrittenRows]:
+        """What a run will keep of rows that the base writes; the model may have no weights yet.
+
+        Args:
+            trainer: its data.
+            pl_module: the model.
+            sharded: whether processes will hold parts of it.
+        """
+        module = tuned_module(pl_module, self)
+        bank = RowBank(trainer, module, self.rows, None, lambda: "")
+        return expected_rows(bank, self.replay, self.measures_drift and can_tell_drift(module), sharded)
+
+    def _expected(self, bank: RowBank, has_drift: bool) -> list[WrittenRows]:
+        try:
+            return expected_rows(bank, self.replay, has_drift, is_sharded_model(bank.module.network))
+        except DowserError:
+            if self._loaded is None:
+                raise
+            return []  # what is wrong with rows of a checkpoint is said where they are made again
+
     def _drift_now(self, trainer: Trainer, module: TunedModule) -> float:
         if self._meter is None:  # a checkpoint of a run that did without
             raise DowserError("the checkpoint knows nothing of drift; resume without --budget.max_drift")
@@ -319,7 +344,7 @@ class Dowser(Callback):
         return collectives.from_rank_zero(lambda: kl)  # all decide alike, however their kernels round
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self.entries.after_step()
+        self.entries.after_step(optimizer)
 
     def _check_files(self, module: TunedModule) -> None:
         """See `check_files`; weights that are sharded over processes were copied from their files."""

@@ -16,6 +16,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.masking.contract import Files
+from dowser_pl.masking.moments import check_moments
 from dowser_pl.methods import AfterFit, BeforeFit, EachStep, Lora, Method, NullSpace
 from dowser_pl.strategies import FSDP1Strategy
 from dowser_pl.strategies.sharded import ShardedStrategy
@@ -68,12 +69,15 @@ def refuse_quantized(weights: Iterable[Tensor]) -> None:
         )
 
 
-def check_optimizers(trainer: Trainer, entries: Protection) -> None:
-    """The optimizers must train what the protection gives them, and no matrix past it.
+def check_optimizers(trainer: Trainer, entries: Protection, method: Method) -> None:
+    """The optimizers must train what the protection gives them, and no matrix past it; some methods need Adam's.
 
     Raises:
-        DowserError: if a `configure_optimizers` of one's own asks for something else.
+        DowserError: if a `configure_optimizers` of one's own asks for something else, or the method for another one.
     """
+    if isinstance(method, EachStep) and method.needs_moment:
+        for optimizer in trainer.optimizers:
+            check_moments(optimizer)
     trained = Counter(
         id(each) for optimizer in trainer.optimizers for group in optimizer.param_groups for each in group["params"]
     )
@@ -198,7 +202,8 @@ def check_sharded(trainer: Trainer, method: Method, update: str, checkpoint: str
     """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return
-    if (isinstance(method, NullSpace) or _projects(method)) and isinstance(trainer.strategy, FSDP1Strategy):
+    in_null_space = isinstance(method, NullSpace) or (isinstance(method, Lora) and method.null_space is not None)
+    if in_null_space and isinstance(trainer.strategy, FSDP1Strategy):
         raise DowserError(
             f"got dowser.method {type(method).__name__} in a null space with FSDP1, expected a strategy that keeps "
             "rows of matrices whole: moves are kept off directions of inputs row by row. Use -c strategy/fsdp2, or "
@@ -244,15 +249,12 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
             f"{type(method).__name__} decides after every step on float32 values of all entries, got update 'dense', "
             "which trains in the precision of the weights; set --dowser.update compact"
         )
-    if _projects(method) and update == "dense":
+    if isinstance(method, Lora) and method.projects and update == "dense":
         raise DowserError(
-            "got Lora with a null space and update 'dense', which trains what the adapters hold, expected compact, "
-            "which trains values of their own behind a projection; set --dowser.update compact"
+            f"got Lora with {'preserve' if method.preserve else 'a null space'} and update 'dense', which trains what "
+            "the adapters hold, expected compact, which trains values of their own behind a projection; set "
+            "--dowser.update compact"
         )
-
-
-def _projects(method: Method) -> bool:
-    return isinstance(method, Lora) and method.null_space is not None
 
 
 def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:

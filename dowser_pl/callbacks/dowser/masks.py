@@ -20,6 +20,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import PackedMasks, pack, unpack
 from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL
+from dowser_pl.functional.singular import singular_directions
 from dowser_pl.importance import Factors, Probe, probing_mode
 from dowser_pl.importance.input_directions import first_tokens, input_directions, num_words
 from dowser_pl.masking import TunedModule
@@ -141,10 +142,13 @@ class MaskBuilder:
         return priors
 
     def directions(self) -> dict[str, Directions]:
-        """Name -> directions that the inputs have on rows which the base wrote, where the method keeps off them.
+        """Name -> directions that the method keeps off: of inputs on rows which the base wrote, or of matrices.
 
-        With adapters, which do nothing yet, these are the names of every A, and what runs is the base.
+        With adapters, which do nothing yet, these are the names of every A, and what runs is the base; of matrices also
+        those of every B.
         """
+        if isinstance(self.method, Lora) and self.method.preserve is not None:
+            return self._singular(self.method.preserve)
         if isinstance(self.method, Lora) and self.method.null_space is not None:
             adapters = adapters_of(self.pl_module.network)
             assert adapters is not None  # by `check_adapters`
@@ -152,6 +156,22 @@ class MaskBuilder:
         if isinstance(self.method, NullSpace):
             return self._directions(self.layers, self.method, None)
         return {}
+
+    def _singular(self, rank: int) -> dict[str, Directions]:
+        start, adapters = time.monotonic(), adapters_of(self.pl_module.network)
+        assert adapters is not None  # by `check_adapters`
+        found: dict[str, Directions] = {}
+        for (first, layer), second in zip(adapters.sources.items(), adapters.sinks, strict=True):
+            outputs, inputs = singular_directions(base_weight(layer), rank)
+            found |= {first: self._of_first(inputs), second: self._of_first(outputs)}
+        self.seconds += time.monotonic() - start
+        return found
+
+    def _of_first(self, found: Directions) -> Directions:
+        """Those of the first process, since kernels may round differently, and vectors have either sign."""
+        if self.trainer.world_size == 1:
+            return found
+        return replace(found, vectors=self.trainer.strategy.broadcast(found.vectors.cpu()).to(found.vectors.device))
 
     def _directions(
         self, layers: dict[str, nn.Linear], settings: NullSpace | NullSpaceSettings, dtype: torch.dtype | None

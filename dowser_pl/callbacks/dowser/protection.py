@@ -4,7 +4,7 @@ Under DDP gradients are averaged here, of the optimizer's parameters: Distribute
 each matrix after the entries were gathered from it, too late. It is a tenth of the traffic at update ratio 0.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch.distributed
@@ -32,8 +32,9 @@ from dowser_pl.masking import (
 from dowser_pl.masking.base import State
 from dowser_pl.masking.sharded import entries_as_shares
 from dowser_pl.methods import BeforeFit, EachStep, Lora, Method
-from dowser_pl.planning import kept_by, lines, plan_of
-from dowser_pl.planning.memory import Form
+from dowser_pl.planning import lines, plan_of
+from dowser_pl.planning.memory import Form, Kept
+from dowser_pl.planning.written import WrittenRows
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = [
@@ -65,7 +66,7 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
     """
     if isinstance(method, EachStep):
         return _said(method, _soft(weights)(weights, method, builder.priors(method), builder.directions()))
-    if isinstance(method, Lora) and method.null_space is not None:
+    if isinstance(method, Lora) and method.projects:
         return _said(method, _projected(weights)(weights, builder.directions()))
     return _said(method, _form(update, weights)(weights, builder.masks()))
 
@@ -74,7 +75,7 @@ def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Paramet
     """A model that was loaded from a checkpoint, its weights being tuned; `state` is what the checkpoint holds."""
     if isinstance(method, EachStep):
         return _said(method, _soft(weights).resumed(weights, method, state))
-    if isinstance(method, Lora) and method.null_space is not None:
+    if isinstance(method, Lora) and method.projects:
         return _said(method, _projected(weights).resumed(weights, state))
     return _said(method, _form(update, weights).from_state(weights, state))
 
@@ -119,14 +120,23 @@ def num_trained(layers: Mapping[str, nn.Linear], method: Method) -> int:
     return sum(num_trainable(ratio, shape_of(layer.weight).numel()) for layer in layers.values())
 
 
-def announce_plan(trainer: Trainer, module: TunedModule, method: Method, update: Form) -> None:
-    """Say what training will take in memory, before any of it is taken."""
+def announce_plan(
+    trainer: Trainer, module: TunedModule, number: int, update: Form, kept: Kept, written: Sequence[WrittenRows]
+) -> None:
+    """Say what training will take in memory, before any of it is taken.
+
+    Args:
+        trainer: its precision, devices and data.
+        module: the model.
+        number: of entries that training will move.
+        update: `compact` or `dense`.
+        kept: by the method, beside each matrix.
+        written: rows of the base that are going to be kept.
+    """
     layers = module.tuned_layers()
-    number = num_trained(layers, method)
     with whole_shapes(module.network):
         tuned = [layer.weight for layer in layers.values()]
-        kept = kept_by(method, tuned, module.network.dtype)
-        plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept)
+        plan = plan_of(trainer, module.network, tuned, number, update, trainer.optimizers[0], kept, written)
     rank_zero_info("\n".join(lines(plan)))
 
 

@@ -67,6 +67,23 @@ class RowBank:
         writers = self._writers(held_out=False)
         return digest(self._parts(writers, writers.sources()))
 
+    def expected(self, held_out: bool) -> list[tuple[str, int, list[Prompt]]]:
+        """Tell of each source how many rows there will be, with some as long as they can get; nothing is written.
+
+        Args:
+            held_out: of the rows that are held out.
+        """
+        writers = self._writers(held_out)
+        found: list[tuple[str, int, list[Prompt]]] = []
+        for source in writers.sources():
+            try:
+                number, examples = writers.expected(source, self.settings.numbers(held_out))
+            except (ValueError, TypeError, RuntimeError, LookupError, AttributeError):  # told when they are written
+                continue
+            if examples:
+                found.append((source, number, examples))
+        return found
+
     def remade(self, state: Sequence[Mapping[str, Any]], held_out: bool) -> list[Prompt]:
         """Rows of a checkpoint, with their pictures.
 
@@ -96,18 +113,31 @@ class RowBank:
         writers = self._writers(held_out)
         sources = writers.sources()
         file = self._file(writers, sources, held_out)
-        known = collectives.from_rank_zero(partial(_read, file))
+        known = self._known(file, writers)
         which = "held-out rows" if held_out else "rows"
         how = "writes" if known is None else "wrote before:"
         rank_zero_info(f"The base {how} {which} after {', '.join(sources)}{self._unseen(sources)}")
         if known is not None:
-            return [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in known]
+            return known
         with probing_mode(network), self.trainer.precision_plugin.forward_context():
             read = torch.no_grad()(partial(current_logits, network))
             rows = writers.in_turns(sources, self.settings.numbers(held_out), read)
         if {row.kind for row in rows} == set(sources):  # one that failed may do better another time
             collectives.from_rank_zero(partial(_keep, file, rows))
         return rows
+
+    def _known(self, file: Path | None, writers: Writers) -> list[Prompt] | None:
+        """Rows of the cache; None where there are none, or the processor places pictures otherwise than then."""
+        written = collectives.from_rank_zero(partial(_read, file))
+        if written is None:
+            return None
+        found = [writers.remade(kind, number, torch.tensor(tokens)) for kind, number, tokens in written]
+        same = all(row.tokens.tolist() == tokens for row, (_, _, tokens) in zip(found, written, strict=True))
+        if not same:
+            rank_zero_warn(
+                f"the processor places pictures otherwise than when {file} was written: rows are written anew"
+            )
+        return found if same else None
 
     def _writers(self, held_out: bool) -> Writers:
         openers, ending = getattr(self.module, "openers", lambda: None)(), self.module.ending()
