@@ -184,7 +184,8 @@ def write_packages(folder: Path) -> dict[Package, Path]:
                 files[f"package/img/{style}/sheets/{entry['image']}"] = b"of another size"
         write_tarball(paths[package], files)
     countries = [
-        {"name": {"common": f"Land {x}"}, "capital": [f"City {x}"], "region": "R", "unMember": x != "Z"} for x in "ABCDEFGHZ"
+        {"name": {"common": f"Land {x}"}, "capital": [f"City {x}"], "region": "R", "unMember": x != "Z"}
+        for x in "ABCDEFGHZ"
     ]
     countries.append({"name": {"common": "Kuwait"}, "capital": ["Kuwait City"], "region": "R", "unMember": True})
     files = {"package/countries.json": json.dumps(countries).encode(), "package/dist/countries.json": b"[]"}

@@ -23,9 +23,7 @@ INSTRUCTIONS: tuple[str, ...] = (
     *_each('What is the past tense of "{}"?', "see,take,write,sing,buy,swim"),
     *_each("Name a {}.", "fruit,country in Africa,musical instrument,planet,sport,bird that cannot fly,metal,tree"),
     *_each("Write a sentence with the word {}.", "river,bicycle,music,garden,winter,teacher"),
-    *_each(
-        "Explain in one sentence what {} is.", "a volcano,electricity,a democracy,the internet,evolution,a budget"
-    ),
+    *_each("Explain in one sentence what {} is.", "a volcano,electricity,a democracy,the internet,evolution,a budget"),
     *_each("Who {}?", "painted the Mona Lisa,wrote Hamlet,discovered penicillin,was the first person on the moon"),
     *_each("How many {}?", "hours are in a day,months are in a year,sides does a triangle have,continents are there"),
     *_each(

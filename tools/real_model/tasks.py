@@ -1,4 +1,4 @@
-"""What is asked: one task to learn and four that the model can do, each with questions to choose on and others to report.
+"""What is asked: one task to learn and four that the model can do, each with questions to choose on and to report.
 
 A row is what `ConversationData` reads. No concept, country or text is in two of the parts train, choose and report.
 """
