@@ -102,6 +102,7 @@ def add_icons(tasks: Tasks, drawings: Drawings, concepts: Sequence[Emoji], sizes
     for part, chosen in zip(("choose", "report"), _cut(concepts, sizes.named), strict=True):
         tasks.files[f"{part}/icons"] = [
             {
+                "id": f"{emoji.concept}, {style}",
                 "image": tasks.draw(drawings, emoji, style, chance),
                 "question": NAME_IT,
                 "answer": emoji.concept,
@@ -130,12 +131,18 @@ def add_kinds(tasks: Tasks, drawings: Drawings, named: Sequence[Emoji], sizes: S
         choose, report, train = _cut(fitting, (sizes.kind[1], sizes.kind[2], sizes.kind[0]))
         shown = [(emoji, style) for emoji in train for style in drawings.styles]
         for number in range(sizes.kind_pictures):
-            image = tasks.draw(drawings, *shown[number % len(shown)], chance)
+            emoji, style = shown[number % len(shown)]
+            image = tasks.draw(drawings, emoji, style, chance)
             said = [{"from": "human", "value": f"<image>{KIND_OF_IT}"}, {"from": "gpt", "value": kind}]
-            rows["train"].append({"image": image, "conversations": said})
+            rows["train"].append({"id": f"{emoji.concept}, {style}, {number}", "image": image, "conversations": said})
         for name, part in (("choose/kinds", choose), ("report/kinds", report)):
             rows[name] += [
-                {"image": tasks.draw(drawings, emoji, style, chance), "question": KIND_OF_IT, "answer": kind}
+                {
+                    "id": f"{emoji.concept}, {style}",
+                    "image": tasks.draw(drawings, emoji, style, chance),
+                    "question": KIND_OF_IT,
+                    "answer": kind,
+                }
                 for emoji in part
                 for style in drawings.styles
             ]
