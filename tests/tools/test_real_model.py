@@ -241,6 +241,7 @@ def test_answers_that_hang_on_rounding_are_left_out(packages, monkeypatch):
 
 def test_the_base_answers_greedily_for_eight_tokens(packages):
     model, processor = build.parts(packages, 0)
+    torch.nn.init.normal_(model.model.language_model.norm.weight)  # or it would say its last token again and again
     text = "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n"
     start = ids = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     with torch.no_grad():
