@@ -66,6 +66,9 @@ def _starts(*beginnings: str) -> Callable[[Emoji], bool]:
     return lambda emoji: emoji.subcategory.startswith(beginnings)
 
 
+_NO_VEHICLE = frozenset(
+    "seat station stop light lights traffic sign wheel buoy drum motorway track pump anchor parachute".split()
+)
 KINDS: Mapping[str, Callable[[Emoji], bool]] = {
     "animal": _starts("animal-"),
     "face": _starts("face-"),
@@ -78,9 +81,6 @@ KINDS: Mapping[str, Callable[[Emoji], bool]] = {
         and not set(emoji.concept.split()) & _NO_VEHICLE
     ),
 }
-_NO_VEHICLE = frozenset(
-    "seat station stop light lights traffic sign wheel buoy drum motorway track pump anchor parachute".split()
-)
 _NAMED = ("animal-", "plant-", "food-", "drink", "dishware", "clothing", "tool", "musical", "household", "sky")
 
 
