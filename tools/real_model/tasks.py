@@ -32,8 +32,8 @@ class Sizes:
         instructions: to choose and to report on.
     """
 
-    kind: tuple[int, int, int] = (70, 7, 18)
-    kind_pictures: int = 140
+    kind: tuple[int, int, int] = (40, 7, 18)
+    kind_pictures: int = 80
     named: tuple[int, int] = (30, 50)
     name_pictures: int = 2
     capitals: tuple[int, int] = (60, 120)
