@@ -1,0 +1,1 @@
+"""A real model and its tasks, out of packages of public registries."""
