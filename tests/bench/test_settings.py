@@ -107,8 +107,9 @@ def test_every_method_is_in_every_shipped_bench(path):
 
 def class_of(name):
     """The public name of the class behind an entry: some have the same."""
-    shared = {"OPLoRA": "Lora", "LoraNullSpace": "Lora", "SelfAttention": "Full", "GateUp": "Full"}
-    return shared.get(name, name.removesuffix("Replay").removesuffix("Rows"))
+    if name.startswith("Full") or name in ("SelfAttention", "GateUp"):
+        return "Full"
+    return {"OPLoRA": "Lora", "LoraNullSpace": "Lora"}.get(name, name.removesuffix("Replay").removesuffix("Rows"))
 
 
 WORLD = read_settings(next(path for path in SHIPPED if path.stem == "world"), METHODS)
