@@ -11,7 +11,7 @@ from dowser_pl.methods.grafting import Grafting
 from dowser_pl.methods.half_fine_tuning import HalfFineTuning
 from dowser_pl.methods.highest_importance import HighestImportance
 from dowser_pl.methods.l2sp import L2SP
-from dowser_pl.methods.lora import Lora
+from dowser_pl.methods.lora import Lora, LoraStart
 from dowser_pl.methods.magnitude import Magnitude
 from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
@@ -39,6 +39,7 @@ __all__ = [
     "HighestImportance",
     "Layer",
     "Lora",
+    "LoraStart",
     "Magnitude",
     "Method",
     "MoFO",

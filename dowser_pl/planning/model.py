@@ -95,6 +95,10 @@ def kept_by(method: Any, network: Any, layers: Mapping[str, nn.Linear]) -> Kept:
         sides = [side for each in adapters.matrices.values() for side in (each.in_features, each.out_features)]
         every = sum(part.in_features * part.out_features for part in layers.values())
         return Kept(apart=every, shared=sum(min(method.preserve, side) * (side * 4 + 4) for side in sides))
+    if isinstance(method, Lora) and method.start is not None and adapters is not None:
+        first = sum(layers[name].weight.numel() for name in adapters.sources)
+        every = sum(part.weight.numel() for part in layers.values())
+        return Kept(shared=4 * (every - (every - (first if method.start.freeze else 0)) // 2))
     return Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
 
 

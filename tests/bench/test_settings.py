@@ -109,7 +109,9 @@ def class_of(name):
     """The public name of the class behind an entry: some have the same."""
     if name.startswith("Full") or name in ("SelfAttention", "GateUp"):
         return "Full"
-    return {"OPLoRA": "Lora", "LoraNullSpace": "Lora"}.get(name, name.removesuffix("Replay").removesuffix("Rows"))
+    if name in ("OPLoRA", "LoraNullSpace", "LoRANull", "CorDA"):
+        return "Lora"
+    return name.removesuffix("Replay").removesuffix("Rows")
 
 
 WORLD = read_settings(next(path for path in SHIPPED if path.stem == "world"), METHODS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.methods import Anchor, Lora, MoFO, NullSpace, NullSpaceSettings, SoftDowser
+from dowser_pl.methods import Anchor, Lora, LoraStart, MoFO, NullSpace, NullSpaceSettings, SoftDowser
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.planning import kept_by
@@ -65,6 +65,9 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     preserved = kept_by(Lora(preserve=3), model, parts)
     sides = sum(each.in_features + each.out_features for each in layers.values())
     assert preserved == Kept(apart=2 * sides, shared=3 * (4 * sides + 4 * 2 * 7 * 2))
+    assert kept_by(Lora(start=LoraStart()), model, parts) == Kept(shared=4 * sides), "one of two ranks on each side"
+    outer, inner = (sum(getattr(each, side) for each in layers.values()) for side in ("out_features", "in_features"))
+    assert kept_by(Lora(start=LoraStart(freeze=True)), model, parts) == Kept(shared=4 * (outer + 2 * inner))
 
 
 def test_weights_alone_are_not_looked_at():
