@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dowser_pl.functional.adapter_starts import corda_start, lora_null_start
 
@@ -88,3 +89,27 @@ def test_what_cannot_begin_is_refused(rule):
             started(rule, weight, odd, 2)
     with pytest.raises(ValueError, match="expected finite numbers"):
         started(rule, np.full((5, 7), np.inf), moment, 2)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((5, 7), 2), ((9, 6), 3)])
+def test_corda_is_what_peft_makes_of_the_same_moment(shape, rank):
+    peft = pytest.importorskip("peft")
+    corda = pytest.importorskip("peft.tuners.lora.corda")
+    weight, moment = drawn(*shape)
+    model = nn.Sequential()
+    model.add_module("matrix", nn.Linear(shape[1], shape[0], bias=False))
+    model.matrix.weight.data = torch.tensor(weight).float()
+    settings = peft.tuners.lora.config.CordaConfig(corda_method="kpm")
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["matrix"], init_lora_weights="corda")
+    config.corda_config = settings
+    model.matrix.covariance_matrix = torch.tensor(moment).float()
+    model.matrix.corda_method, model.matrix.rank = "kpm", rank
+    corda.collect_eigens(model, config, False)
+    corda.crop_corda_eigens(model, config)
+    adapted = peft.get_peft_model(model, config).base_model.model.matrix
+    left, right = started("corda", weight, moment, rank)
+    second, first = (part.default.weight.detach().double().numpy() for part in (adapted.lora_B, adapted.lora_A))
+    np.testing.assert_allclose(2 * second @ first, left @ right, atol=2e-4)
+    np.testing.assert_allclose(2 * second.T @ second, left.T @ left, atol=2e-4)  # as evenly split between the two
+    kept = adapted.base_layer.weight.detach().double().numpy()
+    np.testing.assert_allclose(kept, weight - left @ right, atol=2e-4)
