@@ -17,6 +17,7 @@ from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
 from dowser_pl.methods.mofo import MoFO
 from dowser_pl.methods.null_space import NullSpace, NullSpaceSettings
+from dowser_pl.methods.osf import OSF
 from dowser_pl.methods.random import Random
 from dowser_pl.methods.soft_dowser import SoftDowser
 from dowser_pl.methods.spider import Spider
@@ -27,6 +28,7 @@ from dowser_pl.methods.wise import Wise
 __all__ = [
     "FAPM",
     "L2SP",
+    "OSF",
     "AfterFit",
     "Agreement",
     "Anchor",

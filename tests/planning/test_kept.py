@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.methods import Anchor, Lora, LoraStart, MoFO, NullSpace, NullSpaceSettings, SoftDowser
+from dowser_pl.methods import OSF, Anchor, Lora, LoraStart, MoFO, NullSpace, NullSpaceSettings, SoftDowser
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.planning import kept_by
@@ -57,6 +57,8 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     assert kept_by(Anchor(), model, layers) == Kept(1, 0)
     assert kept_by(SoftDowser(), model, layers) == Kept(1, 2)
     assert kept_by(MoFO(), model, layers) == Kept(1, 1)
+    both = 2 * 4 * (2 * 16 * (32 + 32 + 1) + 2 * 8 * (16 + 32 + 1) + 3 * 16 * (32 + 48 + 1))  # q o, k v, the MLP
+    assert kept_by(OSF(), model, layers) == Kept(1, apart=2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48), shared=both)
     parts = Adapters(model, layers, LoraSettings(r=2)).parts
     assert kept_by(Lora(), model, parts) == Kept()
     adapted = kept_by(Lora(NullSpaceSettings(rank=None)), model, parts)

@@ -26,6 +26,7 @@ from dowser_pl.importance import Factors, Probe, probing_mode
 from dowser_pl.importance.input_directions import first_tokens, input_directions, input_moments, num_words
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import (
+    OSF,
     AfterFit,
     Agreement,
     BeforeFit,
@@ -158,6 +159,8 @@ class MaskBuilder:
             return self._directions(adapters.sources, self.method.null_space, self.pl_module.network.dtype)
         if isinstance(self.method, NullSpace):
             return self._directions(self.layers, self.method, None)
+        if isinstance(self.method, OSF):
+            return self._preserved(self.method)
         return {}
 
     def _singular(self, rank: int) -> dict[str, Directions]:
@@ -167,6 +170,15 @@ class MaskBuilder:
         for (first, layer), second in zip(adapters.sources.items(), adapters.sinks, strict=True):
             outputs, inputs = singular_directions(base_weight(layer), rank)
             found |= {first: self._of_first(inputs), second: self._of_first(outputs)}
+        self.seconds += time.monotonic() - start
+        return found
+
+    def _preserved(self, method: OSF) -> dict[str, Directions]:
+        start, found = time.monotonic(), dict[str, Directions]()
+        for name, layer in self.layers.items():
+            rank = method.rank_of(*layer.weight.shape)
+            outputs, inputs = map(self._of_first, singular_directions(layer.weight, rank))
+            found[name] = replace(inputs, outputs=outputs.vectors)
         self.seconds += time.monotonic() - start
         return found
 
