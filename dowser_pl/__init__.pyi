@@ -39,6 +39,7 @@ from dowser_pl.masking import ReportedModule as ReportedModule
 from dowser_pl.masking import TunedModule as TunedModule
 from dowser_pl.methods import FAPM as FAPM
 from dowser_pl.methods import L2SP as L2SP
+from dowser_pl.methods import OSF as OSF
 from dowser_pl.methods import AfterFit as AfterFit
 from dowser_pl.methods import Anchor as Anchor
 from dowser_pl.methods import BeforeFit as BeforeFit

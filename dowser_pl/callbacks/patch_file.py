@@ -10,6 +10,8 @@ from dowser_pl.callbacks.dowser.callback import Dowser
 from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.callbacks.order import find_callback, need_dowser
 from dowser_pl.distributed.tensors import shape_of, to_rank_zero
+from dowser_pl.masking import tuned_module
+from dowser_pl.models.lora import adapters_of
 from dowser_pl.patches import save_patch
 
 __all__ = ["PatchFile"]
@@ -21,7 +23,8 @@ class PatchFile(Callback):
     """Writes `<run>/patch.safetensors`, which `python -m dowser_pl patch` applies, removes and stacks.
 
     Args:
-        enabled: write the file when training ends; not done where more than half of all entries were trained.
+        enabled: write the file when training ends; not done where more than half of all entries were trained, or with
+            adapters, which are a small file themselves.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -46,6 +49,9 @@ class PatchFile(Callback):
             rank_zero_info(
                 f"No patch: {entries.num_trainable:,} of {total:,} entries may move; share the exported folder"
             )
+            return
+        if adapters_of(tuned_module(pl_module, self).network) is not None:
+            rank_zero_info("No patch: what moved is adapters; share their folder, or that of the model")
             return
         state, tensors = entries.state_dict(base=False), pl_module.state_dict()
         tensors = to_rank_zero({key: tensors[key] for key in base.whole})

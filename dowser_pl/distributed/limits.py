@@ -58,6 +58,11 @@ def no_training(method: Any, after_fit: bool, curve: bool, checkpoint: str) -> s
             f"got preserve {preserve} with weights that are sharded over processes, expected whole ones: directions of "
             f"outputs are taken out of all rows at once; {_INSTEAD}"
         )
+    if getattr(method, "start", None) is not None:
+        return (
+            "got start with weights that are sharded over processes, expected whole ones: a half of each adapter is "
+            f"made of its whole matrix, and held; {_INSTEAD}"
+        )
     if checkpoint == "full" and (curve or after_fit):
         asked = "curve and budget change" if curve else f"dowser.method {type(method).__name__} changes"
         return (

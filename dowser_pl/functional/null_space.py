@@ -34,11 +34,13 @@ class Directions:
         vectors: (I, r), orthonormal columns: U; of outputs (O, r).
         shares: (r,) float32 in (0, 1], how much of each is taken out: d, falling.
         left: whether these are directions of outputs, taken out from the left.
+        outputs: (O, r), orthonormal columns, where as much is taken out from the left as well; None = nothing.
     """
 
     vectors: Tensor
     shares: Tensor
     left: bool = False
+    outputs: Tensor | None = None
 
 
 def directions_of(moment: Tensor, eps: float, rank: int | None) -> Directions:
@@ -82,20 +84,24 @@ def check_directions(eps: float, rank: int | None) -> None:
 
 
 def taken_out(move: Tensor, directions: Directions) -> Tensor:
-    """`D U diag(d) U^T`, or `U diag(d) U^T D` of outputs, what `projected` leaves out of a move.
+    """`D U diag(d) U^T`, or `U diag(d) U^T D` of outputs, or of both, what `projected` leaves out of a move.
 
     Args:
         move: (O, I), D.
         directions: of its inputs or outputs; taken in the dtype of the move.
     """
-    vectors = directions.vectors.to(move.dtype)
+    vectors, shares = directions.vectors.to(move.dtype), directions.shares.to(move.dtype)
     if directions.left:
-        return vectors @ (directions.shares.to(move.dtype)[:, None] * (vectors.T @ move))
-    return ((move @ vectors) * directions.shares.to(move.dtype)) @ vectors.T
+        return vectors @ (shares[:, None] * (vectors.T @ move))
+    taken = ((move @ vectors) * shares) @ vectors.T
+    if directions.outputs is None:
+        return taken
+    outputs = directions.outputs.to(move.dtype)
+    return taken + outputs @ (shares[:, None] * (outputs.T @ (move - taken)))
 
 
 def projected(move: Tensor, directions: Directions) -> Tensor:
-    """`D P = D - D U diag(d) U^T`, or `P D` of outputs; the bits of the move where there are no directions.
+    """`D P = D - D U diag(d) U^T`, `P D` of outputs, or `P D P'`; the bits of the move where there are no directions.
 
     Args:
         move: (O, I), D.

@@ -25,6 +25,7 @@ from dowser_pl.functional.random_streams import stream
 __all__ = ["singular_directions"]
 
 _SMALL = 1024  # outputs or inputs up to which all singular vectors are computed
+_FEW = 4  # so many times fewer than all are few; of more, all take no longer
 _MORE = 64  # random vectors beyond k
 _ROUNDS = 24  # of multiplying by W W^T
 
@@ -50,7 +51,8 @@ def singular_directions(weight: Tensor, rank: int) -> tuple[Directions, Directio
     exact = weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64)
     if not bool(exact.isfinite().all()):
         raise DowserError(f"got a matrix of shape {tuple(weight.shape)} with entries that are not finite numbers")
-    left, right = _leading(exact, rank) if least <= _SMALL else _iterated(exact, rank)
+    small = least <= max(_SMALL, _FEW * rank)
+    left, right = _leading(exact, rank) if small else _iterated(exact, rank)
     shares = torch.ones(rank, dtype=torch.float32, device=weight.device)
     return (
         Directions(left.float().contiguous(), shares, left=True),

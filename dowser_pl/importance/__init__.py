@@ -3,7 +3,7 @@
 from dowser_pl.importance.cache import Cache, Request, digest, fingerprint, load_factors, read_head, save_factors
 from dowser_pl.importance.factors import Factors
 from dowser_pl.importance.gram import InputGrams, grouped
-from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, input_directions
+from dowser_pl.importance.input_directions import GRAM_BYTES, first_tokens, input_directions, input_moments
 from dowser_pl.importance.probe import measure, probing_mode
 from dowser_pl.importance.prompts import Prompt, write_prompts
 from dowser_pl.importance.recorder import FACTORS, PRODUCTS
@@ -29,6 +29,7 @@ __all__ = [
     "first_tokens",
     "grouped",
     "input_directions",
+    "input_moments",
     "load_factors",
     "measure",
     "probing_mode",

@@ -8,7 +8,7 @@ Legend: I inputs of a matrix, r directions of them.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from dowser_pl.importance.gram import InputGrams, grouped
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
 
-__all__ = ["GRAM_BYTES", "first_tokens", "input_directions", "num_words"]
+__all__ = ["GRAM_BYTES", "first_tokens", "input_directions", "input_moments", "num_words"]
 
 GRAM_BYTES = 1 << 32
 """Bytes of second moments that are summed in one pass over the rows."""
@@ -61,19 +61,18 @@ def input_directions(
 ) -> dict[str, Directions]:
     """Measure what every matrix takes in on the prompts, and keep its directions.
 
-    Several processes share the prompts, run the model equally often, and all get the directions of the first.
+    All processes get the directions of the first.
 
     Args:
-        model: runs the prompts; in `probing_mode`.
-        layers: run-time name -> linear module.
-        blocks: name -> the decoder layer it lies in; see `dowser_pl.models.layers.find_blocks`.
-        prompts: whose every token of text counts alike; the positions of a picture count together at most as much as
-            the text of its row, of which there is much less.
+        model: see `input_moments`.
+        layers: see there.
+        blocks: see there.
+        prompts: see there.
         eps: see `dowser_pl.functional.null_space.directions_of`.
         rank: see there.
-        batch_size: prompts that are run at a time; of encoder-decoders one.
-        text_inputs: what the model takes for tokens and their mask, where that is more than the two.
-        limit: bytes of second moments in one pass over the prompts; one decoder layer is measured whatever it takes.
+        batch_size: see `input_moments`.
+        text_inputs: see there.
+        limit: see there.
         dtype: of the vectors; None = that of the weight, which packed weights do not have.
 
     Returns:
@@ -84,20 +83,53 @@ def input_directions(
         DowserError: if there are no prompts, or a matrix takes nothing in.
     """
     check_directions(eps, rank)
+    found: dict[str, Directions] = {}
+    for names, moment in input_moments(model, layers, blocks, prompts, batch_size, text_inputs, limit):
+        directions = directions_of(moment, eps, rank)
+        found |= dict.fromkeys(names, _same_on_all(directions, dtype or layers[names[0]].weight.dtype))
+    return {name: found[name] for name in layers}
+
+
+def input_moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    blocks: Mapping[str, str],
+    prompts: Sequence[Prompt],
+    batch_size: int = 16,
+    text_inputs: TextInputs = plain_text,
+    limit: int = GRAM_BYTES,
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Measure what every matrix takes in on the prompts.
+
+    Several processes share the prompts, and run the model equally often.
+
+    Args:
+        model: runs the prompts; in `probing_mode`.
+        layers: run-time name -> linear module.
+        blocks: name -> the decoder layer it lies in; see `dowser_pl.models.layers.find_blocks`.
+        prompts: whose every token of text counts alike; the positions of a picture count together at most as much as
+            the text of its row, of which there is much less.
+        batch_size: prompts that are run at a time; of encoder-decoders one.
+        text_inputs: what the model takes for tokens and their mask, where that is more than the two.
+        limit: bytes of second moments in one pass over the prompts; one decoder layer is measured whatever it takes.
+
+    Yields:
+        The names of matrices that share an input, and (I, I) float32, the mean of h h^T over it. It is let go of then.
+
+    Raises:
+        DowserError: if there are no prompts, or a matrix takes nothing in.
+    """
     if not prompts:
         raise DowserError("got no prompts to measure inputs on, expected at least one")
     batches = [[prompts[number] for number in numbers] for numbers in alike(prompts, batch_size)]
-    found: dict[str, Directions] = {}
     for group in grouped(layers, blocks, limit):
         grams = _summed(model, group, batches, text_inputs)
-        of_owner: dict[str, Directions] = {}
-        for name, layer in group.items():
-            owner = grams.shared_with(name)
-            if owner not in of_owner:
-                of_owner[owner] = _same_on_all(directions_of(grams.mean(name), eps, rank), dtype or layer.weight.dtype)
-                del grams.sums[owner]
-            found[name] = of_owner[owner]
-    return found
+        owners: dict[str, list[str]] = {}
+        for name in group:
+            owners.setdefault(grams.shared_with(name), []).append(name)
+        for owner, names in owners.items():
+            yield names, grams.mean(owner)
+            del grams.sums[owner]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from dowser_pl.masking.gradients import (
     leave_out_of_buckets,
     make_optimizer,
 )
+from dowser_pl.masking.held import HeldEntries
 from dowser_pl.masking.nested import NestedUpdates
 from dowser_pl.masking.projected import ProjectedEntries, ShardedProjectedEntries
 from dowser_pl.masking.sharded import ShardedDenseEntries, ShardedEntries, ShardedSoftEntries, frozen_of, local_state
@@ -31,6 +32,7 @@ __all__ = [
     "Changes",
     "CompactEntries",
     "DenseEntries",
+    "HeldEntries",
     "LocalParameters",
     "NestedUpdates",
     "ProjectedEntries",

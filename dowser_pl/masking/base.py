@@ -235,7 +235,7 @@ class Protection(ABC):
         return digest(self.weights[name].detach().masked_fill(self.masks[name], 0))
 
 
-SHARED = ("vectors", "left", "shares")
+SHARED = ("vectors", "left", "outputs", "shares")
 """Kinds of a matrix' state that no process holds a part of."""
 
 

@@ -12,13 +12,17 @@ __all__ = ["as_shared", "bytes_of", "stored_directions"]
 
 
 def as_shared(found: Directions | None) -> dict[str, Tensor]:
-    """Kinds of a matrix' state: `vectors` (I, r), or `left` (O, r) of outputs, and `shares` (r,); none without any."""
-    return {} if found is None else {"left" if found.left else "vectors": found.vectors, "shares": found.shares}
+    """Kinds of a matrix' state: `vectors` (I, r), `left` or also `outputs` (O, r), `shares` (r,); none without any."""
+    if found is None:
+        return {}
+    outputs = {} if found.outputs is None else {"outputs": found.outputs}
+    return {"left" if found.left else "vectors": found.vectors, "shares": found.shares} | outputs
 
 
 def bytes_of(directions: Mapping[str, Directions]) -> int:
     """Memory that directions take, those that are shared once."""
-    return sum(each.vectors.nbytes + each.shares.nbytes for each in dict.fromkeys(directions.values()))
+    kept = [as_shared(each) for each in dict.fromkeys(directions.values())]
+    return sum(tensor.nbytes for each in kept for tensor in each.values())
 
 
 def stored_directions(state: State, weights: Mapping[str, nn.Parameter]) -> dict[str, Directions]:
@@ -33,11 +37,13 @@ def stored_directions(state: State, weights: Mapping[str, nn.Parameter]) -> dict
         if "shares" not in each:
             continue
         device, left = weights[name].device, "left" in each
-        loaded = Directions(each["left" if left else "vectors"].to(device), each["shares"].to(device), left)
+        vectors, shares = (each[kind].to(device) for kind in ("left" if left else "vectors", "shares"))
+        loaded = Directions(vectors, shares, left, each["outputs"].to(device) if "outputs" in each else None)
         known = (other for other in dict.fromkeys(found.values()) if _equal(other, loaded))
         found[name] = next(known, loaded)
     return found
 
 
 def _equal(one: Directions, other: Directions) -> bool:
-    return one.left == other.left and torch.equal(one.shares, other.shares) and torch.equal(one.vectors, other.vectors)
+    kinds, others = as_shared(one), as_shared(other)
+    return kinds.keys() == others.keys() and all(torch.equal(kinds[kind], others[kind]) for kind in kinds)

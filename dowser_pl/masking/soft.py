@@ -6,9 +6,10 @@ the rule made of the base (4 bytes an entry each), the latter two where the rule
 worked on, in float32.
 
 Where the inputs of a matrix have directions to be left alone, the optimizer trains the offset D from the base, and the
-matrix holds W0 + D P (`dowser_pl/functional/null_space.py`). Every step of any optimizer is thus multiplied by P, and
-its weight decay pulls to the base. A checkpoint has what the matrix holds as `values`, since those who read it want the
-model, and D as `offset`. With no direction to leave alone, P is 1, and the matrix trains as any other, to the bit.
+matrix holds W0 + D P (`dowser_pl/functional/null_space.py`), or W0 + P D P' where its outputs have some too. Every step
+of any optimizer is thus multiplied by P, and its weight decay pulls to the base. A checkpoint has what the matrix holds
+as `values`, since those who read it want the model, and D as `offset`. With no direction to leave alone, P is 1, and
+the matrix trains as any other, to the bit.
 
 Legend: O outputs, I inputs of a matrix, k = O * I.
 """
@@ -236,12 +237,15 @@ def _check_covered(weights: Mapping[str, nn.Parameter], directions: Mapping[str,
     """Refuse matrices that would train without what protects them.
 
     Raises:
-        DowserError: naming the first without directions, or with those of other inputs.
+        DowserError: naming the first without directions, or with those of another matrix.
     """
     for name, weight in weights.items():
-        inputs = len(directions[name].vectors) if name in directions else 0
-        if weight.dim() != 2 or inputs != weight.shape[1]:
+        found = directions.get(name)
+        inputs = 0 if found is None else len(found.vectors)
+        outputs = None if found is None or found.outputs is None else len(found.outputs)
+        if weight.dim() != 2 or inputs != weight.shape[1] or outputs not in (None, weight.shape[0]):
+            sides = f"{inputs} inputs" + ("" if outputs is None else f" and {outputs} outputs")
             raise DowserError(
-                f"{name} of shape {tuple(weight.shape)} got directions of {inputs} inputs, expected those of its own: "
+                f"{name} of shape {tuple(weight.shape)} got directions of {sides}, expected those of its own: "
                 "it would train unprotected. Measure them on this model, with all of its tuned matrices"
             )

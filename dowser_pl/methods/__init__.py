@@ -11,12 +11,13 @@ from dowser_pl.methods.grafting import Grafting
 from dowser_pl.methods.half_fine_tuning import HalfFineTuning
 from dowser_pl.methods.highest_importance import HighestImportance
 from dowser_pl.methods.l2sp import L2SP
-from dowser_pl.methods.lora import Lora
+from dowser_pl.methods.lora import Lora, LoraStart
 from dowser_pl.methods.magnitude import Magnitude
 from dowser_pl.methods.model_dowser import ModelDowser
 from dowser_pl.methods.model_tailor import ModelTailor
 from dowser_pl.methods.mofo import MoFO
 from dowser_pl.methods.null_space import NullSpace, NullSpaceSettings
+from dowser_pl.methods.osf import OSF
 from dowser_pl.methods.random import Random
 from dowser_pl.methods.soft_dowser import SoftDowser
 from dowser_pl.methods.spider import Spider
@@ -27,6 +28,7 @@ from dowser_pl.methods.wise import Wise
 __all__ = [
     "FAPM",
     "L2SP",
+    "OSF",
     "AfterFit",
     "Agreement",
     "Anchor",
@@ -39,6 +41,7 @@ __all__ = [
     "HighestImportance",
     "Layer",
     "Lora",
+    "LoraStart",
     "Magnitude",
     "Method",
     "MoFO",

@@ -264,8 +264,8 @@ class EachStep(Method):
 
     Attributes:
         sums_gradients: whether `step` wants the sum of all gradients so far.
-        needs_directions: whether matrices train in the null space of their inputs on rows that the model wrote, with
-            `eps`, `rank` and `tokens` as `NullSpace` has them; `step` and `penalty` are not asked then.
+        needs_directions: whether matrices train off directions that are found before training, as those of `NullSpace`
+            and `OSF` do; `step` and `penalty` are not asked then.
         needs_moment: whether `filtered` is asked, for which values are kept while a step is made (4 bytes an entry) and
             the optimizer must be Adam.
     """

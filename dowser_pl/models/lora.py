@@ -63,6 +63,7 @@ class Adapters:
     Attributes:
         parts: run-time name -> A (r, I) and B (O, r) of every adapter, float32.
         mergeable: whether the matrices can take the adapters in; quantized ones would lose most of them.
+        scale: alpha / r.
     """
 
     def __init__(self, model: PreTrainedModel, layers: Mapping[str, nn.Linear], settings: LoraSettings) -> None:
@@ -78,6 +79,7 @@ class Adapters:
         self.mergeable = not any(is_quantized(layer) for layer in layers.values())
         if not self.mergeable:
             keep_as_loaded(model)
+        self.scale = settings.alpha / settings.r
         self.parts: dict[str, nn.Linear] = {}
         self._model = inject_adapter_in_model(config, model)
         self._names = list(layers)

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dowser_pl.methods import EachStep, Lora, NullSpace
+from dowser_pl.methods import OSF, EachStep, Lora, NullSpace
 from dowser_pl.models.layers import decoder_layers
-from dowser_pl.models.lora import adapters_of
+from dowser_pl.models.lora import Adapters, adapters_of
 from dowser_pl.models.quantized import is_quantized, scale_bytes
 from dowser_pl.models.shared_inputs import input_owners
 from dowser_pl.planning.activations import Batch, Decoder, activation_bytes
@@ -86,16 +86,29 @@ def kept_by(method: Any, network: Any, layers: Mapping[str, nn.Linear]) -> Kept:
         widths = {name: (layer.in_features, layer.weight.dtype.itemsize) for name, layer in layers.items()}
         every = sum(layer.in_features * layer.out_features for layer in layers.values())
         return Kept(1, apart=every, shared=_direction_bytes(method.rank, network, widths))
+    if isinstance(method, OSF):
+        sides = [(layer.out_features, layer.in_features) for layer in layers.values()]
+        shared = sum(4 * method.rank_of(outputs, inputs) * (outputs + inputs + 1) for outputs, inputs in sides)
+        return Kept(1, apart=sum(outputs * inputs for outputs, inputs in sides), shared=shared)
     adapters = adapters_of(network)
-    if isinstance(method, Lora) and method.null_space is not None and adapters is not None:
-        widths = {name: (each.in_features, network.dtype.itemsize) for name, each in adapters.matrices.items()}
-        first = sum(layers[name].out_features * each.in_features for name, each in adapters.sources.items())
-        return Kept(apart=first, shared=_direction_bytes(method.null_space.rank, network, widths))
-    if isinstance(method, Lora) and method.preserve is not None and adapters is not None:
-        sides = [side for each in adapters.matrices.values() for side in (each.in_features, each.out_features)]
-        every = sum(part.in_features * part.out_features for part in layers.values())
-        return Kept(apart=every, shared=sum(min(method.preserve, side) * (side * 4 + 4) for side in sides))
+    if isinstance(method, Lora) and adapters is not None:
+        return _beside_adapters(method, adapters, network, layers)
     return Kept(1, method.num_kept) if isinstance(method, EachStep) else Kept()
+
+
+def _beside_adapters(method: Lora, adapters: Adapters, network: Any, parts: Mapping[str, nn.Linear]) -> Kept:
+    """As `kept_by`, of A and B of adapters."""
+    every = sum(part.in_features * part.out_features for part in parts.values())
+    first = sum(parts[name].in_features * parts[name].out_features for name in adapters.sources)
+    if method.null_space is not None:
+        widths = {name: (each.in_features, network.dtype.itemsize) for name, each in adapters.matrices.items()}
+        return Kept(apart=first, shared=_direction_bytes(method.null_space.rank, network, widths))
+    if method.preserve is not None:
+        sides = [side for each in adapters.matrices.values() for side in (each.in_features, each.out_features)]
+        return Kept(apart=every, shared=sum(min(method.preserve, side) * (side * 4 + 4) for side in sides))
+    if method.start is not None:
+        return Kept(shared=4 * (first + (every - first) // 2 if method.start.freeze else every // 2))
+    return Kept()
 
 
 def _direction_bytes(most: int | None, network: Any, widths: Mapping[str, tuple[int, int]]) -> int:

@@ -108,9 +108,11 @@ def test_every_method_is_in_every_bench_of_the_world(name):
 
 def class_of(name):
     """The public name of the class behind an entry: some have the same."""
-    shared = {"OPLoRA": "Lora", "LoraNullSpace": "Lora"}
-    shared |= dict.fromkeys(["SelfAttention", "GateUp", "KLToBase", "TokenMasking"], "Full")
-    return shared.get(name, name.removesuffix("Replay").removesuffix("Rows"))
+    if name.startswith("Full") or name in ("SelfAttention", "GateUp", "KLToBase", "TokenMasking"):
+        return "Full"
+    if name in ("OPLoRA", "LoraNullSpace", "LoRANull", "CorDA"):
+        return "Lora"
+    return name.removesuffix("Replay").removesuffix("Rows")
 
 
 WORLD = read_settings(next(path for path in SHIPPED if path.stem == "world"), METHODS)

@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeyp
     whole, dowser = fit(model_folder, tmp_path / "whole", method, **options)
     with pytest.raises(Killed):
         fit(model_folder, tmp_path / "cut", method, callbacks=[KillAt(4)], **options)
-    monkeypatch.setattr(masks, "input_directions", lambda *_: pytest.fail("measured tuned weights"))
+    monkeypatch.setattr(masks, "input_directions", lambda **_: pytest.fail("measured tuned weights"))
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     resumed, again = fit(model_folder, tmp_path / "cut", method, last, **options)
     assert all(torch.equal(value, weights_of(whole)[key]) for key, value in weights_of(resumed).items())

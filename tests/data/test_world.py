@@ -180,6 +180,41 @@ def test_validation_never_touches_test_or_training_digits():
     assert not train & measured and not (train | measured) & tested
 
 
+def test_upstream_rows_are_mixed_in_at_a_share():
+    learnt, mixed = (WorldData(num_train=30, upstream_share=share).train_conversations() for share in (0.0, 0.4))
+    assert [fingerprint_of(row) for row in mixed[:30]] == [fingerprint_of(row) for row in learnt]
+    names = [row.id.split()[0] for row in mixed[30:]]
+    assert names == [*UPSTREAM, *UPSTREAM]  # 20 of 50
+    assert len({row.id for row in mixed}) == 50
+    for name, row in zip(names[-len(UPSTREAM) :], mixed[-len(UPSTREAM) :], strict=True):
+        example = drawn(name, "train", 2)[1]
+        assert row.messages[0] == user_turn(example) and row.images == ([example.scene] if example.scene else [])
+        assert row.messages[1] == {"role": "assistant", "content": [{"type": "text", "text": example.answer}]}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_no_upstream_row_that_is_trained_on_is_asked(split):
+    data = WorldData(split=split, num_eval=100, num_train=100, upstream_share=0.9)
+    trained = {shown(row) for row in data.train_conversations()[100:]}
+    asked = {shown(row) for task in data.evaluation_tasks()[1:] for row in task.questions}
+    assert len(trained) > 500 and len(asked) > 500 and not trained & asked
+
+
+def shown(row):
+    """The picture, whatever is asked about it; the question where there is none."""
+    return (
+        sha256(b"".join(image.pixels().tobytes() for image in row.images)).hexdigest()
+        if row.images
+        else str(row.messages[0])
+    )
+
+
+def test_a_share_that_leaves_nothing_to_learn_is_refused():
+    for share in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"upstream_share must be at least 0 and below 1, .* got {share}"):
+            WorldData(upstream_share=share)
+
+
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="num_eval must be at least 1, got 0"):
         WorldData(num_eval=0)

@@ -3,7 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
-from dowser_pl.methods import Lora, NullSpaceSettings
+from dowser_pl.methods import Lora, LoraStart, NullSpaceSettings
 from dowser_pl.models.lora import LoraSettings
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
@@ -20,8 +20,13 @@ def model_folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [(Lora(NULL_SPACE), "ddp"), (Lora(NULL_SPACE), "fsdp2"), (Lora(preserve=4), "ddp")],
-    ids=["ddp", "fsdp2", "preserve-ddp"],
+    [
+        (Lora(NULL_SPACE), "ddp"),
+        (Lora(NULL_SPACE), "fsdp2"),
+        (Lora(preserve=4), "ddp"),
+        (Lora(start=LoraStart(tokens=60)), "ddp"),
+    ],
+    ids=["ddp", "fsdp2", "preserve-ddp", "start-ddp"],
 )
 def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, method, kind):
     """Trained, written, and gone on with from the end."""
@@ -45,9 +50,10 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, method, ki
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
-def test_parts_of_rows_cannot_be_kept_off_directions_of_outputs(model_folder, tmp_path, kind):
-    options = {"method": Lora(preserve=4), "strategy": kind, "module": {"lora": LoraSettings(r=4)}}
-    with pytest.raises(Exception, match="got preserve 4 with weights that are sharded"):
+@pytest.mark.parametrize("named", [{"preserve": 4}, {"start": LoraStart()}], ids=["preserve", "start"])
+def test_what_takes_whole_matrices_is_refused_where_they_are_sharded(model_folder, tmp_path, kind, named):
+    options = {"method": Lora(**named), "strategy": kind, "module": {"lora": LoraSettings(r=4)}}
+    with pytest.raises(Exception, match=f"got {next(iter(named))}.* with weights that are sharded"):
         run(fit, tmp_path, model_folder, **options)
 
 

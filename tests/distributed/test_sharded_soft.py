@@ -11,7 +11,7 @@ from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.selection import highest, highest_of_parts
 from dowser_pl.functional.soft_masks import rescaled, standardised
-from dowser_pl.methods import L2SP, Anchor, MoFO, NullSpace, SoftDowser, Spider
+from dowser_pl.methods import L2SP, OSF, Anchor, MoFO, NullSpace, SoftDowser, Spider
 from dowser_pl.strategies.fsdp2 import FSDP2Strategy
 from tests.distributed.fits import difference, fit
 from tests.distributed.harness import alone, run
@@ -121,6 +121,8 @@ NULL_SPACE = {
     "method": NullSpace(rank=4, tokens=40),
 }
 
+OSF_RUN = {"method": OSF()}
+
 
 def fit_null(folder, model, step=None, **options):
     """A run, until so many steps are done."""
@@ -128,10 +130,18 @@ def fit_null(folder, model, step=None, **options):
     return run_it(folder, model, **NULL_SPACE | options)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
-def test_a_null_space_on_two_ranks_is_that_of_one_process(model_folder, tmp_path, kind):
-    one = alone(fit_null, tmp_path / "one", model_folder)
-    first, second = run(fit_null, tmp_path / "two", model_folder, strategy=kind)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        pytest.param("ddp", {}, marks=pytest.mark.slow),
+        ("fsdp2", {}),
+        pytest.param("ddp", OSF_RUN, marks=pytest.mark.slow),
+    ],
+    ids=["ddp", "fsdp2", "osf-ddp"],
+)
+def test_a_null_space_on_two_ranks_is_that_of_one_process(model_folder, tmp_path, kind, options):
+    one = alone(fit_null, tmp_path / "one", model_folder, **options)
+    first, second = run(fit_null, tmp_path / "two", model_folder, strategy=kind, **options)
     assert one.frozen_digest == first.frozen_digest == second.frozen_digest
     assert first.steps == one.steps == 4 and first.counts[1].changed > 0
     assert difference(first, one) <= 1e-5 * one.way and difference(first, second) == 0
@@ -160,6 +170,16 @@ def test_a_null_space_goes_on_bit_by_bit_on_two_ranks_and_on_one(model_folder, t
 def refused(folder, model):
     with pytest.raises(DowserError, match=r"NullSpace in a null space with FSDP1.*keeps rows of matrices whole.*fsdp2"):
         fit_null(folder, model, strategy="fsdp1")
+
+
+def osf_refused(folder, model):
+    with pytest.raises(DowserError, match=r"got preserve 0.5 with weights that are sharded"):
+        fit_null(folder, model, strategy="fsdp2", **OSF_RUN)
+
+
+@pytest.mark.slow
+def test_osf_is_refused_where_weights_are_sharded(model_folder, tmp_path):
+    run(osf_refused, tmp_path, model_folder)
 
 
 def test_a_null_space_of_flat_pieces_is_refused(model_folder, tmp_path):

@@ -28,7 +28,7 @@ def test_every_method_and_its_options_are_there(made):
     for name in ("ModelDowser", "Spider", "Dare", "Ties", "Lora"):
         assert f"\n## {name}\n" in text
     assert "| `dowser.method.update_ratio` | float | `0.1` |" in text
-    assert len(write_docs.methods()) == 20
+    assert len(write_docs.methods()) == 21
 
 
 def test_options_have_type_default_and_meaning(made):

@@ -227,7 +227,7 @@ def test_every_config_names_a_method_and_its_options(path):
     config = yaml.safe_load(path.read_text())["dowser"]["method"]
     cls = getattr(methods, config["class_path"])
     assert cls in ALL or issubclass(cls, EachStep)
-    nested = {"null_space": methods.NullSpaceSettings}
+    nested = {"null_space": methods.NullSpaceSettings, "start": methods.LoraStart}
     options = {k: nested[k](**v) if k in nested else v for k, v in config.get("init_args", {}).items()}
     assert cls(**options).settings()["method"] == config["class_path"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dowser_pl.masking import CompactEntries, DenseEntries
-from dowser_pl.methods import Anchor, Lora, MoFO, NullSpace, NullSpaceSettings, SoftDowser
+from dowser_pl.methods import OSF, Anchor, Lora, LoraStart, MoFO, NullSpace, NullSpaceSettings, SoftDowser
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.planning import kept_by
@@ -60,6 +60,8 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     assert kept_by(Anchor(), model, layers) == Kept(1, 0)
     assert kept_by(SoftDowser(), model, layers) == Kept(1, 2)
     assert kept_by(MoFO(), model, layers) == Kept(1, 1)
+    both = 2 * 4 * (2 * 16 * (32 + 32 + 1) + 2 * 8 * (16 + 32 + 1) + 3 * 16 * (32 + 48 + 1))  # q o, k v, the MLP
+    assert kept_by(OSF(), model, layers) == Kept(1, apart=2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48), shared=both)
     parts = Adapters(model, layers, LoraSettings(r=2)).parts
     assert kept_by(Lora(), model, parts) == Kept()
     adapted = kept_by(Lora(NullSpaceSettings(rank=None)), model, parts)
@@ -68,6 +70,9 @@ def test_all_directions_are_as_many_as_inputs_and_others_have_none():
     preserved = kept_by(Lora(preserve=3), model, parts)
     sides = sum(each.in_features + each.out_features for each in layers.values())
     assert preserved == Kept(apart=2 * sides, shared=3 * (4 * sides + 4 * 2 * 7 * 2))
+    assert kept_by(Lora(start=LoraStart()), model, parts) == Kept(shared=4 * sides), "one of two ranks on each side"
+    outer, inner = (sum(getattr(each, side) for each in layers.values()) for side in ("out_features", "in_features"))
+    assert kept_by(Lora(start=LoraStart(freeze=True)), model, parts) == Kept(shared=4 * (outer + 2 * inner))
 
 
 def test_weights_alone_are_not_looked_at():

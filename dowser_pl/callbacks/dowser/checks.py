@@ -256,6 +256,11 @@ def check_settings(method: Method, update: Form, checkpoint: Content, calibratio
             "the adapters hold, expected compact, which trains values of their own behind a projection; set "
             "--dowser.update compact"
         )
+    if isinstance(method, Lora) and method.start is not None and update == "dense":
+        raise DowserError(
+            "got Lora with start and update 'dense', whose masks are of the base, expected compact, which holds a half "
+            "of each adapter as it begins; set --dowser.update compact"
+        )
 
 
 def check_adapters(method: Method, checkpoint: str, adapters: bool) -> None:

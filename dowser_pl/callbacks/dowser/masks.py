@@ -1,11 +1,11 @@
 """From a base model to masks, or to what a method keeps of it: measure, then decide, the same on every process."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dowser_pl.callbacks.dowser.importance import Importance, ImportancePass, ImportanceRunner, Precision
 from dowser_pl.callbacks.dowser.rows import RowBank
+from dowser_pl.callbacks.dowser.starts import adapter_starts
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.collectives import DistributedReducer
 from dowser_pl.distributed.tensors import covering, full_tensor, is_sharded, shape_of, shard_like, to_local
@@ -22,9 +23,10 @@ from dowser_pl.functional.null_space import Directions
 from dowser_pl.functional.selection import LOCAL
 from dowser_pl.functional.singular import singular_directions
 from dowser_pl.importance import Factors, Probe, probing_mode
-from dowser_pl.importance.input_directions import first_tokens, input_directions, num_words
+from dowser_pl.importance.input_directions import first_tokens, input_directions, input_moments, num_words
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import (
+    OSF,
     AfterFit,
     Agreement,
     BeforeFit,
@@ -44,6 +46,8 @@ from dowser_pl.models.lora import adapters_of
 from dowser_pl.models.quantized import base_weight
 
 __all__ = ["MaskBuilder"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -157,6 +161,8 @@ class MaskBuilder:
             return self._directions(adapters.sources, self.method.null_space, self.pl_module.network.dtype)
         if isinstance(self.method, NullSpace):
             return self._directions(self.layers, self.method, None)
+        if isinstance(self.method, OSF):
+            return self._preserved(self.method)
         return {}
 
     def _singular(self, rank: int) -> dict[str, Directions]:
@@ -165,37 +171,58 @@ class MaskBuilder:
         found: dict[str, Directions] = {}
         for (first, layer), second in zip(adapters.sources.items(), adapters.sinks, strict=True):
             outputs, inputs = singular_directions(base_weight(layer), rank)
-            # of the first process, since kernels may round differently, and vectors have either sign
-            found |= {
-                name: replace(each, vectors=collectives.of_first(each.vectors))
-                for name, each in ((first, inputs), (second, outputs))
-            }
+            found |= {first: _of_first(inputs), second: _of_first(outputs)}
         self.seconds += time.monotonic() - start
         return found
+
+    def _preserved(self, method: OSF) -> dict[str, Directions]:
+        start, found = time.monotonic(), dict[str, Directions]()
+        for name, layer in self.layers.items():
+            rank = method.rank_of(*layer.weight.shape)
+            outputs, inputs = map(_of_first, singular_directions(layer.weight, rank))
+            found[name] = replace(inputs, outputs=outputs.vectors)
+        self.seconds += time.monotonic() - start
+        return found
+
+    def starts(self) -> dict[str, Tensor]:
+        """Name of every A and B -> float32 that it begins with, where the method says; what runs is the base."""
+        adapters = adapters_of(self.pl_module.network)
+        assert adapters is not None and isinstance(self.method, Lora) and self.method.start is not None
+        settings = self.method.start
+
+        def measure(**given: Any) -> dict[str, Tensor]:
+            return adapter_starts(adapters, settings, input_moments(**given))
+
+        return self._measured(adapters.sources, settings.tokens, measure)
 
     def _directions(
         self, layers: dict[str, nn.Linear], settings: NullSpace | NullSpaceSettings, dtype: torch.dtype | None
     ) -> dict[str, Directions]:
+        measure = partial(input_directions, eps=settings.eps, rank=settings.rank, dtype=dtype)
+        return self._measured(layers, settings.tokens, measure)
+
+    def _measured(
+        self, layers: dict[str, nn.Linear], tokens: int, measure: Callable[..., dict[str, T]]
+    ) -> dict[str, T]:
+        """Have the base read so many tokens that it wrote; `measure` gets what `input_moments` takes."""
         start, network = time.monotonic(), self.pl_module.network
-        rows = first_tokens(self.bank.used, settings.tokens)
+        rows = first_tokens(self.bank.used, tokens)
         written = num_words(rows)
-        if written < settings.tokens:
+        if written < tokens:
             rank_zero_warn(
-                f"the base wrote {written:,} tokens, fewer than the {settings.tokens:,} that inputs are to be measured "
+                f"the base wrote {written:,} tokens, fewer than the {tokens:,} that inputs are to be measured "
                 "on, so they are measured on these. Raise --dowser.rows.per_source, or ask for fewer tokens"
             )
         text = text_model(network)
+        model = network if any(row.image for row in rows) else text
         with probing_mode(network), self.precision.context():
-            found = input_directions(
-                network if any(row.image for row in rows) else text,
-                layers,
-                find_blocks(network, layers),
-                rows,
-                settings.eps,
-                settings.rank,
-                self.probe.batch_size,
-                partial(text_inputs, text),
-                dtype=dtype,
+            found = measure(
+                model=model,
+                layers=layers,
+                blocks=find_blocks(network, layers),
+                prompts=rows,
+                batch_size=self.probe.batch_size,
+                text_inputs=partial(text_inputs, text),
             )
         self.seconds += time.monotonic() - start
         return found
@@ -240,6 +267,11 @@ class MaskBuilder:
 
     def _is_sharded(self) -> bool:
         return any(is_sharded(layer.weight) for layer in self.layers.values())
+
+
+def _of_first(found: Directions) -> Directions:
+    """Those of the first process, since kernels may round differently, and vectors have either sign."""
+    return replace(found, vectors=collectives.of_first(found.vectors))
 
 
 def rows_of(layer: Layer) -> Layer:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
+from dowser_pl.callbacks.dowser.starts import trained_parts
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.tensors import is_sharded, shape_of, whole_shapes
 from dowser_pl.functional.masks import num_trainable
@@ -21,6 +22,7 @@ from dowser_pl.masking import (
     BaseModel,
     CompactEntries,
     DenseEntries,
+    HeldEntries,
     ProjectedEntries,
     Protection,
     ShardedEntries,
@@ -68,6 +70,9 @@ def protect(method: Method, update: Form, weights: Mapping[str, nn.Parameter], b
         return _said(method, _soft(weights)(weights, method, builder.priors(method), builder.directions()))
     if isinstance(method, Lora) and method.projects:
         return _said(method, _projected(weights)(weights, builder.directions()))
+    if isinstance(method, Lora) and method.start is not None:
+        trained = trained_parts(weights, method.start)  # refused before anything is measured
+        return _said(method, HeldEntries(weights, builder.starts(), trained))
     return _said(method, _form(update, weights)(weights, builder.masks()))
 
 
@@ -77,6 +82,8 @@ def protect_again(method: Method, update: Form, weights: Mapping[str, nn.Paramet
         return _said(method, _soft(weights).resumed(weights, method, state))
     if isinstance(method, Lora) and method.projects:
         return _said(method, _projected(weights).resumed(weights, state))
+    if isinstance(method, Lora) and method.start is not None:
+        return _said(method, HeldEntries.resumed(weights, trained_parts(weights, method.start), state))
     return _said(method, _form(update, weights).from_state(weights, state))
 
 

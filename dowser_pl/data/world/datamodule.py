@@ -7,7 +7,7 @@ drawn when asked for, and the same arguments draw the same pixels and words on e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from typing import Literal
 
 from dowser_pl.data.base import Conversation, MultimodalData, Question, Task
@@ -35,6 +35,9 @@ class WorldData(MultimodalData):
         max_length: longest training row in tokens; rows of this world have at most 40.
         seed: of the order of the training rows.
         split_batches: share `batch_size` rows among the processes, for the same steps on any number of them.
+        upstream_share: how much of the training rows is of the upstream tasks, as many of each, in [0, 1): experience
+            replay, with rows that the world's model learnt from or might have. What is kept so is no longer kept
+            without data; it bounds what methods without may reach.
     """
 
     def __init__(
@@ -50,8 +53,13 @@ class WorldData(MultimodalData):
         max_length: int | None = None,
         seed: int = 0,
         split_batches: bool = False,
+        upstream_share: float = 0.0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, max_length, seed, split_batches=split_batches)
+        if not 0 <= upstream_share < 1:
+            raise DowserError(
+                f"upstream_share must be at least 0 and below 1, or nothing is learnt; got {upstream_share}."
+            )
         for name, value in {"num_eval": num_eval, "num_train": num_train}.items():
             if value is not None and value < 1:
                 raise DowserError(f"{name} must be at least 1, got {value}.")
@@ -60,20 +68,18 @@ class WorldData(MultimodalData):
         self.num_eval = num_eval
         self.num_train = num_train
         self.world_seed = world_seed
+        self.upstream_share = upstream_share
 
     def train_conversations(self) -> list[Conversation]:
-        """The downstream training rows, one question and answer each."""
+        """The downstream training rows, one question and answer each, and then those of upstream tasks, in turns."""
         tuning = self.split == "validation"
         rows = downstream_examples(self.downstream, "train", tuning, self.world_seed)
         num_rows = self.num_train or num_distinct(self.downstream, tuning)
-        return [
-            Conversation(
-                id=f"{self.downstream} train row {index}",
-                messages=[user_turn(example), _turn("assistant", [{"type": "text", "text": example.answer}])],
-                images=[example.scene] if example.scene else [],
-            )
-            for index, example in enumerate(islice(rows, num_rows))
-        ]
+        learnt = [_training_row(self.downstream, index, each) for index, each in enumerate(islice(rows, num_rows))]
+        known = cycle([(name, examples(name, "train", self.world_seed)) for name in UPSTREAM])
+        num_known = round(num_rows * self.upstream_share / (1 - self.upstream_share))
+        drawn = [(name, next(of_task)) for name, of_task in islice(known, num_known)]
+        return learnt + [_training_row(name, index, each) for index, (name, each) in enumerate(drawn)]
 
     def evaluation_tasks(self) -> list[Task]:
         """The downstream task first, then all upstream tasks, `num_eval` questions each."""
@@ -108,6 +114,14 @@ def user_turn(example: Example) -> Message:
     """The question as a chat message, its picture first."""
     picture = [{"type": "image"}] if example.scene else []
     return _turn("user", [*picture, {"type": "text", "text": example.question}])
+
+
+def _training_row(task: str, index: int, example: Example) -> Conversation:
+    return Conversation(
+        id=f"{task} train row {index}",
+        messages=[user_turn(example), _turn("assistant", [{"type": "text", "text": example.answer}])],
+        images=[example.scene] if example.scene else [],
+    )
 
 
 def _turn(role: str, content: list[dict[str, str]]) -> Message:
