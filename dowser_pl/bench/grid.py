@@ -219,6 +219,8 @@ def _edges(settings: Sequence[Setting], best: Setting) -> dict[str, str]:
     edges = {}
     for name, value in best:
         tried = sorted({dict(setting)[name] for setting in settings})
+        if name == "update_ratio" and value == 1:  # nothing lies beyond all entries
+            continue
         if len(tried) > 1 and value in (tried[0], tried[-1]):
             edges[name] = "lowest" if value == tried[0] else "highest"
     return edges

@@ -121,6 +121,16 @@ def test_a_grid_is_widened_downwards_and_ratios_stay_below_one(tmp_path):
     assert tried[8:] == [{"lr": 2e-4, "update_ratio": 0.05}]
 
 
+def test_all_entries_are_no_edge(tmp_path):
+    """A ratio of 1 may be best, as where nothing is gained by taking moves back; beyond it lies nothing."""
+    grid = {"update_ratio": [0.4, 0.8, 0.9, 1.0]}
+    ratios = {("Dare", rate, ratio): ratio / 10 for rate in (2e-4, 4e-4) for ratio in grid["update_ratio"]}
+    plan = plan_of(tmp_path, FULL | ratios, only=["Dare"], widen=2, methods__Dare__grid=grid)
+    dare = plan.settings.methods["Dare"]
+    assert dict(plan.choice(GROUP, dare).setting) == {"lr": 2e-4, "update_ratio": 1.0}
+    assert plan.choice(GROUP, dare).edges == {} and len(plan.tuning(GROUP, dare)) == 8
+
+
 def test_after_another_only_the_higher_learning_rate_is_an_edge(tmp_path):
     """Lower ones were tried by that method itself."""
     for rate, edges in ((2e-4, {}), (4e-4, {"lr": "highest"})):
