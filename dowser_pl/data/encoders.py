@@ -198,9 +198,10 @@ def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None)
         return
     images: Any = getattr(processor, "image_processor", None)
     if not _counts_pixels(images):
+        name = type(images or processor).__name__
         raise DowserError(
-            f"{' and '.join(asked)}: got {', '.join(map(str, asked.values()))}, but {type(images or processor).__name__} "
-            "does not resize images to a number of pixels (those of Qwen-VL do). Leave the settings out for this model."
+            f"{' and '.join(asked)}: got {', '.join(map(str, asked.values()))}, but {name} does not resize images to a "
+            "number of pixels (those of Qwen-VL do). Leave the settings out for this model."
         )
     changed = type(images).from_dict({**images.to_dict(), **asked})
     smallest, largest = _limits(changed)
