@@ -228,7 +228,7 @@ class Encoder(ABC):
 
     def image_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) bool: where the model will put image features."""
-        ids = list(getattr(self.processor, "image_token_ids", None) or [])
+        ids = list(getattr(self.processor, "image_token_ids", None) or []) if self.reads_images else []
         if self.image_token is not None:
             ids.append(self.tokenizer.convert_tokens_to_ids(self.image_token))
         return torch.isin(input_ids, torch.tensor([i for i in ids if i is not None], dtype=input_ids.dtype))
