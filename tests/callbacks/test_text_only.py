@@ -49,7 +49,7 @@ def test_a_run_leaves_all_but_a_tenth_as_it_was(family, tmp_path, capsys):
     matrices = {name for name in before if any(part in name for part in ("self_attn", "mlp")) and "norm" not in name}
     matrices = {name for name in matrices if name.endswith("weight")}
     assert {name for name, count in moved.items() if count} == matrices
-    assert all(moved[name] <= before[name].numel() // 10 for name in matrices)
+    assert all(moved[name] <= round(before[name].numel() * 0.1) for name in matrices)
     assert sum(moved.values()) == report["trainable"]["changed"] and report["frozen"]["changed"] == 0
     texts = ["red dog", "what colour is the sky ?"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
@@ -98,7 +98,7 @@ def test_it_is_tuned_as_the_decoder_of_a_multimodal_model_is(tmp_path):
         masks = {key.replace("language_model.", ""): mask for key, mask in entries.masks.items()}
         weights = {key.replace("language_model.", ""): each.detach() for key, each in entries.weights.items()}
         report = json.loads((tmp_path / name / "run" / "report.json").read_text())
-        runs[name] = masks, weights, {each["name"]: each["after"] for each in report["tasks"]}
+        runs[name] = masks, weights, report["tasks"]
     (masks, weights, scores), (its_masks, its_weights, its_scores) = runs.values()
     assert len(masks) == 21 and same(masks, its_masks) and same(weights, its_weights) and scores == its_scores
 
