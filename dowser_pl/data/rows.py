@@ -104,9 +104,9 @@ def no_images(count: int, reader: str) -> str:
         reader: class of the tokenizer that reads the row.
     """
     return (
-        f"got {count} image{'s' if count > 1 else ''} or <image> in the text, expected none: the model reads text alone "
-        f"({reader}). Remove what is shown, leave such rows out with `skip_bad_rows: true`, or name a model that takes "
-        "images."
+        f"got {count} image{'s' if count > 1 else ''} or <image> in the text, expected none: the model reads text "
+        f"alone ({reader}). Remove what is shown, leave such rows out with `skip_bad_rows: true`, or name a model that "
+        "takes images."
     )
 
 
