@@ -17,7 +17,7 @@ ALLOWED = {
     "functional": {"errors"},
     "metrics": {"errors", "files"},
     "reporting": {"__init__", "errors", "files"},
-    "data": {"errors", "metrics"},
+    "data": {"errors", "metrics", "models"},
     "methods": {"errors", "functional"},
     "distributed": {"errors", "files", "functional"},
     "models": {"distributed", "errors", "functional"},

@@ -16,6 +16,10 @@ from transformers import (
     Blip2ForConditionalGeneration,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     Idefics3Config,
@@ -25,6 +29,7 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -33,15 +38,21 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
     MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     OPTConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -293,6 +304,11 @@ def tiny_blip2_gpt2(seed: int = 0) -> PreTrainedModel:
     return build(Blip2ForConditionalGeneration, config, seed)
 
 
+def tiny_llama(seed: int = 0) -> PreTrainedModel:
+    """Llama by itself."""
+    return build(LlamaForCausalLM, LlamaConfig(**TEXT), seed)
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llava": tiny_llava,
     "llava_next": tiny_llava_next,
@@ -306,7 +322,16 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "instructblip": tiny_instructblip,
     "instructblip_t5": tiny_instructblip_t5,
     "blip2": tiny_blip2,
+    "llama": tiny_llama,
+    "qwen2": lambda: build(Qwen2ForCausalLM, Qwen2Config(**TEXT), 0),
+    "qwen3": lambda: build(Qwen3ForCausalLM, Qwen3Config(**TEXT), 0),
+    "mistral": lambda: build(MistralForCausalLM, MistralConfig(**TEXT), 0),
+    "gemma2": lambda: build(Gemma2ForCausalLM, Gemma2Config(**TEXT | {"tie_word_embeddings": True}), 0),
+    "gemma3": lambda: build(Gemma3ForCausalLM, Gemma3TextConfig(**TEXT | {"tie_word_embeddings": True}), 0),
+    "phi3": lambda: build(Phi3ForCausalLM, Phi3Config(**TEXT), 0),
 }
+TEXT_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3")
+"""Those of text alone: a tokenizer is all that comes with them."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -342,6 +367,15 @@ def make_processor(chat_template: str | None = CHAT_TEMPLATE) -> LlavaProcessor:
 def make_processor_folder(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
     """Write `make_processor` into `folder` and return the folder."""
     make_processor(chat_template).save_pretrained(folder)
+    return folder
+
+
+def save_text_model(folder: Path, family: str = "llama", chat_template: str | None = CHAT_TEMPLATE) -> Path:
+    """Write a model of text alone and its tokenizer, so that from_pretrained works; returns the folder."""
+    FAMILIES[family]().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -44,6 +44,26 @@ class TinyData(MultimodalData):
         ]
 
 
+class TinyTextData(TinyData):
+    """Colours of things to learn, without pictures, and questions to keep."""
+
+    def train_conversations(self) -> list[Conversation]:
+        jobs = [("sky", "blue"), ("sun", "yellow"), ("night", "black"), ("tree", "green"), ("fish", "orange")]
+        return [
+            Conversation(
+                f"row {i}", [turn("user", f"what colour is the {thing} ? {i % 10}"), turn("assistant", colour)]
+            )
+            for i, (thing, colour) in ((i, jobs[i % len(jobs)]) for i in range(self.num_rows))
+        ]
+
+    def evaluation_tasks(self) -> list[Task]:
+        asked = [
+            (row.id, row.messages[:1], row.messages[1]["content"][0]["text"]) for row in self.train_conversations()
+        ]
+        seen = [Question(name, question, [], [colour]) for name, question, colour in asked[:4]]
+        return [Task("colour", "downstream", "exact_match", seen, 3), super().evaluation_tasks()[1]]
+
+
 def turn(role: str, text: str, image: bool = False) -> dict:
     return {"role": role, "content": [{"type": "image"}] * image + [{"type": "text", "text": text}]}
 

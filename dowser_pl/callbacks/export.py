@@ -15,6 +15,7 @@ from dowser_pl.files.atomic import atomic_path
 from dowser_pl.masking import TunedModule, tuned_module
 from dowser_pl.models.generation import generation_tokens
 from dowser_pl.models.lora import Adapters, adapters_of
+from dowser_pl.models.text_only import reads_images
 from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, write_image_settings
 
 __all__ = ["Export"]
@@ -107,7 +108,8 @@ class Export(Callback):
             ) from error
         with atomic_path(path, needed_bytes=folder.num_bytes) as temporary:
             folder.write(temporary, tokens)
-            write_image_settings(temporary, module.processor.image_processor)
+            if reads_images(module.processor):
+                write_image_settings(temporary, module.processor.image_processor)
 
 
 def _plain(adapters: Adapters | None, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
-from transformers import ProcessorMixin
 
 from dowser_pl.data.checking import Check, rows_to_check
 from dowser_pl.data.encoders import build_encoder, limit_pixels
@@ -51,6 +50,7 @@ from dowser_pl.data.loaders import (
 from dowser_pl.data.reading.sources import Selected, report_left_out
 from dowser_pl.data.rows import Conversation, Question, Role, Task, checked_tasks, some_pictures
 from dowser_pl.errors import DowserError
+from dowser_pl.models.text_only import Processor
 
 __all__ = ["Conversation", "EvaluatedData", "ImageSource", "MultimodalData", "Question", "Role", "Task"]
 
@@ -108,7 +108,7 @@ class EvaluatedData(LightningDataModule):
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
         self.tasks: list[Task] = []
-        self.processor: ProcessorMixin | None = None
+        self.processor: Processor | None = None
         self._encoder: Encoder | None = None
         self._evaluation_loaders: list[EvaluationLoader] = []
 
@@ -201,11 +201,11 @@ class EvaluatedData(LightningDataModule):
         share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return {"rank": int(share["rank"]), "num_replicas": int(share["num_replicas"])} if share else {}
 
-    def _find_processor(self) -> ProcessorMixin:
+    def _find_processor(self) -> Processor:
         if self.processor is None:
             if self.trainer is None:
                 raise DowserError("No processor: run under a Trainer whose module has one, or set `data.processor`.")
-            self.processor = cast(ProcessorMixin, self.trainer.lightning_module.processor)
+            self.processor = cast(Processor, self.trainer.lightning_module.processor)
         return self.processor
 
 

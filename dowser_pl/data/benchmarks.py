@@ -82,6 +82,7 @@ def read_task(
     decoding: Decoding = ON_WHITE,
     labelled: bool = True,
     folder: str | None = None,
+    words_only: str = "",
 ) -> Task:
     """Read the rows of an evaluation set; images are looked for but not decoded.
 
@@ -92,6 +93,7 @@ def read_task(
         decoding: how the bytes of images become pictures.
         labelled: whether every row must say what is right.
         folder: `image_folder` of the data module, for a task that names none.
+        words_only: as in `MessageReader`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,7 +101,7 @@ def read_task(
     """
     beside = image_folder(task.file, None) if task.image_folder is None else None
     images = image_folder(task.file, task.image_folder or folder)
-    reader = MessageReader(images, allow_urls, decoding=decoding, beside=beside)
+    reader = MessageReader(images, allow_urls, decoding=decoding, beside=beside, words_only=words_only)
     looking = replace(reader, verify=skip_bad_rows)
     metric_key = str(task.metric)
     metric = build_metric(metric_key)

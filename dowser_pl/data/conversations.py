@@ -27,6 +27,7 @@ from dowser_pl.data.reading.tables import HUB
 from dowser_pl.data.row_keys import unread_keys, warn_of_unread
 from dowser_pl.data.rows import Question, Task, num_tokens
 from dowser_pl.errors import DowserError
+from dowser_pl.models.text_only import reads_images, tokenizer_of
 
 MAX_QUESTIONS = 500
 MAX_NEW_TOKENS = 1024
@@ -182,7 +183,7 @@ class ConversationData(MultimodalData):
         tasks = [self._read_task(task) for task in self.task_files]
         if self.needs_holdout and not self._tasks_suffice():
             questions = Selected(ParsedRows(self._source, partial(question_of, self._reader)), self._split[1])
-            tasks.append(holdout_task(questions, None if self.processor is None else self.processor.tokenizer))
+            tasks.append(holdout_task(questions, None if self.processor is None else tokenizer_of(self.processor)))
         return tasks
 
     def questions_to_choose_on(self) -> list[Task]:
@@ -191,7 +192,9 @@ class ConversationData(MultimodalData):
 
     def _read_task(self, task: TaskFile) -> Task:
         labelled = self.stage != "predict"
-        return read_task(task, self.allow_urls, self.skip_bad_rows, self.decoding, labelled, self.image_folder)
+        return read_task(
+            task, self.allow_urls, self.skip_bad_rows, self.decoding, labelled, self.image_folder, self._words_only
+        )
 
     def _tasks_suffice(self) -> bool:
         """Whether the sets of `tasks` are all there is to ask: for `predict`, or where training rows are not here."""
@@ -205,7 +208,14 @@ class ConversationData(MultimodalData):
 
     @cached_property
     def _reader(self) -> MessageReader:
-        return MessageReader(image_folder(self._named_file, self.image_folder), self.allow_urls, decoding=self.decoding)
+        folder = image_folder(self._named_file, self.image_folder)
+        return MessageReader(folder, self.allow_urls, decoding=self.decoding, words_only=self._words_only)
+
+    @property
+    def _words_only(self) -> str:
+        """The class of the tokenizer, where the model reads text alone."""
+        reads = self.processor is None or reads_images(self.processor)
+        return "" if reads else type(self.processor).__name__
 
     @cached_property
     def _source(self) -> Rows:

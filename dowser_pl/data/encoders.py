@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from PIL import Image
-from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin, T5Tokenizer
+from transformers import BatchFeature, PaliGemmaProcessor, T5Tokenizer
 
 from dowser_pl.data.encoding import IGNORED, Batch, Encoder
 from dowser_pl.data.labels import close_turns, mark_tokens, shift_spans
@@ -22,6 +22,7 @@ from dowser_pl.data.literal import LiteralWords
 from dowser_pl.data.rows import Conversation, Question, is_learnt
 from dowser_pl.data.templates import ChatTemplate, Span, has_placeholders, own_template
 from dowser_pl.errors import DowserError
+from dowser_pl.models.text_only import Processor, reads_images, tokenizer_of
 
 
 class InlineEncoder(Encoder):
@@ -183,7 +184,7 @@ class DecoderEncoder(PairEncoder):
 _LARGE = [(4096, 4096), (4096, 2048), (2048, 4096), (4096, 1024), (1024, 4096), (4096, 3072), (3072, 4096)]
 
 
-def limit_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: int | None) -> None:
+def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
     """Have the processor resize images to at least and at most so many pixels; None = as it was loaded.
 
     It is changed in place, so that the model is trained, evaluated and exported with one setting.
@@ -195,11 +196,12 @@ def limit_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: 
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
         return
-    images: Any = processor.image_processor
+    images: Any = getattr(processor, "image_processor", None)
     if not _counts_pixels(images):
+        name = type(images or processor).__name__
         raise DowserError(
-            f"{' and '.join(asked)}: got {', '.join(map(str, asked.values()))}, but {type(images).__name__} does not "
-            "resize images to a number of pixels (those of Qwen-VL do). Leave the settings out for this model."
+            f"{' and '.join(asked)}: got {', '.join(map(str, asked.values()))}, but {name} does not resize images to a "
+            "number of pixels (those of Qwen-VL do). Leave the settings out for this model."
         )
     changed = type(images).from_dict({**images.to_dict(), **asked})
     smallest, largest = _limits(changed)
@@ -212,11 +214,13 @@ def limit_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: 
 
 
 def largest_image_tokens(encoder: Encoder) -> int:
-    """Tokens of the largest image that the processor makes of any.
+    """Tokens of the largest image that the processor makes of any; 0 of a model of text alone.
 
     Raises:
         DowserError: neither the processor says so nor can it be tried.
     """
+    if not encoder.reads_images:
+        return 0
     processor = encoder.processor
     images: Any = getattr(processor, "image_processor", None)
     if _counts_pixels(images) and hasattr(images, "merge_size"):
@@ -257,7 +261,7 @@ _PAIR_TEMPLATE = (
 
 
 def build_encoder(
-    processor: ProcessorMixin,
+    processor: Processor,
     template: str | None = None,
     max_length: int | Literal["auto"] | None = None,
     control_tokens: Sequence[str] = (),
@@ -265,7 +269,7 @@ def build_encoder(
     """The encoder for a model's processor.
 
     Args:
-        processor: of the model.
+        processor: of the model, or its tokenizer.
         template: Jinja text, path or "plain"; None = the model's own. Models that take the answer apart need none.
         max_length: tokens per training row, image tokens included; None = no limit; "auto" = those of the largest
             image that the processor makes and `TEXT_TOKENS`.
@@ -286,7 +290,7 @@ def build_encoder(
     return encoder
 
 
-def turn_ends(processor: ProcessorMixin, template: str | None = None) -> tuple[tuple[int, ...], str]:
+def turn_ends(processor: Processor, template: str | None = None) -> tuple[tuple[int, ...], str]:
     """What closes an assistant's turn: tokens, or where none does, the words; neither without a chat template.
 
     Args:
@@ -298,7 +302,9 @@ def turn_ends(processor: ProcessorMixin, template: str | None = None) -> tuple[t
     return build_encoder(processor, template).turn_ends()
 
 
-def _kind(processor: ProcessorMixin) -> type[Encoder]:
+def _kind(processor: Processor) -> type[Encoder]:
+    if not reads_images(processor):
+        return InlineEncoder
     if isinstance(processor, PaliGemmaProcessor):
         return SuffixEncoder
-    return DecoderEncoder if isinstance(processor.tokenizer, T5Tokenizer) else InlineEncoder
+    return DecoderEncoder if isinstance(tokenizer_of(processor), T5Tokenizer) else InlineEncoder

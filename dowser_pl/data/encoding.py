@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
 
 from dowser_pl.data.images import open_image
 from dowser_pl.data.literal import LiteralWords
-from dowser_pl.data.rows import Conversation, Message, Question, answered
+from dowser_pl.data.rows import Conversation, Message, Question, answered, no_images
 from dowser_pl.data.templates import ChatTemplate, has_placeholders
 from dowser_pl.errors import DowserError, FileError
+from dowser_pl.models.text_only import Processor, reads_images, tokenizer_of
 
 IGNORED = -100
 _PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask", "labels"}
@@ -73,13 +73,14 @@ class Encoder(ABC):
         max_length: tokens per training row, image tokens included; None = no limit.
     """
 
-    def __init__(self, processor: ProcessorMixin, template: ChatTemplate, max_length: int | None) -> None:
+    def __init__(self, processor: Processor, template: ChatTemplate, max_length: int | None) -> None:
         self.processor: Any = processor  # its parts differ from family to family
-        self.tokenizer = processor.tokenizer
+        self.tokenizer = tokenizer_of(processor)
         self.template = template
         self.words = LiteralWords(processor)
         self.max_length = max_length
-        token = getattr(processor, "image_token", None)
+        self.reads_images = reads_images(processor)
+        token = getattr(processor, "image_token", None) if self.reads_images else None
         self.image_token = None if token is None else str(token)
         self.replaces_placeholders = has_placeholders(processor)
         if self.tokenizer.pad_token is None:
@@ -164,11 +165,13 @@ class Encoder(ABC):
 
     def process(self, texts: list[str], rows: Sequence[Conversation | Question], side: str, **options: Any) -> Batch:
         """Run the processor on `texts` with the images of `rows`; `side` is that of the padding."""
-        images = [[open_image(source, row.id) for source in row.images] for row in rows]
+        if self.reads_images:
+            options["images"] = self.arrange([[open_image(source, row.id) for source in row.images] for row in rows])
+        else:
+            options["return_token_type_ids"] = False  # models of text alone take none
         bos = self.tokenizer.bos_token
         encoded = self.words.processor_for(*texts, *options.get("suffix", ()))(
             text=list(texts),
-            images=self.arrange(images),
             padding=True,
             padding_side=side,
             add_special_tokens=not (bos and texts[0].startswith(bos)),  # unless the template has written it
@@ -198,6 +201,10 @@ class Encoder(ABC):
             raise DowserError(
                 f"{row.id}: got {len(row.images)} images, expected {parts}: one per image part (<image>)."
             )
+        if not self.reads_images:
+            if parts:
+                raise DowserError(f"{row.id}: {no_images(parts, type(self.processor).__name__)}")
+            return
         if not self.replaces_placeholders and parts != 1:
             raise DowserError(
                 f"{row.id}: {type(self.processor).__name__} takes exactly one image per row, got {parts}. Remove the "
@@ -221,7 +228,7 @@ class Encoder(ABC):
 
     def image_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) bool: where the model will put image features."""
-        ids = list(getattr(self.processor, "image_token_ids", None) or [])
+        ids = list(getattr(self.processor, "image_token_ids", None) or []) if self.reads_images else []
         if self.image_token is not None:
             ids.append(self.tokenizer.convert_tokens_to_ids(self.image_token))
         return torch.isin(input_ids, torch.tensor([i for i in ids if i is not None], dtype=input_ids.dtype))

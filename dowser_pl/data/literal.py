@@ -20,10 +20,11 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase
 
 from dowser_pl.data.rows import Message
 from dowser_pl.errors import DowserError
+from dowser_pl.models.text_only import reads_images
 
 _WORDS, _CONTROL, _FILL = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters, which are for inside programs alone
 _NUMBERED = 0xF0000  # a private character says which token is meant
@@ -35,17 +36,20 @@ class LiteralWords:
     """Keeps control tokens in the words of rows apart from those that the template and the processor write.
 
     Args:
-        processor: of the model, with its tokenizers.
+        processor: of the model, with its tokenizers, or a tokenizer.
         meant: control tokens that rows may write as such, like those around the boxes of some models' answers.
 
     Raises:
         DowserError: one of `meant` is none of this model, or stands for an image.
     """
 
-    def __init__(self, processor: ProcessorMixin, meant: Sequence[str] = ()) -> None:
+    def __init__(self, processor: Any, meant: Sequence[str] = ()) -> None:
         self.processor = processor
-        tokenizers = [getattr(processor, name) for name in _TOKENIZERS if hasattr(processor, name)]
-        media = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        tokenizers: list[Any] = [processor]
+        media: list[Any] = []  # tokenizers of models of text alone may name some that mean nothing
+        if reads_images(processor):
+            tokenizers = [getattr(processor, name) for name in _TOKENIZERS if hasattr(processor, name)]
+            media = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         self._media = {str(token) for token in media if token} - {_WRITTEN_IN_FILES}
         controls = {str(token) for token in media if token}.union(*map(control_tokens, tokenizers))
         if odd := sorted(set(meant) - (controls - self._media - {_WRITTEN_IN_FILES})):
@@ -57,7 +61,7 @@ class LiteralWords:
         self._controls = sorted(controls, key=lambda token: (-len(token), token))  # the longest match counts
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         self._spelled = {token: _spell(_WORDS, i, token) for i, token in enumerate(self._controls)}
-        self._reading: ProcessorMixin | None = None
+        self._reading: Any = None
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +84,9 @@ class LiteralWords:
         """The processor, with tokenizers that read hidden words as words if any of `texts` has some."""
         if not any(_WORDS in text for text in texts):
             return self.processor
-        if self._reading is None:
+        if self._reading is None and not reads_images(self.processor):
+            self._reading = self._reads_words(self.processor)
+        elif self._reading is None:
             self._reading = copy.copy(self.processor)
             for name in _TOKENIZERS:
                 if hasattr(self.processor, name):

@@ -31,7 +31,7 @@ from dowser_pl.data.row_keys import (
     refuse_media_placeholder,
     refuse_switched_off,
 )
-from dowser_pl.data.rows import Message, is_learnt
+from dowser_pl.data.rows import Message, is_learnt, no_images
 from dowser_pl.errors import DowserError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -49,6 +49,7 @@ class MessageReader:
         verify: decode every image at once; otherwise they are only looked for.
         decoding: how the bytes of images become pictures.
         beside: where image paths start that lead to no file in `folder`; None = nowhere.
+        words_only: the class of what reads the rows, where it takes no images and rows may have none; "" = it does.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class MessageReader:
     verify: bool = False
     decoding: Decoding = ON_WHITE
     beside: Path | None = None
+    words_only: str = ""
 
     def read(self, name: str, row: dict[str, Any], answered: bool = True) -> tuple[list[Message], list[ImageSource]]:
         """Messages and images of a row; `name` is for error messages.
@@ -91,12 +93,15 @@ class MessageReader:
         """The images of a row, one per image part; finishes its messages in place (see `settle`).
 
         Raises:
-            DowserError: images missing or miscounted, or see `settle`.
+            DowserError: images missing, miscounted or not wanted, or see `settle`.
         """
         images = image_column(row)
         if images != image_column({**row, "images": row.get("image") or images}):
             raise DowserError(f"{name}: `image` and `images` name different images; keep the one that is meant.")
-        return self.place(name, messages, settle(name, messages, len(images)), images)
+        placed = settle(name, messages, len(images))
+        if self.words_only and (images or placed):
+            raise DowserError(f"{name}: {no_images(max(len(images), len(placed)), self.words_only)}")
+        return self.place(name, messages, placed, images)
 
     def place(self, name: str, messages: list[Message], placed: list[Any], images: list[Any]) -> list[ImageSource]:
         """The source of every image part; images that no text places come before the first question.

@@ -96,6 +96,20 @@ def answered(question: Question, text: str) -> Conversation:
     return Conversation(question.id, [*asked, said], list(question.images))
 
 
+def no_images(count: int, reader: str) -> str:
+    """What is wrong with images in a row for a model of text alone, and the way out.
+
+    Args:
+        count: of the images, or of places for one.
+        reader: class of the tokenizer that reads the row.
+    """
+    return (
+        f"got {count} image{'s' if count > 1 else ''} or <image> in the text, expected none: the model reads text "
+        f"alone ({reader}). Remove what is shown, leave such rows out with `skip_bad_rows: true`, or name a model that "
+        "takes images."
+    )
+
+
 def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[Image.Image]:
     """Up to so many pictures of training rows, upright and RGB, in an order that the seed decides.
 

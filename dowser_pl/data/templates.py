@@ -17,6 +17,7 @@ from transformers import ProcessorMixin
 
 from dowser_pl.data.rows import Message
 from dowser_pl.errors import DowserError
+from dowser_pl.models.text_only import Processor, reads_images, tokenizer_of
 
 Span = tuple[int, int]
 
@@ -43,13 +44,17 @@ class ChatTemplate:
         DowserError: there is none, or the path does not exist.
     """
 
-    def __init__(self, processor: ProcessorMixin, template: str | None = None) -> None:
+    def __init__(self, processor: Processor, template: str | None = None) -> None:
         self.processor = processor
         self.source = find_template(processor, template)
         self._marked: str | None = None
         if _TAG.search(self.source):
             start, end = (f"print '{mark}'" for mark in _MARKS)
             self._marked = _TAG.sub(lambda tag: tag[1] + (end if tag[2] else start) + tag[3], self.source)
+        self._takes_parts = reads_images(processor)
+        if not self._takes_parts and not self._writes_words():  # most templates of text alone take each turn as a text
+            self._takes_parts = True
+            self._takes_parts = self._writes_words()
 
     def render(self, messages: list[Message], prompt: bool = False) -> str:
         """The text of `messages`; with `prompt`, up to where the assistant would start to speak."""
@@ -102,6 +107,11 @@ class ChatTemplate:
         picture, found, _ = self._sample(2, picture=True).partition(_WORDS[0])
         token = getattr(self.processor, "image_token", None)
         return user, assistant, picture if found and isinstance(token, str) and token in picture else None
+
+    def _writes_words(self) -> bool:
+        """Whether the words of a conversation are found in its text."""
+        text = self._sample(2)
+        return all(words in text for words in _WORDS[:2])
 
     def _sample(self, num_turns: int, picture: bool = False) -> str:
         """A conversation of `_WORDS`; a template that is asked for text alone may have been written for that."""
@@ -186,6 +196,8 @@ class ChatTemplate:
         return text, spans
 
     def _render(self, source: str, messages: list[Message], prompt: bool) -> str:
+        if not self._takes_parts:
+            messages = [{**message, "content": _joined(message["content"])} for message in messages]
         try:
             text: Any = self.processor.apply_chat_template(
                 messages, chat_template=source, add_generation_prompt=prompt, tokenize=False
@@ -205,7 +217,12 @@ class ChatTemplate:
 
 
 def _said(message: Message) -> str:
-    return _solid("".join(part["text"] for part in message["content"] if part["type"] == "text"))
+    return _solid(_joined(message["content"]))
+
+
+def _joined(content: str | list[dict[str, Any]]) -> str:
+    """The words of a turn."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _solid(text: str) -> str:
@@ -213,7 +230,7 @@ def _solid(text: str) -> str:
     return "".join(text.split())
 
 
-def find_template(processor: ProcessorMixin, template: str | None) -> str:
+def find_template(processor: Processor, template: str | None) -> str:
     """The Jinja text to use; see `ChatTemplate`."""
     if template == "plain":
         return _PLAIN.replace(
@@ -237,9 +254,9 @@ def find_template(processor: ProcessorMixin, template: str | None) -> str:
     )
 
 
-def own_template(processor: ProcessorMixin) -> str | None:
+def own_template(processor: Processor) -> str | None:
     """The Jinja text of the processor or of its tokenizer; None if neither has one."""
-    for owner in (processor, processor.tokenizer):
+    for owner in (processor, tokenizer_of(processor)):
         found = getattr(owner, "chat_template", None)
         if isinstance(found, dict):
             found = found.get("default")
@@ -248,6 +265,9 @@ def own_template(processor: ProcessorMixin) -> str | None:
     return None
 
 
-def has_placeholders(processor: ProcessorMixin) -> bool:
+def has_placeholders(processor: Processor) -> bool:
     """Whether images have a placeholder in the text; InstructBLIP and BLIP-2 put image tokens in front instead."""
-    return type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+    return (
+        isinstance(processor, ProcessorMixin)
+        and type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+    )

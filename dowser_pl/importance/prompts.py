@@ -31,6 +31,7 @@ from dowser_pl.functional.random_streams import stream
 from dowser_pl.importance.batches import aligned, halving, in_step
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, own_ends, write_tokens
+from dowser_pl.models.text_only import reads_images
 
 __all__ = [
     "Prompt",
@@ -296,10 +297,10 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
         Per prompt the processor's output: `input_ids` (1, L) and the image inputs.
 
     Raises:
-        DowserError: if the processor has no image token to place an image by.
+        DowserError: if the processor has no image token to place an image by, or is a tokenizer.
     """
     token = getattr(processor, "image_token", None)
-    if not isinstance(token, str):
+    if not isinstance(token, str) or not reads_images(processor):
         raise DowserError(
             f"{type(processor).__name__} has no image token, so probe.noise_images cannot place an image; "
             "set --dowser.probe.noise_images false"

@@ -19,6 +19,7 @@ from dowser_pl.importance.batches import halving, in_step
 from dowser_pl.importance.prompts import Prompt, SampleFromStreams, TextInputs, split_vocabulary
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, write_tokens
+from dowser_pl.models.text_only import reads_images, tokenizer_of
 
 __all__ = ["Openers", "RowWriter", "Start", "before", "token_ids"]
 
@@ -93,7 +94,7 @@ class RowWriter:
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer, or the processor itself where it is one."""
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     @cached_property
     def ordinary(self) -> Tensor:
@@ -115,7 +116,7 @@ class RowWriter:
         """Whether the processor puts pictures into a text, and the model looks at them."""
         token = getattr(self.processor, "image_token", None)  # some tokenizers have one too
         looks = "pixel_values" in inspect.signature(self.model.forward).parameters
-        return looks and isinstance(token, str) and hasattr(self.processor, "image_processor")
+        return looks and isinstance(token, str) and reads_images(self.processor)
 
     @property
     def side(self) -> int:

@@ -60,7 +60,7 @@ class TunedModule(Protocol):
 
     @property
     def processor(self) -> Any:
-        """The Hugging Face processor of the model, with `tokenizer`; the importance pass writes prompts with it."""
+        """The Hugging Face processor of the model, or its tokenizer; the importance pass writes prompts with it."""
 
     def tuned_layers(self) -> dict[str, nn.Linear]:
         """Run-time name in `network` -> matrix that may be masked; called in `on_fit_start` and later."""

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.text_only import Processor, reads_images, tokenizer_of
 
 __all__ = ["check_agreement"]
 
@@ -27,13 +28,14 @@ _BESIDE = "num_additional_image_tokens"
 _SETTINGS = ("patch_size", "vision_feature_select_strategy", _BESIDE, "image_seq_length", "num_query_tokens")
 
 
-def check_agreement(path: str, source: str, processor: ProcessorMixin, config: PreTrainedConfig) -> list[str]:
+def check_agreement(path: str, source: str, processor: Processor, config: PreTrainedConfig) -> list[str]:
     """Complete the processor from the config of its model, and refuse one that does not belong to it.
 
     Args:
         path: of the model, for messages.
         source: folder or hub id that the processor was read from.
-        processor: what its folder lacks of LLaVA's image settings (`patch_size` ...) is set, in place.
+        processor: what its folder lacks of LLaVA's image settings (`patch_size` ...) is set, in place. Of a tokenizer
+            the token ids alone are looked at.
         config: of the model.
 
     Returns:
@@ -44,7 +46,9 @@ def check_agreement(path: str, source: str, processor: ProcessorMixin, config: P
     """
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = _hollow(config) if known else None
-    _check_vocabulary(path, processor, _num_rows(config, model))
+    _check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model))
+    if not reads_images(processor):
+        return []
     if model is None or _image_token_id(config) is None:
         return [f"Image tokens of {path} are not checked: its config names none that transformers knows"]
     said = _complete(path, source, processor, config, model)
@@ -78,9 +82,9 @@ def _num_rows(config: PreTrainedConfig, model: PreTrainedModel | None) -> int | 
     return int(weight.shape[0])
 
 
-def _check_vocabulary(path: str, processor: Any, rows: int | None) -> None:
+def _check_vocabulary(path: str, tokenizer: Any, rows: int | None) -> None:
     """Every id that the tokenizer can write needs a row of the embedding; rows without a token are padding."""
-    vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
     outside = sorted((index, token) for token, index in vocabulary.items() if rows is not None and index >= rows)
     if outside:
         named = ", ".join(f"{token!r} ({index})" for index, token in outside[:5])

@@ -8,11 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -24,6 +23,7 @@ from dowser_pl.models.agreement import check_agreement
 from dowser_pl.models.layouts import foreign_config
 from dowser_pl.models.quantized import Quantization, pack_empty, quantization_options
 from dowser_pl.models.sources import cached_snapshot, explained, find_source
+from dowser_pl.models.text_only import Processor, auto_class, reads_images, reads_text_alone, tokenizer_of
 from dowser_pl.models.weight_files import WeightFiles, weight_files
 
 __all__ = ["Dtype", "check_finite", "files_of", "load_model", "load_processor", "read_config", "skeleton"]
@@ -42,7 +42,9 @@ def load_model(
     quantization: Quantization = "none",
     empty: bool = False,
 ) -> PreTrainedModel:
-    """An image-text-to-text model in eval mode, every weight of it read from the files.
+    """A model that writes text, in eval mode, every weight of it read from the files.
+
+    One that takes images and text is loaded as such, a language model of text alone as that.
 
     Args:
         path: hub id, local folder, or "embedded:world".
@@ -55,17 +57,17 @@ def load_model(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        DowserError: not an image-text-to-text model, or weights that are missing, left over or of another shape:
+        DowserError: not a model that writes text, or weights that are missing, left over or of another shape:
             transformers would fill them at random, and scores of random weights mean nothing; or not finite.
     """
     if dtype not in get_args(Dtype):
         raise DowserError(f"got dtype={dtype!r}, expected one of {list(get_args(Dtype))}.")
     source = find_source(path)
-    _check_class(path, read_config(path, source, trust_remote_code))
+    model_class = auto_class(path, read_config(path, source, trust_remote_code))
     if Path(source).is_dir():
         weight_files(path, Path(source))
     with explained(path):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -117,8 +119,8 @@ def files_of(path: str) -> WeightFiles:
 
 def load_processor(
     path: str, *, trust_remote_code: bool = False, say: Callable[[str], None] = warnings.warn
-) -> ProcessorMixin:
-    """The processor of a model: tokenizer, chat template and images on the PIL backend.
+) -> Processor:
+    """The processor of a model: tokenizer, chat template and images on the PIL backend; of text alone, the tokenizer.
 
     Pillow is used even where torchvision is installed, so that the same image gives the same pixels everywhere.
     A tokenizer without a padding token pads with its end token; padded positions are masked, so the choice
@@ -132,18 +134,23 @@ def load_processor(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        DowserError: no complete processor there, one of another model, or a tokenizer without padding and end token.
+        DowserError: not a model that writes text, no complete processor there, one of another model, or a tokenizer
+            without padding and end token.
     """
     source = find_source(path)
+    config = read_config(path, source, trust_remote_code)
+    auto_class(path, config)  # what no processor would help
+    kind = AutoTokenizer if reads_text_alone(config) else AutoProcessor
     with explained(path):
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-    _check_processor(path, processor)
-    if not isinstance(processor.image_processor, PilBackend):
+        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if kind is AutoProcessor:
+        _check_processor(path, processor)
+    if reads_images(processor) and not isinstance(processor.image_processor, PilBackend):
         with explained(path):
             processor.image_processor = AutoImageProcessor.from_pretrained(
                 source, backend="pil", trust_remote_code=trust_remote_code
             )
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise DowserError(
@@ -151,9 +158,10 @@ def load_processor(
                 f"Fix: set eos_token in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    for sentence in check_agreement(path, source, processor, read_config(path, source, trust_remote_code)):
+    for sentence in check_agreement(path, source, processor, config):
         say(sentence)
-    return processor
+    found: Processor = processor
+    return found
 
 
 @torch.no_grad()
@@ -187,17 +195,6 @@ def _is_finite(tensor: Tensor, may_be_infinite: bool) -> bool:
 
 def _counted(tensor: Tensor) -> str:
     return f"{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} infinite of {tensor.numel()}"
-
-
-def _check_class(path: str, config: PreTrainedConfig) -> None:
-    remote_classes: dict[str, Any] = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in remote_classes:
-        return
-    got = (config.architectures or [type(config).__name__])[0]
-    raise DowserError(
-        f"got {path}, a {got} (model type {config.model_type!r}), expected an image-text-to-text model such as "
-        f"LlavaForConditionalGeneration. Fix: name a model that takes images and text and writes text."
-    )
 
 
 def _check_weights(path: str, report: dict[str, Any]) -> None:
@@ -256,14 +253,15 @@ def skeleton(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        DowserError: not an image-text-to-text model.
+        DowserError: not a model that writes text.
     """
     config: Any = read_config(path, find_source(path), trust_remote_code)
+    model_class = auto_class(path, config)
     with explained(path):
         chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
         options = {"attn_implementation": "eager"} if eager else {}
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+            model: PreTrainedModel = model_class.from_config(
                 config, dtype=chosen, trust_remote_code=trust_remote_code, **options
             )
         pack_empty(model, quantization, dtype)

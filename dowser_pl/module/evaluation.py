@@ -1,4 +1,4 @@
-"""Evaluation of a multimodal model: answers or likelihoods, one metric per task, scores in the log."""
+"""Evaluation of a model: answers or likelihoods, one metric per task, scores in the log."""
 
 import math
 from abc import abstractmethod
@@ -19,6 +19,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric, metric_label, score_here
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends
 from dowser_pl.models.likelihood import measured_likelihoods
+from dowser_pl.models.text_only import tokenizer_of
 from dowser_pl.module.evaluation_identity import limited, protocol
 from dowser_pl.reporting import LOWER_IS_BETTER, role_means
 
@@ -53,7 +54,7 @@ class EvaluatedModule(LightningModule):
     @property
     @abstractmethod
     def processor(self) -> Any:
-        """The Hugging Face processor of the model."""
+        """The Hugging Face processor of the model; the tokenizer of one of text alone."""
 
     def tasks(self) -> list[Any]:
         """The evaluation tasks of the data module, one per evaluation loader."""
@@ -70,10 +71,10 @@ class EvaluatedModule(LightningModule):
         data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
         template = getattr(data, "chat_template", self.chat_template)
         if template not in self._endings:
-            own = own_ends(self.network, self.processor.tokenizer)
+            own = own_ends(self.network, tokenizer_of(self.processor))
             ids, text = turn_ends(self.processor, template)
             self._endings[template] = Ending(tuple(dict.fromkeys([*own, *ids])), text)
-            rank_zero_info(_ending_line(self.processor.tokenizer, own, ids, text))
+            rank_zero_info(_ending_line(tokenizer_of(self.processor), own, ids, text))
         return self._endings[template]
 
     def openers(self) -> tuple[str, str, str | None] | None:
@@ -194,7 +195,7 @@ class EvaluatedModule(LightningModule):
     def _answers_of(self, batch: dict[str, Any], task: Any) -> list[str]:
         if "candidates" in batch:
             return self._measured(batch["inputs"], batch["candidates"], task)
-        tokenizer, inputs = self.processor.tokenizer, batch["inputs"]
+        tokenizer, inputs = tokenizer_of(self.processor), batch["inputs"]
         return greedy_answers(
             self.network, tokenizer, inputs, task.max_new_tokens, self.ending(), own_settings=self.own_settings
         )

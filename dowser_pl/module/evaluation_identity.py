@@ -25,6 +25,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.files.digests import combined, digest
 from dowser_pl.metrics import build_metric
 from dowser_pl.models.generation import generation_tokens
+from dowser_pl.models.text_only import tokenizer_of
 from dowser_pl.reporting.provenance import installed_version
 
 __all__ = ["limited", "protocol"]
@@ -58,7 +59,7 @@ def limited(loader: Any, limit: float | None) -> Iterator[Any]:
 
 def _of_this_process(module: Any) -> dict[str, Any] | None:
     trainer, data = module.trainer, module.trainer.datamodule
-    backend = getattr(module.processor.tokenizer, "backend_tokenizer", None)
+    backend = getattr(tokenizer_of(module.processor), "backend_tokenizer", None)
     if backend is None or not isinstance(data, EvaluatedData) or _changes_batches(data) or not _known(module, trainer):
         return None
     loaders, tasks = data.val_dataloader(), module.tasks()
@@ -124,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 def _answers(module: Any, backend: Any) -> dict[str, Any]:
     """How answers are written, where they end, and how their tokens become words."""
-    tokenizer = module.processor.tokenizer
+    tokenizer = tokenizer_of(module.processor)
     words = json.loads(backend.to_str())
     for state in ("padding", "truncation"):  # of the last call
         words.pop(state, None)

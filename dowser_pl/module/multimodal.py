@@ -188,7 +188,7 @@ Part = Literal["projector", "lm_head", "norms", "embeddings", "vision"]
 
 
 class MultimodalModule(ProtectedModule):
-    """Wraps any Hugging Face image-text-to-text model.
+    """Wraps any Hugging Face image-text-to-text model, and any language model of text alone.
 
     Args:
         path: hub id, local folder, or `embedded:world` for the small model shipped with the package.
@@ -257,7 +257,7 @@ class MultimodalModule(ProtectedModule):
 
     @cached_property
     def processor(self) -> Any:
-        """The Hugging Face processor of the model; data modules ask for it in their `setup`."""
+        """The Hugging Face processor of the model, of text alone its tokenizer; data modules ask in their `setup`."""
         return load_processor(self.path, trust_remote_code=self.trust_remote_code, say=rank_zero_info)
 
     def configure_model(self) -> None:

@@ -147,7 +147,7 @@ def show(rows: Mapping[str, MemoryPlan], run: RunPlan) -> None:
         *table(rows),
     ]
     if not run.rows.longest and first.batch is not None:
-        lines.append(f"{first.batch.tokens:,} tokens a row is an assumption (one image and some text); set --tokens")
+        lines.append(f"{first.batch.tokens:,} tokens a row is an assumption (text, and an image if any); set --tokens")
     lines += ["", *text(run, list(rows))]
     sys.stdout.write("\n".join(lines) + "\n")
 

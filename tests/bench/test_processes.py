@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,16 @@ import yaml
 
 from dowser_pl.__main__ import main
 from dowser_pl.bench.processes import Processes
-from tests.tiny_models import save_tiny_llava
+from tests.tiny_models import save_text_model, save_tiny_llava
 
 ROOT = Path(__file__).parents[2]
 
 
-def bench_file(folder: Path) -> Path:
+def bench_file(folder: Path, data: str = "tests.tiny_run.TinyData", save: Callable = save_tiny_llava) -> Path:
     content = {
         "folder": str(folder / "out"),
         "set": {
-            "data": "tests.tiny_run.TinyData",
+            "data": data,
             "trainer.max_steps": 2,
             "trainer.accelerator": "cpu",
             "model.dtype": "float32",
@@ -31,7 +32,7 @@ def bench_file(folder: Path) -> Path:
         "validation": {"data.num_rows": 10},
         "test": {"data.num_rows": 12},
         "seeds": [3],
-        "worlds": {"tiny": str(save_tiny_llava(folder / "model"))},
+        "worlds": {"tiny": str(save(folder / "model"))},
         "tasks": {"colour": {}},
         "smallest_grid": 1,
         "methods": {"Random": {"options": {"dowser.method": "Random"}, "grid": [0.01]}},
@@ -59,6 +60,13 @@ def test_two_cells_from_the_command_line(tmp_path, capsys):
     assert main(arguments) == 0  # writes the tables anew and runs nothing
     assert (tmp_path / "out" / "bench.md").is_file()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*")} == stamps
+
+
+@pytest.mark.slow
+def test_cells_of_a_model_of_text_alone(tmp_path):
+    file = bench_file(tmp_path, "tests.tiny_run.TinyTextData", save_text_model)
+    assert main(["bench", "-c", str(file), "--json", str(tmp_path / "numbers.json")]) == 0
+    assert json.loads((tmp_path / "numbers.json").read_text())["methods"]["Random"]["chosen"] == {"lr": 0.01}
 
 
 def test_a_command_that_fails_leaves_its_last_words(tmp_path):

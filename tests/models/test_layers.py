@@ -31,6 +31,7 @@ T5 = {
     "attn": [f"layer.{place}.{name}" for place in ("0.SelfAttention", "1.EncDecAttention") for name in "qkvo"],
     "mlp": [f"layer.2.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo")],
 }
+PHI = {"attn": ["self_attn.o_proj", "self_attn.qkv_proj"], "mlp": ["mlp.gate_up_proj", "mlp.down_proj"]}
 # Family -> list of decoder layers, their number, and the matrices of one layer.
 EXPECTED = {
     "llava": ("model.language_model.layers", 3, LLAMA),
@@ -45,6 +46,8 @@ EXPECTED = {
     "instructblip": ("language_model.model.layers", 3, LLAMA),
     "instructblip_t5": ("language_model.decoder.block", 2, T5),
     "blip2": ("language_model.model.decoder.layers", 3, OPT),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"), ("model.layers", 3, LLAMA)),
+    "phi3": ("model.layers", 3, PHI),
 }
 
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BertConfig, CLIPConfig, LlamaConfig, T5Config
 from transformers.image_processing_backends import PilBackend
 
 from dowser_pl.models import sources
-from dowser_pl.models.loading import _is_finite, load_model, load_processor
-from tests.tiny_models import FAMILIES, TEXT, make_processor, save_tiny_llava, tiny_llava
+from dowser_pl.models.loading import _is_finite, load_model, load_processor, skeleton
+from tests.tiny_models import FAMILIES, make_processor, save_tiny_llava, tiny_llava
 
 Weights = dict[str, Tensor]
 HEAD_ON_DISK = "language_model.lm_head.weight"  # transformers renames it to lm_head.weight while it loads
@@ -125,10 +125,24 @@ def test_a_setting_of_another_type(folder: Path) -> None:
             load(str(folder))
 
 
-def test_model_without_images(tmp_path: Path) -> None:
-    LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"a LlamaForCausalLM \(model type 'llama'\), expected an image-text-to-text"):
-        load_model(str(tmp_path))
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (LlamaConfig, "LlamaForSequenceClassification"),
+        (LlamaConfig, "LlamaModel"),
+        (BertConfig, "BertForMaskedLM"),
+        (BartConfig, "BartForConditionalGeneration"),
+        (T5Config, "T5ForConditionalGeneration"),
+        (CLIPConfig, "CLIPModel"),
+    ],
+)
+def test_a_model_that_writes_no_text(config: type, architecture: str, tmp_path: Path) -> None:
+    """Or one of which a half would be loaded; before a weight or a tokenizer is looked for, by whoever asks first."""
+    config(architectures=[architecture]).save_pretrained(tmp_path)
+    expected = rf"a {architecture} \(model type .*, expected an image-text-to-text .* or a language model such as Llama"
+    for load in (load_model, load_processor, skeleton):
+        with pytest.raises(ValueError, match=expected):
+            load(str(tmp_path))
 
 
 def test_model_type_of_another_version(folder: Path) -> None:
@@ -192,11 +206,12 @@ def test_no_tokenizer(folder: Path) -> None:
         load_processor(str(folder))
 
 
-def test_tokenizer_is_not_a_processor(tmp_path: Path) -> None:
-    LlamaConfig(**TEXT).save_pretrained(tmp_path)
-    make_processor().tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"expected a processor of images and text"):
-        load_processor(str(tmp_path))
+def test_tokenizer_is_not_a_processor(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model sees."""
+    tokenizer = make_processor().tokenizer
+    monkeypatch.setattr("dowser_pl.models.loading.AutoProcessor.from_pretrained", lambda *_, **__: tokenizer)
+    with pytest.raises(ValueError, match=r"got a TokenizersBackend .*expected a processor of images and text"):
+        load_processor(str(saved))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

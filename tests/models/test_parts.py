@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from dowser_pl.models.layers import PARTS, find_layers, named_part, text_inputs, text_model
-from tests.tiny_models import FAMILIES, tiny_llava, tiny_paligemma
+from tests.tiny_models import FAMILIES, TEXT_FAMILIES, tiny_llava, tiny_paligemma
 
-TIED = {"paligemma", "instructblip_t5", "blip2"}
+TIED = {"paligemma", "instructblip_t5", "blip2", "gemma2", "gemma3"}
 # What each projector is made of, as it stands in the parameters' names.
 PROJECTORS = {
     "llava": {"model.multi_modal_projector"},
@@ -28,7 +28,9 @@ PROJECTORS = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_and_layers_make_up_the_model(family: str) -> None:
     model = FAMILIES[family]()
-    parts = [set(named_part(model, part)) for part in PARTS if not (part == "lm_head" and family in TIED)]
+    lacking = {"lm_head"} if family in TIED else set()
+    lacking |= {"projector", "vision"} if family in TEXT_FAMILIES else set()
+    parts = [set(named_part(model, part)) for part in PARTS if part not in lacking]
     layers = find_layers(model, None, ["attn", "mlp"])
     matrices = {f"{name}.{kind}" for name in layers for kind, _ in layers[name].named_parameters()}
     together = set().union(*parts, matrices)
@@ -39,7 +41,13 @@ def test_parts_and_layers_make_up_the_model(family: str) -> None:
     assert bool(rest) == (family == "instructblip_t5")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["projector", "vision"])
+def test_models_of_text_alone_have_no_sight(part: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot find the vision tower of LlamaForCausalLM. Fix: leave it frozen"):
+        named_part(FAMILIES["llama"](), part)
+
+
+@pytest.mark.parametrize("family", PROJECTORS)
 def test_projector(family: str) -> None:
     names = named_part(FAMILIES[family](), "projector")
     owners = {owner for owner in PROJECTORS[family] for name in names if name.startswith(owner)}

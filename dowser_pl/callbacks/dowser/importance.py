@@ -41,6 +41,7 @@ from dowser_pl.importance.prompts import noise_images
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
 from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.models.text_only import reads_images, tokenizer_of
 
 __all__ = ["Importance", "ImportancePass", "ImportanceRunner", "Precision", "behaviour", "cache_key"]
 
@@ -55,7 +56,7 @@ def cache_key(pl_module: TunedModule, probe: Probe, precision: str) -> dict[str,
     return {
         "weights": fingerprint(network),
         "model": digest(behaviour(network)),
-        "processor": digest(_text_and_images(processor, probe.noise_images)),
+        "processor": digest(_text_and_images(processor, probe.noise_images and reads_images(processor))),
         "ending": asdict(pl_module.ending()),
         "probe": probe.identity(),
         "precision": precision,
@@ -94,7 +95,7 @@ class Precision:
 
 def _text_and_images(processor: Any, with_images: bool) -> dict[str, Any]:
     """What decides which prompts are drawn: vocabulary and special tokens, and for images how they are prepared."""
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     settings = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
     return settings | ({"images": processor.image_processor.to_json_string()} if with_images else {})
 
@@ -196,7 +197,7 @@ class ImportanceRunner:
 
         with_images = images if probe.noise_images else None
         inputs, ending = partial(text_inputs, text_model(self.pl_module.network)), self.pl_module.ending()
-        prompts = write_prompts(model, processor.tokenizer, probe, indices, with_images, inputs, ending)
+        prompts = write_prompts(model, tokenizer_of(processor), probe, indices, with_images, inputs, ending)
         self.seconds["prompts"] = self.seconds.get("prompts", 0.0) + time.monotonic() - start
         return prompts
 

@@ -27,6 +27,7 @@ from dowser_pl.importance.pictures import MADE_OF_PICTURES, NUM_PICTURES, shrunk
 from dowser_pl.importance.rows import Writers
 from dowser_pl.importance.settings import Rows
 from dowser_pl.masking import TunedModule
+from dowser_pl.models.text_only import reads_images, tokenizer_of
 
 __all__ = ["RowBank"]
 
@@ -162,7 +163,7 @@ class RowBank:
 
     def _unseen(self, sources: Iterable[str]) -> str:
         """What is not looked at, where the model sees pictures and no row has one of the user's."""
-        sees = hasattr(self.module.processor, "image_processor")
+        sees = reads_images(self.module.processor)
         if not sees or {"train", "shuffle", "mosaic"} & set(sources):
             return ""
         return "; what it does with pictures such as yours is not looked at: the data tells of no training pictures"
@@ -177,12 +178,13 @@ class RowBank:
     def _parts(self, writers: Writers, sources: Sequence[str]) -> dict[str, Any]:
         """All that rows depend on beside the weights."""
         processor, pictures = self.module.processor, hashlib.sha256()
+        tokenizer = tokenizer_of(processor)
         for picture in writers.pictures:
             pictures.update(repr(picture.size).encode() + picture.tobytes())
         return {
             "model": behaviour(self.module.network),
-            "vocabulary": processor.tokenizer.get_vocab(),
-            "special": processor.tokenizer.special_tokens_map,
+            "vocabulary": tokenizer.get_vocab(),
+            "special": tokenizer.special_tokens_map,
             "images": getattr(getattr(processor, "image_processor", None), "to_dict", dict)(),
             "openers": None if writers.openers is None else asdict(writers.openers),
             "ending": asdict(self.module.ending()),
