@@ -24,6 +24,7 @@ from dowser_pl.models.generation import Ending, generation_tokens, own_ends
 from dowser_pl.models.layers import TARGETS, find_layers, named_part
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import is_quantized
+from dowser_pl.models.text_only import tokenizer_of
 from dowser_pl.models.weight_files import WeightFiles
 
 __all__ = ["Protectable"]
@@ -185,7 +186,7 @@ class Protectable:
     @cached_property
     def _ending(self) -> Ending:
         ids, text = turn_ends(self.processor, self.chat_template)
-        return Ending(tuple(dict.fromkeys([*own_ends(self.network, self.processor.tokenizer), *ids])), text)
+        return Ending(tuple(dict.fromkeys([*own_ends(self.network, tokenizer_of(self.processor)), *ids])), text)
 
     def openers(self) -> tuple[str, str, str | None] | None:
         """What the chat template writes around a user's words; None without one."""
