@@ -41,10 +41,10 @@ class Own(LightningModule):
         return torch.optim.AdamW(self.protectable.parameters(), lr=1e-2, weight_decay=0.1)
 
 
-def fit(folder, module, *callbacks, **options):
+def fit(folder, module, *callbacks, ckpt_path=None, **options):
     options = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, **options}
     trainer = Trainer(default_root_dir=folder, callbacks=list(callbacks), enable_model_summary=False, **options)
-    trainer.fit(module, DataLoader(ROWS, batch_size=2), ckpt_path=options.pop("ckpt_path", None))
+    trainer.fit(module, DataLoader(ROWS, batch_size=2), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -92,7 +92,7 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path, processor):
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     again = Own(processor)
     fit(tmp_path / "half", again, dowser(), max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
-    assert all(torch.equal(each, again.state_dict()[name]) for name, each in whole.state_dict().items())
+    assert all(torch.equal(each, again.llm.state_dict()[name]) for name, each in whole.llm.state_dict().items())
 
 
 def test_parts_are_trained_whole_where_that_is_said(tmp_path, processor):
