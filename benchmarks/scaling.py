@@ -145,8 +145,8 @@ def probed(sizes: Sizes, ranks: int, weight_bytes: int, prompts: int, batch_size
 
 
 def masks(sizes: Sizes) -> Traffic:
-    """Under DDP the first process' masks as bits, one matrix at a time; beside each its size."""
-    return {"broadcast": (2 * len(sizes.matrices), sum(-(-o * i // 8) for o, i in sizes.matrices))}
+    """Under DDP the first process' masks as bits, one matrix at a time."""
+    return {"broadcast": (len(sizes.matrices), sum(-(-o * i // 8) for o, i in sizes.matrices))}
 
 
 def selection(sizes: Sizes, device: str = "gpu") -> Traffic:

@@ -108,6 +108,8 @@ def _fit(settings: Settings, cell: Cell, entry: Entry, run: str) -> list[str]:
     named = {} if entry.method is None else {"dowser.method": entry.method}
     options = _common(settings, cell) | named | dict(entry.options) | {RATE: cell.rate}
     options |= {f"dowser.method.{name}": value for name, value in cell.setting if name != "lr"}
+    if cell.split == "cost":  # as long for one as for all
+        options |= settings.splits["cost"]
     options |= dict.fromkeys(entry.seeded, cell.seed) | {"export.enabled": True, "trainer.default_root_dir": run}
     return ["fit", *_configs((*settings.fit, *entry.config)), *_words(options)]
 

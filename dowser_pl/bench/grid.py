@@ -176,6 +176,8 @@ class Plan:
 
     def needed(self, cell: Cell) -> bool:
         """Whether the tuned model of a cell may still be merged by another."""
+        if cell.split == "cost":
+            return False
         after = [each for each in self.entries if each.merge is not None and each.after == cell.method]
         if any(not self._chosen(cell.group, each) for each in after):
             return True

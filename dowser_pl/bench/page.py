@@ -38,9 +38,9 @@ NOTES = (
     "over n of them is uncertain by about sqrt(p (1 - p) / n) more. Methods that decide after training tried their own "
     "option at two learning rates of the runs they merge. 95 % of H: of draws of questions and seeds with replacement; "
     "behind the first: the difference of H to the first row on the same draws, p two-sided and Holm-corrected over the "
-    "rows. KL to the base: on rows that the base wrote itself, which no method trains on. A step: median seconds of an "
-    "optimizer step, replay and the like included, in short runs in which the methods took turns, and how many times "
-    "that of the fastest it is."
+    "rows. KL to the base: on rows that the base wrote itself, which no method trains on. A step: seconds of training "
+    "by its steps, all that a method does meanwhile included, the median of short runs in which the methods took "
+    "turns, and how many times that of the fastest it is."
 )
 
 

@@ -116,7 +116,7 @@ class MethodResult:
 
     @property
     def step_seconds(self) -> float | None:
-        """The median duration of an optimizer step over the runs that took turns; None where nothing was timed."""
+        """The duration of training by its steps, the median of runs that took turns; None where nothing was timed."""
         found = [each.seconds["fit"] / each.steps for each in self.costs if each.steps]
         return median(found) if found else None
 
@@ -285,7 +285,8 @@ def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:
     tuning, tests = plan.tuning(group, entry) or [], plan.tests(group, entry)
     trained = entry.name if entry.merge is None else entry.after
     costs = [cell for cell in plan.costs(group) if cell.method == trained]
-    failed = {cell: failure.reason for cell in [*tuning, *tests, *costs] if (failure := plan.done.failure(cell))}
+    own = [*tuning, *tests, *(costs if entry.merge is None else [])]
+    failed = {cell: failure.reason for cell in own if (failure := plan.done.failure(cell))}
     finished = {cell: record for cell in tests if (record := plan.done.record(cell))}
     failures = {cell.text: reason for cell, reason in failed.items()}
     if plan.tuning(group, entry) == []:

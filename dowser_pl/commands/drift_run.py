@@ -23,6 +23,7 @@ from dowser_pl.importance.layer_drift import layer_drift, layer_outputs
 from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
 from dowser_pl.models.layers import TARGETS, find_blocks, find_layers, text_model
 from dowser_pl.models.lora import adapter_beside, weight_beside
+from dowser_pl.models.quantized import is_quantized
 from dowser_pl.module import MultimodalModule
 from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.patch import Patch
@@ -51,6 +52,11 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
     tuned = [_found(name) for name in options.tuned]  # before anything is loaded
     pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
     base = _loaded(options.base, options.dtype)
+    if text_model(base.network).config.is_encoder_decoder:
+        raise DowserError(
+            f"got {type(base.network).__name__}, an encoder-decoder, expected a model that continues its own text: it "
+            "writes no rows to compare models on"
+        )
     with probing_mode(base.network):
         rows = _written(base, options, pictures)
         said = record_base(base.network, rows, options.batch_size)
@@ -93,6 +99,11 @@ class _Places:
         few = [row for kind in kinds for row in [each for each in rows if each.kind == kind][:_LOOKED_INTO]]
         network = base.network
         layers = find_layers(network, None, TARGETS)
+        if any(is_quantized(layer) for layer in layers.values()):
+            raise DowserError(
+                "got --moved and a base in 4 or 8 bits, whose matrices cannot be compared entry by entry. Fix: give "
+                "the base as it was before, or leave --moved out"
+            )
         weights = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
         return cls(weights, find_blocks(network, layers), few, layer_outputs(network, few, batch_size))
 
@@ -102,9 +113,8 @@ class _Places:
         for name, before in self.weights.items():
             block = self.blocks[name]
             now = weight_beside(network.get_submodule(name)).detach().cpu()
-            size = (
-                torch.linalg.vector_norm(now.float() - before.float()) / torch.linalg.vector_norm(before.float())
-            ).item()
+            moved = torch.linalg.vector_norm(now.float() - before.float()).item()
+            size = moved / (torch.linalg.vector_norm(before.float()).item() or moved or 1.0)  # 1 for a base of zeros
             share = (now != before).double().mean().item()
             moves.append(MatrixMove(name, order.index(block), name.removeprefix(f"{block}."), size, share))
         return Moved(moves, layer_drift(network, self.rows, self.outputs, batch_size))

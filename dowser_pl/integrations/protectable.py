@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from dowser_pl.data.encoders import turn_ends
 from dowser_pl.data.templates import ChatTemplate
+from dowser_pl.distributed.collectives import check_same
 from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
-from dowser_pl.masking import BaseModel, Protection, trained_whole
+from dowser_pl.masking import BaseModel, Protection, leave_out_of_buckets, trained_whole
 from dowser_pl.models.generation import Ending, generation_tokens, own_ends
 from dowser_pl.models.layers import TARGETS, find_layers, named_part
 from dowser_pl.models.names import saved_names
@@ -43,7 +44,6 @@ class Protectable:
 
     Attributes:
         protected: what is trained instead of the matrices, as soon as that is decided.
-        reduced_elsewhere: whether gradients are averaged over processes by whoever decides, not by a wrapper.
         holds_checkpoint: whether the weights are not the base any more; such a model is not scored.
         files: that the model was read from; none are watched.
 
@@ -78,7 +78,7 @@ class Protectable:
         self._owner: nn.Module | None = None
         self._prefix = "model."
         self.protected: Protection | None = None
-        self.reduced_elsewhere = self.holds_checkpoint = False
+        self.holds_checkpoint = self._reduced_elsewhere = False
         self.files = WeightFiles()
         for name, layer in self.tuned_layers().items():
             if is_quantized(layer):
@@ -91,6 +91,17 @@ class Protectable:
     def path(self) -> str:
         """Hub id or folder of the base, as the model tells."""
         return str(self.network.name_or_path)
+
+    @property
+    def reduced_elsewhere(self) -> bool:
+        """Whether gradients are averaged over processes by whoever decides on entries, not by a wrapper."""
+        return self._reduced_elsewhere
+
+    @reduced_elsewhere.setter
+    def reduced_elsewhere(self, elsewhere: bool) -> None:
+        self._reduced_elsewhere = elsewhere
+        if elsewhere and self._owner is not None:
+            leave_out_of_buckets(self._owner, self._prefix)
 
     @property
     def processor(self) -> Any:
@@ -168,7 +179,9 @@ class Protectable:
         runtime = {key: key.removeprefix(self._prefix) for key in (*keys.values(), *whole)}
         saved = {key: files[name] for key, name in runtime.items() if name in files}
         tokens = {} if self._processor is None else generation_tokens(self.network, self.ending())
-        return BaseModel.of(self.path, self.state_dict(), keys, whole, saved, tokens)
+        base = BaseModel.of(self.path, self.state_dict(), keys, whole, saved, tokens)
+        check_same(base.fingerprint, "weights")  # nothing would make them equal later
+        return base
 
     def state_dict(self) -> dict[str, Tensor]:
         """Key -> tensor, with the keys of `base_model`."""

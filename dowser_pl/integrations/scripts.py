@@ -8,15 +8,15 @@ settings, bit for bit.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,8 +29,9 @@ from dowser_pl.files.atomic import atomic_path
 from dowser_pl.functional.masks import PackedMasks
 from dowser_pl.importance import Factors, Probe, Rows
 from dowser_pl.integrations.protectable import Protectable
-from dowser_pl.methods import Agreement, BeforeFit, Layer, ModelDowser, Ranking
+from dowser_pl.methods import Agreement, BeforeFit, Layer, Lora, ModelDowser, Ranking
 from dowser_pl.models.layers import TARGETS
+from dowser_pl.patches.patch import tensor_digest
 
 __all__ = ["Importance", "Masks", "choose_masks", "measure_importance"]
 
@@ -45,6 +46,7 @@ class Importance:
         agreement: of two halves of the prompts; None where the method does not rank entries.
         seconds: by phase, `prompts` and `probes`; empty where all came from the cache.
         path: of the file in the cache; None without one.
+        digests: matrix -> content hash of its weights, which must still be these when masks are chosen.
     """
 
     of: Protectable
@@ -52,6 +54,7 @@ class Importance:
     agreement: Agreement | None
     seconds: Mapping[str, float]
     path: Path | None
+    digests: Mapping[str, str]
 
     def scores(self, name: str, method: Ranking | None = None) -> Tensor:
         """(O, I) float32 score of every weight of a matrix, low = trained first.
@@ -66,6 +69,8 @@ class Importance:
         if name not in self.factors.layers:
             raise DowserError(f"got {name!r}, expected one of: {', '.join(self.factors.layers)}")
         method = method or ModelDowser()
+        _check_method(method)
+        _check_base(self, [name])
         measured: dict[str, Any] = _measured_for(method, self.factors).layers.get(name, {})
         return method.score(Layer(name, self.of.tuned_layers()[name].weight.detach(), **measured))
 
@@ -76,10 +81,13 @@ class Masks(Mapping[str, Tensor]):
     Args:
         packed: the masks.
         method: settings of the method that chose them, for the patch; None = unknown.
+        of: the model that they were chosen for; None = unknown.
     """
 
-    def __init__(self, packed: PackedMasks, method: Mapping[str, Any] | None = None) -> None:
-        self.packed, self.method = packed, None if method is None else dict(method)
+    def __init__(
+        self, packed: PackedMasks, method: Mapping[str, Any] | None = None, of: Protectable | None = None
+    ) -> None:
+        self.packed, self.method, self.of = packed, None if method is None else dict(method), of
 
     def __getitem__(self, name: str) -> Tensor:
         return self.packed[name]
@@ -110,12 +118,17 @@ class Masks(Mapping[str, Tensor]):
         """
         if not Path(path).is_file():
             raise MissingFileError(f"there is no file {path}, expected one that Masks.save wrote")
-        with safe_open(path, "pt") as file:
-            odd = [name for name in file.keys() if file.get_slice(name).get_dtype() != "BOOL"]  # noqa: SIM118
-            if odd:
-                raise DowserError(f"{path}: {odd[0]} holds no bools, expected the mask of a matrix")
-            method = json.loads((file.metadata() or {}).get("method", "null"))
-            return cls(PackedMasks.of((name, file.get_tensor(name)) for name in file.keys()), method)  # noqa: SIM118
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                method = json.loads((file.metadata() or {}).get("method", "null"))
+        except (SafetensorError, ValueError) as error:
+            raise DowserError(f"{path} is damaged ({error}), expected what Masks.save wrote; choose again") from error
+        odd = [name for name, mask in tensors.items() if mask.dtype != torch.bool or mask.ndim != 2]
+        if odd or not tensors:
+            what = f"{odd[0]} holds no bools of a matrix" if odd else "nothing is in it"
+            raise DowserError(f"{path}: {what}, expected the masks of matrices")
+        return cls(PackedMasks.of(tensors.items()), method)
 
 
 def measure_importance(
@@ -147,15 +160,17 @@ def measure_importance(
     of = model if isinstance(model, Protectable) else Protectable(model, processor, targets, last_n_layers)
     method, probe = method or ModelDowser(), probe or Probe()
     folder = None if cache_dir is None else Path(cache_dir)
-    training = of.network.training
+    _check_method(method)
+    modes = [(module, module.training) for module in of.network.modules()]
     before = list(of.freeze_all_else())
     try:
         found = _builder(of, method, probe, folder, autocast).measure()
     finally:
-        of.network.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter, needed in before:
             parameter.requires_grad_(needed)
-    return Importance(of, found.factors, found.agreement, found.seconds, found.path)
+    return Importance(of, found.factors, found.agreement, found.seconds, found.path, _digests(of))
 
 
 def choose_masks(importance: Importance, method: BeforeFit | None = None) -> Masks:
@@ -169,9 +184,11 @@ def choose_masks(importance: Importance, method: BeforeFit | None = None) -> Mas
         DowserError: if the method asks for what was not measured.
     """
     method = method or ModelDowser()
+    _check_method(method)
+    _check_base(importance, importance.digests)
     builder = _builder(importance.of, method, Probe(), None, None)
     builder._factors = _measured_for(method, importance.factors)
-    return Masks(PackedMasks.of(builder.masks_of(method)), method.settings())
+    return Masks(PackedMasks.of(builder.masks_of(method)), method.settings(), importance.of)
 
 
 def _builder(
@@ -182,12 +199,42 @@ def _builder(
     return MaskBuilder(precision, of, of.tuned_layers(), method, probe, cache_dir, None, bank)
 
 
-_NAMES = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+def _digests(of: Protectable, names: Iterable[str] | None = None) -> dict[str, str]:
+    layers = of.tuned_layers()
+    return {name: tensor_digest(layers[name].weight.detach()) for name in (layers if names is None else names)}
+
+
+def _check_base(importance: Importance, names: Iterable[str]) -> None:
+    """Masks are never computed on weights that were already tuned."""
+    now = _digests(importance.of, names)
+    moved = [name for name, found in now.items() if found != importance.digests[name]]
+    if moved:
+        raise DowserError(
+            f"the weights of {moved[0]} are not those that were measured ({len(moved)} of {len(now)} matrices), "
+            "expected the base: masks are never computed on weights that were already tuned. Fix: load the model "
+            "again, or choose before it is trained"
+        )
+
+
+def _check_method(method: object) -> None:
+    if not isinstance(method, BeforeFit) or isinstance(method, Lora):
+        raise DowserError(
+            f"got {method if isinstance(method, type) else type(method).__name__}, expected a method that chooses "
+            "entries before training, such as ModelDowser(update_ratio=0.1). Fix: others need the callback "
+            "(lightning.Trainer), or python -m dowser_pl fit"
+        )
+
+
+_NAMES = {torch.float64: "64-true", torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
 
 def _precision(network: PreTrainedModel, autocast: torch.dtype | None) -> Precision:
     if autocast is None:
         return Precision(_NAMES[network.dtype])
+    if autocast not in (torch.bfloat16, torch.float16):
+        raise DowserError(
+            f"got autocast {autocast}, expected torch.bfloat16, torch.float16, or None for that of weights"
+        )
     name = _NAMES[autocast].replace("true", "mixed")
     context: Any = partial(torch.autocast, device_of(network).type, autocast)
     return Precision(name, context)

@@ -13,13 +13,15 @@ The optimizer sees k values of each matrix and nothing else (`dowser_pl/masking/
 they are written back into the model.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 
@@ -29,7 +31,6 @@ from dowser_pl.errors import DowserError
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.integrations.scripts import Masks
 from dowser_pl.masking import BaseModel, CompactEntries
-from dowser_pl.masking.base import State
 from dowser_pl.patches import save_patch
 
 __all__ = ["Trained", "train_only"]
@@ -53,25 +54,27 @@ class Trained:
         """(k,) float32 values of each matrix: for optimizers, clipping and schedules."""
         return self.entries.parameters()
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self) -> dict[str, Any]:
         """Masks, values and base, for a checkpoint beside the optimizer's."""
-        return self.entries.state_dict()
+        return {"entries": self.entries.state_dict(), "frozen_digest": self.frozen_digest}
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`: the values are written into the model.
 
         Raises:
             DowserError: if it is of other masks, or of another base.
         """
-        CompactEntries.check_names(self.entries.weights, state)
-        for name, bits in self.entries.packed.bits.items():
-            same = state[name]["mask"].equal(bits)
-            if not same or not state[name]["base"].equal(self.entries.base_values(name)):
-                raise DowserError(
-                    f"the state has {'another base' if same else 'other masks'} than the model at {name}. Fix: go on "
-                    "with the model and the masks that it was made with"
-                )
-        self.entries._restore(state)
+        entries = state["entries"]
+        CompactEntries.check_names(self.entries.weights, entries)
+        bits = self.entries.packed.bits
+        masks = all(entries[name]["mask"].equal(bits[name]) for name in bits)
+        base = all(entries[name]["base"].equal(self.entries.base_values(name)) for name in bits) if masks else True
+        if not (masks and base and state["frozen_digest"] == self.frozen_digest):
+            raise DowserError(
+                f"the state has {'another base' if masks else 'other masks'} than the model. Fix: go on with the model "
+                "and the masks that it was made with"
+            )
+        self.entries._restore(entries)
 
     def verify(self) -> None:
         """Compare every frozen tensor and entry with the base, bit by bit.
@@ -111,7 +114,8 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
         masks: name of a matrix -> (O, I) bool, True = trained.
 
     Raises:
-        DowserError: if a mask is of no matrix of the model, or several processes train.
+        DowserError: if a mask is of no matrix of the model, or of a tied one, if several processes train, or an
+            optimizer steps that does not train what is trained here.
         RuntimeError: at the end, if anything else moved.
     """
     if collectives.world_size() > 1:
@@ -119,7 +123,7 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
             f"got {collectives.world_size()} processes, expected one: nobody would average the gradients of entries. "
             "Fix: python -m dowser_pl fit --trainer.strategy ddp, or lightning.Trainer with the callback Dowser"
         )
-    of = model if isinstance(model, Protectable) else Protectable(model)
+    of = _protectable(model, masks)
     network = of.network
     modules = dict(network.named_modules())
     odd = [name for name in masks if not isinstance(modules.get(name), nn.Linear)]
@@ -128,7 +132,8 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
             f"got {len(masks)} masks, of which {len(odd)} are of no matrix of this {type(network).__name__} (the first "
             f"is {odd[:1]}), expected names of torch.nn.Linear modules, as choose_masks gives them"
         )
-    weights = {name: modules[name].weight for name in masks}
+    weights: dict[str, nn.Parameter] = {name: modules[name].weight for name in masks}
+    _refuse_tied(network, weights)
     before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     tuned = {id(weight) for weight in weights.values()}
     for parameter, _ in before:
@@ -145,34 +150,71 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
             parameter.requires_grad_(needed)
 
 
+def _protectable(model: PreTrainedModel | Protectable, masks: Mapping[str, Tensor]) -> Protectable:
+    """Of `choose_masks`, which knows the processor, where it is of this model."""
+    if isinstance(model, Protectable):
+        return model
+    known = masks.of if isinstance(masks, Masks) else None
+    return known if known is not None and known.network is model else Protectable(model)
+
+
+def _refuse_tied(network: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
+    names = {id(weight): name for name, weight in weights.items()}
+    uses = Counter(id(each) for _, each in network.named_parameters(remove_duplicate=False))
+    tied = next((name for number, name in names.items() if uses[number] > 1), None)
+    if tied is not None:
+        raise DowserError(
+            f"the weight of {tied} is used in another place of the model too (tied), expected matrices that own "
+            "theirs: a mask on one use would bind the other. Fix: leave it out of the masks"
+        )
+
+
+_CLOSED: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
+"""Values of blocks that have ended: their matrices would never hear of a step."""
+
+
 @contextmanager
 def _stepping(entries: CompactEntries) -> Iterator[None]:
     """Meanwhile values are written back after the steps of every optimizer that has some, whoever makes it."""
-    values = {id(each) for each in entries.parameters()}
+    values = {id(each): each for each in entries.parameters()}
     matrices = {id(weight): name for name, weight in entries.weights.items()}
-
-    def ids(optimizer: Optimizer) -> set[int]:
-        return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    stepped = False
 
     def before(optimizer: Optimizer, *_: Any) -> None:
-        whole = [name for number, name in matrices.items() if number in ids(optimizer)]
-        if whole:
-            raise DowserError(
-                f"got a {type(optimizer).__name__} that holds all of {whole[0]} ({len(whole)} of {len(matrices)} "
-                "matrices), expected one over what is trained of them. Fix: build it inside the block, over "
-                "trained.parameters()"
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        whole = [name for number, name in matrices.items() if number in held]
+        if whole or held & set(_CLOSED):
+            what = (
+                f"all of {whole[0]} ({len(whole)} of {len(matrices)} matrices)" if whole else "values of another block"
             )
-        if values & ids(optimizer):
+            raise DowserError(
+                f"got a {type(optimizer).__name__} that holds {what}, expected one over what is trained here. Fix: "
+                "build it inside the block, over trained.parameters()"
+            )
+        if isinstance(optimizer, LBFGS) and held & set(values):
+            raise DowserError(
+                "got LBFGS, which asks for several losses within a step, expected an optimizer that makes its step "
+                "from one: values are written into the model after a step. Fix: such as AdamW"
+            )
+        if held & set(values):
             entries.mask_gradients()
 
     def after(optimizer: Optimizer, *_: Any) -> None:
-        if values & ids(optimizer):
+        nonlocal stepped
+        if any(id(parameter) in values for group in optimizer.param_groups for parameter in group["params"]):
+            stepped = True
             entries.after_step(optimizer)
 
     hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     try:
         yield
+        if not stepped and any(each.grad is not None for each in values.values()):
+            raise DowserError(
+                "gradients came and no optimizer made a step with them, so nothing was trained. Fix: build the "
+                "optimizer inside the block, over trained.parameters()"
+            )
     finally:
         for hook in hooks:
             hook.remove()
         entries.close()
+        _CLOSED.update(values)

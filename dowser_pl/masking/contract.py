@@ -119,9 +119,14 @@ def tuned_module(pl_module: object, asker: object) -> TunedModule:
     Raises:
         DowserError: listing all members that it lacks.
     """
-    for held in vars(pl_module).values():
-        if hasattr(type(held), "held_by"):  # a `dowser_pl.Protectable`
-            return cast(TunedModule, held.held_by(pl_module))
+    held: list[Any] = [each for each in vars(pl_module).values() if hasattr(type(each), "held_by")]
+    if len({id(each) for each in held}) > 1:
+        raise DowserError(
+            f"{type(pl_module).__name__} holds {len(held)} Protectables, expected one: a run has one base and one set "
+            "of masks. Fix: keep the one whose model is to be protected"
+        )
+    if held:
+        return cast(TunedModule, held[0].held_by(pl_module))
     _refuse_missing(pl_module, TunedModule, asker)
     return cast(TunedModule, pl_module)
 
@@ -152,8 +157,9 @@ def _refuse_missing(pl_module: object, contract: type, asker: object) -> None:
         raise DowserError(
             f"{kind} cannot be used with the callback {type(asker).__name__}, which expects a LightningModule with "
             f"the members of {ours}; it lacks{listed}\n"
-            f"Fix: hold dowser_pl.Protectable(model, processor) as an attribute, subclass dowser_pl.MultimodalModule, "
-            f"or give {kind} these members (attributes in __init__); {ours} says what each is for"
+            f"Fix: self.protectable = dowser_pl.Protectable(model, processor) in its __init__, a subclass of "
+            f"dowser_pl.MultimodalModule, or give {kind} these members (attributes in __init__); {ours} says what each "
+            "is for"
         )
 
 

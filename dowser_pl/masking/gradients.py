@@ -161,13 +161,18 @@ def clip_by_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         gradient.mul_(factor.to(gradient.device))
 
 
-def leave_out_of_buckets(module: nn.Module) -> None:
+def leave_out_of_buckets(module: nn.Module, prefix: str = "") -> None:
     """Have DistributedDataParallel ignore all that is trained, but for one small tensor.
+
+    Args:
+        module: that it will wrap.
+        prefix: of the names of what it shall ignore; what else is trained is sent to the other processes as ever.
 
     It allocates buckets as large as all gradients when it wraps a module, and refuses one without any. What it ignores
     it does not send to the other processes either: they must have loaded the same weights. To be called before.
     """
     trained = sorted((each.numel(), name) for name, each in module.named_parameters() if each.requires_grad)
+    trained = [(size, name) for size, name in trained if name.startswith(prefix)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [name for _, name in trained[1:]])
 
 

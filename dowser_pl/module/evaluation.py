@@ -218,7 +218,7 @@ class EvaluatedModule(LightningModule):
             if not 0 <= self.scores[task.name] < math.inf:
                 raise DowserError(
                     f"the metric {metric_label(task.metric)} of task {task.name!r} gave {self.scores[task.name]}, "
-                    "expected a score of at least 0: reports compare such scores. Choose another metric, or scale it"
+                    "expected a finite score of at least 0. Choose another metric, or scale it"
                 )
         for task in tasks:
             self.log(f"{stage}/{task.name}/{metric_label(task.metric)}", self.scores[task.name])

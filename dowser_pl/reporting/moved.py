@@ -15,7 +15,7 @@ class MatrixMove:
         name: at run time.
         layer: of the decoder, from 0.
         kind: its name within the layer, such as `mlp.up_proj`.
-        size: of the change beside that of the matrix, ||W - W0||_F / ||W0||_F.
+        size: of the change beside that of the matrix, ||W - W0||_F / ||W0||_F; 1 where a matrix of zeros changed.
         share: of its entries that differ from the base, 0 to 1.
     """
 
@@ -51,10 +51,9 @@ class Moved:
 def moved_text(moved: Moved) -> str:
     """The extremes in one line: the matrix that moved furthest, and the layer whose output drifted most."""
     most = max(moved.matrices, key=lambda each: each.size)
-    if not most.size:
-        return "no matrix of the decoder moved"
     furthest = max(range(len(moved.drift)), key=lambda layer: moved.drift[layer])
-    return (
-        f"moved most: {most.kind} of layer {most.layer} (by {most.size:.2g} of its size); "
-        f"drifted most: the output of layer {furthest} (by {moved.drift[furthest]:.2g})"
-    )
+    where = f"{most.kind} of layer {most.layer} (by {most.size:.2g} of its size)"
+    first = f"moved most: {where}" if most.size else "no matrix of the decoder moved"
+    if not moved.drift[furthest]:
+        return first
+    return f"{first}; drifted most: the output of layer {furthest} (by {moved.drift[furthest]:.2g})"

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dowser_pl.trainer import DowserTrainer
 from lightning.pytorch import Callback
 from torch.func import functional_call
 
 from dowser_pl.callbacks import Checkpoints, Dowser, RandomState
+from dowser_pl.cli.trainer import DowserTrainer
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.methods import Full, HalfFineTuning, Lora, Magnitude, MoFO, NullSpace, Spider

@@ -42,7 +42,7 @@ TUNED = (
     r"Plain cannot be used with the callback {0}, which expects .*dowser_pl.masking.TunedModule; it lacks"
     r"\n  protected: Protection \| None\n  reduced_elsewhere: bool\n  holds_checkpoint: bool\n  path: str\n"
     r"  files: Files\n  network: Any\n  processor: Any\n  tuned_layers\(\) -> dict\[str, Linear\]\n"
-    r"  base_model\(\) -> BaseModel\n  ending\(\) -> Any\nFix: hold dowser_pl.Protectable.*, or give"
+    r"  base_model\(\) -> BaseModel\n  ending\(\) -> Any\nFix: self.protectable = dowser_pl.Protectable.*, or give"
 )
 REPORTED = (
     r"{0}, which expects .*ReportedModule; it lacks\n  scores: dict\[str, float\]\n  answers: (?s:.*)pictures\(task"

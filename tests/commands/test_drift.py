@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -84,6 +85,22 @@ def test_an_adapter_moves_what_its_merged_model_moves(base, tmp_path):
     for one, other in zip(merged["matrices"], adapter["matrices"], strict=True):
         assert one["name"] == other["name"] and other["size"] == pytest.approx(one["size"], rel=1e-3)
     assert adapter["drift"] == pytest.approx(merged["drift"], rel=1e-3)
+
+
+def test_a_matrix_of_zeros_that_moved_moved_by_its_whole_size(tmp_path):
+    base, tuned = (make_processor_folder(tmp_path / name) for name in ("base", "tuned"))
+    network = tiny_llava()
+    weight = network.model.language_model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        weight.zero_()
+        network.save_pretrained(base)
+        weight[0] = 1
+        network.save_pretrained(tuned)
+    measured(tmp_path, base, tuned, base, options=["--moved", str(tmp_path / "moved.svg")])
+    moved, unmoved = json.loads((tmp_path / "drift.json").read_text())["moved"].values()
+    sizes = {each["name"].rpartition("layers.")[2]: each["size"] for each in moved["matrices"]}
+    assert sizes.pop("1.mlp.up_proj") == 1.0 and set(sizes.values()) == {0.0}
+    assert {each["size"] for each in unmoved["matrices"]} == {0.0}
 
 
 def test_a_picture_that_cannot_be_written_is_refused_first(base, capsys, monkeypatch):

@@ -120,5 +120,9 @@ def test_wrong_orders_are_told_in_setup(tmp_path, processor):
         fit(tmp_path, Own(processor), Dowser(Magnitude(0.1)))
     with pytest.raises(DowserError, match="past it. In your configure_optimizers"):
         fit(tmp_path, Past(processor), dowser(Magnitude(0.1)), enable_checkpointing=False)
+    two = Own(processor)
+    two.second = Protectable(two.llm, processor)
+    with pytest.raises(DowserError, match="Own holds 2 Protectables, expected one"):
+        fit(tmp_path, two, dowser())
     with pytest.raises(DowserError, match="got no processor"):
         fit(tmp_path, Own(None), dowser(), enable_checkpointing=False)

@@ -12,7 +12,7 @@ from dowser_pl.callbacks import Dowser
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.functional.masks import PackedMasks
 from dowser_pl.integrations import Masks, Protectable, choose_masks, measure_importance
-from dowser_pl.methods import Magnitude, ModelDowser, WandaLike
+from dowser_pl.methods import Lora, Magnitude, ModelDowser, NullSpace, WandaLike
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
 
@@ -63,9 +63,10 @@ def test_the_cache_is_that_of_fit(tmp_path, folder, model, processor):
 def test_the_model_is_left_as_it_was(folder, processor):
     model = AutoModelForImageTextToText.from_pretrained(folder).train()
     model.lm_head.weight.requires_grad_(False)
+    model.model.vision_tower.eval()
     before = {name: (each.clone(), each.requires_grad) for name, each in model.named_parameters()}
     measure_importance(model, processor, probe=SMALL_PROBE)
-    assert model.training
+    assert model.training and not any(part.training for part in model.model.vision_tower.modules())
     for name, each in model.named_parameters():
         weight, needed = before[name]
         assert torch.equal(each, weight) and each.requires_grad == needed and each.grad is None
@@ -108,6 +109,41 @@ def test_what_was_not_measured_is_asked_for(model, processor, importance):
     with pytest.raises(DowserError, match="WandaLike asks for means of 1, got means of 4 prompts, .*Fix: measure_"):
         choose_masks(importance, WandaLike(0.1))
     assert choose_masks(importance, Magnitude(0.1)).counts == choose_masks(only, Magnitude(0.1)).counts  # needs nothing
+
+
+def test_weights_that_were_trained_meanwhile_are_refused(folder, processor):
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    measured = measure_importance(model, processor, probe=SMALL_PROBE)
+    masks = choose_masks(measured)
+    name = next(iter(masks))
+    with torch.no_grad():
+        model.get_submodule(name).weight[0, 0] += 1
+    for ask in (lambda: choose_masks(measured), lambda: measured.scores(name)):
+        with pytest.raises(DowserError, match="are not those that were measured .*Fix: load the model again"):
+            ask()
+
+
+@pytest.mark.parametrize("method", [Lora(), NullSpace(), ModelDowser])
+def test_methods_that_do_not_choose_before_training_are_refused(model, processor, importance, method):
+    for ask in (lambda: choose_masks(importance, method), lambda: measure_importance(model, processor, method=method)):
+        with pytest.raises(DowserError, match="expected a method that chooses entries before training"):
+            ask()
+
+
+def test_a_damaged_file_is_told(tmp_path, importance):
+    path = tmp_path / "masks.safetensors"
+    choose_masks(importance).save(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DowserError, match="is damaged"):
+        Masks.load(path)
+    save_file({}, path)
+    with pytest.raises(DowserError, match="nothing is in it"):
+        Masks.load(path)
+
+
+def test_precisions_that_there_are_not_are_told(model, processor):
+    with pytest.raises(DowserError, match="got autocast torch.float32, expected"):
+        measure_importance(model, processor, probe=SMALL_PROBE, autocast=torch.float32)
 
 
 class Wrapped(nn.Module):

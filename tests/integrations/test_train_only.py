@@ -121,10 +121,13 @@ def test_a_state_of_other_masks_or_another_base_is_refused(model, masks):
     name = next(iter(masks))
     with train_only(model, masks | {name: ~masks[name]}) as trained, pytest.raises(DowserError, match="other masks"):
         trained.load_state_dict(state)
-    with torch.no_grad():
-        model.get_submodule(name).weight.add_(1)
-    with train_only(model, masks) as trained, pytest.raises(DowserError, match="another base"):
-        trained.load_state_dict(state)
+    for changed in (model.get_submodule(name).weight, model.lm_head.weight):
+        with torch.no_grad():
+            changed.add_(1)
+        with train_only(model, masks) as trained, pytest.raises(DowserError, match="another base"):
+            trained.load_state_dict(state)
+        with torch.no_grad():
+            changed.sub_(1)
 
 
 def test_an_optimizer_over_whole_matrices_is_refused_at_its_first_step(model, masks):
@@ -132,9 +135,35 @@ def test_an_optimizer_over_whole_matrices_is_refused_at_its_first_step(model, ma
     with train_only(model, masks):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loss_of(model).backward()
-        with pytest.raises(DowserError, match=r"holds all of model\..*Fix: build it inside the block, over trained"):
+        with pytest.raises(
+            DowserError, match=r"holds all of model\..* expected one over what is trained here. Fix: build it inside"
+        ):
             optimizer.step()
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def test_a_step_of_another_block_or_none_at_all_is_refused(model, masks):
+    with train_only(model, masks) as trained:
+        earlier = torch.optim.SGD(trained.parameters(), lr=0.1)
+    with pytest.raises(DowserError, match="holds values of another block"), train_only(model, masks):
+        loss_of(model).backward()
+        earlier.step()
+    with pytest.raises(DowserError, match="gradients came and no optimizer made a step"), train_only(model, masks):
+        loss_of(model).backward()
+    with train_only(model, masks):  # nothing was asked for
+        pass
+
+
+def test_optimizers_that_look_more_than_once_within_a_step_are_refused(model, masks):
+    with pytest.raises(DowserError, match="got LBFGS, which asks"), train_only(model, masks) as trained:
+        torch.optim.LBFGS(trained.parameters()).step(lambda: loss_of(model))
+
+
+def test_a_matrix_that_is_used_twice_is_refused(model):
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    mask = torch.ones(model.lm_head.weight.shape, dtype=torch.bool)
+    with pytest.raises(DowserError, match="the weight of lm_head is used in another place of the model too"):
+        train_only(model, {"lm_head": mask}).__enter__()
 
 
 def test_what_else_moved_is_told_at_the_end(model, masks):

@@ -24,6 +24,8 @@ def test_the_line_names_the_extremes():
         "moved most: mlp.up_proj of layer 2 (by 0.06 of its size); drifted most: the output of layer 2 (by 0.3)"
     )
     assert moved_text(moved(0.0)) == "no matrix of the decoder moved"
+    elsewhere = Moved(moved(0.0).matrices, [0.2, 0.1, 0.1])  # such as in the embeddings
+    assert moved_text(elsewhere) == "no matrix of the decoder moved; drifted most: the output of layer 0 (by 0.2)"
 
 
 def test_it_is_json():

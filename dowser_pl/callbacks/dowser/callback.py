@@ -66,7 +66,6 @@ from dowser_pl.masking import (
     Changes,
     Protection,
     TunedModule,
-    leave_out_of_buckets,
     trained_whole,
     tuned_module,
 )
@@ -169,7 +168,6 @@ class Dowser(Callback):
             module.reduced_elsewhere = self.update == "compact"
             if module is not pl_module:
                 check_held(trainer, pl_module, self.checkpoint)
-                leave_out_of_buckets(pl_module)
             check_sharded(trainer, self.method, self.update, self.checkpoint)
             check_replay(trainer, self.replay, self.update)
             self.reader.check(trainer)

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import LBFGS
 
 from dowser_pl.callbacks.curve import find_curve
 from dowser_pl.callbacks.dowser.protection import Content, Form
@@ -76,6 +77,11 @@ def check_optimizers(trainer: Trainer, entries: Protection, method: Method) -> N
     Raises:
         DowserError: if a `configure_optimizers` of one's own asks for something else, or the method for another one.
     """
+    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+        raise DowserError(
+            "got LBFGS, which asks for several losses within a step, expected an optimizer that makes its step from "
+            "one: trained values are written into the model after a step. Fix: such as AdamW"
+        )
     if isinstance(method, EachStep) and method.needs_moment:
         for optimizer in trainer.optimizers:
             check_moments(optimizer)
@@ -89,7 +95,7 @@ def check_optimizers(trainer: Trainer, entries: Protection, method: Method) -> N
         raise DowserError(
             f"the optimizers leave out (or train twice) {left_out} of the {len(wanted)} parameters that the method "
             f"lets them train, and train {past} matrices past it. In your configure_optimizers, build them over "
-            "self.trained_parameters()"
+            "self.trained_parameters(), or self.protectable.parameters()"
         )
 
 
