@@ -1,5 +1,7 @@
 """Which cells there are, in which order, and what they are told to do."""
 
+from dataclasses import replace
+
 import pytest
 
 from dowser_pl.bench.cells import Cell, Group
@@ -53,6 +55,14 @@ def test_what_is_timed_waits_for_all_choices_and_is_counted(tmp_path):
     plan = plan_of(tmp_path, {}, cost={})
     assert not any(cell.split == "cost" for cell in plan.cells())
     assert plan.unknown() == {"ModelDowser": 4, "Full": 4, "Dare": 10, "ModelTailor": 12}
+
+
+def test_a_timed_run_is_as_short_for_all_and_its_model_is_not_kept(tmp_path):
+    plan = plan_of(tmp_path, FULL, cost={"trainer.max_epochs": 1}, methods__Full__options={"trainer.max_epochs": 9})
+    timed = Cell(GROUP, "Full", (("lr", 2e-4),), 1, "cost")
+    (line,) = commands(plan.settings, timed, "run", None)
+    assert line[len(line) - line[::-1].index("--trainer.max_epochs")] == "1"
+    assert not plan.needed(timed) and plan.needed(replace(timed, split="validation", seed=0))
 
 
 def test_places_are_chosen_by_patterns_of_their_names(tmp_path):
