@@ -99,6 +99,7 @@ def test_a_patch_is_exported_from_a_checkpoint(files, folder):
     assert digests("out.safetensors") == RECORDED["exported"][folder]
 
 
+@pytest.mark.slow
 def test_importance_comes_from_the_cache(files):
     line = ["fit", "--config", "run/config.yaml", "--trainer.default_root_dir=again", "--trainer.max_steps=1"]
     before = stamps(files / "cache")

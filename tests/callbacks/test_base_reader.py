@@ -175,6 +175,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_is_that_of_the_equations(tmp_path, model_folder, name):
     options = dict(CASES[name])
@@ -192,6 +193,7 @@ def test_every_step_is_that_of_the_equations(tmp_path, model_folder, name):
         assert reader.masked == reader.tokens == 0 and "masked_tokens" not in dowser.diagnostics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", "dense"])
 def test_off_changes_no_bit_nor_does_reading_alone(tmp_path, model_folder, update):
     options = {"update": update}
@@ -237,6 +239,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, model_folder, wide_folder, name):  # noqa: F811
     base = wide_folder if name == "4bit" else model_folder

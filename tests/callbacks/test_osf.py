@@ -34,6 +34,7 @@ def test_the_leading_half_of_the_triples_of_every_matrix_stays(model_folder, tmp
     assert max(strays["osf"]) < 1e-5 < 1e-3 < min(strays["full"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "checkpoint"), [("32-true", "compact"), pytest.param("bf16-true", "full", marks=pytest.mark.slow)]
 )

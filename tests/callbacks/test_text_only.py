@@ -60,6 +60,7 @@ def test_a_run_leaves_all_but_a_tenth_as_it_was(family, tmp_path, capsys):
     assert same(loaded(tmp_path / "patched"), after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["with generation", "plain"])
 def test_a_killed_run_ends_like_an_unbroken_one(template, base, tmp_path):
     folder = base if template == "with generation" else save_text_model(tmp_path / "base", chat_template=None)
@@ -81,6 +82,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(template, base, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_it_is_tuned_as_the_decoder_of_a_multimodal_model_is(tmp_path):
     """Of the same weights and words: the same masks and the same tuned numbers, bit for bit."""
     multimodal, text = tiny_llava(), tiny_llama(seed=1)
@@ -103,6 +105,7 @@ def test_it_is_tuned_as_the_decoder_of_a_multimodal_model_is(tmp_path):
     assert len(masks) == 21 and same(masks, its_masks) and same(weights, its_weights) and scores == its_scores
 
 
+@pytest.mark.slow
 def test_rows_of_its_own_need_no_pictures(base, tmp_path, capsys):
     """Null space, replay and drift write text, chats and turns."""
     fit(base, tmp_path / "run", NullSpace(), replay=Replay(), drift=True)
@@ -110,6 +113,7 @@ def test_rows_of_its_own_need_no_pictures(base, tmp_path, capsys):
     assert set(report["drift"]["sources"]) == {"text", "chat", "turn"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", pytest.param("4bit", marks=pytest.mark.slow)])
 def test_adapters(quantization, base, tmp_path):
     module = {"lora": LoraSettings(r=2), "quantization": quantization, "dtype": "float32"}

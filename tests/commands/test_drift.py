@@ -45,6 +45,7 @@ def test_a_model_is_at_no_distance_from_itself(base, tmp_path, capsys):
     assert f"{base}: KL " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_its_model_and_its_patch_are_the_same(base, run, tmp_path):
     found = measured(tmp_path, base, run, run / "model", run / "patch.safetensors", base)
     of_run, of_model, of_patch, of_base = found.values()
@@ -109,6 +110,7 @@ def test_a_picture_that_cannot_be_written_is_refused_first(base, capsys, monkeyp
     assert "expected a name that ends in .png" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_of_the_task_are_written_after(base, run, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

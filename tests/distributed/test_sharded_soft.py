@@ -130,6 +130,7 @@ def fit_null(folder, model, step=None, **options):
     return run_it(folder, model, **NULL_SPACE | options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

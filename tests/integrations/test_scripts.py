@@ -94,6 +94,7 @@ def test_masks_survive_a_file(tmp_path, importance):
         Masks.load(tmp_path / "none.safetensors")
 
 
+@pytest.mark.slow
 def test_half_precision_under_autocast_is_that_of_fit(tmp_path, folder, model, processor):
     trainer = build_trainer(tmp_path / "run", ModelDowser(0.1), precision="bf16-mixed", max_epochs=1)
     trainer.fit(build_module(folder), datamodule=TinyData())

@@ -256,6 +256,7 @@ def test_the_product_reads_what_was_built_by_the_shipped_configurations(built, t
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "real").symlink_to(built)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # where a narrow terminal would break names of metrics
     dowser(["validate", "-c", "model/real", "-c", "data/real", "--trainer.accelerator=cpu"])
     said = capsys.readouterr().out
     for metric in (
