@@ -51,6 +51,7 @@ def watch(monkeypatch, scores=()):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, update",
     [("matrix", "compact"), ("model", "dense"), pytest.param("random", "compact", marks=pytest.mark.slow)],

@@ -46,6 +46,7 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_nothing_learnt_is_no_drift_and_more_learnt_is_more(tmp_path, model_folder):
     kl = []
     for name, lr in [("still", 1e-12), ("little", 1e-4), ("much", 1e-2)]:

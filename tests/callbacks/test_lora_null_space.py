@@ -141,6 +141,7 @@ def test_in_the_limit_no_adapter_moves_what_the_base_says_on_its_rows(model_fold
             assert shares["strict"] < 2e-3 < 2e-2 < shares["free"], (name, shares)
 
 
+@pytest.mark.slow
 def test_an_infinite_eps_is_plain_lora_bit_for_bit(model_folder, tmp_path):
     fit(model_folder, tmp_path / "plain", None, export=True)
     fit(model_folder, tmp_path / "open", NullSpaceSettings(math.inf, 8, 60), export=True)

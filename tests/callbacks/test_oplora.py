@@ -105,6 +105,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "4bit")) for name in RUNS])
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_path, name):  # noqa: F811
     folder, options = wide_folder if name == "4bit" else model_folder, {"export": True, **RUNS[name]}

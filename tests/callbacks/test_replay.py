@@ -68,6 +68,7 @@ def test_weight_zero_and_null_change_no_bit(tmp_path, model_folder):
     assert not same(without, weights(fit(tmp_path / "c", model_folder, Replay())[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "update"),
     [(ModelDowser(0.2), "compact"), (ModelDowser(0.2), "dense"), (Full(), "compact"), (Spider(), "compact")],

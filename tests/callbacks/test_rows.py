@@ -140,6 +140,7 @@ def test_a_cache_gives_the_same_rows_back(tmp_path, model_folder, written):
     assert sum(written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "told_so"),
     [((0, -1), "is damaged: its rows are written anew"), ((3, 1), "places pictures otherwise than")],

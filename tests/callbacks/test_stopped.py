@@ -92,6 +92,7 @@ QUICK |= {(stop, "plain") for stop in STOPS if "epoch" not in stop}
 ALL = [(stop, option) for stop in STOPS for option in OPTIONS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "option"), [pytest.param(*each, marks=[pytest.mark.slow] * (each not in QUICK)) for each in ALL]
 )

@@ -171,6 +171,7 @@ def test_a_budget_without_questions_to_choose_on_is_refused_before_the_probe(use
     assert not list((user_folder / "runs" / "cache").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_repeats_the_run(user_folder, model_folder):
     main(["fit", "-c", str(user_yaml(user_folder, model_folder)), *SMALL_PROBE])
     first = (user_folder / "runs/mine/report.json").read_text()

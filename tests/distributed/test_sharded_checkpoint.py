@@ -138,6 +138,7 @@ def test_so_it_does_in_other_forms(model_folder, tmp_path, name):
     check_pair(tmp_path, run(both, tmp_path, model_folder, ranks=ranks, **options), 0.8 / ranks + 0.2)
 
 
+@pytest.mark.slow
 def test_a_patch_is_exported_from_either(pair):
     one, other = (read_checkpoint_patch(pair[0] / name) for name in ("last file", "last folder"))
     assert one.steps == other.steps == 2 and one.frozen_digest == other.frozen_digest and one.head == other.head

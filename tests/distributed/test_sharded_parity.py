@@ -101,6 +101,7 @@ def single(model_folder, tmp_path_factory):
 FAST = {("clipped by the norm", "fsdp1"), ("clipped by the norm", "fsdp2"), ("model-wide budget", "fsdp2")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, kind",
     [

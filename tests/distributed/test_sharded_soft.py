@@ -69,6 +69,7 @@ def test_two_ranks_end_where_one_process_does(model_folder, tmp_path, name, kind
     assert difference(first, one) <= 1e-5 * one.way
 
 
+@pytest.mark.slow
 @one_fast
 def test_momentum_is_filtered_by_that_of_whole_matrices(model_folder, tmp_path, kind):
     """Adam, of which the entries of small momentum, whose sign rounding decides, do not move."""
