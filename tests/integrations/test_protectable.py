@@ -120,6 +120,13 @@ def test_wrong_orders_are_told_in_setup(tmp_path, processor):
         fit(tmp_path, Own(processor), Dowser(Magnitude(0.1)))
     with pytest.raises(DowserError, match="past it. In your configure_optimizers"):
         fit(tmp_path, Past(processor), dowser(Magnitude(0.1)), enable_checkpointing=False)
+
+    class Looking(Own):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.protectable.parameters())
+
+    with pytest.raises(DowserError, match="got LBFGS, which asks for several losses within a step"):
+        fit(tmp_path, Looking(processor), dowser(Magnitude(0.1)), enable_checkpointing=False)
     two = Own(processor)
     two.second = Protectable(two.llm, processor)
     with pytest.raises(DowserError, match="Own holds 2 Protectables, expected one"):
