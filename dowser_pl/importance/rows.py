@@ -1,7 +1,6 @@
 """Rows that the model writes itself, by what they are written after: words, a turn of the user, or a picture.
 
-Every row has random streams of its own, fixed by seed, source, number and try, so it depends neither on its
-neighbours in a batch nor on the number of processes.
+A row's random streams are fixed by seed, source, number and try; it knows neither neighbours nor processes.
 """
 
 import warnings
@@ -96,10 +95,7 @@ class Writers:
         return list(self.settings.sources)
 
     def write(self, source: Source, numbers: Sequence[int]) -> list[Prompt]:
-        """Rows of a source, in order; every process must call it, and gets all. Those that stay degenerate are missing.
-
-        A row that is degenerate is written again from its next streams.
-        """
+        """Rows of a source, in order; every process must call it, and gets all. Degenerate ones are tried anew."""
         rows: dict[int, Prompt] = {}
         for attempt in range(_TRIES):
             missing = [number for number in numbers if number not in rows]
@@ -116,8 +112,7 @@ class Writers:
     ) -> list[Prompt]:
         """Rows of several sources, one of each after the other, so that the first few are of all; all must call it.
 
-        Where `auto` chose a source with pictures that this model or its processor fails on, a warning says so, and the
-        others are written.
+        Where `auto` chose a source with pictures that the model fails on, a warning says so, and others are written.
 
         Args:
             sources: of the rows.

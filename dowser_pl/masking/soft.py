@@ -5,11 +5,9 @@ all entries. Beside them, on the device of the matrix: its base (the bytes of th
 the rule made of the base (4 bytes an entry each), the latter two where the rule asks for them. One matrix at a time is
 worked on, in float32.
 
-Where the inputs of a matrix have directions to be left alone, the optimizer trains the offset D from the base, and the
-matrix holds W0 + D P (`dowser_pl/functional/null_space.py`), or W0 + P D P' where its outputs have some too. Every step
-of any optimizer is thus multiplied by P, and its weight decay pulls to the base. A checkpoint has what the matrix holds
-as `values`, since those who read it want the model, and D as `offset`. With no direction to leave alone, P is 1, and
-the matrix trains as any other, to the bit.
+Where inputs of a matrix have directions to be left alone, the optimizer trains the offset D from the base, and the
+matrix holds W0 + D P (`dowser_pl/functional/null_space.py`), or W0 + P D P' where its outputs have some too. So every
+step is multiplied by P, and decay pulls to the base. A checkpoint has what the matrix holds as `values`, D as `offset`.
 
 Legend: O outputs, I inputs of a matrix, k = O * I.
 """
