@@ -25,7 +25,7 @@ from dowser_pl.callbacks.dowser.masks import MaskBuilder
 from dowser_pl.callbacks.dowser.rows import RowBank
 from dowser_pl.distributed.models import device_of
 from dowser_pl.errors import DowserError, MissingFileError
-from dowser_pl.files.atomic import atomic_path
+from dowser_pl.files.atomic import atomic_path, check_writable
 from dowser_pl.functional.masks import PackedMasks
 from dowser_pl.importance import Factors, Probe, Rows
 from dowser_pl.integrations.protectable import Protectable
@@ -156,11 +156,14 @@ def measure_importance(
 
     Raises:
         DowserError: if the model cannot be measured.
+        OSError: if nothing can be written into `cache_dir`; known before anything is measured.
     """
     of = model if isinstance(model, Protectable) else Protectable(model, processor, targets, last_n_layers)
     method, probe = method or ModelDowser(), probe or Probe()
     folder = None if cache_dir is None else Path(cache_dir)
     _check_method(method)
+    if folder is not None:
+        check_writable(folder, "cache_dir")
     modes = [(module, module.training) for module in of.network.modules()]
     before = list(of.freeze_all_else())
     try:

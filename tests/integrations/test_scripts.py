@@ -172,3 +172,10 @@ def test_settings_reach_the_layers(model, processor):
 def test_masks_of_any_origin_can_be_kept():
     masks = Masks(PackedMasks.of([("a", torch.tensor([[True, False]]))]))
     assert masks.counts == {"a": (1, 2)} and masks.method is None
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_anything_is_measured(tmp_path, model, processor, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("dowser_pl.callbacks.dowser.masks.MaskBuilder.measure", lambda self: pytest.fail("measured"))
+    with pytest.raises(OSError, match=r"cannot write into .*got cache_dir .*Fix: set cache_dir to another folder"):
+        measure_importance(model, processor, probe=SMALL_PROBE, cache_dir=tmp_path / "file" / "cache")
