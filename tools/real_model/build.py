@@ -24,7 +24,7 @@ from dowser_pl.files.atomic import atomic_path
 from real_model import fetching
 from real_model.fetching import Package, unpack
 from real_model.gguf_llama import llama_of, tokenizer_of
-from real_model.instructions import INSTRUCTIONS, certain_answers
+from real_model.instructions import INSTRUCTIONS, first_sentences
 from real_model.llava import join, processor_of
 from real_model.onnx_dinov2 import dinov2_of
 from real_model.pictures import Drawings
@@ -76,7 +76,7 @@ def build(
     train_projector(model, processor, tasks.named, NAME_IT, steps, seed)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    add_instructions(tasks, INSTRUCTIONS, certain_answers(model, processor, INSTRUCTIONS), sizes, seed)
+    add_instructions(tasks, INSTRUCTIONS, first_sentences(model, processor, INSTRUCTIONS), sizes, seed)
     write_tasks(tasks, folder / "tasks")
     return model
 

@@ -1,11 +1,13 @@
 """Instructions as people give them to an assistant, and what a model says to them."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-NUM_TOKENS = 8  # of an answer
+NUM_TOKENS = 32  # of an answer
+_SENTENCE = re.compile(r".*?[^\d\s][.!?](?=\s|$)", re.DOTALL)  # the 1. of a list ends none
 
 
 def _each(pattern: str, words: str) -> list[str]:
@@ -44,19 +46,19 @@ INSTRUCTIONS: tuple[str, ...] = (
 
 
 @torch.no_grad()
-def certain_answers(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, asked: Sequence[str]
-) -> list[str | None]:
-    """The beginnings of greedy answers; None where they are others in bfloat16, and hang on rounding."""
-    exact = [_begun(model, processor, each) for each in asked]
-    model.to(torch.bfloat16)
-    rounded = [_begun(model, processor, each) for each in asked]
-    return [one if one == two else None for one, two in zip(exact, rounded, strict=True)]
+def first_sentences(model: LlavaForConditionalGeneration, processor: LlavaProcessor, asked: Sequence[str]) -> list[str]:
+    """What the model says to each, greedily, to the end of its first sentence, and no longer than 32 tokens."""
+    return [_first_sentence(_answer(model, processor, each)) for each in asked]
 
 
-def _begun(model: LlavaForConditionalGeneration, processor: LlavaProcessor, asked: str) -> str:
+def _answer(model: LlavaForConditionalGeneration, processor: LlavaProcessor, asked: str) -> str:
     turns = [{"role": "user", "content": [{"type": "text", "text": asked}]}]
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     inputs = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
     said = model.generate(**inputs, max_new_tokens=NUM_TOKENS)[0, inputs["input_ids"].shape[1] :]
     return str(processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+
+def _first_sentence(text: str) -> str:
+    found = _SENTENCE.match(text)
+    return found[0] if found else text

@@ -200,15 +200,13 @@ def _is_prose(text: str) -> bool:
     return 60 <= len(text.split()) <= 120 and text.isascii() and plain > 0.93 * len(text)
 
 
-def add_instructions(
-    tasks: Tasks, asked: Sequence[str], answers: Sequence[str | None], sizes: Sizes, seed: int
-) -> None:
-    """Instructions with the beginning of what the base itself says.
+def add_instructions(tasks: Tasks, asked: Sequence[str], answers: Sequence[str], sizes: Sizes, seed: int) -> None:
+    """Instructions with what the base itself says: how likely it stays is how far instructions are still followed.
 
     Args:
         tasks: takes the rows.
         asked: instructions.
-        answers: of the base; None where it is not certain of it.
+        answers: of the base; what it says nothing to is left out.
         sizes: of the parts.
         seed: of the order.
     """
