@@ -13,7 +13,17 @@ from dowser_pl.files.class_path import class_named
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
 from dowser_pl.metrics.likelihood import ChoiceLikelihood, ChoiceLikelihoodPerToken, LikelihoodMetric, Perplexity
+from dowser_pl.metrics.mmbench import MMBench
 from dowser_pl.metrics.multiple_choice import MultipleChoice
+from dowser_pl.metrics.pope import POPEF1, POPEAccuracy
+from dowser_pl.metrics.protocols import (
+    ANLS,
+    GQAAccuracy,
+    RelaxedAccuracy,
+    ScienceQA,
+    ScienceQAPrefix,
+    UnpunctuatedMatch,
+)
 from dowser_pl.metrics.vqa import VQAAccuracy
 
 METRICS: dict[str, type[Metric]] = {
@@ -25,6 +35,15 @@ METRICS: dict[str, type[Metric]] = {
     "perplexity": Perplexity,
     "choice_likelihood": ChoiceLikelihood,
     "choice_likelihood_per_token": ChoiceLikelihoodPerToken,
+    "anls": ANLS,
+    "relaxed_accuracy": RelaxedAccuracy,
+    "gqa": GQAAccuracy,
+    "exact_match_unpunctuated": UnpunctuatedMatch,
+    "scienceqa": ScienceQA,
+    "scienceqa_prefix": ScienceQAPrefix,
+    "pope": POPEAccuracy,
+    "pope_f1": POPEF1,
+    "mmbench": MMBench,
 }
 _OPTIONS = {"exact_match": ("strict", "_strict"), "choice_likelihood": ("per_token", "_per_token")}
 
