@@ -205,14 +205,9 @@ class ConversationData(MultimodalData):
 
     def _read_task(self, task: TaskFile) -> Task:
         labelled = self.stage != "predict"
+        task = self._rooted(task)
         return read_task(
-            self._rooted(task),
-            self.allow_urls,
-            self.skip_bad_rows,
-            self.decoding,
-            labelled,
-            self.image_folder,
-            self._words_only,
+            task, self.allow_urls, self.skip_bad_rows, self.decoding, labelled, self.image_folder, self._words_only
         )
 
     def _rooted(self, task: TaskFile) -> TaskFile:

@@ -22,7 +22,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics.answers import check_rows
+from dowser_pl.metrics.answers import check_rows, warn_of_nothing
 from dowser_pl.metrics.cider import gather_bytes
 
 LETTERS = "ABCDE"
@@ -70,9 +70,8 @@ class MMBench(Metric):
             DowserError: lengths differ, or references are not group, letter and options.
         """
         check_rows("MMBench", predictions, references)
-        turns = [
-            [accepted[0], _is_right(said, accepted)] for said, accepted in zip(predictions, references, strict=True)
-        ]
+        pairs = zip(predictions, references, strict=True)
+        turns = [_read(said, accepted) for said, accepted in pairs]
         encoded = bytearray("".join(json.dumps(turn) + "\n" for turn in turns).encode("ascii"))
         if encoded:
             self.lines.append(torch.frombuffer(encoded, dtype=torch.uint8).to(self.device))
@@ -85,20 +84,25 @@ class MMBench(Metric):
         """
         text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         groups: dict[str, bool] = {}
-        for group, right in map(json.loads, text.splitlines()):
+        turns = [json.loads(line) for line in text.splitlines()]
+        for group, right, _ in turns:
             groups[group] = groups.get(group, True) and right
         if not groups:
             raise DowserError("MMBench: no row was scored, so there is no mean. Call update().")
+        if not any(read for _, _, read in turns):
+            warn_of_nothing("MMBench", len(turns))
         share = sum(groups.values()) / len(groups)
         return torch.tensor(share, dtype=torch.float32, device=self.device)
 
 
-def _is_right(prediction: str, references: Sequence[str]) -> bool:
-    _, *rest = references
+def _read(prediction: str, references: Sequence[str]) -> tuple[str, bool, bool]:
+    """The group of a turn, whether it is right, and whether a letter could be read."""
+    group, *rest = references
     letter, options = (rest[0], rest[1:]) if rest else ("", [])
     if len(letter) != 1 or letter not in LETTERS or len(options) < 2:
         raise DowserError(
             f"mmbench: got the references {list(references)}, expected the group, the right letter and the options, as "
             '["241", "B", "A. dog", "B. cat"]. For other files of questions with options use multiple_choice.'
         )
-    return mmbench_letter(prediction, dict(option.split(". ", 1) for option in options)) == letter
+    said = mmbench_letter(prediction, dict(option.split(". ", 1) for option in options))
+    return group, said == letter, said is not None

@@ -18,7 +18,7 @@ _TOLERANCE = 0.05
 
 
 class GQAAccuracy(AnswerMetric):
-    """GQA as LLaVA hands answers to the official `eval.py`: full stops at the end dropped, lower case, then equality."""
+    """GQA as LLaVA hands answers to the official `eval.py`: no full stop at the end, lower case, then equality."""
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """1 if the answer is the one of the file, else 0."""

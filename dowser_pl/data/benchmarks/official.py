@@ -72,9 +72,8 @@ class OfficialRows(Rows):
             f"{self.images}, the first is {lost[0]}."
         )
         if skip_bad and kept:
-            rank_zero_warn(
-                f"{told} {len(numbers) - len(kept)} of {len(numbers)} rows are left out.", category=UserWarning
-            )
+            count = f"{len(numbers) - len(kept)} of {len(numbers)} rows"
+            rank_zero_warn(f"{told} {count} are left out (skip_bad_rows).", category=UserWarning)
             return kept
         fix = self._hint or "Complete the folder; `skip_bad_rows: true` leaves such rows out and counts them."
         raise DowserError(f"{told} `paths: {{images: ...}}` names another folder. {fix}")
@@ -130,7 +129,7 @@ class Official:
         splits = benchmark_named(self.name).splits
         if self.split is None and not (known := [each for each in splits if each.startswith("train")]):
             raise DowserError(
-                f"benchmark {self.name} has no split to train on. Name one as `split` if it is meant: {', '.join(splits)}."
+                f"benchmark {self.name} has no split to train on; if one is meant, name it: {', '.join(splits)}."
             )
         return self._rows("" if self.split is not None else known[0], self._conversations, limit)
 

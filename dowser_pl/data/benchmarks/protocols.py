@@ -55,20 +55,20 @@ class Protocol:
         """
         prompt = self.prompts[crc32(str(row["id"]).encode()) % len(self.prompts)]
         question = row.get("question", "")
-        options = zip(ascii_uppercase, row.get("options", []), strict=False)
+        options = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, row.get("options", []), strict=False)]
         fields = {
             "question": question,
             "Question": question.capitalize(),
             "hint": row.get("hint", ""),
             "ocr": row.get("ocr", ""),
-            "options": "\n".join(f"{letter}. {text}" for letter, text in options) if with_options else "",
+            "options": "\n".join(options) if with_options else "",
         }
         return "\n".join(_lines(prompt, fields))
 
     def right(self, row: Row) -> list[str]:
         """The references of a question; none where nobody has answered it."""
         if "captions" in row or "answers" in row:
-            return [str(each) for each in row.get("captions", row.get("answers"))]
+            return [str(each) for each in (row["captions"] if "captions" in row else row["answers"])]
         if "answer" not in row:
             return []
         letter, text = ascii_uppercase[row["answer"]], str(row["options"][row["answer"]])

@@ -54,7 +54,7 @@ class Benchmark:
 _COCO = "the MS COCO site (cocodataset.org)"
 _VQA_YEARS = {"val": "val2014", "train": "train2014", "test": "test2015", "image": "COCO_{year}_{id:012d}.jpg"}
 _KARPATHY = "Karpathy's caption_datasets.zip"
-_TRAINED = {"test": {}, "val": {}, "train": {}}
+_TRAINED: dict[str, dict[str, str]] = {"test": {}, "val": {}, "train": {}}
 
 
 def _vqa(source: str, prefix: str, answers: str, version: str = "") -> Benchmark:
