@@ -76,6 +76,38 @@ def metric_name(metric: str | Mapping[str, Mapping[str, Any] | None]) -> str:
     return f"{name}{ending}" if is_on else str(name)
 
 
+SCORER = "dowser_pl 1"
+"""Who scores, with a number that is raised where a metric gives other numbers than before for the same answers."""
+_NORMALISATION = {
+    "exact_match": "case, spaces, and marks at word ends",
+    "exact_match_strict": "case and spaces",
+    "exact_match_unpunctuated": "case and ASCII punctuation",
+    "vqa": "EvalAI",
+    "multiple_choice": "the letter, read from the ways models write it, or the text",
+    "cider": "words as PTBTokenizer splits them, without Java",
+    "gqa": "full stops at the end and case",
+    "scienceqa": "the letter, by the rules of LLaVA",
+    "scienceqa_prefix": "the letter, by the rules of lmms-eval",
+    "pope": "no or yes, from the first sentence",
+    "pope_f1": "no or yes, from the first sentence",
+    "mmbench": "the letter, by the rules of MMBench; all turns of a question",
+    "anls": "case and spaces",
+    "relaxed_accuracy": "case; numbers within 5 %",
+}
+
+
+def scoring(metric: str, max_new_tokens: int) -> dict[str, Any]:
+    """What is told of how answers to a task are scored, beside a report's numbers.
+
+    Args:
+        metric: name, as in a task.
+        max_new_tokens: how long an answer may be.
+    """
+    rule = _NORMALISATION.get(metric, "none" if metric in METRICS else "its own")
+    told: dict[str, Any] = {"name": "own", "max_new_tokens": max_new_tokens, "metric": metric}
+    return told | {"normalisation": rule, "scorer": SCORER}
+
+
 def by_likelihood(name: str) -> bool:
     """Whether a metric asks how likely the candidates of a question are, and not for an answer."""
     return issubclass(METRICS.get(name, Metric), LikelihoodMetric)
@@ -194,4 +226,5 @@ __all__ = [
     "metric_label",
     "metric_name",
     "score_here",
+    "scoring",
 ]

@@ -86,7 +86,7 @@ def read_task(
     warn_of_unread(f"Task {task.name!r}", unread)
     questions = Selected(ParsedRows(rows, partial(_read_row, reader, task, labelled)), good)
     longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
-    return Task(task.name, task.role, metric_key, questions, longest, len(asked) - len(good))
+    return Task(task.name, task.role, metric_key, questions, longest, len(asked) - len(good), task.told_protocol())
 
 
 def _found(task: TaskFile, folder: str | None) -> tuple[Rows, Path, Path | None]:

@@ -83,6 +83,17 @@ class TaskFile:
         benchmark_named(self.benchmark, self.split)
         return protocol_named(self.protocol or DEFAULT, self.benchmark)
 
+    def told_protocol(self) -> dict[str, Any]:
+        """What a report tells of how the set is asked; see `Task`."""
+        suffix = {"prompt_suffix": self.prompt_suffix} if self.prompt_suffix else {}
+        if self.benchmark is None:
+            return suffix
+        name = self.protocol or DEFAULT
+        asked = protocol_named(name, self.benchmark)
+        split = self.split or next(iter(benchmark_named(self.benchmark).splits))
+        told = {"name": name, "benchmark": self.benchmark, "split": split, "prompts": list(asked.prompts)}
+        return told | suffix | {"ocr_tokens": asked.reads_ocr}
+
     def official(self) -> Official:
         """What of the benchmark is read, and how it is asked."""
         assert self.benchmark is not None

@@ -362,3 +362,18 @@ def test_what_cannot_be_trained_on(tmp_path):
         data.train_conversations()
     with pytest.raises(ValueError, match="without train_file"):
         ConversationData("a.json", train_benchmark=TaskFile(benchmark="gqa"))
+
+
+def test_a_task_tells_its_protocol(tmp_path):
+    official_files.textvqa(tmp_path)
+    task = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), prompt_suffix="Now."))
+    assert task.protocol == {
+        "name": "llava",
+        "benchmark": "textvqa",
+        "split": "val",
+        "prompts": ["{question}\nReference OCR token: {ocr}\n" + WORD],
+        "prompt_suffix": "Now.",
+        "ocr_tokens": True,
+    }
+    other = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), protocol="lmms-eval"))
+    assert (other.protocol["name"], other.protocol["ocr_tokens"]) == ("lmms-eval", False)
