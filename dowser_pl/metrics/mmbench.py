@@ -64,7 +64,7 @@ class MMBench(Metric):
         self.add_state("lines", default=[], dist_reduce_fx="cat")
 
     def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Add turns.
+        """Add turns of questions and their references.
 
         Raises:
             DowserError: lengths differ, or references are not group, letter and options.

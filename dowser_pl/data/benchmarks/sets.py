@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from dowser_pl.data.benchmarks import captions, choices, questions
+from dowser_pl.data.benchmarks.captions import coco, karpathy, tokens
+from dowser_pl.data.benchmarks.choices import classes, mmbench, pope, problems, records
 from dowser_pl.data.benchmarks.files import Files
+from dowser_pl.data.benchmarks.questions import gqa, ocrvqa, textvqa, vizwiz, vqa
 from dowser_pl.data.reading.sources import Row
 from dowser_pl.errors import DowserError, nearest_of
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One set.
+    """One set: its files, splits and layout.
 
     Attributes:
         layout: files -> rows.
@@ -65,23 +67,23 @@ def _vqa(source: str, prefix: str, answers: str, version: str = "") -> Benchmark
     }
     test = {"questions": prefix + "OpenEnded_mscoco_test2015_questions.json", "annotations": "", "images": "test2015"}
     splits = {"val": {}, "train": {}, **({"test": test} if version else {})}
-    return Benchmark(questions.vqa, files, splits, source, {**_VQA_YEARS, "version": version})
+    return Benchmark(vqa, files, splits, source, {**_VQA_YEARS, "version": version})
 
 
 def _mmbench(file: str) -> Benchmark:
     source = "download.openmmlab.com/mmclassification/datasets/mmbench"
-    return Benchmark(choices.mmbench, {"questions": file}, {"dev": {}}, source)
+    return Benchmark(mmbench, {"questions": file}, {"dev": {}}, source)
 
 
 def _science(**settings: str) -> Benchmark:
     files = {"problems": "problems.json", "splits": "pid_splits.json", "images": "images/{split}|{split}"}
     source = "github.com/lupantech/ScienceQA"
-    return Benchmark(choices.problems, files, _TRAINED, source, {"image": "{id}/image.png", **settings})
+    return Benchmark(problems, files, _TRAINED, source, {"image": "{id}/image.png", **settings})
 
 
 def _records(source: str, test: str, train: str, images: str = ".", train_images: str = "") -> Benchmark:
     splits = {"test": {}, "train": {"rows": train, "images": train_images or images}}
-    return Benchmark(choices.records, {"rows": test, "images": images}, splits, source)
+    return Benchmark(records, {"rows": test, "images": images}, splits, source)
 
 
 def _dowser(folder: str, test: str, images: str, train_images: str = "") -> Benchmark:
@@ -98,7 +100,7 @@ def _ucit(folder: str) -> Benchmark:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "textvqa": Benchmark(
-        questions.textvqa,
+        textvqa,
         {
             "questions": "TextVQA_0.5.1_{split}.json",
             "ocr": "llava_textvqa_val_v051_ocr.jsonl|TextVQA_Rosetta_OCR_v0.2_{split}.json",
@@ -115,19 +117,19 @@ BENCHMARKS: dict[str, Benchmark] = {
     "okvqa": _vqa("okvqa.allenai.org", "", ""),
     "vqav2": _vqa("visualqa.org (VQA v2.0)", "v2_", "v2_", "2.0"),
     "vizwiz": Benchmark(
-        questions.vizwiz,
+        vizwiz,
         {"questions": "{split}.json|Annotations/{split}.json|annotations/{split}.json", "images": "{split}"},
         {"val": {}, "train": {}, "test": {}},
         "vizwiz.org",
     ),
     "gqa": Benchmark(
-        questions.gqa,
+        gqa,
         {"questions": "testdev_balanced_questions.json|questions/testdev_balanced_questions.json", "images": "images"},
         {"testdev": {}},
         "cs.stanford.edu/people/dorarad/gqa (version 1.2)",
     ),
     "ocrvqa": Benchmark(
-        questions.ocrvqa,
+        ocrvqa,
         {"questions": "dataset.json", "images": "images"},
         _TRAINED,
         "ocr-vqa.github.io",
@@ -137,39 +139,39 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mmbench": _mmbench("mmbench_dev_20230712.tsv"),
     "mmbench_cn": _mmbench("mmbench_dev_cn_20231003.tsv"),
     "coco_caption": Benchmark(
-        captions.coco,
+        coco,
         {"captions": "annotations/captions_{split}.json", "images": "{split}"},
         {"val2014": {}, "train2014": {}, "val2017": {}, "train2017": {}},
         _COCO,
     ),
     "coco_karpathy": Benchmark(
-        captions.karpathy,
+        karpathy,
         {"captions": "dataset_coco.json", "images": "."},
         _TRAINED,
         f"{_KARPATHY} (images in train2014 and val2014)",
         {"dataset": "coco"},
     ),
     "flickr30k": Benchmark(
-        captions.karpathy,
+        karpathy,
         {"captions": "dataset_flickr30k.json", "images": "flickr30k-images|images"},
         _TRAINED,
         f"{_KARPATHY} and shannon.cs.illinois.edu/DenotationGraph",
         {"dataset": "flickr30k"},
     ),
     "flickr30k_token": Benchmark(
-        captions.tokens,
+        tokens,
         {"captions": "results_20130124.token|flickr30k/results_20130124.token", "images": "flickr30k-images|images"},
         {"all": {}},
         "shannon.cs.illinois.edu/DenotationGraph",
     ),
     "nocaps": Benchmark(
-        captions.coco,
+        coco,
         {"captions": "nocaps_val_4500_captions.json|annotations/nocaps_val_4500_captions.json", "images": "val|images"},
         {"val": {}},
         "nocaps.org",
     ),
     "iconqa": Benchmark(
-        choices.problems,
+        problems,
         {
             "problems": "iconqa_data/problems.json|problems.json",
             "splits": "iconqa_data/pid_splits.json|pid_splits.json",
@@ -180,7 +182,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"split": "choose_txt_{split}", "image": "{split}/choose_txt/{id}/image.png"},
     ),
     "imagenet_r": Benchmark(
-        choices.classes,
+        classes,
         {"names": "imagenet-r/README.txt|README.txt", "images": "imagenet-r|."},
         {"all": {}, "test": {"images": "imagenet-r/test|test"}, "train": {"images": "imagenet-r/train|train"}},
         "github.com/hendrycks/imagenet-r (imagenet-r.tar has no splits; train and test are folders that you make)",
@@ -188,7 +190,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "scienceqa": _science(),
     "scienceqa_img": _science(pictures="only"),
     "pope": Benchmark(
-        choices.pope,
+        pope,
         {kind: f"coco/coco_pope_{kind}.json" for kind in ("random", "popular", "adversarial")} | {"images": "val2014"},
         {
             "all": {},
