@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from dowser_pl.errors import DowserError
 from dowser_pl.files.class_path import class_named
+from dowser_pl.metrics.captions import Bleu4, RougeL
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
 from dowser_pl.metrics.likelihood import ChoiceLikelihood, ChoiceLikelihoodPerToken, LikelihoodMetric, Perplexity
@@ -44,6 +45,8 @@ METRICS: dict[str, type[Metric]] = {
     "pope": POPEAccuracy,
     "pope_f1": POPEF1,
     "mmbench": MMBench,
+    "bleu4": Bleu4,
+    "rouge_l": RougeL,
 }
 _OPTIONS = {"exact_match": ("strict", "_strict"), "choice_likelihood": ("per_token", "_per_token")}
 
@@ -85,6 +88,8 @@ _NORMALISATION = {
     "vqa": "EvalAI",
     "multiple_choice": "the letter, read from the ways models write it, or the text",
     "cider": "words as PTBTokenizer splits them, without Java",
+    "bleu4": "words as PTBTokenizer splits them, without Java",
+    "rouge_l": "words as PTBTokenizer splits them, without Java",
     "gqa": "full stops at the end and case",
     "scienceqa": "the letter, by the rules of LLaVA",
     "scienceqa_prefix": "the letter, by the rules of lmms-eval",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.errors import DowserError, MissingFileError
+from dowser_pl.errors import DowserError, MissingFileError, nearest_names
 
 IMAGES = "images"
 
@@ -105,10 +105,23 @@ def find_files(
             found[key] = path
         else:
             kind = "folder" if key == IMAGES else "file"
-            lines.append(f"no {kind} of {key} at {' or '.join(map(str, places))} (`paths: {{{key}: ...}}` overrides)")
+            near = _similar(places)
+            lines.append(
+                f"no {kind} of {key} at {' or '.join(map(str, places))} (`paths: {{{key}: ...}}` overrides){near}"
+            )
     if lines:
         raise MissingFileError(f"benchmark {name}, split {split}, of {source}: " + "\n  ".join(lines))
     return Files(name, split, found, settings)
+
+
+def _similar(places: list[Path]) -> str:
+    """What lies beside a place under a similar name, as another version of a file does."""
+    for place in places:
+        if place.parent.is_dir() and (
+            near := nearest_names(place.name, [each.name for each in place.parent.iterdir()])
+        ):
+            return near
+    return ""
 
 
 def _places(start: Path, wanted: str) -> list[Path]:

@@ -54,7 +54,13 @@ class Benchmark:
 
 
 _COCO = "the MS COCO site (cocodataset.org)"
-_VQA_YEARS = {"val": "val2014", "train": "train2014", "test": "test2015", "image": "COCO_{year}_{id:012d}.jpg"}
+_VQA_YEARS = {
+    "val": "val2014",
+    "train": "train2014",
+    "test": "test2015",
+    "test-dev": "test2015",
+    "image": "COCO_{year}_{id:012d}.jpg",
+}
 _KARPATHY = "Karpathy's caption_datasets.zip"
 _TRAINED: dict[str, dict[str, str]] = {"test": {}, "val": {}, "train": {}}
 
@@ -65,8 +71,15 @@ def _vqa(source: str, prefix: str, answers: str, version: str = "") -> Benchmark
         "annotations": answers + "mscoco_{split}2014_annotations.json",
         "images": "{split}2014",
     }
-    test = {"questions": prefix + "OpenEnded_mscoco_test2015_questions.json", "annotations": "", "images": "test2015"}
-    splits = {"val": {}, "train": {}, **({"test": test} if version else {})}
+    open_ones = {
+        split: {
+            "questions": prefix + "OpenEnded_mscoco_{split}2015_questions.json",
+            "annotations": "",
+            "images": "test2015",
+        }
+        for split in ("test", "test-dev")
+    }
+    splits: dict[str, dict[str, str]] = {"val": {}, "train": {}, **(open_ones if version else {})}
     return Benchmark(vqa, files, splits, source, {**_VQA_YEARS, "version": version})
 
 

@@ -131,6 +131,11 @@ def test_a_question_of_the_test_split_is_open(tmp_path):
         asked(tmp_path, "vqav2", split="test")
     task = read_task(TaskFile(benchmark="vqav2", root=str(tmp_path), split="test"), labelled=False)
     assert task.questions[0].references == []
+    (tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json").rename(
+        tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    )
+    task = read_task(TaskFile(benchmark="vqav2", root=str(tmp_path), split="test-dev"), labelled=False)
+    assert task.questions[0].given == {"images": ["COCO_test2015_000000000001.jpg"], "id": 10}
 
 
 def test_pictures_are_decoded_when_they_are_asked_for(tmp_path):
@@ -242,6 +247,12 @@ def test_what_is_missing_is_said_in_a_line_each(tmp_path):
 
 
 def test_other_versions_are_told_apart(tmp_path):
+    official_files.put(tmp_path / "TextVQA_0.5_val.json", {})
+    official_files.draw(tmp_path / "train_images" / "x.jpg")
+    with pytest.raises(
+        FileNotFoundError, match="of questions at .*TextVQA_0.5.1_val.json .*nearest there are TextVQA_0.5_val"
+    ):
+        asked(tmp_path, "textvqa", protocol="lmms-eval")
     official_files.textvqa(tmp_path)
     path = tmp_path / "TextVQA_0.5.1_val.json"
     path.write_text(path.read_text().replace('"0.5.1"', '"0.5"'))
