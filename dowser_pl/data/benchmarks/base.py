@@ -33,7 +33,11 @@ from dowser_pl.data.rows import Question, Task, is_learnt
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import add_rows, build_metric, by_likelihood
 
-_MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
+_MAX_NEW_TOKENS = {
+    "cider": 128,
+    "bleu4": 128,
+    "rouge_l": 128,
+}  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
 _OWN_ID = ("id", "question_id", "uid", "index", "idx", "sample_id", "data_id")
 _REFERENCE = ("references", "answers", "captions", "reference", "answer", "caption")

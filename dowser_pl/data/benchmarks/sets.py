@@ -216,7 +216,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "dowser_coco": _dowser("coco-caption", "test.jsonl", "val2014", "train2014"),
     "dowser_flickr30k": _dowser("flickr30k", "test.jsonl", "flickr30k|."),
     "dowser_iconqa": _dowser("icon_vqa", "test.jsonl", "."),
-    "dowser_imagenet_r": _dowser("imagenet-r", "test.json", "."),
+    "dowser_imagenet_r": _dowser("imagenet-r", "test.json", "UCIT/datasets|."),
     "ucit_flickr30k": _ucit("Flickr30k"),
     "ucit_iconqa": _ucit("IconQA"),
     "ucit_imagenet_r": _ucit("ImageNet-R"),

@@ -27,7 +27,7 @@ class TaskFile:
             your own (`my_package.Contains`), with options likewise. None = exact_match, or that of the benchmark.
         image_folder: where image paths start; None = that of the data module, and for what is not there, or if it has
             none, the folder of `file`.
-        max_new_tokens: how long an answer may be; None = 128 for cider, 16 for all others, or that of the benchmark.
+        max_new_tokens: how long an answer may be; None = 128 for captions, 16 for all others, or that of the benchmark.
         limit: use so many rows, evenly spread over the file; None = all.
         prompt_suffix: written on a new line below each question, e.g. "Answer with a single word."; the whole
             question where rows have none, as in files of captions.
@@ -91,8 +91,10 @@ class TaskFile:
         name = self.protocol or DEFAULT
         asked = protocol_named(name, self.benchmark)
         split = self.split or next(iter(benchmark_named(self.benchmark).splits))
-        told = {"name": name, "benchmark": self.benchmark, "split": split, "prompts": list(asked.prompts)}
-        return told | suffix | {"ocr_tokens": asked.reads_ocr}
+        kept = (self.metric, self.max_new_tokens) == (asked.metric, asked.max_new_tokens) and not suffix
+        told = {"name": name if kept else f"{name} (changed)", "benchmark": self.benchmark, "split": split}
+        answer = {"answer": asked.answer} if asked.answer else {}
+        return told | {"prompts": list(asked.prompts)} | suffix | answer | {"ocr_tokens": asked.reads_ocr}
 
     def official(self) -> Official:
         """What of the benchmark is read, and how it is asked."""

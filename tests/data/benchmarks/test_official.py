@@ -379,7 +379,7 @@ def test_a_task_tells_its_protocol(tmp_path):
     official_files.textvqa(tmp_path)
     task = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), prompt_suffix="Now."))
     assert task.protocol == {
-        "name": "llava",
+        "name": "llava (changed)",
         "benchmark": "textvqa",
         "split": "val",
         "prompts": ["{question}\nReference OCR token: {ocr}\n" + WORD],
