@@ -38,7 +38,7 @@ def go_on(folder, resume):
     resume("fit", "--config", f"{folder.name}/config.yaml", "--ckpt_path=last")
     earlier, report = read(MADE / folder.name / "report.json"), read(folder / "report.json")
     for key in ("frozen", "trainable", "frozen_digest", "steps", "learning_rate", "update_ratio", "method", "tasks"):
-        assert report[key] == earlier[key], key
+        assert holds(report[key], earlier[key]), key
     assert steps_of(folder) == list(range(FIRST, earlier["steps"]))
 
 
@@ -148,7 +148,7 @@ def test_reports_are_read(files, capsys):
     table = capsys.readouterr().out
     for folder, found in zip(("run", "sharded"), read("numbers.json")["runs"], strict=True):
         expected = read(MADE / folder / "report.json")
-        assert {key: found.get(key) for key in expected} == expected
+        assert holds(found, expected)
         assert folder in table
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -222,8 +222,7 @@ def of_merge(run: Path, ended: Ended, tuned: Record) -> Record:
     if missing:
         raise DowserError(f"{run}: the log of scores has none of {', '.join(missing)}, got {', '.join(scores)}")
     tasks = {
-        name: TaskScore(task.role, task.metric, task.before, round(scores[f"val/{name}/{task.metric}"], 6))
-        for name, task in tuned.tasks.items()
+        name: replace(task, after=round(scores[f"val/{name}/{task.metric}"], 6)) for name, task in tuned.tasks.items()
     }
     merged = json.loads((run / "merge.json").read_text(encoding="utf-8"))["merge"]["tensors"]["matrices, merged"]
     stages = {stage: tuned.seconds.get(stage, 0.0) for stage in ("probe", "fit")}

@@ -37,7 +37,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.importance import digest
 from dowser_pl.importance.drift import Drift
 from dowser_pl.masking import ReportedModule, TunedModule, reported_module, tuned_module
-from dowser_pl.metrics import metric_label
+from dowser_pl.metrics import metric_label, scoring
 from dowser_pl.reporting import (
     Counts,
     CurvePoint,
@@ -205,7 +205,11 @@ class Forgetting(Callback, BeforeMerge):
             seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),  # where seed_everything records it
             tasks={
                 task.name: TaskScore(
-                    task.role, metric_label(task.metric), self.before[task.name], self.after[task.name]
+                    task.role,
+                    metric_label(task.metric),
+                    self.before[task.name],
+                    self.after[task.name],
+                    {**scoring(task.metric, task.max_new_tokens), **getattr(task, "protocol", {})},
                 )
                 for task in module.tasks()
             },

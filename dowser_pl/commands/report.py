@@ -12,6 +12,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting import (
     Report,
+    check_protocols,
     markdown_comparison,
     markdown_page,
     plot_comparison,
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> str:
         reports = [read_report(run) for run in options.runs]
+        check_protocols(reports)
         if options.json:
             write_json(options.json, argv, options.runs, reports)
         if options.plot:

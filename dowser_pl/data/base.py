@@ -4,11 +4,11 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
 
 - `train_dataloader()` yields dicts of tensors that the Hugging Face model's `forward` takes, with `labels`
   (B, T; -100 = no loss). The one key that is no tensor, `ids` (list of str, for error messages), is taken out before.
-- `tasks`: a list of objects with `name`, `role`, `metric` and `max_new_tokens`, and `val_dataloader()`: a list of
-  loaders in that order, each yielding `{"inputs": left-padded generation inputs (dict of tensors),
-  "references": list of list of str, "ids": list of str}`, and if predictions shall repeat more of a row than its id,
-  `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and as `"inputs"`
-  training batches that have each candidate behind its question, in order.
+- `tasks`: a list of objects with `name`, `role`, `metric`, `max_new_tokens` and, if reports are to tell it, a dict
+  `protocol`; and `val_dataloader()`: a list of loaders in that order, each yielding `{"inputs": left-padded generation
+  inputs (dict of tensors), "references": list of list of str, "ids": list of str}`, and if predictions shall tell more
+  than its id, `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and as
+  `"inputs"` training batches that have each candidate behind its question, in order.
 - `chat_template`, optional: Jinja text, path or "plain", if not that of the processor: answers end as it closes turns.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.

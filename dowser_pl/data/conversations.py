@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dowser_pl.data.base import Conversation, MultimodalData
 from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
+from dowser_pl.data.benchmarks.official import OfficialRows, folder_of
 from dowser_pl.data.checking import Check
 from dowser_pl.data.images import MAX_PIXELS, Decoding
 from dowser_pl.data.messages import MessageReader, image_column
@@ -71,7 +72,8 @@ def holdout_task(questions: Sequence[Question], tokenizer: Any = None) -> Task:
     """
     longest = max(num_tokens(question.references[0], tokenizer) for question in questions)
     room = max(min(16 + 2 * longest, 128), min(longest + 16, MAX_NEW_TOKENS))
-    return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=room)
+    told = {"max_new_tokens": "twice the longest answer"}  # which is another number for another tokenizer
+    return Task("holdout", "downstream", "exact_match", questions, max_new_tokens=room, protocol=told)
 
 
 def _digest(value: Any) -> str:
@@ -126,6 +128,9 @@ class ConversationData(MultimodalData):
         max_pixels: of an image, likewise.
         control_tokens: control tokens of the model that rows may write as such (`<|box_start|>` in answers that
             ground); all others in their words are read as words.
+        root: the folder in which `root` of benchmarks starts, and which has the files of those that name none.
+        train_benchmark: the published set to train on, as official files, instead of `train_file`: a benchmark with
+            its `split` (None = the one to train on), `limit`, `protocol` and `paths`, as a task has them.
     """
 
     def __init__(
@@ -152,12 +157,19 @@ class ConversationData(MultimodalData):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         control_tokens: list[str] | None = None,
+        root: str | None = None,
+        train_benchmark: TaskFile | None = None,
     ) -> None:
         loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
         super().__init__(*loading, split_batches, check, min_pixels, max_pixels)
         if not 0 <= holdout < 1:
             raise DowserError(
                 f"holdout must be at least 0 and below 1, a fraction of the training rows; got {holdout}."
+            )
+        if train_benchmark is not None and (train_file is not None or train_benchmark.benchmark is None):
+            raise DowserError(
+                f"train_benchmark is a published set to train on, without train_file: got benchmark "
+                f"{train_benchmark.benchmark} and train_file {train_file}."
             )
         self.train_file = train_file
         self.image_folder = image_folder
@@ -170,6 +182,8 @@ class ConversationData(MultimodalData):
         self.decoding = Decoding(background, max_image_pixels).checked()
         self.split = split
         self.control_tokens = control_tokens or []
+        self.root = root
+        self.train_benchmark = train_benchmark
 
     def train_conversations(self) -> Selected[Conversation]:
         """All training rows, less those held out."""
@@ -192,15 +206,24 @@ class ConversationData(MultimodalData):
 
     def _read_task(self, task: TaskFile) -> Task:
         labelled = self.stage != "predict"
+        task = self._rooted(task)
         return read_task(
             task, self.allow_urls, self.skip_bad_rows, self.decoding, labelled, self.image_folder, self._words_only
         )
+
+    def _rooted(self, task: TaskFile) -> TaskFile:
+        """The task with the folder of its benchmark."""
+        if task.benchmark is None:
+            return task
+        return replace(task, root=folder_of(task.root, self.root, task.benchmark))
 
     def _tasks_suffice(self) -> bool:
         """Whether the sets of `tasks` are all there is to ask: for `predict`, or where training rows are not here."""
         if self.stage == "fit" or not self.task_files:
             return False
         file = self.train_file
+        if self.train_benchmark is not None:
+            return self.stage == "predict"
         if file is not None and (file.startswith(HUB) or Path(file).expanduser().exists()):
             return self.stage == "predict"
         rank_zero_info(f"No rows are held out as a task, because train_file {file or ''} is not there")
@@ -208,7 +231,8 @@ class ConversationData(MultimodalData):
 
     @cached_property
     def _reader(self) -> MessageReader:
-        folder = image_folder(self._named_file, self.image_folder)
+        rows = self._source
+        folder = rows.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
         return MessageReader(folder, self.allow_urls, decoding=self.decoding, words_only=self._words_only)
 
     @property
@@ -219,10 +243,14 @@ class ConversationData(MultimodalData):
 
     @cached_property
     def _source(self) -> Rows:
+        if self.train_benchmark is not None:
+            return self._rooted(self.train_benchmark).official().conversations(self.train_benchmark.limit)
         return read_rows(self._named_file, self.split, otherwise="train")
 
     @property
     def _named_file(self) -> str:
+        if self.train_benchmark is not None:
+            return self.train_benchmark.name
         if self.train_file is None:
             raise DowserError(
                 "train_file is not set: training needs rows, and so does evaluation without `tasks`. Give a JSON or "
@@ -237,6 +265,8 @@ class ConversationData(MultimodalData):
         if not rows:
             raise DowserError(f"{self.train_file} is empty: got 0 rows, expected at least 1.")
         numbers: Sequence[int] = range(len(rows))
+        if isinstance(rows, OfficialRows) and not self._words_only:
+            numbers = rows.with_pictures(numbers, self.skip_bad_rows)
         if self.skip_bad_rows:
             numbers = self._look(replace(self._reader, verify=self.check != "none"), numbers)
             self.num_unreadable = len(rows) - len(numbers)

@@ -79,6 +79,7 @@ class Task:
         questions: the rows.
         max_new_tokens: how many tokens the model may answer with.
         left_out: how many rows of the set are not among the questions, because they are unusable.
+        protocol: what a report tells of how the set is asked: `name` of the protocol, and what belongs to it.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Task:
     questions: Sequence[Question]
     max_new_tokens: int = 16
     left_out: int = 0
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 def answered(question: Question, text: str) -> Conversation:

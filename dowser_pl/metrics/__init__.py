@@ -10,10 +10,21 @@ from torchmetrics import Metric
 
 from dowser_pl.errors import DowserError
 from dowser_pl.files.class_path import class_named
+from dowser_pl.metrics.captions import Bleu4, RougeL
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
 from dowser_pl.metrics.likelihood import ChoiceLikelihood, ChoiceLikelihoodPerToken, LikelihoodMetric, Perplexity
+from dowser_pl.metrics.mmbench import MMBench
 from dowser_pl.metrics.multiple_choice import MultipleChoice
+from dowser_pl.metrics.pope import POPEF1, POPEAccuracy
+from dowser_pl.metrics.protocols import (
+    ANLS,
+    GQAAccuracy,
+    RelaxedAccuracy,
+    ScienceQA,
+    ScienceQAPrefix,
+    UnpunctuatedMatch,
+)
 from dowser_pl.metrics.vqa import VQAAccuracy
 
 METRICS: dict[str, type[Metric]] = {
@@ -25,6 +36,17 @@ METRICS: dict[str, type[Metric]] = {
     "perplexity": Perplexity,
     "choice_likelihood": ChoiceLikelihood,
     "choice_likelihood_per_token": ChoiceLikelihoodPerToken,
+    "anls": ANLS,
+    "relaxed_accuracy": RelaxedAccuracy,
+    "gqa": GQAAccuracy,
+    "exact_match_unpunctuated": UnpunctuatedMatch,
+    "scienceqa": ScienceQA,
+    "scienceqa_prefix": ScienceQAPrefix,
+    "pope": POPEAccuracy,
+    "pope_f1": POPEF1,
+    "mmbench": MMBench,
+    "bleu4": Bleu4,
+    "rouge_l": RougeL,
 }
 _OPTIONS = {"exact_match": ("strict", "_strict"), "choice_likelihood": ("per_token", "_per_token")}
 
@@ -55,6 +77,40 @@ def metric_name(metric: str | Mapping[str, Mapping[str, Any] | None]) -> str:
     if not isinstance(is_on, bool):
         raise DowserError(f"metric: {name} is {option} or not, true or false; got {is_on!r}.")
     return f"{name}{ending}" if is_on else str(name)
+
+
+SCORER = "dowser_pl 1"
+"""Who scores, with a number that is raised where a metric gives other numbers than before for the same answers."""
+_NORMALISATION = {
+    "exact_match": "case, spaces, and marks at word ends",
+    "exact_match_strict": "case and spaces",
+    "exact_match_unpunctuated": "case and ASCII punctuation",
+    "vqa": "EvalAI",
+    "multiple_choice": "the letter, read from the ways models write it, or the text",
+    "cider": "words as PTBTokenizer splits them, without Java",
+    "bleu4": "words as PTBTokenizer splits them, without Java",
+    "rouge_l": "words as PTBTokenizer splits them, without Java",
+    "gqa": "full stops at the end and case",
+    "scienceqa": "the letter, by the rules of LLaVA",
+    "scienceqa_prefix": "the letter, by the rules of lmms-eval",
+    "pope": "no or yes, from the first sentence",
+    "pope_f1": "no or yes, from the first sentence",
+    "mmbench": "the letter, by the rules of MMBench; all turns of a question",
+    "anls": "case and spaces",
+    "relaxed_accuracy": "case; numbers within 5 %",
+}
+
+
+def scoring(metric: str, max_new_tokens: int) -> dict[str, Any]:
+    """What is told of how answers to a task are scored, beside a report's numbers.
+
+    Args:
+        metric: name, as in a task.
+        max_new_tokens: how long an answer may be.
+    """
+    rule = _NORMALISATION.get(metric, "none" if metric in METRICS else "its own")
+    told: dict[str, Any] = {"name": "own", "max_new_tokens": max_new_tokens, "metric": metric}
+    return told | {"normalisation": rule, "scorer": SCORER}
 
 
 def by_likelihood(name: str) -> bool:
@@ -175,4 +231,5 @@ __all__ = [
     "metric_label",
     "metric_name",
     "score_here",
+    "scoring",
 ]

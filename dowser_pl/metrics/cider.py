@@ -19,6 +19,7 @@ themselves are the state, as JSON lines in one uint8 tensor per update, which ra
 import json
 import re
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,8 +94,8 @@ def gather_bytes(tensor: Tensor, group: Any = None) -> list[Tensor]:
     return gather_all_tensors(tensor.to(torch.uint8), group)
 
 
-class Cider(Metric):
-    """CIDEr of the whole evaluation set, in [0, 10]; each row is one image with its reference captions."""
+class CaptionMetric(Metric):
+    """A score of the whole evaluation set; each row is one image with its reference captions."""
 
     is_differentiable = False
     higher_is_better = True
@@ -105,19 +106,24 @@ class Cider(Metric):
         super().__init__(dist_sync_fn=gather_bytes, **kwargs)
         self.add_state("lines", default=[], dist_reduce_fx="cat")
 
+    @abstractmethod
+    def of_pairs(self, pairs: Sequence[tuple[str, list[str]]]) -> float:
+        """The score of all (prediction, captions), as `tokenise` made them."""
+
     def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add rows; an empty prediction is kept and scores 0.
 
         Raises:
             DowserError: lengths differ, or a row has no reference with a word in it.
         """
-        check_rows("Cider", predictions, references)
+        name = type(self).__name__
+        check_rows(name, predictions, references)
         rows = []
         for row, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):
             tokenised = [tokenise(caption) for caption in captions]
             if not any(tokenised):
                 raise DowserError(
-                    f"Cider: row {row} has the references {list(captions)!r}, expected captions with words."
+                    f"{name}: row {row} has the references {list(captions)!r}, expected captions with words."
                 )
             rows.append(json.dumps([tokenise(prediction), tokenised]) + "\n")
         encoded = bytearray("".join(rows).encode("ascii"))
@@ -125,18 +131,26 @@ class Cider(Metric):
             self.lines.append(torch.frombuffer(encoded, dtype=torch.uint8).to(self.device))
 
     def compute(self) -> Tensor:
-        """CIDEr over all rows of all ranks, a float32 scalar.
+        """The score over all rows of all ranks, a float32 scalar.
 
         Raises:
-            DowserError: fewer than two rows, or rows with all the same words; see `check_captions`.
+            DowserError: there are too few rows to tell.
         """
         text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         rows = sorted(text.splitlines())  # the same float sum on any number of ranks
         pairs = [json.loads(row) for row in rows]
-        score, _ = _scores(pairs)
+        score = self.of_pairs(pairs)
         if not any(prediction for prediction, _ in pairs):
-            warn_of_nothing("Cider", len(pairs))
+            warn_of_nothing(type(self).__name__, len(pairs))
         return torch.tensor(score, dtype=torch.float32, device=self.device)
+
+
+class Cider(CaptionMetric):
+    """CIDEr of the whole evaluation set, in [0, 10]; fewer than two rows, or the same words in all, are refused."""
+
+    def of_pairs(self, pairs: Sequence[tuple[str, list[str]]]) -> float:
+        """CIDEr of all rows; see `check_captions` for what is refused."""
+        return _scores(pairs)[0]
 
     def row_scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """The score of each row among all of these; it raises as `update` and `compute` do, and nothing is added."""

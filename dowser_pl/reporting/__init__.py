@@ -8,6 +8,7 @@ from dowser_pl.reporting.html import write_html
 from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
+from dowser_pl.reporting.protocols import check_protocols
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import (
     LOWER_IS_BETTER,
@@ -35,6 +36,7 @@ __all__ = [
     "ReportedDrift",
     "Seconds",
     "TaskScore",
+    "check_protocols",
     "comparable",
     "h_score",
     "knee",

@@ -5,6 +5,7 @@ from functools import partial
 
 from dowser_pl.errors import DowserError
 from dowser_pl.reporting.drift import kl_text
+from dowser_pl.reporting.protocols import check_protocols, protocol_facts
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES
 from dowser_pl.reporting.table import (
@@ -94,10 +95,11 @@ def comparison(reports: Sequence[Report], grid: Grid) -> str:
     """Tables of scores and facts of several runs, laid out by `grid`, and the warnings.
 
     Raises:
-        DowserError: no report.
+        DowserError: no report, or tasks that were measured in different ways.
     """
     if not reports:
         raise DowserError("Got no report to compare, expected at least one.")
+    check_protocols(reports)
     names = run_names(reports)
     base_row = ("0 base", "", "", "", "", *before_cells(reports[0]), "")
     header, *rows = with_drift(RUN_HEADER, [base_row, RULE, *map(run_row, names, reports)], reports)
@@ -107,7 +109,8 @@ def comparison(reports: Sequence[Report], grid: Grid) -> str:
         header = ("task", "0 base", *(f"{number}" for number in range(start + 1, start + 1 + len(block))))
         rows = [task_row(task, reports[0], block) for task in task_names(reports)]
         parts.append(grid(header, rows, "l" + "r" * (len(block) + 1)))
-    return "\n\n".join([*parts, *warnings(reports)])
+    foot = [f"{name}: {told}" for name, told in protocol_facts(reports[0])]
+    return "\n\n".join([*parts, *foot, *warnings(reports)])
 
 
 def before_cells(report: Report) -> tuple[str, str, str, str]:

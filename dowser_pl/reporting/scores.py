@@ -146,12 +146,20 @@ class TaskScore:
     """One evaluation set: raw metric values, higher is better.
 
     CIDEr goes up to 10, all others lie in [0, 1], except perplexity: at least 1, and lower is better.
+
+    Attributes:
+        role: of the task.
+        metric: that answers are scored by.
+        before: score of the base model.
+        after: score of the tuned model.
+        protocol: how the task is asked and scored; empty where an earlier version did not tell.
     """
 
     role: Role
     metric: str
     before: float
     after: float
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     @property
     def change(self) -> float:
@@ -183,7 +191,8 @@ class TaskScore:
         role = task.text("role")
         if role not in ROLES:
             raise DowserError(f"{task.where}: the role is {role!r}, expected 'upstream' or 'downstream'.")
-        return cls(role, task.text("metric"), task.number("before"), task.number("after"))
+        protocol = task.section_or_empty("protocol").value
+        return cls(role, task.text("metric"), task.number("before"), task.number("after"), protocol)
 
 
 @dataclass(frozen=True)

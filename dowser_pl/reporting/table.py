@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows, kl_text
+from dowser_pl.reporting.protocols import protocol_facts
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
 
@@ -179,6 +180,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
             f" ({share_text(trainable.changed, trainable.entries)})",
         ),
         *_digest_fact(report),
+        *protocol_facts(report),
         ("time", f"{stages}, evaluate {seconds_text(seconds.evaluate)}"),
         ("peak memory", bytes_text(report.peak_memory_bytes)),
         *((name, number_text(value)) for name, value in report.diagnostics.items()),

@@ -46,7 +46,8 @@ def test_derived_scores() -> None:
 def test_layout() -> None:
     content = json.loads(report().to_json())
     assert list(content) == LAYOUT
-    assert content["tasks"]["ocr"] == {"role": "upstream", "metric": "vqa", "before": 0.5, "after": 0.25}
+    task = {"role": "upstream", "metric": "vqa", "before": 0.5, "after": 0.25, "protocol": {}}
+    assert content["tasks"]["ocr"] == task
     assert content["upstream"] == {"before": 0.75, "after": 0.5}
     assert content["frozen"] == {"entries": 900, "changed": 0}
     assert content["seconds"] == {"probe": 6.1, "fit": 72.0, "evaluate": 3725.0}

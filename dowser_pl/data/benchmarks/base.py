@@ -1,6 +1,7 @@
 """Evaluation sets from files (any that `formats.py` reads), with the keys that published benchmarks use.
 
-Per row: `image` (optional; path, list, URL or base64), a question under `text`, `question` or `prompt`, and what is
+A task names a file of one's own, or one of the benchmarks of `sets.py` and the folder with its official files. Per row
+of a file: `image` (optional; path, list, URL or base64), a question under `text`, `question` or `prompt`, and what is
 right under `references`, `answers`, `captions`, `reference`, `answer` or `caption`, the first of these that is there:
 a text, a number (3.0 is written "3"), a list of them, or a list of `{"answer": ...}` (VQAv2's ten annotators). Null,
 NaN, true and false are refused, because nobody has written "None". `hint` comes before the question. `options` or
@@ -15,64 +16,31 @@ a row may lack what is right, and a conversation may end with a question.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dowser_pl.data.benchmarks.official import OfficialRows, spread
+from dowser_pl.data.benchmarks.task_file import TaskFile
 from dowser_pl.data.images import ON_WHITE, Decoding, ImageFile, ImageSource
 from dowser_pl.data.messages import MessageReader, image_column, read_content, with_system
 from dowser_pl.data.options import as_text, option_keys, read_options, right_option
 from dowser_pl.data.reading.formats import image_folder, read_rows
-from dowser_pl.data.reading.sources import ParsedRows, Row, Selected, keep_good
+from dowser_pl.data.reading.sources import ParsedRows, Row, Rows, Selected, keep_good
 from dowser_pl.data.row_keys import absent, refuse_media, unread_keys, warn_of_unread
-from dowser_pl.data.rows import Question, Role, Task, is_learnt
+from dowser_pl.data.rows import Question, Task, is_learnt
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics import add_rows, build_metric, by_likelihood, metric_name
+from dowser_pl.metrics import add_rows, build_metric, by_likelihood
 
-_MAX_NEW_TOKENS = {"cider": 128}  # as in the papers; a caption cut short scores as a wrong one
+_MAX_NEW_TOKENS = {
+    "cider": 128,
+    "bleu4": 128,
+    "rouge_l": 128,
+}  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
 _OWN_ID = ("id", "question_id", "uid", "index", "idx", "sample_id", "data_id")
 _REFERENCE = ("references", "answers", "captions", "reference", "answer", "caption")
-
-
-@dataclass(frozen=True)
-class TaskFile:
-    """One evaluation set on disk.
-
-    Attributes:
-        name: in logs and in the report.
-        file: JSON or JSONL (also .gz), Parquet, a folder of `datasets`, or `hub:owner/name`.
-        role: "upstream" (what the model can do already) or "downstream" (what is being learnt).
-        metric: exact_match, vqa, multiple_choice or cider; `{exact_match: {strict: true}}` where marks count;
-            choice_likelihood (the likeliest of the options is the answer; `{choice_likelihood: {per_token: true}}` by
-            the mean over its tokens) or perplexity (of the references); or the path of a `torchmetrics.Metric`, also of
-            your own (`my_package.Contains`), with options likewise.
-        image_folder: where image paths start; None = that of the data module, and for what is not there, or if it has
-            none, the folder of `file`.
-        max_new_tokens: how long an answer may be; None = 128 for cider, 16 for all others.
-        limit: use so many rows, evenly spread over the file; None = all.
-        prompt_suffix: written on a new line below each question, e.g. "Answer with a single word."; the whole
-            question where rows have none, as in files of captions.
-        split: of a data set that has several.
-    """
-
-    name: str
-    file: str
-    role: Role = "upstream"
-    metric: str | dict[str, dict[str, Any]] = "exact_match"
-    image_folder: str | None = None
-    max_new_tokens: int | None = None
-    limit: int | None = None
-    prompt_suffix: str = ""
-    split: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", metric_name(self.metric))
-        build_metric(str(self.metric))  # a typo ends here and not after training
-        for name, value in {"max_new_tokens": self.max_new_tokens, "limit": self.limit}.items():
-            if value is not None and value < 1:
-                raise DowserError(f"Task {self.name!r}: {name} must be at least 1, got {value}.")
 
 
 def read_task(
@@ -99,8 +67,7 @@ def read_task(
         FileNotFoundError: there is no such file.
         DowserError: a row is unusable (and `skip_bad_rows` is off), or none is left.
     """
-    beside = image_folder(task.file, None) if task.image_folder is None else None
-    images = image_folder(task.file, task.image_folder or folder)
+    rows, images, beside = _found(task, folder)
     reader = MessageReader(images, allow_urls, decoding=decoding, beside=beside, words_only=words_only)
     looking = replace(reader, verify=skip_bad_rows)
     metric_key = str(task.metric)
@@ -116,15 +83,24 @@ def read_task(
             raise DowserError(f"{name}: {error}") from error
         unread.append(frozenset(_unread(row)))
 
-    rows = read_rows(task.file, task.split)
-    numbers: Sequence[int] = range(len(rows))
-    if task.limit is not None and task.limit < len(rows):
-        numbers = [i * len(rows) // task.limit for i in range(task.limit)]
+    asked = numbers = spread(len(rows), task.limit)
+    if isinstance(rows, OfficialRows) and not words_only:
+        numbers = rows.with_pictures(asked, skip_bad_rows)
     good = keep_good(rows, look, skip_bad_rows, task.name, numbers, light=not skip_bad_rows)
     warn_of_unread(f"Task {task.name!r}", unread)
     questions = Selected(ParsedRows(rows, partial(_read_row, reader, task, labelled)), good)
     longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
-    return Task(task.name, task.role, metric_key, questions, longest, len(numbers) - len(good))
+    return Task(task.name, task.role, metric_key, questions, longest, len(asked) - len(good), task.told_protocol())
+
+
+def _found(task: TaskFile, folder: str | None) -> tuple[Rows, Path, Path | None]:
+    """The rows of a task, where their images start, and where those lie that are not there."""
+    if task.benchmark is not None:
+        rows = task.official().questions()
+        return rows, rows.images, None
+    file = str(task.file)
+    beside = image_folder(file, None) if task.image_folder is None else None
+    return read_rows(file, task.split), image_folder(file, task.image_folder or folder), beside
 
 
 def _read_row(reader: MessageReader, task: TaskFile, labelled: bool, name: str, row: Row) -> Question:

@@ -1,0 +1,196 @@
+"""Official files of a benchmark as rows: questions for an evaluation, or conversations to train on."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from dowser_pl.data.benchmarks.files import Files, find_files
+from dowser_pl.data.benchmarks.protocols import Protocol
+from dowser_pl.data.benchmarks.sets import benchmark_named
+from dowser_pl.data.reading.sources import Row, Rows
+from dowser_pl.errors import DowserError
+from dowser_pl.metrics import by_likelihood
+
+
+def spread(count: int, limit: int | None) -> Sequence[int]:
+    """The numbers of so many rows at most, evenly spread over all."""
+    if limit is None or limit >= count:
+        return range(count)
+    return [number * count // limit for number in range(limit)]
+
+
+class OfficialRows(Rows):
+    """Rows of a benchmark, each kept as the text of a JSON object, a few hundred bytes.
+
+    Args:
+        files: that they are of.
+        rows: all of them.
+        hint: what to say where pictures are missing.
+        limit: keep so many rows, evenly spread; None = all.
+    """
+
+    def __init__(self, files: Files, rows: Iterator[Row], hint: str, limit: int | None = None) -> None:
+        self.images = files.images
+        self._name, self._split, self._hint = files.name, files.split, hint
+        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        self._lines = [lines[number] for number in spread(len(lines), limit)]
+        checksum = 0
+        for line in self._lines:
+            checksum = zlib.crc32(line, checksum)
+        super().__init__(torch.tensor([len(line) for line in self._lines]), f"{checksum:08x}-{len(self._lines)}")
+
+    def entry(self, number: int) -> tuple[str, Any]:
+        """The name of the benchmark with the place of a row, and the row."""
+        return f"{self._name} {self._split} row {number + 1}", json.loads(self._lines[number])
+
+    def with_pictures(self, numbers: Sequence[int], skip_bad: bool) -> Sequence[int]:
+        """The rows whose pictures are there; all that are not are told in one line.
+
+        Args:
+            numbers: of the rows that are asked.
+            skip_bad: whether rows may be left out.
+
+        Raises:
+            DowserError: some are not there, unless `skip_bad`; or none is.
+        """
+        there: dict[str, bool] = {}
+        kept = [number for number in numbers if self._has_picture(number, there)]
+        lost = [image for image, found in there.items() if not found]
+        if not lost:
+            return numbers
+        told = (
+            f"benchmark {self._name}, split {self._split}: {len(lost)} of {len(there)} pictures are not in "
+            f"{self.images}, the first is {lost[0]}."
+        )
+        if skip_bad and kept:
+            count = f"{len(numbers) - len(kept)} of {len(numbers)} rows"
+            rank_zero_warn(f"{told} {count} are left out (skip_bad_rows).", category=UserWarning)
+            return kept
+        fix = self._hint or "Complete the folder; `skip_bad_rows: true` leaves such rows out and counts them."
+        raise DowserError(f"{told} `paths: {{images: ...}}` names another folder. {fix}")
+
+    def _has_picture(self, number: int, there: dict[str, bool]) -> bool:
+        image = json.loads(self._lines[number]).get("image")
+        if not isinstance(image, str):  # none, or in the row itself
+            return True
+        if image not in there:
+            there[image] = (self.images / image).is_file()
+        return there[image]
+
+
+@dataclass(frozen=True)
+class Official:
+    """What of a benchmark is read, and how it is asked.
+
+    Attributes:
+        name: of the benchmark.
+        root: the folder with its files.
+        split: of it; None = the one that is evaluated on, or trained on.
+        protocol: how it is asked.
+        metric: that answers are scored by.
+        paths: instead of those of the benchmark; see `find_files`.
+    """
+
+    name: str
+    root: str
+    split: str | None
+    protocol: Protocol
+    metric: str
+    paths: dict[str, str]
+
+    def questions(self) -> OfficialRows:
+        """Rows as `TaskFile` describes them, with the words of the protocol and the ids of the benchmark.
+
+        Raises:
+            MissingFileError: files are missing.
+            DowserError: a file is another one than the benchmark's.
+        """
+        return self._rows(next(iter(benchmark_named(self.name).splits)), self._question)
+
+    def conversations(self, limit: int | None = None) -> OfficialRows:
+        """Rows to train on, as LLaVA has them; of a picture with several captions one for each.
+
+        Args:
+            limit: so many rows, evenly spread; None = all.
+
+        Raises:
+            MissingFileError: files are missing.
+            DowserError: a file is another one than the benchmark's, or the benchmark has no answers to train on.
+        """
+        splits = benchmark_named(self.name).splits
+        if self.split is None and not (known := [each for each in splits if each.startswith("train")]):
+            raise DowserError(
+                f"benchmark {self.name} has no split to train on; if one is meant, name it: {', '.join(splits)}."
+            )
+        return self._rows("" if self.split is not None else known[0], self._conversations, limit)
+
+    def _rows(self, split: str, become: Any, limit: int | None = None) -> OfficialRows:
+        benchmark = benchmark_named(self.name, self.split)
+        split = self.split or split
+        places = benchmark.places(split, ("ocr",) if self.protocol.reads_ocr else ())
+        files = find_files(self.name, split, self.root, places, self.paths, benchmark.source, benchmark.settings)
+        rows = (made for row in _in_layout(files, benchmark.layout(files)) for made in become(row))
+        return OfficialRows(files, rows, benchmark.hint, limit)
+
+    def _question(self, row: Row) -> Iterator[Row]:
+        asked = {key: row[key] for key in ("id", "image") if row.get(key) is not None}
+        if by_likelihood(self.metric) and "options" in row:
+            asked["question"] = self.protocol.asked(row, with_options=False)
+            yield asked | {key: row[key] for key in ("options", "answer") if key in row}
+            return
+        right = self._grouped(row) if self.metric == "mmbench" else self.protocol.right(row)
+        yield asked | {"question": self.protocol.asked(row)} | ({"references": right} if right else {})
+
+    def _grouped(self, row: Row) -> list[str]:
+        """References of the metric `mmbench`: group, letter, and all options with their letters."""
+        if "answer" not in row:
+            return []
+        letter = "ABCDEFGHIJ"[row["answer"]]
+        options = [f"{name}. {text}" for name, text in zip("ABCDEFGHIJ", row["options"], strict=False)]
+        return [str(row.get("group", row["id"])), letter, *options]
+
+    def _conversations(self, row: Row) -> Iterator[Row]:
+        if "conversations" in row:
+            yield row
+            return
+        right = self.protocol.right(row)
+        if not right:
+            raise DowserError(f"benchmark {self.name}: question {row['id']} has no answer to train on; name a split.")
+        learnt = right if "captions" in row else [Counter(right).most_common(1)[0][0]]
+        asked = self.protocol.asked(row)
+        for number, answer in enumerate(learnt):
+            own = f"{row['id']}" if len(learnt) == 1 else f"{row['id']}/{number}"
+            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+            yield {"id": own, "conversations": turns} | ({"image": row["image"]} if "image" in row else {})
+
+
+def _in_layout(files: Files, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a layout; a file that has not the keys of its benchmark is refused with its name."""
+    try:
+        yield from rows
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        paths = ", ".join(str(path) for key, path in files.paths.items() if key != "images")
+        raise DowserError(
+            f"benchmark {files.name}: {paths} is not in the layout of the official files: {type(error).__name__}: "
+            f"{error}. Expected the files of split {files.split} as they are downloaded."
+        ) from error
+
+
+def folder_of(root: str | None, base: str | None, name: str) -> str:
+    """The folder of a benchmark: `root`, which starts in `base`, or that itself.
+
+    Raises:
+        DowserError: neither is given.
+    """
+    if root is None and base is None:
+        raise DowserError(f"benchmark {name}: no folder with its files is given; name it as `root`.")
+    return str(Path(base or ".").expanduser() / Path(root or ".").expanduser())
