@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dowser_pl.bench.cells import Cell, Group
 from dowser_pl.bench.command_lines import required
-from dowser_pl.bench.records import Failure, Record
+from dowser_pl.bench.records import Failure, Record, Scores
 from dowser_pl.bench.settings import Entry, Setting, Settings
 from dowser_pl.errors import DowserError
 
@@ -25,7 +25,7 @@ class Done(Protocol):
     def failure(self, cell: Cell) -> Failure | None:
         """Why it did not finish, if it failed."""
 
-    def scores(self, cell: Cell) -> dict[str, list[float]] | None:
+    def scores(self, cell: Cell) -> dict[str, Scores] | None:
         """Task -> the score of every question, if they are known."""
 
 

@@ -14,7 +14,7 @@ Legend: B draws, S seeds, T tasks, Q questions of a task.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,19 +34,42 @@ class Outcomes:
     Attributes:
         upstream: name of a task -> (S, Q).
         downstream: name of a task -> (S, Q).
+        tokens: name of a task that is scored by perplexity -> (Q,) tokens of its texts; its numbers above are the nats
+            by which each text got likelier than under the base.
     """
 
     upstream: Mapping[str, Floats]
     downstream: Mapping[str, Floats]
+    tokens: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def h_score(self) -> float:
         """The mean over the seeds of the harmonic mean of both roles."""
-        upstream, downstream = (
-            np.mean([scores.mean(axis=1) for scores in tasks.values()], axis=0)
-            for tasks in (self.upstream, self.downstream)
-        )
-        return float(np.mean(_harmonic(upstream, downstream)))
+        means = {}
+        for role in ("upstream", "downstream"):
+            shares = {
+                name: np.full((1, scores.shape[1]), 1 / scores.shape[1]) for name, scores in self.of(role).items()
+            }
+            means[role] = np.mean([self.scores_of(name, role, share) for name, share in shares.items()], axis=0)
+        return float(np.mean(_harmonic(means["upstream"], means["downstream"])))
+
+    def of(self, role: str) -> Mapping[str, Floats]:
+        """The tasks of a role."""
+        return self.upstream if role == "upstream" else self.downstream
+
+    def scores_of(self, name: str, role: str, shares: Floats) -> Floats:
+        """(B, S) scores of a task, on the scale of means and of the H-score.
+
+        Args:
+            name: of the task.
+            role: of it.
+            shares: (B, Q), how much each question counts in a draw; a row has the sum 1.
+        """
+        drawn: Floats = shares @ self.of(role)[name].T
+        if name not in self.tokens:
+            return drawn
+        gained = drawn / (shares @ self.tokens[name])[:, None]  # base / score = exp(gained), see `comparable`
+        return np.minimum(1.0, np.exp(gained)) if role == "upstream" else np.maximum(0.0, 1 - np.exp(-gained))
 
     @property
     def asked(self) -> dict[str, tuple[int, ...]]:
@@ -118,7 +141,7 @@ def resampled(methods: Sequence[Outcomes], draws: int = DRAWS, seed: int = 0) ->
             count = asked[name][1]
             of_questions = random.multinomial(count, np.full(count, 1 / count), size=draws) / count
             for number, each in enumerate(methods):
-                of_methods[number] += of_questions @ getattr(each, role)[name].T / len(names)
+                of_methods[number] += each.scores_of(name, role, of_questions) / len(names)
     weighted: Floats = (of_seeds * _harmonic(means["upstream"], means["downstream"])).sum(axis=2)
     return weighted
 

@@ -6,7 +6,7 @@ It is read from what the process of the cell left behind: scores, seconds, sizes
 import csv
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,10 @@ from dowser_pl.bench.processes import Ended
 from dowser_pl.bench.settings import Settings
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import write_atomically
-from dowser_pl.reporting import TaskScore, h_score, read_report
-from dowser_pl.reporting.answers import confirmed, of_tasks, read_answers
+from dowser_pl.reporting import LOWER_IS_BETTER, TaskScore, h_score, read_report
+from dowser_pl.reporting.answers import Row, confirmed, likelihoods, of_tasks, read_answers
 
-__all__ = ["Failure", "Record", "Store", "discard", "last_lines", "of_fit", "of_merge"]
+__all__ = ["Failure", "Record", "Scores", "Store", "discard", "last_lines", "of_fit", "of_merge"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Record:
     drift: float | None = None
 
     def mean(self, role: str, moment: str = "after") -> float:
-        """Mean score over the tasks of a role, 0 where it has none."""
-        scores = [getattr(task, moment) for task in self.tasks.values() if task.role == role]
+        """Mean score over the tasks of a role, as `TaskScore.comparable` has them; 0 where it has none."""
+        scores = [task.comparable(getattr(task, moment)) for task in self.tasks.values() if task.role == role]
         return fmean(scores) if scores else 0.0
 
     @cached_property
@@ -73,6 +73,19 @@ class Record:
     def training_seconds(self) -> float:
         """What it takes to get the tuned model, without evaluation."""
         return sum(self.seconds.get(stage, 0.0) for stage in ("probe", "fit", "merge"))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What every question of a task came to.
+
+    Attributes:
+        values: its score; of a perplexity the nats by which its text got likelier than under the base.
+        tokens: of a perplexity, of each text.
+    """
+
+    values: list[float]
+    tokens: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,16 +124,16 @@ class Store:
         found = self._find(cell)
         return found if isinstance(found, Failure) else None
 
-    def scores(self, cell: Cell) -> dict[str, list[float]] | None:
-        """Task -> the score of every question after training; None unless they are kept, and lead to what came out."""
+    def scores(self, cell: Cell) -> dict[str, Scores] | None:
+        """Task -> what every question came to after training; None unless that is kept, and leads to what came out."""
         record, run = self.record(cell), self.run(cell)
         if record is None:
             return None
         of_merge = sorted(run.glob("scores/version_*"))
         answers = of_tasks(read_answers(of_merge[-1] if of_merge else run))
-        if any(not confirmed(answers.get(name, []), task.after, "after") for name, task in record.tasks.items()):
-            return None
-        return {name: [row["after_score"] for row in answers[name]] for name in record.tasks}
+        found = {name: _scores(answers.get(name, []), task) for name, task in record.tasks.items()}
+        known = {name: scores for name, scores in found.items() if scores is not None}
+        return known if len(known) == len(found) else None
 
     def finish(self, cell: Cell, record: Record, lines: list[list[str]]) -> None:
         """Write `cell.json`: from now on the cell is finished."""
@@ -284,3 +297,14 @@ def _logged(run: Path) -> dict[str, float]:
         for row in csv.DictReader(file):
             found |= {name: float(value) for name, value in row.items() if value}
     return found
+
+
+def _scores(rows: Sequence[Row], task: TaskScore) -> Scores | None:
+    """Those of one task, of a perplexity the nats that each text gained."""
+    if task.metric not in LOWER_IS_BETTER:
+        return Scores([row["after_score"] for row in rows]) if confirmed(rows, task.after, "after") else None
+    before, after = (likelihoods(rows, task, moment) for moment in ("before", "after"))
+    if before is None or after is None:
+        return None
+    gained = [base - tuned for (base, _), (tuned, _) in zip(before, after, strict=True)]
+    return Scores(gained, [tokens for _, tokens in after])

@@ -275,10 +275,13 @@ def _outcomes(plan: Plan, group: Group, method: MethodResult) -> Outcomes | None
         return None
     roles = {name: task.role for name, task in method.records[0].tasks.items()}
     of_role = {
-        role: {name: np.array([scores[name] for scores in known]) for name in roles if roles[name] == role}
+        role: {name: np.array([scores[name].values for scores in known]) for name in roles if roles[name] == role}
         for role in ("upstream", "downstream")
     }
-    return Outcomes(**of_role) if all(of_role.values()) else None
+    tokens = {
+        name: np.array(scores.tokens, np.float64) for name, scores in known[0].items() if scores.tokens is not None
+    }
+    return Outcomes(**of_role, tokens=tokens) if all(of_role.values()) else None
 
 
 def _result(plan: Plan, group: Group, entry: Entry) -> MethodResult:

@@ -8,13 +8,15 @@ looked at: `pictures`, a list of data URIs.
 import base64
 import io
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
-from dowser_pl.reporting.scores import Questions
+from dowser_pl.reporting.scores import Questions, TaskScore
 
 Row = dict[str, Any]
 Moment = Literal["before", "after"]
@@ -23,6 +25,8 @@ KINDS = ("gained", "forgotten", "unchanged")
 OF_A_KIND = 3
 """Samples of each task that were gained, and that were forgotten."""
 _HALF_A_SCORE = 5e-5  # scores of one evaluation that are rounded in different places differ by less
+_NATS = re.compile(r"(\d+\.\d+) nats over (\d+) tokens")
+_MOST_NATS = 50.0  # a token, which a perplexity is cut at
 _PICTURE_PIXELS = 224
 _SCORES = ("before_score", "after", "after_score")  # beside "before", by which a line is known
 _SHARED = ("task", "id", "question", "images", "references")
@@ -96,6 +100,25 @@ def confirmed(rows: Sequence[Row], score: float, moment: Moment) -> bool:
     """Whether these are the answers that led to the score of a task at one moment."""
     scores = [row[f"{moment}_score"] for row in rows]
     return len(scores) > 0 and None not in scores and abs(sum(scores) / len(scores) - score) < _HALF_A_SCORE
+
+
+def likelihoods(rows: Sequence[Row], task: TaskScore, moment: Moment) -> list[tuple[float, int]] | None:
+    """Nats and tokens of every text, as the metric `perplexity` writes them for an answer.
+
+    Args:
+        rows: of the task.
+        task: whose score they must lead to.
+        moment: before or after.
+
+    Returns:
+        None where one is not known, or they lead to another perplexity than that of the task.
+    """
+    told = [_NATS.fullmatch(str(row[moment])) for row in rows]
+    found = [(float(each[1]), int(each[2])) for each in told if each]
+    if not found or len(found) < len(told):
+        return None
+    perplexity = math.exp(min(sum(nats for nats, _ in found) / sum(count for _, count in found), _MOST_NATS))
+    return found if math.isclose(perplexity, getattr(task, moment), rel_tol=1e-5) else None
 
 
 def of_tasks(rows: Iterable[Row]) -> dict[str, list[Row]]:

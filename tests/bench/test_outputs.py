@@ -1,6 +1,8 @@
 """bench.json, bench.md and the pictures."""
 
 import json
+import math
+from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
@@ -8,11 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dowser_pl.bench import Bench, write_outputs
+from dowser_pl.bench import Bench, records, write_outputs
 from dowser_pl.bench.grid import Plan
 from dowser_pl.bench.processes import Ended
-from dowser_pl.bench.records import of_fit
+from dowser_pl.bench.records import Record, of_fit
 from dowser_pl.bench.results import _ranks
+from dowser_pl.metrics.likelihood import Perplexity
+from dowser_pl.reporting import TaskScore
 from dowser_pl.reporting.answers import write_answers
 from tests.bench.fakes import FakeRunner, settings_of, write_report
 
@@ -227,3 +231,29 @@ def test_adapters_are_a_share_of_the_matrices_they_stand_beside(tmp_path):
 
 def test_one_depth_has_no_picture_of_depths(tmp_path):
     assert not any(path.name == "depth.png" for path in outputs(tmp_path, only=["Full"])[2])
+
+
+def test_a_perplexity_is_on_the_scale_of_the_other_scores_of_a_cell():
+    """Never above 1, whatever the number: here it doubled upstream and was halved downstream."""
+    tasks = {
+        "prose": TaskScore("upstream", "perplexity", 30.0, 60.0),
+        "colour": TaskScore("upstream", "exact_match", 1.0, 0.9),
+        "verse": TaskScore("downstream", "perplexity", 30.0, 15.0),
+    }
+    record = Record(tasks, {}, None, 1.0, None, None)
+    assert record.mean("upstream") == pytest.approx((0.5 + 0.9) / 2) and record.mean("downstream") == 0.5
+    assert record.mean("upstream", "before") == 1.0 and record.upstream_lost == pytest.approx(0.3)
+    assert record.h_score == pytest.approx(2 * 0.7 * 0.5 / 1.2)
+
+
+def test_what_texts_gained_is_known_where_the_answers_lead_to_the_perplexity():
+    metric = Perplexity()
+    said = {"before": [4.0, 9.0], "after": [5.5, 8.25]}
+    rows = [{moment: metric.prediction([""], [nats[k]], [3 + k]) for moment, nats in said.items()} for k in (0, 1)]
+    perplexities = [math.exp(sum(nats) / 7) for nats in said.values()]
+    task = TaskScore("upstream", "perplexity", *(round(each, 6) for each in perplexities))
+    found = records._scores(rows, task)
+    assert found is not None and found.values == pytest.approx([-1.5, 0.75]) and found.tokens == [3, 4]
+    other = replace(task, after=task.after * 1.001)
+    assert records._scores(rows, other) is None and records._scores([rows[0], rows[1] | {"before": ""}], task) is None
+    assert records._scores([], task) is None

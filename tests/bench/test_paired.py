@@ -5,6 +5,7 @@ import pytest
 
 from dowser_pl.bench.paired import Outcomes, holm, p_value, resampled
 from dowser_pl.errors import DowserError
+from dowser_pl.reporting import comparable
 
 
 def outcomes(rng, upstream, downstream, seeds=3, questions=40, spread=0.0):
@@ -42,6 +43,27 @@ def test_questions_alone_vary_as_binomial_scores_do():
     drawn = resampled([one], 10_000)[0]
     assert drawn.mean() == pytest.approx(expected.mean(), abs=4e-3)
     assert drawn.std() == pytest.approx(expected.std(), rel=0.04)
+
+
+def test_a_perplexity_counts_by_its_ratio_to_that_of_the_base_over_all_tokens_of_a_draw():
+    """By hand: nats of base and tuned model, summed over the questions that are drawn."""
+    rng = np.random.default_rng(4)
+    tokens, base = np.array([3.0, 8.0, 20.0]), np.array([4.0, 9.0, 31.0])
+    after = {"up": base + [[2.0, -0.5, 8.0]], "down": base - [[2.0, 1.0, 9.0]]}
+    each = Outcomes({"up": base - after["up"]}, {"down": base - after["down"]}, {"up": tokens, "down": tokens})
+    shares = rng.multinomial(3, np.full(3, 1 / 3), size=50) / 3
+    for name, counts in {"drawn": shares, "all": np.full((1, 3), 1 / 3)}.items():
+        first = np.exp(counts @ base / (counts @ tokens))
+        up, down = (np.exp(counts @ after[role][0] / (counts @ tokens)) for role in ("up", "down"))
+        found = [each.scores_of(role, f"{role}stream", counts)[:, 0] for role in ("up", "down")]
+        np.testing.assert_allclose(found[0], np.minimum(1, first / up), err_msg=name)
+        np.testing.assert_allclose(found[1], np.maximum(0, 1 - down / first), err_msg=name)
+    upstream, downstream = (
+        comparable("perplexity", *of) for of in (("upstream", first[0], up[0]), ("downstream", first[0], down[0]))
+    )
+    assert each.h_score == pytest.approx(2 * upstream * downstream / (upstream + downstream))
+    likelier = Outcomes({"up": np.full((1, 3), 2.0)}, {"down": np.ones((1, 3))}, {"up": tokens})
+    assert likelier.h_score == 1.0  # upstream it counts for nothing
 
 
 def test_the_same_answers_differ_by_nothing_and_draws_are_the_same_every_time():
