@@ -1,0 +1,79 @@
+"""What a checkpoint of a Hugging Face `Trainer` holds beside its weights: masks, values and base of what is trained.
+
+`dowser.safetensors` lies in every `checkpoint-N`. A run that goes on from there needs no second importance pass, and
+the base is known although the weights are tuned.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainerState, TrainingArguments
+
+from dowser_pl.errors import DowserError
+from dowser_pl.files.atomic import atomic_path
+from dowser_pl.files.sealed import Kind, Sealed, seal
+from dowser_pl.masking.base import State
+
+__all__ = ["FILE", "find_entries", "load_entries", "save_entries"]
+
+FILE = "dowser.safetensors"
+_PARTS = ("mask", "values", "base")
+_KIND = Kind(
+    "dowser_pl_entries",
+    "file of entries",
+    "trained entries",
+    1,
+    cure="resume from another checkpoint",
+    other="resume with the version that wrote it",
+)
+
+
+def save_entries(folder: Path, state: State, head: Mapping[str, Any]) -> None:
+    """Write masks, values and base into a checkpoint, atomically.
+
+    Args:
+        folder: the checkpoint.
+        state: name of a matrix -> `mask` (packed bits), `values` and `base` (k,), on the CPU.
+        head: what they belong to, JSON-able.
+    """
+    tensors = {f"{name}.{part}": entry[part].contiguous() for name, entry in state.items() for part in _PARTS}
+    with atomic_path(folder / FILE, needed_bytes=sum(each.nbytes for each in tensors.values())) as temporary:
+        save_file(tensors, temporary, seal(_KIND, head, tensors))
+
+
+def load_entries(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save_entries` wrote: the state, and the head.
+
+    Raises:
+        DowserError: if a bit of it has changed.
+    """
+    file = Sealed(folder / FILE, _KIND)
+    state: dict[str, dict[str, Tensor]] = {}
+    for key in file.names():
+        name, _, part = key.rpartition(".")
+        state.setdefault(name, {})[part] = file.verify(key, file.read(key))
+    file.close()
+    return state, {key: value for key, value in file.head.items() if key != "format"}
+
+
+def find_entries(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder of the checkpoint that a run goes on from; a callback is not told, so it is looked for.
+
+    Raises:
+        DowserError: if no file of ours is there.
+    """
+    usual = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+    given = args.resume_from_checkpoint
+    folders = [*([Path(given)] if isinstance(given, str) else []), usual]
+    found = next((folder for folder in folders if (folder / FILE).is_file()), None)
+    if found is None:
+        raise DowserError(
+            f"the run goes on from step {state.global_step}, and {usual} has no {FILE}: masks are never computed on "
+            "weights that were already tuned. Fix: resume from a checkpoint that was written with DowserCallback, "
+            "which lies in output_dir or is named by TrainingArguments(resume_from_checkpoint=...), or start from the "
+            "base"
+        )
+    return found
