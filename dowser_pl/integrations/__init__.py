@@ -1,4 +1,4 @@
-"""The method in training code that is not ours: loops written by hand, LightningModules of others, Hugging Face Trainers."""
+"""The method in training code that is not ours: loops by hand, LightningModules of others, Hugging Face Trainers."""
 
 from dowser_pl.integrations.huggingface import DowserCallback
 from dowser_pl.integrations.protectable import Protectable

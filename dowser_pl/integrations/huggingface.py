@@ -122,7 +122,7 @@ class DowserCallback(TrainerCallback):
         """The importance pass and the masks it decides; or, in a run that goes on, the masks of the checkpoint."""
         check_trainer(args)
         of = self._held(kwargs["model"], state)
-        weights = {name: layer.weight for name, layer in of.tuned_layers().items()}
+        weights: dict[str, Any] = {name: layer.weight for name, layer in of.tuned_layers().items()}
         check_optimizer(kwargs["optimizer"], weights)
         for hook in self._hooks:  # of a run that was stopped
             hook.remove()
@@ -142,7 +142,7 @@ class DowserCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Gradients of frozen entries became zero as they came, before they were clipped; look once whether all is well."""
+        """Gradients of frozen entries became zero as they came, before they were clipped; look once if all is well."""
         if not self._looked:
             moved = 0 if state.global_step else sum(each.changed for each in self.entries.verify())
             check_gradients(self.entries.weights, moved)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 __all__ = ["as_loaded", "let_inputs_take_gradients", "masking"]
