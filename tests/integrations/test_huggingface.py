@@ -421,10 +421,14 @@ def test_optimizers_that_would_train_something_else_are_refused(tmp_path):
     assert torch.equal(trainer.model.lm_head.weight, tiny_llama().lm_head.weight)
 
 
+def _untold():
+    return tiny_llama()
+
+
 def test_a_model_made_anew_is_refused(tmp_path):
     trainer = Trainer(
         args=settings(tmp_path),
-        model_init=lambda: MODELS["llama"](),
+        model_init=_untold,
         train_dataset=DATA,
         processing_class=tiny_tokenizer(),
         callbacks=[dowser()],
