@@ -1,9 +1,10 @@
-"""What a checkpoint of a Hugging Face `Trainer` holds beside its weights: masks, values and base of what is trained.
+"""What lies in the folders of a Hugging Face `Trainer` beside weights: masks, values and base, and the patch.
 
-`dowser.safetensors` lies in every `checkpoint-N`. A run that goes on from there needs no second importance pass, and
-the base is known although the weights are tuned.
+`dowser.safetensors` is in every `checkpoint-N`. A run that goes on from there needs no second importance pass, and the
+base is known although the weights are tuned.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerState, TrainingArguments
 
+from dowser_pl import __version__
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.files.sealed import Kind, Sealed, seal
+from dowser_pl.masking import BaseModel
 from dowser_pl.masking.base import State
+from dowser_pl.patches import save_patch
 
-__all__ = ["FILE", "find_entries", "load_entries", "save_entries"]
+__all__ = ["FILE", "find_entries", "load_entries", "save_entries", "write_patch"]
+
+_LOG = logging.getLogger(__name__)
 
 FILE = "dowser.safetensors"
 _PARTS = ("mask", "values", "base")
@@ -77,3 +83,22 @@ def find_entries(args: TrainingArguments, state: TrainerState) -> Path:
             "base"
         )
     return found
+
+
+def write_patch(
+    path: Path, base: BaseModel, state: State, tensors: Mapping[str, Tensor], method: Mapping[str, Any]
+) -> None:
+    """Write what was trained as a small file; where that cannot be, say why: the weights are saved all the same.
+
+    Args:
+        path: the file.
+        base: that training began from.
+        state: name of a matrix -> `mask` and `values`.
+        tensors: of the model, with the keys of `base`.
+        method: settings of the method that chose the masks.
+    """
+    head = {"base": base.head, "method": method, "config": None, "scores": None}
+    try:
+        save_patch(path, base.changes(state, tensors), head | {"created_by": f"dowser_pl {__version__}"})
+    except DowserError as error:
+        _LOG.warning("No patch: %s", error)

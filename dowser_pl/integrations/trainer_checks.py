@@ -1,21 +1,28 @@
 """What a Hugging Face `Trainer` must not be asked to do with masks, said before anything is trained."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import LBFGS
 from transformers import TrainingArguments
 
+from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
+from dowser_pl.integrations.trainer_forms import innermost
 
-__all__ = ["check_gradients", "check_model", "check_optimizer", "check_trainer"]
+__all__ = ["check_given", "check_gradients", "check_model", "check_optimizer", "check_trainer"]
 
 _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
 
 
-def check_trainer(args: TrainingArguments) -> None:
+def check_trainer(args: TrainingArguments, update: str) -> None:
     """Refuse settings with which masks would not hold.
+
+    Args:
+        args: of the Trainer.
+        update: `compact` or `dense`.
 
     Raises:
         DowserError: saying what to set instead.
@@ -31,6 +38,11 @@ def check_trainer(args: TrainingArguments) -> None:
         raise DowserError(
             f"got {args.n_gpu} devices in one process (DataParallel), expected one. Fix: accelerate launch, torchrun, "
             "or CUDA_VISIBLE_DEVICES=0"
+        )
+    if update == "compact" and collectives.world_size() > 1:
+        raise DowserError(
+            f"got update 'compact' and {collectives.world_size()} processes, expected one: DDP averages gradients of "
+            "matrices alone. Fix: DowserCallback(update='dense'), or python -m dowser_pl fit --trainer.strategy ddp"
         )
     optim = str(getattr(args.optim, "value", args.optim))
     if "lomo" in optim or "layerwise" in optim:
@@ -64,22 +76,54 @@ def check_model(model: Any, processor: Any) -> None:
         )
 
 
-def check_optimizer(optimizer: Any, weights: dict[str, nn.Parameter]) -> None:
+def check_given(model: Any, given: Any, is_search: bool, holders: int) -> None:
+    """The model that is trained must be the one that the callback was given, by one Trainer and to one callback.
+
+    Args:
+        model: that the Trainer trains.
+        given: when the Trainer was made; None = not at all.
+        is_search: whether it looks for settings.
+        holders: how many callbacks were given the model.
+
+    Raises:
+        DowserError: saying what to do instead.
+    """
+    if is_search or (given is not None and given is not model):
+        raise DowserError(
+            "got a Trainer that makes its model anew when training begins (model_init, hyperparameter_search), "
+            "expected the one it was made with: optimizers are built before masks. Fix: Trainer(model=...)"
+        )
+    if given is None:
+        raise DowserError(
+            "got DowserCallback from add_callback, expected it when the Trainer is made: its optimizer and DDP are to "
+            "see which parameters take gradients. Fix: Trainer(..., callbacks=[DowserCallback(...)])"
+        )
+    if holders > 1:
+        raise DowserError(
+            "got two DowserCallbacks for one model, expected one: masks of one would undo those of the other. Fix: "
+            "leave one in callbacks=[...]; after another Trainer was made with this model, use that one"
+        )
+
+
+def check_optimizer(optimizer: Any, weights: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """The optimizer must hold every matrix; frozen entries are put back after its steps.
+
+    Args:
+        optimizer: of the Trainer.
+        weights: run-time name -> (O, I) matrix.
+        given: name -> (k,) what it was given instead in an earlier call.
 
     Raises:
         DowserError: if it leaves one out, or is one whose step asks for several losses.
     """
-    inner = optimizer
-    while hasattr(inner, "optimizer"):  # as accelerate wraps it
-        inner = inner.optimizer
+    inner = innermost(optimizer)
     if isinstance(inner, LBFGS):
         raise DowserError(
             "got LBFGS, which asks for several losses within a step, expected an optimizer that makes its step from "
             "one: frozen entries are put back after a step. Fix: such as AdamW"
         )
     held: set[int] = {id(each) for group in inner.param_groups for each in group["params"]}
-    left_out = [name for name, weight in weights.items() if id(weight) not in held]
+    left_out = [name for name, weight in weights.items() if not held & {id(weight), id(given.get(name))}]
     if left_out:
         raise DowserError(
             f"got a {type(inner).__name__} that leaves out {len(left_out)} of the {len(weights)} matrices that are to "
@@ -88,24 +132,23 @@ def check_optimizer(optimizer: Any, weights: dict[str, nn.Parameter]) -> None:
         )
 
 
-def check_gradients(weights: dict[str, nn.Parameter], moved: int) -> None:
+def check_gradients(trained: Sequence[Tensor], same: bool) -> None:
     """What the first step finds: gradients for matrices, for nothing else, and the base where nothing was trained.
 
     Args:
-        weights: run-time name -> (O, I) matrix.
-        moved: entries that differ from the base already.
+        trained: what the optimizer trains.
+        same: whether the model is what it was when masks were chosen.
 
     Raises:
         DowserError: if another callback has meddled with the model since masks were chosen, or no gradient came.
     """
-    if moved:
+    if not same:
         raise DowserError(
-            f"{moved} entries are not those of the base before the first step: another callback wrote weights after "
-            "masks were chosen, in on_train_begin. Fix: list it before DowserCallback, or leave it out"
+            "some weights are not those of the base before the first step: another callback wrote weights after masks "
+            "were chosen, in on_train_begin. Fix: list it before DowserCallback, or leave it out"
         )
-    gradients: list[Tensor | None] = [weight.grad for weight in weights.values()]
-    if all(each is None for each in gradients):
+    if all(each.grad is None for each in trained):
         raise DowserError(
-            f"no gradient reached any of {len(weights)} matrices, expected some: nothing would be trained. Fix: "
+            f"no gradient reached any of {len(trained)} matrices, expected some: nothing would be trained. Fix: "
             "leave requires_grad of their weights alone, and gradient checkpointing at use_reentrant=False"
         )

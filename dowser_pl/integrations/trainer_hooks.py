@@ -1,32 +1,12 @@
-"""What is done to a model that a Hugging Face `Trainer` has prepared: gradients masked, its wrapping set aside."""
+"""What a Hugging Face `Trainer` put around a model, set aside for a while, and what frozen embeddings ask for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-__all__ = ["as_loaded", "let_inputs_take_gradients", "masking"]
-
-
-def masking(mask: Tensor) -> Callable[[Tensor], None]:
-    """What makes gradients of frozen entries zero (also NaN) as soon as they are there, before any norm is taken.
-
-    Under DDP that is before they are averaged; all processes have the same mask.
-
-    Args:
-        mask: (O, I) bool, True = trained.
-    """
-    frozen = ~mask
-
-    @torch.no_grad()
-    def hook(weight: Tensor) -> None:
-        if weight.grad is not None:
-            weight.grad.masked_fill_(frozen, 0)
-
-    return hook
+__all__ = ["as_loaded", "let_inputs_take_gradients"]
 
 
 @contextmanager

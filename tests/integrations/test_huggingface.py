@@ -98,9 +98,15 @@ class Watching(TrainerCallback):
             assert torch.equal(each[~mask], self.base[name][~mask]), name
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad"])
-def test_frozen_entries_keep_their_bits_after_every_step_of_any_optimizer(tmp_path, masks, optim):
-    callback, base = dowser(), state_of(tiny_llama())
+@pytest.mark.parametrize(
+    ("update", "optim"),
+    [
+        *(("dense", name) for name in ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad")),
+        *(("compact", name) for name in ("adamw_torch", "adamw_torch_fused", "sgd")),
+    ],
+)
+def test_frozen_entries_keep_their_bits_after_every_step_of_any_optimizer(tmp_path, masks, update, optim):
+    callback, base = dowser(update=update), state_of(tiny_llama())
     watching = Watching(masks, base)
     trainer = trainer_of(tmp_path, callback, watching, optim=optim)
     trainer.train()
@@ -109,6 +115,10 @@ def test_frozen_entries_keep_their_bits_after_every_step_of_any_optimizer(tmp_pa
     assert trained.entries == sum(int(mask.sum()) for mask in masks.values())
     assert callback.frozen_digest["before"] == callback.frozen_digest["after"]
     assert all(torch.equal(callback.entries.masks[name], mask) for name, mask in masks.items())
+    moments = sum(each.numel() for kept in trainer.optimizer.state.values() for each in kept.values() if each.dim())
+    if optim.startswith("adamw"):
+        whole = sum(mask.numel() for mask in masks.values())
+        assert moments == 2 * (trained.entries if update == "compact" else whole)
 
 
 @pytest.mark.parametrize("kind", [Trainer, Seq2SeqTrainer])
@@ -144,7 +154,7 @@ def test_masks_and_weights_are_those_of_lightning_for_the_same_order_of_rows(tmp
     LightningTrainer(
         default_root_dir=tmp_path, callbacks=[other], max_epochs=1, enable_checkpointing=False, **quiet
     ).fit(module.train(), DataLoader(ROWS, batch_size=2))
-    callback = dowser()
+    callback = dowser(update=update)
     trainer = trainer_of(tmp_path, callback, optim="adamw_torch", lr_scheduler_type="constant", max_grad_norm=0.0)
     trainer.train()
     assert all(torch.equal(callback.entries.masks[name], other.entries.masks[name]) for name in other.entries.masks)
@@ -171,6 +181,21 @@ def test_it_clips_by_the_norm_of_what_is_trained(tmp_path, masks):
         torch.testing.assert_close(norms.clipped[name], each * 0.5 / norm, rtol=1e-4, atol=1e-7)
 
 
+def test_both_forms_train_the_same(tmp_path):
+    ends, norms = [], []
+    for update in ("dense", "compact"):
+        trainer = trainer_of(
+            tmp_path, dowser(update=update), per_device_train_batch_size=1, gradient_accumulation_steps=2,
+            max_grad_norm=0.1, optim="adamw_torch", logging_strategy="steps", logging_steps=1,
+        )  # fmt: skip
+        trainer.train()
+        ends.append(torch.cat([each.detach().flatten() for each in trainer.model.parameters()]))
+        norms.append([row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row])
+    assert len(norms[0]) == 4 and norms[1] == pytest.approx(norms[0], rel=1e-4)
+    base = torch.cat([each.detach().flatten() for each in tiny_llama().parameters()])
+    assert float((ends[1] - ends[0]).norm()) < 1e-4 * float((ends[0] - base).norm())
+
+
 def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
     ends = []
     for batch, steps in ((4, 1), (2, 2), (1, 4)):
@@ -185,11 +210,12 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
         assert float((each - ends[0]).norm()) < 1e-4 * float((ends[0] - base).norm().detach())
 
 
-@pytest.mark.parametrize("settings_of_run", [{"bf16": True}, {"model": "bf16"}, {"gradient_checkpointing": True}])
-def test_half_precision_and_checkpointing_hold(tmp_path, settings_of_run):
+@pytest.mark.parametrize("update", ["dense", "compact"])
+@pytest.mark.parametrize("settings_of_run", [{"bf16": True}, {"model": "bf16"}])
+def test_half_precision_holds(tmp_path, settings_of_run, update):
     options = dict(settings_of_run)
     model = tiny_llama().to(torch.bfloat16) if options.pop("model", None) else tiny_llama()
-    base, callback = state_of(model), dowser()
+    base, callback = state_of(model), dowser(update=update)
     trainer = trainer_of(tmp_path, callback, model=model, **options)
     trainer.train()
     assert callback.counts[0].changed == 0 and callback.counts[1].changed > 0
@@ -205,7 +231,7 @@ def test_half_precision_and_checkpointing_hold(tmp_path, settings_of_run):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_of_both_kinds_gives_the_weights_of_none(tmp_path, reentrant):
+def test_gradient_checkpointing_of_both_kinds_gives_the_weights_of_none(tmp_path, reentrant):
     plain = trainer_of(tmp_path, dowser(), optim="sgd")
     plain.train()
     kept = trainer_of(
@@ -232,17 +258,20 @@ def test_the_importance_pass_takes_no_random_numbers_from_training(tmp_path):
     assert found[0].equal(found[1]) and found[0].equal(found[2])
 
 
-MODELS = {"llama": tiny_llama, "llava": tiny_llava}
+MODELS = {"llama": tiny_llama, "llava": lambda: tiny_llava().to(torch.bfloat16)}
 
 
+@pytest.mark.parametrize("update", ["dense", "compact"])
 @pytest.mark.parametrize("family", MODELS)
-def test_it_goes_on_from_a_checkpoint_bit_for_bit_without_a_second_importance_pass(tmp_path, monkeypatch, family):
-    """Llava's files have other names than the loaded model."""
+def test_it_goes_on_from_a_checkpoint_bit_for_bit_without_a_second_importance_pass(
+    tmp_path, monkeypatch, family, update
+):
+    """Llava's files have other names than the loaded model; its weights are in half precision."""
     options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
-    whole = trainer_of(tmp_path / "whole", dowser(), model=MODELS[family](), **options)
+    whole = trainer_of(tmp_path / "whole", dowser(update=update), model=MODELS[family](), **options)
     whole.train()
     monkeypatch.setattr("dowser_pl.integrations.huggingface.measure_importance", None)
-    callback = dowser()
+    callback = dowser(update=update)
     again = trainer_of(tmp_path / "whole", callback, model=MODELS[family](), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert again.state.global_step == 8 and callback.counts[0].changed == 0
@@ -253,14 +282,15 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit_without_a_second_importance_pa
     assert same(state_of(base), state_of(again.model))
 
 
-def test_the_best_model_is_the_one_in_the_patch(tmp_path):
+@pytest.mark.parametrize("update", ["dense", "compact"])
+def test_the_best_model_is_the_one_in_the_patch(tmp_path, update):
     class SecondStepIsBest(InOrder):
         def evaluate(self, *args, **kwargs):
             metrics = super().evaluate(*args, **kwargs)
             return metrics | {"eval_loss": float(self.state.global_step != 2)}
 
     for family, build in MODELS.items():
-        folder, callback = tmp_path / family, dowser()
+        folder, callback = tmp_path / family, dowser(update=update)
         each = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
         trainer = trainer_of(
             folder, callback, model=build(), kind=SecondStepIsBest, load_best_model_at_end=True, save_total_limit=2,
@@ -268,7 +298,7 @@ def test_the_best_model_is_the_one_in_the_patch(tmp_path):
         )  # fmt: skip
         trainer.train()
         assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
-        saved = type(trainer.model).from_pretrained(folder / "checkpoint-2")
+        saved = type(trainer.model).from_pretrained(folder / "checkpoint-2", dtype="auto")
         assert same(state_of(saved), state_of(trainer.model))
         base = build()
         with Patch.open(folder / "patch.safetensors") as patch:
@@ -288,6 +318,7 @@ def stopped(tmp_path_factory):
     [
         ({"method": ModelDowser(0.2)}, "this run asks for"),
         ({"probe": replace(SMALL_PROBE, num_prompts=2)}, "this run asks for"),
+        ({"update": "compact"}, "this run asks for"),
         ({"last_n_layers": 1}, "that doesn't match the size"),
     ],
 )
@@ -331,7 +362,10 @@ def test_a_checkpoint_elsewhere_is_found_where_the_settings_name_it(stopped, tmp
     assert trainer.state.global_step == 3
 
 
-def test_a_model_that_was_trained_already_is_refused_and_one_that_was_not_keeps_its_masks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("update", ["dense", "compact"])
+def test_a_model_that_was_trained_already_is_refused_and_one_that_was_not_keeps_its_masks(
+    tmp_path, monkeypatch, update
+):
     class Interrupted(TrainerCallback):
         on = True
 
@@ -340,12 +374,13 @@ def test_a_model_that_was_trained_already_is_refused_and_one_that_was_not_keeps_
                 raise KeyboardInterrupt
 
     interrupted = Interrupted()
-    trainer = trainer_of(tmp_path, dowser(), interrupted)
+    trainer = trainer_of(tmp_path, dowser(update=update), interrupted)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     interrupted.on = False
     monkeypatch.setattr("dowser_pl.integrations.huggingface.measure_importance", None)
     trainer.train()
+    assert trainer.state.global_step == 4
     with pytest.raises(DowserError, match="was trained by this callback already"):
         trainer.train()
 
@@ -363,8 +398,9 @@ def test_wrong_orders_are_told_before_training(tmp_path):
             with torch.no_grad():
                 model.model.layers[0].self_attn.q_proj.weight += 1
 
-    with pytest.raises(DowserError, match="another callback wrote weights after .*Fix: list it before DowserCallback"):
-        trainer_of(tmp_path, dowser(), Writing()).train()
+    for update in ("dense", "compact"):
+        with pytest.raises(DowserError, match="another callback wrote weights after .*Fix: list it before Dowser"):
+            trainer_of(tmp_path, dowser(update=update), Writing()).train()
     before = dowser()
     trainer_of(tmp_path, None, Writing(), before).train()
     assert before.counts[0].changed == 0
@@ -419,6 +455,14 @@ def test_optimizers_that_would_train_something_else_are_refused(tmp_path):
     trainer = given(lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5))  # all of it
     trainer.train()
     assert torch.equal(trainer.model.lm_head.weight, tiny_llama().lm_head.weight)
+
+
+def test_optimizers_that_take_no_entries_are_refused_in_the_compact_form(tmp_path):
+    for optim in ("adagrad", "adafactor"):
+        with pytest.raises(DowserError, match=r"with update 'compact', expected one of .*Fix: .*update='dense'"):
+            trainer_of(tmp_path, dowser(update="compact"), optim=optim).train()
+    with pytest.raises(DowserError, match="got update 'sparse', expected"):
+        dowser(update="sparse")
 
 
 def _untold():
