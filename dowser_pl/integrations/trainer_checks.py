@@ -14,7 +14,7 @@ from dowser_pl.integrations.trainer_forms import innermost
 
 __all__ = ["check_given", "check_gradients", "check_model", "check_optimizer", "check_trainer"]
 
-_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
 
 
 def check_trainer(args: TrainingArguments, update: str) -> None:
@@ -28,6 +28,7 @@ def check_trainer(args: TrainingArguments, update: str) -> None:
         DowserError: saying what to set instead.
     """
     kind = str(AcceleratorState().distributed_type).rpartition(".")[2]
+    kind = "FSDP" if args.fsdp else "DEEPSPEED" if args.deepspeed else kind  # accelerate leaves FSDP out on CPUs
     if kind in _SHARDED or getattr(args, "parallelism_config", None) is not None:
         raise DowserError(
             f"got a Trainer with {kind if kind in _SHARDED else 'a parallelism_config'}, which lets every process hold "

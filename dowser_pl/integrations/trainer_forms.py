@@ -94,7 +94,10 @@ class DenseForm(TrainerForm):
         self.entries.after_step()
 
     def put(self, state: State) -> None:
-        """Of models whose files have other names the Trainer loads no weights, with a warning."""
+        """Write trained values into the matrices.
+
+        Where files of a model have other names than the loaded one, the Trainer has loaded none of it, and but warned.
+        """
         with torch.no_grad():
             for name in self.entries.weights:
                 self.entries._put(name, state[name]["values"])
@@ -155,7 +158,7 @@ class CompactForm(TrainerForm):
             values.grad = None
 
     def put(self, state: State) -> None:
-        """Values that are more precise than what the weights hold."""
+        """Write trained values into the entries, more precise than what the matrices hold, and from there into these."""
         entries: Any = self.entries
         entries._restore(state)
 

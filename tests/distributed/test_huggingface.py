@@ -13,9 +13,9 @@ from tests.tiny_run import SMALL_PROBE
 ROWS = torch.randint(8, len(VOCABULARY), (8, 12), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def trained(folder, batch, resume=False, steps=4, **options):
+def trained(folder, batch, resume=False, steps=4, update="dense", **options):
     """All weights of the model, and what was counted."""
-    callback = DowserCallback(ModelDowser(0.1), probe=SMALL_PROBE)
+    callback = DowserCallback(ModelDowser(0.1), probe=SMALL_PROBE, update=update)
     usual = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.1, "max_steps": steps, "save_steps": 2}
     quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
     trainer = Trainer(
@@ -47,6 +47,13 @@ def test_two_ranks_end_as_one_process_does_and_go_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_in_parts_are_refused_before_training(tmp_path):
-    ended = outcomes(trained, tmp_path, batch=2, fsdp="full_shard", fsdp_config={"version": 2})
-    assert all("got a Trainer with FSDP" in each.message for each in ended), [each.message for each in ended]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fsdp": "full_shard", "fsdp_config": {"version": 2}}, "got a Trainer with FSDP"),
+        ({"update": "compact"}, "got update 'compact' and 2 processes"),
+    ],
+)
+def test_what_cannot_hold_on_two_ranks_is_refused_before_training(tmp_path, options, message):
+    ended = outcomes(trained, tmp_path, batch=2, **options)
+    assert all(message in each.message for each in ended), [each.message for each in ended]
