@@ -176,7 +176,7 @@ class DowserCallback(TrainerCallback):
     ) -> None:
         """The norm of the gradient, where the Trainer saw none; callbacks listed before hear of it too late."""
         if isinstance(self._form, CompactForm) and logs is not None and "grad_norm" in logs:
-            logs["grad_norm"] = state.log_history[-1]["grad_norm"] = self._form.norm
+            logs["grad_norm"] = state.log_history[-1]["grad_norm"] = float(self._form.norm)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Masks, values and base into the checkpoint.

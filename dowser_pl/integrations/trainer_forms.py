@@ -112,14 +112,14 @@ class CompactForm(TrainerForm):
     """The optimizer trains k values of each matrix.
 
     Attributes:
-        norm: of the gradient, before it was clipped; the Trainer sees none.
+        norm: () of the gradient, before it was clipped; the Trainer sees none.
     """
 
     kind = CompactEntries
 
     def __init__(self, entries: Protection, optimizer: Any, earlier: Mapping[str, nn.Parameter]) -> None:
         super().__init__(entries, optimizer, earlier)
-        self.norm = math.nan
+        self.norm = torch.tensor(math.nan)
         self._optimizer: Optimizer = innermost(optimizer)
         values: dict[str, Any] = {name: entries.values(name) for name in entries.weights}
         instead = {id(weight): values[name] for name, weight in entries.weights.items()}
@@ -148,8 +148,8 @@ class CompactForm(TrainerForm):
     def before_step(self, max_norm: float) -> None:
         """Clip, as the Trainer would."""
         self.entries.mask_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.entries.parameters(), max_norm if max_norm > 0 else math.inf)
-        self.norm = float(norm)
+        largest = max_norm if max_norm > 0 else math.inf
+        self.norm = torch.nn.utils.clip_grad_norm_(self.entries.parameters(), largest)
 
     def after_step(self) -> None:
         """Write the values into the matrices, and empty their gradients."""
@@ -158,7 +158,7 @@ class CompactForm(TrainerForm):
             values.grad = None
 
     def put(self, state: State) -> None:
-        """Write trained values into the entries, more precise than what the matrices hold, and from there into these."""
+        """Write trained values, more precise than what matrices hold, into the entries, and from there into these."""
         entries: Any = self.entries
         entries._restore(state)
 

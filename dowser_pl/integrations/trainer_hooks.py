@@ -26,6 +26,7 @@ def as_loaded(model: PreTrainedModel) -> Iterator[None]:
 
 def let_inputs_take_gradients(args: TrainingArguments, model: PreTrainedModel) -> None:
     """Embeddings are frozen, and checkpointing of the older kind passes no gradient on where no input takes one."""
-    settings: Any = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs
-    if (settings or {}).get("use_reentrant"):
-        model.enable_input_require_grads()
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the older name
+        if (getattr(args, name, None) or {}).get("use_reentrant"):
+            model.enable_input_require_grads()
+            return
