@@ -21,7 +21,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from dowser_pl.callbacks.dowser.checks import check_frozen
 from dowser_pl.errors import DowserError
@@ -114,7 +114,7 @@ class DowserCallback(TrainerCallback):
             raise RuntimeError("masks are chosen in on_train_begin, which the Trainer calls")
         return self._form
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Refuse what cannot work, and leave a gradient to the matrices alone, before anything is built over it."""
         check_trainer(args, self.update)
         model, processor = kwargs["model"], self.processor or kwargs.get("processing_class")
@@ -124,9 +124,7 @@ class DowserCallback(TrainerCallback):
             pass
         _HOLDERS[model] = ref(self)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The importance pass and the masks it decides; or, in a run that goes on, the masks of the checkpoint."""
         check_trainer(args, self.update)
         of: Any = self._of
@@ -149,9 +147,7 @@ class DowserCallback(TrainerCallback):
         self.counts, self._looked = None, False
         let_inputs_take_gradients(args, of.network)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """No frozen entry has a gradient any more, since before they were clipped; look once if all is well."""
         if not self._looked:
             same = self._digest() == self.frozen_digest["before"]
@@ -160,25 +156,16 @@ class DowserCallback(TrainerCallback):
             self._looked = True
         self._trained.before_step(args.max_grad_norm)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Whatever the optimizer did to a frozen entry (weight decay, momentum) is taken back, bit for bit."""
         self._trained.after_step()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """The norm of the gradient, where the Trainer saw none; callbacks listed before hear of it too late."""
         if isinstance(self._form, CompactForm) and logs is not None and "grad_norm" in logs:
             logs["grad_norm"] = state.log_history[-1]["grad_norm"] = float(self._form.norm)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Masks, values and base into the checkpoint.
 
         Raises:
@@ -191,9 +178,7 @@ class DowserCallback(TrainerCallback):
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             save_entries(folder, self.entries.state_dict(), head)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Compare every frozen entry with the base, and write the patch.
 
         Raises:
@@ -201,7 +186,7 @@ class DowserCallback(TrainerCallback):
         """
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         if best is not None and (Path(best) / FILE).is_file():
-            self._trained.put(load_entries(Path(best))[0])
+            self._trained.put(load_entries(Path(best), self._settings())[0])
         self._trained.close()
         self.counts = self._verify()
         if state.is_world_process_zero:
@@ -222,16 +207,10 @@ class DowserCallback(TrainerCallback):
             _LOG.warning("There will be no patch: %s is not one tensor in the files of this model", missing[0])
         self._form = self._form_of(_FORMS[self.update].kind(weights, masks.packed), optimizer)
         self.frozen_digest = {"before": self._digest()}
-        total = sum(weight.numel() for weight in weights.values())
-        _LOG.info("%s of %s entries in %s matrices are trained", self.entries.num_trainable, total, len(weights))
+        _LOG.info("%s entries in %s matrices are trained", self.entries.num_trainable, len(weights))
 
     def _resume(self, folder: Path, weights: dict[str, nn.Parameter], optimizer: Any) -> None:
-        entries, head = load_entries(folder)
-        if head["settings"] != self._settings():
-            raise DowserError(
-                f"{folder} was made with {head['settings']}, this run asks for {self._settings()}; resume with the "
-                "same settings of DowserCallback"
-            )
+        entries, head = load_entries(folder, self._settings())
         self._form = self._form_of(_FORMS[self.update].kind.from_state(weights, entries), optimizer)
         self._base = BaseModel(**head["base"])
         self._form.put(entries)

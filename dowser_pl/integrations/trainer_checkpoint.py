@@ -43,20 +43,29 @@ def save_entries(folder: Path, state: State, head: Mapping[str, Any]) -> None:
     Args:
         folder: the checkpoint.
         state: name of a matrix -> `mask` (packed bits), `values` and `base` (k,), on the CPU.
-        head: what they belong to, JSON-able.
+        head: what they belong to, `settings` of the callback among it, JSON-able.
     """
     tensors = {f"{name}.{part}": entry[part].contiguous() for name, entry in state.items() for part in _PARTS}
     with atomic_path(folder / FILE, needed_bytes=sum(each.nbytes for each in tensors.values())) as temporary:
         save_file(tensors, temporary, seal(_KIND, head, tensors))
 
 
-def load_entries(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load_entries(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """What `save_entries` wrote: the state, and the head.
 
+    Args:
+        folder: the checkpoint.
+        settings: of the callback, as the head must have them.
+
     Raises:
-        DowserError: if a bit of it has changed.
+        DowserError: if a bit of it has changed, or it was made with other settings.
     """
     file = Sealed(folder / FILE, _KIND)
+    if file.head["settings"] != settings:
+        raise DowserError(
+            f"{folder} was made with {file.head['settings']}, this run asks for {settings}; resume with the same "
+            "settings of DowserCallback"
+        )
     state: dict[str, dict[str, Tensor]] = {}
     for key in file.names():
         name, _, part = key.rpartition(".")
