@@ -29,13 +29,7 @@ from dowser_pl.importance import Probe
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.integrations.scripts import check_method, choose_masks, measure_importance
 from dowser_pl.integrations.trainer_checkpoint import FILE, find_entries, load_entries, save_entries, write_patch
-from dowser_pl.integrations.trainer_checks import (
-    check_given,
-    check_gradients,
-    check_model,
-    check_optimizer,
-    check_trainer,
-)
+from dowser_pl.integrations.trainer_checks import check_given, check_model, check_optimizer, check_step, check_trainer
 from dowser_pl.integrations.trainer_forms import CompactForm, DenseForm, TrainerForm
 from dowser_pl.integrations.trainer_hooks import as_loaded, let_inputs_take_gradients
 from dowser_pl.masking import BaseModel, Protection
@@ -152,7 +146,7 @@ class DowserCallback(TrainerCallback):
         if not self._looked:
             same = self._digest() == self.frozen_digest["before"]
             same = same and (bool(state.global_step) or not any(each.changed for each in self.entries.verify()))
-            check_gradients(self.entries.parameters(), same)
+            check_step(self.entries.parameters(), same)
             self._looked = True
         self._trained.before_step(args.max_grad_norm)
 

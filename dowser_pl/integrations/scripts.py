@@ -217,11 +217,7 @@ def _check_base(importance: Importance, names: Iterable[str]) -> None:
 
 
 def check_method(method: object) -> None:
-    """Refuse a method that decides at another time than before training, or its class.
-
-    Raises:
-        DowserError: naming it.
-    """
+    """Refuse, with a DowserError, a method that decides at another time than before training, or a class."""
     if not isinstance(method, BeforeFit) or isinstance(method, Lora):
         raise DowserError(
             f"got {method if isinstance(method, type) else type(method).__name__}, expected a method that chooses "

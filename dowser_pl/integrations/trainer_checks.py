@@ -12,7 +12,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.integrations.trainer_forms import innermost
 
-__all__ = ["check_given", "check_gradients", "check_model", "check_optimizer", "check_trainer"]
+__all__ = ["check_given", "check_model", "check_optimizer", "check_step", "check_trainer"]
 
 _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
 
@@ -133,7 +133,7 @@ def check_optimizer(optimizer: Any, weights: Mapping[str, Tensor], given: Mappin
         )
 
 
-def check_gradients(trained: Sequence[Tensor], same: bool) -> None:
+def check_step(trained: Sequence[Tensor], same: bool) -> None:
     """What the first step finds: gradients for matrices, for nothing else, and the base where nothing was trained.
 
     Args:
