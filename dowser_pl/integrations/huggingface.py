@@ -31,7 +31,6 @@ from dowser_pl.integrations.scripts import check_method, choose_masks, measure_i
 from dowser_pl.integrations.trainer_checkpoint import FILE, find_entries, load_entries, save_entries, write_patch
 from dowser_pl.integrations.trainer_checks import check_given, check_model, check_optimizer, check_step, check_trainer
 from dowser_pl.integrations.trainer_forms import CompactForm, DenseForm, TrainerForm
-from dowser_pl.integrations.trainer_hooks import as_loaded, let_inputs_take_gradients
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
 from dowser_pl.methods import BeforeFit, ModelDowser
@@ -139,7 +138,6 @@ class DowserCallback(TrainerCallback):
         else:
             self._again(weights, optimizer)
         self.counts, self._looked = None, False
-        let_inputs_take_gradients(args, of.network)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """No frozen entry has a gradient any more, since before they were clipped; look once if all is well."""
@@ -190,10 +188,9 @@ class DowserCallback(TrainerCallback):
 
     def _begin(self, of: Protectable, weights: dict[str, nn.Parameter], optimizer: Any) -> None:
         autocast = _HALF.get(AcceleratorState().mixed_precision)
-        with as_loaded(of.network):
-            importance = measure_importance(
-                of, probe=self.probe, method=self.method, cache_dir=self.cache_dir, autocast=autocast
-            )
+        importance = measure_importance(
+            of, probe=self.probe, method=self.method, cache_dir=self.cache_dir, autocast=autocast
+        )
         masks = choose_masks(importance, self.method)
         self._base = of.base_model()
         missing = [key for key in self._base.keys.values() if key not in self._base.saved_names]
