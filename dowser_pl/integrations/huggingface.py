@@ -28,7 +28,14 @@ from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.integrations.scripts import check_method, choose_masks, measure_importance
-from dowser_pl.integrations.trainer_checkpoint import FILE, find_entries, load_entries, save_entries, write_patch
+from dowser_pl.integrations.trainer_checkpoint import (
+    FILE,
+    check_loaded,
+    find_entries,
+    load_entries,
+    save_entries,
+    write_patch,
+)
 from dowser_pl.integrations.trainer_checks import check_given, check_model, check_optimizer, check_step, check_trainer
 from dowser_pl.integrations.trainer_forms import CompactForm, DenseForm, TrainerForm
 from dowser_pl.masking import BaseModel, Protection
@@ -202,6 +209,7 @@ class DowserCallback(TrainerCallback):
 
     def _resume(self, folder: Path, weights: dict[str, nn.Parameter], optimizer: Any) -> None:
         entries, head = load_entries(folder, self._settings())
+        check_loaded(weights, entries, folder)
         self._form = self._form_of(_FORMS[self.update].kind.from_state(weights, entries), optimizer)
         self._base = BaseModel(**head["base"])
         self._form.put(entries)

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerState, TrainingArguments
 
 from dowser_pl import __version__
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import atomic_path
 from dowser_pl.files.sealed import Kind, Sealed, seal
-from dowser_pl.masking import BaseModel
+from dowser_pl.functional.masks import unpack
+from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import State
 from dowser_pl.patches import save_patch
 
-__all__ = ["FILE", "find_entries", "load_entries", "save_entries", "write_patch"]
+__all__ = ["FILE", "check_loaded", "find_entries", "load_entries", "save_entries", "write_patch"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +93,27 @@ def find_entries(args: TrainingArguments, state: TrainerState) -> Path:
             "base"
         )
     return found
+
+
+def check_loaded(weights: Mapping[str, nn.Parameter], state: State, folder: Path) -> None:
+    """The weights must be those of the checkpoint, or the base where the Trainer loads none by other names.
+
+    Args:
+        weights: run-time name -> (O, I) matrix.
+        state: of the checkpoint.
+        folder: it was read from.
+
+    Raises:
+        DowserError: if the run goes on from another checkpoint.
+    """
+    Protection.check_names(weights, state)
+    for name, weight in weights.items():
+        here = weight.detach()[unpack(state[name]["mask"], weight.shape).to(weight.device)].cpu()
+        if not any(here.equal(state[name][part].to(here.dtype)) for part in ("values", "base")):
+            raise DowserError(
+                f"{name} holds other values than {folder}: the run goes on from another checkpoint. Fix: name that one "
+                "in TrainingArguments(resume_from_checkpoint=...) too, or leave it out there"
+            )
 
 
 def write_patch(

@@ -168,8 +168,9 @@ class CompactForm(TrainerForm):
 
     def resume(self, folder: Path) -> None:
         """Moments in the precision in which they were saved; the Trainer has loaded them for the matrices."""
-        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        self._optimizer.load_state_dict(saved)
+        file = folder / "optimizer.pt"
+        if file.is_file():  # not with save_only_model
+            self._optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def _masking(mask: Tensor) -> Callable[[Tensor], None]:

@@ -360,6 +360,19 @@ def test_a_checkpoint_elsewhere_is_found_where_the_settings_name_it(stopped, tmp
     trainer = trainer_of(tmp_path, dowser(), max_steps=3, resume_from_checkpoint=path)
     trainer.train(resume_from_checkpoint=path)
     assert trainer.state.global_step == 3
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer_of(tmp_path / "other", dowser(), learning_rate=1e-3, **options).train()
+    mixed = trainer_of(stopped, dowser(), resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-2"))
+    with pytest.raises(DowserError, match="holds other values than .*the run goes on from another checkpoint"):
+        mixed.train(resume_from_checkpoint=path)
+
+
+def test_a_checkpoint_without_an_optimizer_is_gone_on_with_as_without_us(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    trainer_of(tmp_path, dowser(update="compact"), max_steps=2, **options).train()
+    callback = dowser(update="compact")
+    trainer_of(tmp_path, callback, max_steps=3, **options).train(resume_from_checkpoint=True)
+    assert callback.counts[0].changed == 0
 
 
 @pytest.mark.parametrize("update", ["dense", "compact"])
