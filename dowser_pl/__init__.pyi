@@ -26,6 +26,7 @@ from dowser_pl.importance import Probe as Probe
 from dowser_pl.importance import measure as measure
 from dowser_pl.importance import probing_mode as probing_mode
 from dowser_pl.importance import write_prompts as write_prompts
+from dowser_pl.integrations import DowserCallback as DowserCallback
 from dowser_pl.integrations import Importance as Importance
 from dowser_pl.integrations import Masks as Masks
 from dowser_pl.integrations import Protectable as Protectable

@@ -1,10 +1,12 @@
-"""The method in training code that is not ours: loops written by hand, and LightningModules of other people."""
+"""The method in training code that is not ours: loops by hand, LightningModules of others, Hugging Face Trainers."""
 
+from dowser_pl.integrations.huggingface import DowserCallback
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.integrations.scripts import Importance, Masks, choose_masks, measure_importance
 from dowser_pl.integrations.train_only import Trained, train_only
 
 __all__ = [
+    "DowserCallback",
     "Importance",
     "Masks",
     "Protectable",

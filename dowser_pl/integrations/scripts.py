@@ -33,7 +33,7 @@ from dowser_pl.methods import Agreement, BeforeFit, Layer, Lora, ModelDowser, Ra
 from dowser_pl.models.layers import TARGETS
 from dowser_pl.patches.patch import tensor_digest
 
-__all__ = ["Importance", "Masks", "choose_masks", "measure_importance"]
+__all__ = ["Importance", "Masks", "check_method", "choose_masks", "measure_importance"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Importance:
         if name not in self.factors.layers:
             raise DowserError(f"got {name!r}, expected one of: {', '.join(self.factors.layers)}")
         method = method or ModelDowser()
-        _check_method(method)
+        check_method(method)
         _check_base(self, [name])
         measured: dict[str, Any] = _measured_for(method, self.factors).layers.get(name, {})
         return method.score(Layer(name, self.of.tuned_layers()[name].weight.detach(), **measured))
@@ -161,7 +161,7 @@ def measure_importance(
     of = model if isinstance(model, Protectable) else Protectable(model, processor, targets, last_n_layers)
     method, probe = method or ModelDowser(), probe or Probe()
     folder = None if cache_dir is None else Path(cache_dir)
-    _check_method(method)
+    check_method(method)
     if folder is not None:
         check_writable(folder, "cache_dir")
     modes = [(module, module.training) for module in of.network.modules()]
@@ -187,7 +187,7 @@ def choose_masks(importance: Importance, method: BeforeFit | None = None) -> Mas
         DowserError: if the method asks for what was not measured.
     """
     method = method or ModelDowser()
-    _check_method(method)
+    check_method(method)
     _check_base(importance, importance.digests)
     builder = _builder(importance.of, method, Probe(), None, None)
     builder._factors = _measured_for(method, importance.factors)
@@ -219,7 +219,8 @@ def _check_base(importance: Importance, names: Iterable[str]) -> None:
         )
 
 
-def _check_method(method: object) -> None:
+def check_method(method: object) -> None:
+    """Refuse, with a DowserError, a method that decides at another time than before training, or a class."""
     if not isinstance(method, BeforeFit) or isinstance(method, Lora):
         raise DowserError(
             f"got {method if isinstance(method, type) else type(method).__name__}, expected a method that chooses "

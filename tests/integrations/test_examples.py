@@ -8,13 +8,21 @@ import pytest
 from dowser_pl import load_model, load_processor
 from dowser_pl.patches import Patch
 from dowser_pl.patches.loaded import apply_to_model
-from tests.tiny_models import save_tiny_llava
+from tests.tiny_models import save_text_model, save_tiny_llava
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["plain_loop", "own_module"]
+NAMES = {
+    "plain_loop": save_tiny_llava,
+    "own_module": save_tiny_llava,
+    "hf_trainer": save_tiny_llava,
+    "trl_sft": save_text_model,
+    "text_only": save_text_model,
+}
 
 
 def example(name):
+    if name == "trl_sft":
+        pytest.importorskip("trl")
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -23,7 +31,7 @@ def example(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_trains_and_all_else_keeps_its_bits(name, tmp_path, capsys):
-    folder = save_tiny_llava(tmp_path / "model")
+    folder = NAMES[name](tmp_path / "model")
     digest = example(name).main(str(folder), str(tmp_path / "run"))
     assert len(digest) == 64 and capsys.readouterr().out
     base = load_model(str(folder), dtype="float32")
