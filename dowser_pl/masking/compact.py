@@ -123,6 +123,16 @@ class CompactEntries(Protection):
         """The trained values of a matrix' entries, (k,) float32."""
         return self._values[name]
 
+    def _trained(self, name: str) -> Tensor:
+        return self._values[name]
+
+    @torch.no_grad()
+    def go_back(self, copies: Mapping[str, Tensor]) -> None:
+        """Take values over that `copies` gave earlier in training, and write them into the matrices."""
+        for name, values in copies.items():
+            self._values[name].copy_(values)
+        self._write_back()
+
     def close(self) -> None:
         """Remove the hooks; the optimizer must not be stepped any more."""
         for hook in self._hooks:

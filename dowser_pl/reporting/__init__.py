@@ -5,6 +5,7 @@ from dowser_pl.reporting.curve import CurvePoint, knee
 from dowser_pl.reporting.drift import DriftScore, ReportedDrift
 from dowser_pl.reporting.folder import read_report, write_report
 from dowser_pl.reporting.html import write_html
+from dowser_pl.reporting.kept import KeptModel, Validated
 from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
@@ -30,11 +31,13 @@ __all__ = [
     "Counts",
     "CurvePoint",
     "DriftScore",
+    "KeptModel",
     "Questions",
     "Report",
     "ReportedDrift",
     "Seconds",
     "TaskScore",
+    "Validated",
     "comparable",
     "h_score",
     "knee",

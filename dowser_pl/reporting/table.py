@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows, kl_text
+from dowser_pl.reporting.kept import kept_parts
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
 
@@ -326,7 +327,7 @@ def text_table(report: Report) -> str:
         for name, value in facts(report)
     )
     narrow = partial(text_grid, limit=limit)
-    parts = map(wrapped, [*curve_parts(report, narrow), *drift_parts(report, narrow)])
+    parts = map(wrapped, [*kept_parts(report.kept), *curve_parts(report, narrow), *drift_parts(report, narrow)])
     return "\n\n".join([heading, grid, *parts, "\n".join(lines)])
 
 
@@ -340,7 +341,7 @@ def markdown_table(report: Report) -> str:
     means = [tuple(f"**{cell}**" if cell else "" for cell in row) for row in mean_rows(report)]
     grid = markdown_grid(HEADER, [*task_rows(report), *means], ALIGNS)
     lines = (f"- {name}: {value}" for name, value in facts(report))
-    parts = [*curve_parts(report, markdown_grid), *drift_parts(report, markdown_grid)]
+    parts = [*kept_parts(report.kept), *curve_parts(report, markdown_grid), *drift_parts(report, markdown_grid)]
     return "\n\n".join([grid, *parts, "\n".join(lines)])
 
 

@@ -37,7 +37,7 @@ from dowser_pl.callbacks.dowser.expected import expected_rows
 from dowser_pl.callbacks.dowser.finish import finish
 from dowser_pl.callbacks.dowser.importance import Precision
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
-from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
+from dowser_pl.callbacks.dowser.merging import let_choose, merge_adapters, unmerge
 from dowser_pl.callbacks.dowser.protection import (
     Content,
     Form,
@@ -283,6 +283,7 @@ class Dowser(Callback):
         module = tuned_module(pl_module, self)
         self._check_files(module)
         self.entries.close()
+        let_choose(trainer, pl_module, self.entries)
         self.diagnostics = self.diagnostics | self.reader.told()
         drift = partial(self._drift_now, trainer, module)
         finished = finish(trainer, module, self.method, self.calibration_batches, self.entries, drift)
