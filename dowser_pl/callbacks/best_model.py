@@ -58,7 +58,9 @@ class BestModel:
         """
         self._chosen, knows, self._knows = False, self._knows, False
         if not reported_module(pl_module, self).tasks():
-            raise DowserError("checkpoint.keep best chooses by evaluation tasks, got none. Fix: give some, or keep last")
+            raise DowserError(
+                "checkpoint.keep best chooses by evaluation tasks, got none. Fix: give some, or keep last"
+            )
         if trainer.ckpt_path is None:
             self.validated = []
         elif trainer.global_step and not knows:

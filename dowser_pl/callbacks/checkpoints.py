@@ -110,7 +110,7 @@ class Checkpoints(ModelCheckpoint, Chooser):
             self.on_train_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether the model is the best so far."""
+        """Look at the scores of the model, where the best one is to be kept."""
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if self._best is not None and fitting and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._best.look(trainer, pl_module)

@@ -123,7 +123,7 @@ class CompactEntries(Protection):
         """The trained values of a matrix' entries, (k,) float32."""
         return self._values[name]
 
-    def _trained(self, name: str) -> Tensor:
+    def _at_work(self, name: str) -> Tensor:
         return self._values[name]
 
     @torch.no_grad()

@@ -66,6 +66,6 @@ def kept_parts(kept: KeptModel | None) -> list[str]:
     beside = "it is also the last" if one is last else f"the last, of step {last.step:,}, has {last.score:.3f}"
     return [
         f"Kept: the model of epoch {one.epoch} (step {one.step:,}), whose score of {one.score:.3f} is the best of "
-        f"{len(kept.validated)} validations; {beside}. It was chosen on the questions of this report, whose scores after "
-        "training flatter it a little."
+        f"{len(kept.validated)} validations; {beside}. It was chosen on the questions of this report, whose "
+        "scores after training flatter it a little."
     ]

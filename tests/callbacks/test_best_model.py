@@ -10,7 +10,7 @@ from dowser_pl.methods import Full, ModelDowser, NullSpace
 from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import Killed, KillAt, TinyData, build_module, build_trainer
+from tests.tiny_run import KillAt, Killed, TinyData, build_module, build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,8 @@ def scored(monkeypatch):
 def fit(model_folder, folder, method=None, keep="best", callbacks=(), ckpt_path=None, module=None, **options):
     """6 steps an epoch, 3 epochs."""
     options = {"max_epochs": 3, "limit_val_batches": 1, **options}
-    trainer = build_trainer(folder, method or ModelDowser(0.1), callbacks, **options)
-    trainer.callbacks[:] = [each for each in trainer.callbacks if not isinstance(each, Checkpoints)]
-    trainer.callbacks.append(Checkpoints(str(folder / "checkpoints"), options.get("every"), keep=keep))
+    trainer = build_trainer(folder, method or ModelDowser(0.1), keep=keep, **options)
+    trainer.callbacks[:0] = callbacks
     module = module or build_module(model_folder, lr=2e-2, scheduler="constant")
     try:
         trainer.fit(module, datamodule=TinyData(), ckpt_path=ckpt_path)
@@ -86,7 +85,6 @@ def test_the_best_epoch_is_what_a_run_ends_as(model_folder, tmp_path, scored, me
     page = (tmp_path / "best" / "report.md").read_text()
     assert "Kept: the model of epoch 2 (step 12), whose score of 0.900 is the best of 3 validations" in page
     assert "the last, of step 18, has 0.400" in page
-    assert "Kept: the model of epoch 2" in (tmp_path / "best" / "report.html").read_text()
     checkpoint = torch.load(tmp_path / "best" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 18
     if isinstance(method, ModelDowser):
@@ -110,9 +108,7 @@ def test_scores_after_training_are_measured_on_the_kept_model(model_folder, tmp_
 
 def test_parts_that_are_trained_whole_go_back_too(model_folder, tmp_path, scored):
     scored.update({6: 0.9, 12: 0.2, 18: 0.2})
-    parts = [
-        build_module(model_folder, lr=2e-2, scheduler="constant", also_train=["projector"]) for _ in range(3)
-    ]
+    parts = [build_module(model_folder, lr=2e-2, scheduler="constant", also_train=["projector"]) for _ in range(3)]
     fit(model_folder, tmp_path / "one", keep="last", max_epochs=1, module=parts[0])
     fit(model_folder, tmp_path / "last", keep="last", module=parts[1])
     fit(model_folder, tmp_path / "best", module=parts[2])
