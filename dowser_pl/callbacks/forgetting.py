@@ -49,6 +49,7 @@ from dowser_pl.reporting import (
     TaskScore,
     comparable,
     role_means,
+    scalars,
     text_table,
     write_report,
 )
@@ -67,6 +68,8 @@ the same 8 epochs: upstream 0.988, downstream 0.893, H-score 0.938):
 
 class Forgetting(Callback, BeforeMerge):
     """Measures every task before, during and after training; writes `report.json`, `.md`, `.html`, `.png`.
+
+    Its numbers go to every logger of the trainer as well, see `dowser_pl.reporting.scalars`.
 
     Args:
         cache_dir: where the scores of base models are kept between runs, so that the same model is not asked the same
@@ -187,6 +190,8 @@ class Forgetting(Callback, BeforeMerge):
             sys.stdout.write(f"\n{text_table(report)}\n\n")
             sys.stdout.flush()
             write_report(report, folder, self._answers)
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars(report), trainer.global_step)
             if report.model == _WORLD and report.method == "ModelDowser":
                 sys.stdout.write(f"{_MORE}\n\n")
             rank_zero_info(f"Report written to {folder}/report.json, .md, .html and .png")

@@ -10,6 +10,7 @@ from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
 from dowser_pl.reporting.report import Report
+from dowser_pl.reporting.scalars import scalars
 from dowser_pl.reporting.scores import (
     LOWER_IS_BETTER,
     BeforeAfter,
@@ -49,6 +50,7 @@ __all__ = [
     "plot_report",
     "read_report",
     "role_means",
+    "scalars",
     "text_comparison",
     "text_table",
     "write_html",

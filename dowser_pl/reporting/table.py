@@ -345,13 +345,16 @@ def markdown_table(report: Report) -> str:
     return "\n\n".join([grid, *parts, "\n".join(lines)])
 
 
-def markdown_page(report: Report, picture: str | None = None, curve_picture: str | None = None) -> str:
-    """The contents of report.md: heading, settings, pictures, tables, versions.
+def markdown_page(
+    report: Report, picture: str | None = None, curve_picture: str | None = None, samples: str = ""
+) -> str:
+    """The contents of report.md: heading, settings, pictures, tables, answers, versions.
 
     Args:
         report: the run.
         picture: file name of the plot beside it, if there is one.
         curve_picture: file name of the plot of the curve, if there is one.
+        samples: a section with answers of the run.
     """
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     parts = [f"# {report.run or report.method}", ", ".join([f"**{report.method}**", *settings(report)])]
@@ -360,6 +363,8 @@ def markdown_page(report: Report, picture: str | None = None, curve_picture: str
     if curve_picture:
         parts.append(f"![what is learnt and kept at every update ratio]({curve_picture})")
     parts.append(markdown_table(report))
+    if samples:
+        parts.append(samples)
     if versions:
         parts.append(f"Versions: {versions}")
     return "\n\n".join(parts) + "\n"
