@@ -20,7 +20,7 @@ def scalars(report: Report) -> dict[str, float]:
     found |= {f"report/{name}": value for name, value in report.diagnostics.items()}
     found["report/frozen_changed"] = report.frozen.changed
     found["report/trainable_changed"] = report.trainable.changed
-    found["report/drift_kl"] = None if report.drift is None else report.drift.mean.kl
+    found["report/drift_kl"] = None if report.drift is None else report.drift.all.kl
     found["report/seconds"] = report.seconds.total
     found["report/peak_memory_bytes"] = report.peak_memory_bytes
     after = (report.h_score.after, report.downstream.after, report.upstream.after)

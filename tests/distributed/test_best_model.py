@@ -23,6 +23,7 @@ def model(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 def test_all_ranks_keep_the_model_that_the_first_one_chose(model, tmp_path):
     options = {"module": {"scheduler": "constant"}, "strategy": "ddp"}
     two = run(fit, tmp_path / "two", model, max_epochs=2, **options)
