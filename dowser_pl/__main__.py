@@ -34,6 +34,7 @@ OFFLINE_VERBS = {
     "drift": "measure without data how far a tuned model is from its base",
     "chat": "ask a tuned model and its base the same questions, in the terminal",
     "merge": "merge tuned models with their base: DARE, FAPM, TIES, grafting, interpolation",
+    "push": "upload model and patch of a run to the Hugging Face hub, with a card of its report",
 }
 HELPS = {("--help-all",): full_help, ("-h", "--help"): short_help}
 OFFLINE_MODULES = {verb: f"dowser_pl.commands.{verb}" for verb in OFFLINE_VERBS}

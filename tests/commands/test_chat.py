@@ -10,7 +10,7 @@ from dowser_pl.methods import Lora, Magnitude
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.module import MultimodalModule
 from dowser_pl.module.asking import ask
-from tests.tiny_models import save_tiny_llava
+from tests.tiny_models import save_text_model, save_tiny_llava
 from tests.tiny_run import TinyData, TinyTextData, build_module, build_trainer, pictures
 
 FEW = ["--max-new-tokens", "4"]
