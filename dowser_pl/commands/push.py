@@ -22,8 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = LineParser(
         prog="python -m dowser_pl push",
-        description="Upload model, adapter and patch of a run to the Hugging Face hub, with a card of its report. The card "
-        "has scores and no answers; a patch holds the configuration of its run, with the paths in it.",
+        description="Upload model, adapter and patch of a run to the Hugging Face hub, with a card of its report. The "
+        "card has scores and no answers; a patch holds the configuration of its run, with the paths in it.",
         epilog="example: python -m dowser_pl push runs/mine --to me/my-model --dry-run",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a run that has ended")

@@ -43,7 +43,8 @@ def model_card(
 
 def _said(report: Report) -> str:
     frozen, trainable = report.frozen, report.trainable
-    said = f"Of {frozen.entries + trainable.entries:,} entries of its tuned matrices {trainable.changed:,} moved in training"
+    total = frozen.entries + trainable.entries
+    said = f"Of {total:,} entries of its tuned matrices {trainable.changed:,} moved in training"
     if frozen.entries and not frozen.changed:
         said += f"; {frozen.entries:,} were frozen and are those of the base to the bit"
     unmasked = report.diagnostics.get("entries_trained_without_a_mask")

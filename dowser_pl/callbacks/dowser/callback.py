@@ -385,7 +385,7 @@ class Dowser(Callback):
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step(optimizer)
         if self._first_steps is not None:
-            self._first_steps.look([group["lr"] for group in optimizer.param_groups], self.entries, self.method)
+            self._first_steps.look(optimizer.param_groups[0]["lr"], self.entries, self.method)
 
     def _check_files(self, module: TunedModule) -> None:
         """See `check_files`; weights that are sharded over processes were copied from their files."""

@@ -1,7 +1,6 @@
 """Whether the learning rate moves what is trained at all: measured once, after the first steps at the full rate."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from lightning.pytorch import Trainer
@@ -28,18 +27,17 @@ class FirstSteps:
         self._total = trainer.estimated_stepping_batches
         self._taken, self._left, self._highest = trainer.global_step, _STEPS, 0.0
 
-    def look(self, rates: Iterable[float], entries: Protection, method: Method) -> None:
+    def look(self, rate: float, entries: Protection, method: Method) -> None:
         """A step was taken, and is written into the matrices.
 
         Args:
-            rates: learning rates that it had.
+            rate: learning rate that it had.
             entries: what is trained.
             method: that chose them.
         """
         self._taken += 1
         if self._left == 0:
             return
-        rate = max(rates)
         if rate > self._highest:  # it is still warming up
             self._highest = rate
             return
