@@ -159,17 +159,13 @@ class Protection(ABC):
 
     def copies(self) -> dict[str, Tensor]:
         """Name -> (k,) what is trained, as precise as it is kept, copied to host memory; see `go_back`."""
-        return {name: self._at_work(name).detach().to("cpu", copy=True) for name in self.weights}
+        return {name: self.values(name).detach().to("cpu", copy=True) for name in self.weights}
 
     @torch.no_grad()
     def go_back(self, copies: Mapping[str, Tensor]) -> None:
         """Write what `copies` gave earlier in training; optimizer states stay what they are."""
         for name, values in copies.items():
             self._put(name, values)
-
-    def _at_work(self, name: str) -> Tensor:
-        """(k,) what the optimizer moves."""
-        return self.values(name)
 
     @property
     def packed_bytes(self) -> int:

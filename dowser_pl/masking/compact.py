@@ -123,8 +123,9 @@ class CompactEntries(Protection):
         """The trained values of a matrix' entries, (k,) float32."""
         return self._values[name]
 
-    def _at_work(self, name: str) -> Tensor:
-        return self._values[name]
+    def copies(self) -> dict[str, Tensor]:
+        """Name -> what the optimizer moves, where that is not what the matrix holds; see `Protection.copies`."""
+        return {name: values.detach().to("cpu", copy=True) for name, values in self._values.items()}
 
     @torch.no_grad()
     def go_back(self, copies: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from dowser_pl.callbacks.dowser.first_steps import _stuck
 from dowser_pl.masking import CompactEntries, DenseEntries
-from dowser_pl.methods import Magnitude
+from dowser_pl.methods import Magnitude, MoFO, Spider
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
@@ -17,10 +17,14 @@ def model_folder(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("model"))
 
 
-def said(model_folder, folder, lr, max_epochs=3, scheduler="constant", **options):
+def said(model_folder, folder, lr, max_epochs=3, scheduler="constant", method=None, **options):
     """18 steps, of which 10 at the full rate are looked at."""
     trainer = build_trainer(
-        folder, Magnitude(0.1), limit_val_batches=1, max_epochs=max_epochs, **{"precision": "bf16-true", **options}
+        folder,
+        method or Magnitude(0.1),
+        limit_val_batches=1,
+        max_epochs=max_epochs,
+        **{"precision": "bf16-true", **options},
     )
     module = build_module(model_folder, lr=lr, weight_decay=0.0, scheduler=scheduler)
     with warnings.catch_warnings(record=True) as caught:
@@ -34,6 +38,16 @@ def test_a_rate_that_bfloat16_does_not_see_is_said_once(model_folder, tmp_path, 
     (message,) = said(model_folder, tmp_path, 1e-9, update=update)
     assert "after 11 steps" in message and "in bfloat16" in message and "rate of 1e-09" in message
     assert "about ten times that of full fine-tuning" in message
+
+
+def test_so_is_one_that_float32_does_not_see(model_folder, tmp_path):
+    (message,) = said(model_folder, tmp_path, 1e-20, precision="32-true")
+    assert "100% of the trained entries" in message and "in float32" in message
+
+
+@pytest.mark.parametrize("method", [Spider(), MoFO()])
+def test_methods_that_hold_entries_back_are_not_blamed(model_folder, tmp_path, method):
+    assert said(model_folder, tmp_path, 1e-2, method=method) == []
 
 
 def test_one_that_moves_entries_is_not(model_folder, tmp_path):

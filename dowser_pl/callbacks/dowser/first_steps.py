@@ -48,25 +48,23 @@ class FirstSteps:
 
 @torch.no_grad()
 def _stuck(entries: Protection, stretch: float) -> float:
-    """Share of the entries that would still hold the bits of their base, had they moved `stretch` times as far.
+    """Share of the moving entries that would still hold the bits of their base, had they moved `stretch` times as far.
 
-    Of entries that are kept more precisely than their matrix holds them, those that got no gradient do not count.
+    What is trained in half precision counts as a whole: moves that are too short for it are lost. Of what is trained
+    more precisely only that counts which moved, as methods hold others back; if nothing did, it is all of it.
     """
-    asked = still = 0
+    asked = still = number = 0
     for name, weight in entries.weights.items():
-        values = entries.values(name).detach()[:_MOST].float()
-        base = entries.base_values(name)[:_MOST].to(values.device)
-        moved = values - base.float()
-        counts = torch.ones_like(moved, dtype=torch.bool) if _as_held(entries, name) else moved != 0
+        trained = entries.values(name).detach()[:_MOST]
+        base = entries.base_values(name)[:_MOST].to(trained.device)
+        moved = trained.float() - base.float()
+        loses = trained.dtype == weight.dtype != torch.float32
+        counts = torch.ones_like(moved, dtype=torch.bool) if loses else moved != 0
         there = (base.float() + stretch * moved).to(weight.dtype)
+        number += len(counts)
         asked += int(counts.sum())
         still += int((counts & (there == base)).sum())
-    return still / asked if asked else 0.0
-
-
-def _as_held(entries: Protection, name: str) -> bool:
-    """Whether what is trained is no more precise than the matrix."""
-    return entries.values(name).dtype == entries.weights[name].dtype
+    return still / asked if asked else float(number > 0)
 
 
 def _warn(share: float, steps: int, rate: float, entries: Protection, method: Method) -> None:
