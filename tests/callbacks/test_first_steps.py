@@ -19,13 +19,8 @@ def model_folder(tmp_path_factory):
 
 def said(model_folder, folder, lr, max_epochs=3, scheduler="constant", method=None, **options):
     """18 steps, of which 10 at the full rate are looked at."""
-    trainer = build_trainer(
-        folder,
-        method or Magnitude(0.1),
-        limit_val_batches=1,
-        max_epochs=max_epochs,
-        **{"precision": "bf16-true", **options},
-    )
+    options = {"precision": "bf16-true", **options}
+    trainer = build_trainer(folder, method or Magnitude(0.1), limit_val_batches=1, max_epochs=max_epochs, **options)
     module = build_module(model_folder, lr=lr, weight_decay=0.0, scheduler=scheduler)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

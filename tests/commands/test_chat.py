@@ -78,6 +78,7 @@ def test_lines_are_questions_until_an_empty_one(base, run, capsys, monkeypatch):
 def test_a_model_of_text_alone_and_its_adapter(tmp_path, image, capsys):
     base = save_text_model(tmp_path / "base", "llama")
     folder = fit(tmp_path / "run", base, Lora(), TinyTextData(), lora=LoraSettings(r=4))
+    capsys.readouterr()
     out = said(capsys, folder / "adapter", "--question", "what colour is the sky ?")
     assert out.startswith("> what colour is the sky ?\nbase   ") and "\ntuned  " in out
     assert "reads text alone" in error(capsys, folder, "--image", image)
