@@ -60,6 +60,11 @@ class Checkpoints(ModelCheckpoint, Chooser):
         self._holds_end = False
         self._best = BestModel() if keep == "best" else None
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether checkpoints hold the best model beside the last one."""
+        return self._best is not None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a choice that could not be made when training ends."""
         super().setup(trainer, pl_module, stage)
