@@ -12,8 +12,9 @@ from dowser_pl.callbacks.forgetting import Forgetting
 from dowser_pl.callbacks.order import find_callback
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
-from dowser_pl.masking import Protection, reported_module
-from dowser_pl.reporting import KeptModel, Validated
+from dowser_pl.masking import Protection, ReportedModule, reported_module
+from dowser_pl.metrics import metric_label
+from dowser_pl.reporting import LOWER_IS_BETTER, KeptModel, Validated, role_means
 from dowser_pl.strategies.sharded import ShardedStrategy
 
 __all__ = ["BestModel"]
@@ -23,7 +24,8 @@ class BestModel:
     """What was trained at the best validation so far, on the host: 4 bytes of each trainable entry.
 
     The best one has the highest H-score of the tasks that validation measures; the highest mean, where they are all of
-    one role. Of equal ones the first.
+    one role. Of equal ones the first. Where the data has questions to choose on (`selection_tasks`) of the same roles,
+    none of them a perplexity, which counts in relation to the base, it is chosen on these.
     """
 
     def __init__(self) -> None:
@@ -74,13 +76,22 @@ class BestModel:
         if self._chosen:
             return
         dowser, forgetting = _callbacks(trainer)
-        means = forgetting.means(reported_module(pl_module, self), forgetting.after)
+        means = self._means(trainer, reported_module(pl_module, self), forgetting)
         score = collectives.from_rank_zero(lambda: means.get("h_score", next(iter(means.values()))))
         if not self.validated or score > max(each.score for each in self.validated):
             state = pl_module.state_dict()
             self._entries = dowser.entries.copies()
             self._whole = {key: state[key].detach().to("cpu", copy=True) for key in dowser.base.whole}
         self.validated.append(Validated(trainer.global_step, _epoch(trainer), round(score, 6)))
+
+    def _means(self, trainer: Trainer, module: ReportedModule, forgetting: Forgetting) -> dict[str, float]:
+        """On questions to choose on, where there are some; else on those of the validation that has just ended."""
+        tasks = _apart(trainer, module)
+        if not tasks:
+            return forgetting.means(module, forgetting.after)
+        loaders = trainer.datamodule.selection_dataloader()  # type: ignore[attr-defined]
+        scores = module.score_tasks(tasks, loaders if isinstance(loaders, list | tuple) else [loaders])
+        return role_means((task.role, scores[task.name]) for task in tasks)
 
     def put_back(self, trainer: Trainer, pl_module: LightningModule, entries: Protection) -> None:
         """Make the model what it was at the best validation, and measure it once more unless it is the last one."""
@@ -92,7 +103,8 @@ class BestModel:
             state = pl_module.state_dict()
             for key, values in self._whole.items():
                 state[key].copy_(values)
-        forgetting.kept = KeptModel(best.step, tuple(self.validated))
+        apart = bool(_apart(trainer, reported_module(pl_module, self)))
+        forgetting.kept = KeptModel(best.step, tuple(self.validated), apart)
         rank_zero_info(f"The model of step {best.step} is kept, whose validation scored best: {best.score:.3f}")
         if best is not self.validated[-1]:
             forgetting.evaluate(trainer, anew=True)
@@ -112,6 +124,13 @@ def _callbacks(trainer: Trainer) -> tuple[Dowser, Forgetting]:
     dowser, forgetting = find_callback(trainer, Dowser), find_callback(trainer, Forgetting)
     assert dowser is not None and forgetting is not None  # by `check`
     return dowser, forgetting
+
+
+def _apart(trainer: Trainer, module: ReportedModule) -> list[Any]:
+    """Tasks of questions that the report does not use, where they ask for all that it asks for."""
+    tasks = list(getattr(trainer.datamodule, "selection_tasks", []))  # type: ignore[attr-defined]
+    covered = {task.role for task in tasks} == {task.role for task in module.tasks()}
+    return tasks if covered and not LOWER_IS_BETTER & {metric_label(task.metric) for task in tasks} else []
 
 
 def _epoch(trainer: Trainer) -> int:

@@ -30,6 +30,7 @@ class KeptModel:
     Attributes:
         step: optimizer steps of the kept one.
         validated: all, in their order; the first of the highest score is kept.
+        apart: whether the scores are of other questions than those of the report.
 
     Raises:
         DowserError: if the kept one was not validated.
@@ -37,6 +38,7 @@ class KeptModel:
 
     step: int
     validated: Sequence[Validated]
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.step not in [each.step for each in self.validated]:
@@ -50,11 +52,11 @@ class KeptModel:
             Validated(each.count("step"), each.count("epoch"), each.number("score"))
             for each in fields.sections("validated")
         ]
-        return cls(fields.count("step"), validated)
+        return cls(fields.count("step"), validated, fields.flag("apart"))
 
     def to_dict(self) -> dict[str, Any]:
         """The choice as plain values, which `read` reads."""
-        return {"step": self.step, "validated": [asdict(each) for each in self.validated]}
+        return {"step": self.step, "validated": [asdict(each) for each in self.validated], "apart": self.apart}
 
 
 def kept_parts(kept: KeptModel | None) -> list[str]:
@@ -64,8 +66,12 @@ def kept_parts(kept: KeptModel | None) -> list[str]:
     one = next(each for each in kept.validated if each.step == kept.step)
     last = kept.validated[-1]
     beside = "it is also the last" if one is last else f"the last, of step {last.step:,}, has {last.score:.3f}"
+    chosen = (
+        "other questions than those of this report"
+        if kept.apart
+        else "the questions of this report, whose scores after training flatter it a little"
+    )
     return [
         f"Kept: the model of epoch {one.epoch} (step {one.step:,}), whose score of {one.score:.3f} is the best of "
-        f"{len(kept.validated)} validations; {beside}. It was chosen on the questions of this report, whose "
-        "scores after training flatter it a little."
+        f"{len(kept.validated)} validations; {beside}. It was chosen on {chosen}."
     ]

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from dowser_pl.callbacks import Checkpoints, Dowser, Forgetting
 from dowser_pl.errors import DowserError
 from dowser_pl.methods import Full, ModelDowser, NullSpace
+from dowser_pl.module.evaluation import EvaluatedModule
 from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
@@ -34,14 +35,16 @@ def scored(monkeypatch):
     return by_step
 
 
-def fit(model_folder, folder, method=None, keep="best", callbacks=(), ckpt_path=None, module=None, **options):
+def fit(
+    model_folder, folder, method=None, keep="best", callbacks=(), ckpt_path=None, module=None, data=None, **options
+):
     """6 steps an epoch, 3 epochs."""
     options = {"max_epochs": 3, "limit_val_batches": 1, **options}
     trainer = build_trainer(folder, method or ModelDowser(0.1), keep=keep, **options)
     trainer.callbacks[:0] = callbacks
     module = module or build_module(model_folder, lr=2e-2, scheduler="constant")
     try:
-        trainer.fit(module, datamodule=TinyData(), ckpt_path=ckpt_path)
+        trainer.fit(module, datamodule=data or TinyData(), ckpt_path=ckpt_path)
     except Killed:
         assert callbacks
     return module, trainer
@@ -143,6 +146,26 @@ def test_the_last_model_is_kept_where_it_is_the_best(model_folder, tmp_path, sco
     assert read_report(tmp_path / "best").kept.step == 12
     assert read_report(tmp_path / "last").kept is None
     assert "it is also the last" in (tmp_path / "best" / "report.md").read_text()
+
+
+class DataToChooseOn(TinyData):
+    def questions_to_choose_on(self):
+        return self.evaluation_tasks()
+
+
+def test_questions_to_choose_on_choose_where_there_are_some(model_folder, tmp_path, scored, monkeypatch):
+    scored.update({6: 0.9, 12: 0.1, 18: 0.2})
+    by_step, measured = {6: 0.2, 12: 0.3, 18: 0.1}, EvaluatedModule.score_tasks
+
+    def score_tasks(self, tasks, loaders):
+        assert set(measured(self, tasks, loaders)) == {"colour", "yesno"}
+        return {task.name: by_step[self.trainer.global_step] for task in tasks}
+
+    monkeypatch.setattr(EvaluatedModule, "score_tasks", score_tasks)
+    fit(model_folder, tmp_path, data=DataToChooseOn())
+    kept = read_report(tmp_path).kept
+    assert (kept.step, kept.apart, [each.score for each in kept.validated]) == (12, True, [0.2, 0.3, 0.1])
+    assert "It was chosen on other questions than those of this report." in (tmp_path / "report.md").read_text()
 
 
 def test_a_checkpoint_that_knows_of_no_validation_is_refused(model_folder, tmp_path):
