@@ -24,7 +24,7 @@ class BestModel:
     """What was trained at the best validation so far, on the host: 4 bytes of each trainable entry.
 
     The best one has the highest H-score of the tasks that validation measures; the highest mean, where they are all of
-    one role. Of equal ones the first. Where the data has questions to choose on (`selection_tasks`) of the same roles,
+    one role. Of equal ones the last. Where the data has questions to choose on (`selection_tasks`) of the same roles,
     none of them a perplexity, which counts in relation to the base, it is chosen on these.
     """
 
@@ -77,12 +77,12 @@ class BestModel:
             return
         dowser, forgetting = _callbacks(trainer)
         means = self._means(trainer, reported_module(pl_module, self), forgetting)
-        score = collectives.from_rank_zero(lambda: means.get("h_score", next(iter(means.values()))))
-        if not self.validated or score > max(each.score for each in self.validated):
+        score = collectives.from_rank_zero(lambda: round(means.get("h_score", next(iter(means.values()))), 6))
+        if score >= max((each.score for each in self.validated), default=score):
             state = pl_module.state_dict()
             self._entries = dowser.entries.copies()
             self._whole = {key: state[key].detach().to("cpu", copy=True) for key in dowser.base.whole}
-        self.validated.append(Validated(trainer.global_step, _epoch(trainer), round(score, 6)))
+        self.validated.append(Validated(trainer.global_step, _epoch(trainer), score))
 
     def _means(self, trainer: Trainer, module: ReportedModule, forgetting: Forgetting) -> dict[str, float]:
         """On questions to choose on, where there are some; else on those of the validation that has just ended."""
@@ -97,7 +97,7 @@ class BestModel:
         """Make the model what it was at the best validation, and measure it once more unless it is the last one."""
         _, forgetting = _callbacks(trainer)
         forgetting.evaluate(trainer)
-        self._chosen, best = True, max(self.validated, key=lambda each: each.score)
+        self._chosen, best = True, max(self.validated, key=lambda each: (each.score, each.step))
         if best is not self.validated[-1]:
             entries.go_back(self._entries)
             state = pl_module.state_dict()

@@ -29,7 +29,7 @@ class KeptModel:
 
     Attributes:
         step: optimizer steps of the kept one.
-        validated: all, in their order; the first of the highest score is kept.
+        validated: all, in their order; the last of the highest score is kept.
         apart: whether the scores are of other questions than those of the report.
 
     Raises:

@@ -148,6 +148,14 @@ def test_the_last_model_is_kept_where_it_is_the_best(model_folder, tmp_path, sco
     assert "it is also the last" in (tmp_path / "best" / "report.md").read_text()
 
 
+def test_of_equal_ones_the_last_is_kept(model_folder, tmp_path, scored):
+    scored.update({6: 0.9, 12: 0.9, 18: 0.2})
+    two, _ = fit(model_folder, tmp_path / "two", keep="last", max_epochs=2)
+    best, _ = fit(model_folder, tmp_path / "best")
+    assert read_report(tmp_path / "best").kept.step == 12
+    assert same(matrices(best), matrices(two))
+
+
 class DataToChooseOn(TinyData):
     def questions_to_choose_on(self):
         return self.evaluation_tasks()
