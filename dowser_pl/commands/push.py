@@ -47,8 +47,8 @@ def files_of(run: Path, parts: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for part in parts:
         place = run / PARTS[part]
-        if place.is_file():
-            found[place.name] = place
+        if place.is_file():  # not beside the model: vLLM loads every *.safetensors that lies there
+            found[f"{part}/{place.name}"] = place
             continue
         prefix = "adapter/" if part == "adapter" and "model" in parts else ""
         files = sorted(path for path in place.rglob("*") if path.is_file())

@@ -79,11 +79,11 @@ def test_a_dry_run_shows_card_and_files_and_sends_nothing(run, capsys, offline):
     }
     assert body.startswith("\n# mine\n\nOf 1,000 entries of its tuned matrices 97 moved in training; 900 were frozen")
     assert "| digits | downstream | exact_match | 0.000 | 0.500 | +0.500 |" in body
-    assert 'from_pretrained("me/mine")' in body and "patch apply BASE patch.safetensors" in body
+    assert 'from_pretrained("me/mine")' in body and "patch apply BASE patch/patch.safetensors" in body
     assert "secret" not in out and "/home/somebody" not in out
     files = [line.split()[-1] for line in body.split("6 files for me/mine:\n")[1].splitlines()[:-1]]
     assert sorted(files) == sorted(
-        ["README.md", "code/own.py", "config.json", "model.safetensors", "patch.safetensors", "report.png"]
+        ["README.md", "code/own.py", "config.json", "model.safetensors", "patch/patch.safetensors", "report.png"]
     )
     assert out.endswith("Nothing was sent.\n")
     assert sorted(run.rglob("*")) == before
@@ -101,7 +101,7 @@ def test_everything_goes_in_one_commit_with_the_card_of_the_report(run, capsys, 
     assert "# mine" in hub["files"].pop("README.md").decode()
     assert hub["files"] == {
         name: str(run / "model" / name) for name in ("config.json", "model.safetensors", "code/own.py")
-    } | {name: str(run / name) for name in ("patch.safetensors", "report.png")}
+    } | {"patch/patch.safetensors": str(run / "patch.safetensors"), "report.png": str(run / "report.png")}
     assert out.endswith("Sent to https://hub/me/mine\n")
 
 
