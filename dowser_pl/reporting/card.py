@@ -56,6 +56,6 @@ def _use(repository: str, parts: Sequence[str]) -> list[str]:
     uses = {
         "model": f'The whole model, as its base is loaded: `from_pretrained("{repository}")`.',
         "adapter": f'The adapter beside the base: `PeftModel.from_pretrained(base, "{repository}"{place})`.',
-        "patch": "What changed as one file: `python -m dowser_pl patch apply BASE patch/patch.safetensors --out FOLDER`.",
+        "patch": "What changed alone: `python -m dowser_pl patch apply BASE patch/patch.safetensors --out FOLDER`.",
     }
     return [uses[part] for part in parts]
