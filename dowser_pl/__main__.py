@@ -32,7 +32,9 @@ OFFLINE_VERBS = {
     "patch": "look at, apply, remove or make the sparse difference of a tuned model",
     "bench": "compare methods, each tuned on its own, over seeds, tasks and depths",
     "drift": "measure without data how far a tuned model is from its base",
+    "chat": "ask a tuned model and its base the same questions, in the terminal",
     "merge": "merge tuned models with their base: DARE, FAPM, TIES, grafting, interpolation",
+    "push": "upload model and patch of a run to the Hugging Face hub, with a card of its report",
 }
 HELPS = {("--help-all",): full_help, ("-h", "--help"): short_help}
 OFFLINE_MODULES = {verb: f"dowser_pl.commands.{verb}" for verb in OFFLINE_VERBS}
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb == "--version":
         sys.stdout.write(f"dowser_pl {__version__}\n")
     elif verb in OFFLINE_MODULES:
-        if verb in ("bench", "drift"):
+        if verb in ("bench", "chat", "drift"):
             wait_quietly()
         silence_bitsandbytes()
         return int(import_module(OFFLINE_MODULES[verb]).main(arguments[1:]))

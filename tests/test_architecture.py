@@ -221,6 +221,8 @@ def test_files_are_small_and_have_no_grab_bag_names():
         ["patch", "--help"],
         ["patch", "apply", "--help"],
         ["merge", "--help"],
+        ["chat", "--help"],
+        ["push", "--help"],
         ["bench", "--help"],
         ["bench", "-c", "bench/quick", "--list"],
     ],

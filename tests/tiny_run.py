@@ -94,6 +94,7 @@ def build_trainer(
     checkpoint="compact",
     export=False,
     every=1,
+    keep="last",
     replay=None,
     kl_to_base=None,
     max_perplexity=None,
@@ -116,7 +117,7 @@ def build_trainer(
         "accelerator": "cpu",
         **options,
     }
-    checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=every)
+    checkpoints = Checkpoints(str(folder / "checkpoints"), every_n_steps=every, keep=keep)
     ending = [Export(enabled=export), Forgetting(evaluation_cache), PatchFile()]
     callbacks = [dowser, *ending, checkpoints, RandomState(), EpochProgress(), *callbacks]
     return DowserTrainer(callbacks=callbacks, **options)

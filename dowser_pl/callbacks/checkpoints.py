@@ -1,24 +1,28 @@
 """Checkpoints of a run: one `last.ckpt` that is whole at every moment."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from dowser_pl.callbacks.best_model import BestModel
+from dowser_pl.callbacks.dowser.merging import Chooser
 from dowser_pl.callbacks.end_on_sigterm import finished_first
 from dowser_pl.distributed.checkpoint import checked, is_folder, read_file, read_folder, sealed
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import abandoned, atomic_path, put_back, remove, rename_over
 from dowser_pl.files.run_folder import clear, goes_on
+from dowser_pl.masking import Protection
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(ModelCheckpoint, Chooser):
     """Saves `last.ckpt` as training goes and when it ends; `fit --ckpt_path last` goes on from it, bit for bit.
 
     A fresh run that replaces another one in its folder keeps that one's checkpoint as `previous.ckpt`. The checkpoint
@@ -29,9 +33,19 @@ class Checkpoints(ModelCheckpoint):
         folder: where they lie; `<run>/checkpoints`.
         every_n_steps: optimizer steps between checkpoints; None = at the end of every epoch.
         keep_all: keep one more file per checkpoint instead of the last one only.
+        keep: which model report, patch and `model/` are of: the `last` one, or the `best` of those that validation
+            measured, by the H-score (the mean, where all tasks are of one role). Checkpoints then hold both.
     """
 
-    def __init__(self, folder: str, every_n_steps: int | None = None, keep_all: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int | None = None,
+        keep_all: bool = False,
+        keep: Literal["last", "best"] = "last",
+    ) -> None:
+        if keep not in ("last", "best"):
+            raise DowserError(f"checkpoint.keep is last or best; got {keep!r}")
         if every_n_steps is not None and every_n_steps < 1:
             raise DowserError(f"checkpoint.every_n_steps must be at least 1, or null for epochs; got {every_n_steps}")
         super().__init__(
@@ -44,10 +58,24 @@ class Checkpoints(ModelCheckpoint):
             enable_version_counter=False,  # `last.ckpt` of a second run would be `last-v1.ckpt`
         )
         self._holds_end = False
+        self._best = BestModel() if keep == "best" else None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether checkpoints hold the best model beside the last one."""
+        return self._best is not None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a choice that could not be made when training ends."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._best is not None:
+            self._best.check(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the checkpoint of an earlier run aside, so that `last` is never of another run."""
         super().on_train_start(trainer, pl_module)
+        if self._best is not None:
+            self._best.begin(trainer, pl_module)
         self._holds_end = False
         # Lightning forgets this when it resumes and would save again before the next step, in mid accumulation
         self._last_global_step_saved = trainer.global_step
@@ -85,6 +113,29 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, *batch)
         if _was_last(trainer):
             self.on_train_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the scores of the model, where the best one is to be kept."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self._best is not None and fitting and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._best.look(trainer, pl_module)
+        super().on_validation_end(trainer, pl_module)
+
+    def choose(self, trainer: Trainer, pl_module: LightningModule, entries: Protection) -> None:
+        """Have the model be the best one again, where that is asked for."""
+        if self._best is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._best.put_back(trainer, pl_module, entries)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Lightning keeps, and the best model so far."""
+        best = {} if self._best is None else {"best": self._best.state_dict()}
+        return super().state_dict() | best
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take both up again."""
+        super().load_state_dict(state_dict)
+        if self._best is not None and "best" in state_dict:
+            self._best.load_state_dict(state_dict["best"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The trained model, where the last step was not one to save at."""

@@ -42,12 +42,14 @@ from dowser_pl.reporting import (
     Counts,
     CurvePoint,
     DriftScore,
+    KeptModel,
     Report,
     ReportedDrift,
     Seconds,
     TaskScore,
     comparable,
     role_means,
+    scalars,
     text_table,
     write_report,
 )
@@ -67,6 +69,8 @@ the same 8 epochs: upstream 0.988, downstream 0.893, H-score 0.938):
 class Forgetting(Callback, BeforeMerge):
     """Measures every task before, during and after training; writes `report.json`, `.md`, `.html`, `.png`.
 
+    Its numbers go to every logger of the trainer as well, see `dowser_pl.reporting.scalars`.
+
     Args:
         cache_dir: where the scores of base models are kept between runs, so that the same model is not asked the same
             questions twice; None = always ask.
@@ -78,6 +82,8 @@ class Forgetting(Callback, BeforeMerge):
         self.after: dict[str, float] = {}
         self.tuned: dict[str, float] | None = None
         """Scores after training and before a merge, once there was one."""
+        self.kept: KeptModel | None = None
+        """What `after` is of, where a validated model was chosen when training ended."""
         self.written: Report | None = None
         """Once training has ended, on the first process."""
         self._answers: list[Row] = []  # of all processes, before and, since there is an evaluation, after
@@ -124,7 +130,7 @@ class Forgetting(Callback, BeforeMerge):
         Raises:
             DowserError: if a task was not measured on the base model, before hours of training rather than after.
         """
-        self._fit_start = time.monotonic()
+        self._fit_start, self.kept = time.monotonic(), None
         trainer.num_sanity_val_steps = self._asked  # for the next fit of this trainer
         module = reported_module(pl_module, self)
         missing = [task.name for task in module.tasks() if task.name not in self.before]
@@ -163,14 +169,14 @@ class Forgetting(Callback, BeforeMerge):
         """Measure the tuned model, unless it just was; what is merged is measured when training ends."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._evaluate(trainer)
+        self.evaluate(trainer)
         self.tuned, self._tuned_at, self._evaluated_at = dict(self.after), self._evaluated_at, -1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that "after" is the final model, then write and print the report."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._evaluate(trainer)
+        self.evaluate(trainer)
         curve = find_curve(trainer)
         self._seconds["evaluate"] += curve.seconds
         self._seconds["fit"] -= curve.seconds
@@ -184,6 +190,8 @@ class Forgetting(Callback, BeforeMerge):
             sys.stdout.write(f"\n{text_table(report)}\n\n")
             sys.stdout.flush()
             write_report(report, folder, self._answers)
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars(report), trainer.global_step)
             if report.model == _WORLD and report.method == "ModelDowser":
                 sys.stdout.write(f"{_MORE}\n\n")
             rank_zero_info(f"Report written to {folder}/report.json, .md, .html and .png")
@@ -229,6 +237,7 @@ class Forgetting(Callback, BeforeMerge):
             budget=find_curve(trainer).choice,
             questions=counted(self._answers, self.before, self.after),
             drift=_drift(drift),
+            kept=self.kept,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,9 +281,14 @@ class Forgetting(Callback, BeforeMerge):
                 "--report.cache_dir null measures them anew)"
             )
 
-    def _evaluate(self, trainer: Trainer) -> None:
-        """Make sure that `after` is of the model as it is."""
-        if self._evaluated_at == trainer.global_step:
+    def evaluate(self, trainer: Trainer, anew: bool = False) -> None:
+        """Make sure that `after` is of the model as it is.
+
+        Args:
+            trainer: its validation loop.
+            anew: the model is another one than that of the last step.
+        """
+        if self._evaluated_at == trainer.global_step and not anew:
             return
         trainer.validating = True
         validation = trainer.fit_loop.epoch_loop.val_loop
@@ -282,15 +296,17 @@ class Forgetting(Callback, BeforeMerge):
         validation.run()
         trainer.training = True
 
-    def _tuned_means(self, module: ReportedModule) -> dict[str, float]:
-        """Scores before a merge; left out where there was none."""
-        if self.tuned is None:
-            return {}
-        label, before, tuned = metric_label, self.before, self.tuned
-        means = role_means(
-            (task.role, comparable(label(task.metric), task.role, before[task.name], tuned[task.name]))
+    def means(self, module: ReportedModule, scores: Mapping[str, float]) -> dict[str, float]:
+        """Means of some scores over the tasks of each role, as `dowser_pl.reporting.role_means`."""
+        label, before = metric_label, self.before
+        return role_means(
+            (task.role, comparable(label(task.metric), task.role, before[task.name], scores[task.name]))
             for task in module.tasks()
         )
+
+    def _tuned_means(self, module: ReportedModule) -> dict[str, float]:
+        """Scores before a merge; left out where there was none."""
+        means = {} if self.tuned is None else self.means(module, self.tuned)
         return {f"tuned_{name.removesuffix('_mean')}": value for name, value in means.items()}
 
     def _curve_points(self, curve: Curve, update_ratio: float | None) -> list[CurvePoint]:

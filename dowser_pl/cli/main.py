@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -53,7 +54,10 @@ __all__ = ["main"]
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration of `fit` to `<run>/config.yaml`; other verbs leave it as it was."""
+    """Writes the resolved configuration of `fit` to `<run>/config.yaml`; other verbs leave it as it was.
+
+    Every logger gets it too, as the hyperparameters of the run.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """On the first rank, before anything runs."""
@@ -63,6 +67,8 @@ class SaveConfig(SaveConfigCallback):
         config["overwrite"] = False  # that was meant once, not for whoever runs this configuration again
         text = self.parser.dump(config, skip_none=False)
         write_atomically(Path(trainer.default_root_dir) / "config.yaml", text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
 
 
 class Parser(LightningArgumentParser):
@@ -261,6 +267,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # a choice
         ".*Checkpoint directory .* is not empty.*",  # a resumed run, or a fresh one that keeps `previous.ckpt`
         ".*sync_dist=True.*",  # metrics were computed over all processes
+        ".*smaller than the logging interval.*",  # which a short run makes shorter, unless a person set it
         ".*treespec, LeafSpec.*",  # between Lightning 2.6 and torch 2.13
         ".*have no `val_dataloader`.*",  # `probe` needs no data
         ".*returned `None`, this fit will run with no optimizer.*",  # nor, on a quantized model, an optimizer

@@ -1,5 +1,6 @@
 """Lightning's Trainer with one more verb."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from dowser_pl.planning.memory import Placement
 from dowser_pl.planning.verb import plan_run, show, write
 
 __all__ = ["DowserTrainer"]
+
+
+_LONGEST, _POINTS = 50, 20  # steps between two points of a curve (Lightning's), and how many points a run has at least
 
 
 class _FinishingFitLoop(_FitLoop):
@@ -53,6 +57,13 @@ class _FinishingFitLoop(_FitLoop):
         else:
             self.trainer._logger_connector.epoch_end_reached()
 
+    def on_run_start(self) -> None:
+        """Log a short run at shorter intervals, unless a person set one."""
+        super().on_run_start()
+        steps = self.trainer.estimated_stepping_batches
+        if self.trainer.logs_as_needed and math.isfinite(steps):  # type: ignore[attr-defined]
+            self.trainer.log_every_n_steps = max(1, min(_LONGEST, int(steps) // _POINTS))  # type: ignore[attr-defined]
+
     def on_run_end(self) -> None:
         """Keep what was trained before anything is made of it: merges, the report and files can fail."""
         for callback in self.trainer.checkpoint_callbacks:
@@ -69,6 +80,7 @@ class DowserTrainer(Trainer):
         overwrite: whether a run may replace another one in its folder: False = it is refused, as on the command line
             unless `--overwrite true`; True = what that left goes when training begins; None = as it comes, for
             notebooks that fit again and again.
+        logs_as_needed: whether `log_every_n_steps` was left to the run: 50, fewer where that gives less than 20 points.
     """
 
     planned_for: Placement | None = None
@@ -77,6 +89,7 @@ class DowserTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # the Trainer's own, which the command line looks up
         super().__init__(*args, **kwargs)
+        self.logs_as_needed = kwargs.get("log_every_n_steps") is None
         steps = self.fit_loop.epoch_loop
         self.fit_loop = _FinishingFitLoop(self, self.fit_loop.min_epochs, self.fit_loop.max_epochs)
         self.fit_loop.epoch_loop = steps

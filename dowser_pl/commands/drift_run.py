@@ -3,8 +3,7 @@
 import copy
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dowser_pl.commands.model_folder import model_folder
+from dowser_pl.commands.tuned import found as what_is
+from dowser_pl.commands.tuned import loaded
+from dowser_pl.commands.tuned import tuned as tuned_model
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, Rows, Writers, probing_mode
@@ -22,11 +23,9 @@ from dowser_pl.importance.drift import measure_drift
 from dowser_pl.importance.layer_drift import layer_drift, layer_outputs
 from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
 from dowser_pl.models.layers import TARGETS, find_blocks, find_layers, text_model
-from dowser_pl.models.lora import adapter_beside, weight_beside
+from dowser_pl.models.lora import weight_beside
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.module import MultimodalModule
-from dowser_pl.patches.loaded import apply_to_model
-from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import DriftScore, ReportedDrift
 from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, drift_rows, drift_text
 from dowser_pl.reporting.moved import MatrixMove, Moved, moved_text
@@ -49,9 +48,9 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
             raise DowserError(f"got --{name.replace('_', '-')} {least}, expected at least 1")
     if options.moved:
         check_format(options.moved)
-    tuned = [_found(name) for name in options.tuned]  # before anything is loaded
+    tuned = [what_is(name) for name in options.tuned]  # before anything is loaded
     pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
-    base = _loaded(options.base, options.dtype)
+    base = loaded(options.base, options.dtype)
     if text_model(base.network).config.is_encoder_decoder:
         raise DowserError(
             f"got {type(base.network).__name__}, an encoder-decoder, expected a model that continues its own text: it "
@@ -65,7 +64,7 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
     places = _Places.of(base, rows, options.batch_size) if options.moved else None
     found, moved = dict[str, ReportedDrift](), dict[str, Moved]()
     for name, what in zip(options.tuned, tuned, strict=True):
-        with _tuned(base, what, options) as network:
+        with tuned_model(base, what, options.dtype) as network:
             found[name] = _measured(network, said, options)
             if places is not None:
                 moved[name] = places.compare(network, options.batch_size)
@@ -124,59 +123,9 @@ def _table(drift: ReportedDrift) -> str:
     return text_grid(DRIFT_HEADER, drift_rows(drift), DRIFT_ALIGNS)
 
 
-def _found(name: str) -> Path:
-    """What is to be compared with the base: a patch, or the folder of a model or of an adapter."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if (path / "report.json").is_file():  # a run
-        for part in ("model", "patch.safetensors", "adapter"):
-            if (path / part).exists():
-                return path / part
-        raise DowserError(f"{path} is a run without model, patch.safetensors and adapter: there is nothing to compare")
-    return path if path.is_dir() else model_folder(name)
-
-
-@contextmanager
-def _tuned(base: MultimodalModule, what: Path, options: Namespace) -> Iterator[Any]:
-    """One tuned model; the base is as it was afterwards."""
-    if what.is_file():
-        with Patch.open(what) as patch:
-            undo = apply_to_model(base.network, patch)
-            try:
-                yield base.network
-            finally:
-                undo.remove()
-        return
-    if (what / "adapter_config.json").is_file():
-        with adapter_beside(base.network, what):
-            yield base.network
-        return
-    other = _loaded(str(what), options.dtype).network
-    if type(other) is not type(base.network) or len(_head(other)) != len(_head(base.network)):
-        raise DowserError(
-            f"{what} is {type(other).__name__} with {len(_head(other))} tokens, expected a tuned model of the base, "
-            f"{type(base.network).__name__} with {len(_head(base.network))}"
-        )
-    yield other
-
-
 def _measured(network: Any, said: BaseOutputs, options: Namespace) -> ReportedDrift:
     found = measure_drift(network, said, options.batch_size)
     return ReportedDrift({kind: DriftScore(**vars(each)) for kind, each in found.items()})
-
-
-def _head(network: Any) -> torch.Tensor:
-    weight: torch.Tensor = text_model(network).get_output_embeddings().weight
-    return weight
-
-
-def _loaded(path: str, dtype: Any) -> MultimodalModule:
-    module = MultimodalModule(path, dtype=dtype)
-    module.configure_model()
-    module.to("cuda" if torch.cuda.is_available() else "cpu")
-    module.eval()
-    return module
 
 
 def _written(base: MultimodalModule, options: Namespace, pictures: list[Image.Image]) -> list[Prompt]:

@@ -57,8 +57,18 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the options of `patch export`."""
-    parser.add_argument("run", metavar="RUN_OR_CKPT", help="folder of a run, or one of its checkpoints")
+    parser.add_argument(
+        "run",
+        metavar="RUN_OR_CKPT",
+        help="folder of a run, one of its checkpoints, or a patch to write anew",
+    )
     parser.add_argument("--out", metavar="PATH", required=True, help="the patch file, such as patch.safetensors")
+    parser.add_argument(
+        "--format",
+        choices=("patch", "sparse-update"),
+        default="patch",
+        help="sparse-update: of each tensor flat positions (int32) and values, as engines take updates in place",
+    )
 
 
 # sub-verb -> (what it does, what --help adds, options); `run_<sub-verb>` in patch_verbs.py does it

@@ -16,6 +16,7 @@ from dowser_pl.patches.apply import apply_patches, remove_patch
 from dowser_pl.patches.diff import difference
 from dowser_pl.patches.from_checkpoint import CheckpointPatch, read_checkpoint_patch
 from dowser_pl.patches.patch import Patch, save_patch
+from dowser_pl.patches.sparse_update import save_sparse_update
 from dowser_pl.patches.tuned_folder import ends_added
 from dowser_pl.reporting import read_report
 from dowser_pl.reporting.provenance import installed_version, provenance
@@ -165,12 +166,20 @@ def run_diff(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - 
 
 
 def run_export(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - one signature for all
-    """Make a patch out of a checkpoint."""
-    found = read_checkpoint_patch(Path(options.run))
-    head = found.head | run_head(found)
-    lines = [_write(Path(options.out), found.changes, head, "export")]
-    lines += ["", f"From {found.file}, after {found.steps:,} steps."]
-    return "\n".join([*lines, *_written(Path(options.out))])
+    """Make a patch, or a sparse update, out of a checkpoint or of a patch."""
+    source, out = Path(options.run), Path(options.out)
+    if source.is_file() and source.suffix == ".safetensors":
+        with Patch.open(source) as patch:
+            changes, head = {name: patch.change(name) for name in patch.names}, patch.head
+        head, origin = {field: head[field] for field in ("base", "method", "config", "scores")}, f"From {source}."
+    else:
+        found = read_checkpoint_patch(source)
+        changes, head = found.changes, found.head | run_head(found)
+        origin = f"From {found.file}, after {found.steps:,} steps."
+    if options.format == "sparse-update":
+        entries = save_sparse_update(out, changes, head["base"])
+        return f"{origin}\n\nSparse update of {entries:,} entries written to {out} ({size(out.stat().st_size)})."
+    return "\n".join([_write(out, changes, head, "export"), "", origin, *_written(out)])
 
 
 def _write(out: Path, changes: Mapping[str, Change], head: dict[str, Any], sub_verb: str) -> str:

@@ -13,6 +13,7 @@ from dowser_pl.masking.contract import (
 from dowser_pl.masking.dense import DenseEntries
 from dowser_pl.masking.gradients import (
     LocalParameters,
+    by_rate,
     check_gradients,
     check_images,
     check_loss,
@@ -44,6 +45,7 @@ __all__ = [
     "ShardedSoftEntries",
     "SoftEntries",
     "TunedModule",
+    "by_rate",
     "check_gradients",
     "check_images",
     "check_loss",

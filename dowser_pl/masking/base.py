@@ -157,6 +157,16 @@ class Protection(ABC):
         if held is not None:
             self._put(name, held)
 
+    def copies(self) -> dict[str, Tensor]:
+        """Name -> (k,) what is trained, as precise as it is kept, copied to host memory; see `go_back`."""
+        return {name: self.values(name).detach().to("cpu", copy=True) for name in self.weights}
+
+    @torch.no_grad()
+    def go_back(self, copies: Mapping[str, Tensor]) -> None:
+        """Write what `copies` gave earlier in training; optimizer states stay what they are."""
+        for name, values in copies.items():
+            self._put(name, values)
+
     @property
     def packed_bytes(self) -> int:
         """Host memory of the masks."""

@@ -123,6 +123,17 @@ class CompactEntries(Protection):
         """The trained values of a matrix' entries, (k,) float32."""
         return self._values[name]
 
+    def copies(self) -> dict[str, Tensor]:
+        """Name -> what the optimizer moves, where that is not what the matrix holds; see `Protection.copies`."""
+        return {name: values.detach().to("cpu", copy=True) for name, values in self._values.items()}
+
+    @torch.no_grad()
+    def go_back(self, copies: Mapping[str, Tensor]) -> None:
+        """Take values over that `copies` gave earlier in training, and write them into the matrices."""
+        for name, values in copies.items():
+            self._values[name].copy_(values)
+        self._write_back()
+
     def close(self) -> None:
         """Remove the hooks; the optimizer must not be stepped any more."""
         for hook in self._hooks:

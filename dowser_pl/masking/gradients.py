@@ -9,7 +9,7 @@ is written (`LocalParameters`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from dowser_pl.errors import DowserError
 
 __all__ = [
     "LocalParameters",
+    "by_rate",
     "check_gradients",
     "check_images",
     "check_loss",
@@ -81,12 +82,27 @@ def check_gradients(weights: Iterable[Tensor], step: int, in_parts: bool = False
         )
 
 
-def make_optimizer(make: Callable[[list[nn.Parameter]], Optimizer], parameters: list[nn.Parameter]) -> Optimizer:
+def by_rate(parameters: list[nn.Parameter], rates: Mapping[int, float]) -> list[Any]:
+    """What an optimizer takes: the parameters, or groups of them where some have a learning rate of their own.
+
+    Args:
+        parameters: what is to be trained.
+        rates: id of a parameter -> its learning rate; all others have the optimizer's, and are the first group.
+    """
+    if not rates:
+        return list(parameters)
+    groups: list[Any] = [{"params": [each for each in parameters if id(each) not in rates]}]
+    for rate in dict.fromkeys(rates.values()):
+        groups.append({"params": [each for each in parameters if rates.get(id(each)) == rate], "lr": rate})
+    return groups
+
+
+def make_optimizer(make: Callable[[list[Any]], Optimizer], parameters: list[Any]) -> Optimizer:
     """The optimizer of a run, whose settings are numbers that can train.
 
     Args:
         make: builds it over parameters.
-        parameters: what is to be trained.
+        parameters: what is to be trained, or groups of it.
 
     Raises:
         DowserError: if its class refuses its settings, or one of them is no finite number, or nothing would be learnt.

@@ -27,6 +27,7 @@ from dowser_pl.masking import (
     Protection,
     ReportedModule,
     TunedModule,
+    by_rate,
     check_gradients,
     check_images,
     check_loss,
@@ -206,6 +207,8 @@ class MultimodalModule(ProtectedModule):
         lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method `Lora`;
             null = none.
         also_train: further parts to train in full, *without* a mask; nothing protects them.
+        part_rates: learning rates of parts in `also_train` that are not to have the optimizer's, such as
+            `{projector: 1e-3}`; the schedule scales all rates alike.
         optimizer: any torch-like optimizer, over the tuned parameters.
         scheduler: learning-rate schedule, stepped after every optimizer step: one of these names, or any
             `torch.optim.lr_scheduler` with its arguments (`ReduceLROnPlateau` looks at `train/loss`).
@@ -225,6 +228,7 @@ class MultimodalModule(ProtectedModule):
         targets: list[str] = ["attn", "mlp"],  # noqa: B006 - a default that YAML can show
         lora: LoraSettings | None = None,
         also_train: list[Part] = [],  # noqa: B006
+        part_rates: dict[str, float] = {},  # noqa: B006
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.0),
         scheduler: Schedule | Callable[[Optimizer], LRScheduler] = "cosine",
         warmup_ratio: float = _WARMUP,
@@ -237,6 +241,8 @@ class MultimodalModule(ProtectedModule):
                 f"model.warmup_ratio belongs to {', '.join(get_args(Schedule))}; got {warmup_ratio} beside another "
                 "schedule. Fix: set it to 0, and warm up in the schedule itself"
             )
+        if odd := sorted(set(part_rates) - set(also_train)):
+            raise DowserError(f"model.part_rates has {odd[0]}, expected parts in model.also_train; got {also_train}")
         self.path = path
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
@@ -247,7 +253,7 @@ class MultimodalModule(ProtectedModule):
         self.last_n_layers = last_n_layers
         self.targets = list(targets)
         self.lora = lora
-        self.also_train = list(also_train)
+        self.also_train, self.part_rates = list(also_train), dict(part_rates)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.warmup_ratio = warmup_ratio
@@ -360,7 +366,9 @@ class MultimodalModule(ProtectedModule):
         )  # which the trainer's precision decides only after loading
         if not tuned:  # quantized; only `probe` comes here then
             return None
-        optimizer = make_optimizer(self.optimizer, tuned)
+        parts = {part: map(self._local.of, named_part(self.network, part).values()) for part in self.part_rates}
+        rates = {id(each): self.part_rates[part] for part, found in parts.items() for each in found}
+        optimizer = make_optimizer(self.optimizer, by_rate(tuned, rates))
         if self.trainer.limit_train_batches == 0:  # `probe` trains nothing, so there is nothing to schedule
             return optimizer
         schedule = self._schedule(optimizer)

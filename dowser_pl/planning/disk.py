@@ -49,6 +49,8 @@ def disk_bytes(
     one += sum(entries * size for entries, size in beside)
     one += sum(kind.state_bytes(*each) for each in [(trained, 4), *beside]) if kind.known else 0
     one += model + trained * width if checkpoint == "full" else 0
+    if any(getattr(each, "keeps_best", False) for each in callbacks):  # what was trained at the best validation
+        one += trained * 4 + sum(entries * size for entries, size in beside)
     sizes, adapters = {}, adapters_of(network)
     if "Export" in enabled and (adapters is None or adapters.mergeable):
         sizes["the exported model"] = model

@@ -5,11 +5,13 @@ from dowser_pl.reporting.curve import CurvePoint, knee
 from dowser_pl.reporting.drift import DriftScore, ReportedDrift
 from dowser_pl.reporting.folder import read_report, write_report
 from dowser_pl.reporting.html import write_html
+from dowser_pl.reporting.kept import KeptModel, Validated
 from dowser_pl.reporting.plots.curve import plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.plots.runs import plot_comparison
 from dowser_pl.reporting.protocols import check_protocols
 from dowser_pl.reporting.report import Report
+from dowser_pl.reporting.scalars import scalars
 from dowser_pl.reporting.scores import (
     LOWER_IS_BETTER,
     BeforeAfter,
@@ -31,11 +33,13 @@ __all__ = [
     "Counts",
     "CurvePoint",
     "DriftScore",
+    "KeptModel",
     "Questions",
     "Report",
     "ReportedDrift",
     "Seconds",
     "TaskScore",
+    "Validated",
     "check_protocols",
     "comparable",
     "h_score",
@@ -48,6 +52,7 @@ __all__ = [
     "plot_report",
     "read_report",
     "role_means",
+    "scalars",
     "text_comparison",
     "text_table",
     "write_html",

@@ -10,6 +10,7 @@ from dowser_pl.reporting.html import write_html
 from dowser_pl.reporting.plots.curve import has_picture, plot_curve
 from dowser_pl.reporting.plots.run import plot_report
 from dowser_pl.reporting.report import Report
+from dowser_pl.reporting.samples import markdown_samples
 from dowser_pl.reporting.table import markdown_page
 
 JSON_NAME, PAGE_NAME, PICTURE_NAME, CURVE_NAME = "report.json", "report.md", "report.png", "curve.png"
@@ -36,7 +37,8 @@ def write_report(report: Report, folder: str | Path, answers: Sequence[Row] = ()
     else:
         (folder / ANSWERS_NAME).unlink(missing_ok=True)
     curve = CURVE_NAME if has_picture(report) else None
-    write_atomically(folder / PAGE_NAME, markdown_page(report, PICTURE_NAME, curve))
+    page = markdown_page(report, PICTURE_NAME, curve, markdown_samples(report, answers))
+    write_atomically(folder / PAGE_NAME, page)
     plot_report(report, folder / PICTURE_NAME)
     if curve:
         plot_curve(report, folder / CURVE_NAME)

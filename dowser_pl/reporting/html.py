@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.reporting.answers import Row, of_tasks, read_answers, samples
 from dowser_pl.reporting.intervals import Interval
+from dowser_pl.reporting.kept import kept_parts
 from dowser_pl.reporting.plots.curve import draw_curve_page, has_picture
 from dowser_pl.reporting.plots.run import draw_report, headline
 from dowser_pl.reporting.plots.style import DARK, GAIN, INK, LOSS, MUTED, PAPER, VARIABLES, inline_svg, page_colours
@@ -106,6 +107,7 @@ def html_page(report: Report, answers: Sequence[Row] = (), config: str | None = 
         "<h2>Scores</h2>",
         score_table(report),
         f'<p class="muted small">{escape(NOTES)}</p>',
+        *(f"<p>{escape(part)}</p>" for part in kept_parts(report.kept)),
         *curve_section(report),
         *drift_section(report),
         "<h2>Answers before and after</h2>",

@@ -10,6 +10,7 @@ from dowser_pl.reporting.curve import CurveMeans, CurvePoint, check_curve, curve
 from dowser_pl.reporting.drift import ReportedDrift
 from dowser_pl.reporting.fields import Fields
 from dowser_pl.reporting.intervals import Interval, change_interval, mean_interval, score_interval
+from dowser_pl.reporting.kept import KeptModel
 from dowser_pl.reporting.scores import (
     BeforeAfter,
     BudgetChoice,
@@ -49,6 +50,7 @@ class Report:
         budget: what a budget chose; the scores "after" are then those at the chosen ratio.
         questions: task name to how many questions were asked, gained and forgotten; empty where that is not known.
         drift: from the base, on rows that it wrote itself; None where that was not measured.
+        kept: which validated model this is, where one was chosen; None = the last.
     """
 
     method: str
@@ -71,6 +73,7 @@ class Report:
     budget: BudgetChoice | None = None
     questions: dict[str, Questions] = field(default_factory=dict)
     drift: ReportedDrift | None = None
+    kept: KeptModel | None = None
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.items():
@@ -166,6 +169,7 @@ class Report:
             "budget": None if self.budget is None else self.budget.to_dict(),
             "questions": {name: self._questions_entry(name) for name in self.questions},
             "drift": None if self.drift is None else self.drift.to_dict(),
+            "kept": None if self.kept is None else self.kept.to_dict(),
         }
 
     def _questions_entry(self, name: str) -> dict[str, Any]:
@@ -219,4 +223,5 @@ class Report:
             budget=fields.optional("budget", lambda key: BudgetChoice.read(fields.section(key))),
             questions={name: Questions.read(questions.section(name)) for name in questions.value},
             drift=fields.optional("drift", lambda key: ReportedDrift.read(fields.section(key))),
+            kept=fields.optional("kept", lambda key: KeptModel.read(fields.section(key))),
         )

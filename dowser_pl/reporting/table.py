@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows, kl_text
+from dowser_pl.reporting.kept import kept_parts
 from dowser_pl.reporting.protocols import protocol_facts
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import ROLES, BeforeAfter, BudgetChoice, TaskScore
@@ -328,7 +329,7 @@ def text_table(report: Report) -> str:
         for name, value in facts(report)
     )
     narrow = partial(text_grid, limit=limit)
-    parts = map(wrapped, [*curve_parts(report, narrow), *drift_parts(report, narrow)])
+    parts = map(wrapped, [*kept_parts(report.kept), *curve_parts(report, narrow), *drift_parts(report, narrow)])
     return "\n\n".join([heading, grid, *parts, "\n".join(lines)])
 
 
@@ -342,17 +343,20 @@ def markdown_table(report: Report) -> str:
     means = [tuple(f"**{cell}**" if cell else "" for cell in row) for row in mean_rows(report)]
     grid = markdown_grid(HEADER, [*task_rows(report), *means], ALIGNS)
     lines = (f"- {name}: {value}" for name, value in facts(report))
-    parts = [*curve_parts(report, markdown_grid), *drift_parts(report, markdown_grid)]
+    parts = [*kept_parts(report.kept), *curve_parts(report, markdown_grid), *drift_parts(report, markdown_grid)]
     return "\n\n".join([grid, *parts, "\n".join(lines)])
 
 
-def markdown_page(report: Report, picture: str | None = None, curve_picture: str | None = None) -> str:
-    """The contents of report.md: heading, settings, pictures, tables, versions.
+def markdown_page(
+    report: Report, picture: str | None = None, curve_picture: str | None = None, samples: str = ""
+) -> str:
+    """The contents of report.md: heading, settings, pictures, tables, answers, versions.
 
     Args:
         report: the run.
         picture: file name of the plot beside it, if there is one.
         curve_picture: file name of the plot of the curve, if there is one.
+        samples: a section with answers of the run.
     """
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     parts = [f"# {report.run or report.method}", ", ".join([f"**{report.method}**", *settings(report)])]
@@ -361,6 +365,8 @@ def markdown_page(report: Report, picture: str | None = None, curve_picture: str
     if curve_picture:
         parts.append(f"![what is learnt and kept at every update ratio]({curve_picture})")
     parts.append(markdown_table(report))
+    if samples:
+        parts.append(samples)
     if versions:
         parts.append(f"Versions: {versions}")
     return "\n\n".join(parts) + "\n"

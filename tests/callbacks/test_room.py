@@ -38,9 +38,17 @@ def test_too_little_room_is_refused_before_anything_is_measured(model, tmp_path,
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("checkpoint", ["compact", "full"])
-@pytest.mark.parametrize("export", [True, False])
-def test_the_estimate_is_near_what_is_written(tmp_path, monkeypatch, checkpoint, export):
+@pytest.mark.parametrize(
+    "checkpoint, export, keep",
+    [
+        ("compact", True, "last"),
+        ("full", True, "last"),
+        ("compact", False, "last"),
+        ("full", False, "last"),
+        ("compact", False, "best"),
+    ],
+)
+def test_the_estimate_is_near_what_is_written(tmp_path, monkeypatch, checkpoint, export, keep):
     model = tmp_path / "base"
     tiny_llava(hidden_size=256, intermediate_size=512, head_dim=64).save_pretrained(model)
     make_processor_folder(model)
@@ -48,7 +56,9 @@ def test_the_estimate_is_near_what_is_written(tmp_path, monkeypatch, checkpoint,
     disk_with(monkeypatch, 10**9)
     sizes = room.disk_bytes
     monkeypatch.setattr(room, "disk_bytes", lambda *args: told.append(sizes(*args)) or told[-1])
-    trainer = build_trainer(tmp_path, Magnitude(0.1), checkpoint=checkpoint, export=export, max_epochs=1)
+    epochs = 2 if keep == "best" else 1  # the first is the best one until the second is validated
+    options = {"checkpoint": checkpoint, "export": export, "keep": keep, "max_epochs": epochs}
+    trainer = build_trainer(tmp_path, Magnitude(0.1), **options)
     trainer.fit(build_module(model), datamodule=TinyData())
     written = {"checkpoints": 2 * size_of(tmp_path / "checkpoints")}
     written["the patch"] = (tmp_path / "patch.safetensors").stat().st_size

@@ -1,5 +1,6 @@
 """The command line as a person types it, on a tiny random LLaVA."""
 
+import csv
 import json
 import os
 import re
@@ -123,6 +124,12 @@ def test_a_users_folder_trains_and_everything_is_written(user_folder, model_fold
     assert list(run.glob("logs/version_0/metrics.csv")) and list(run.glob("logs/version_0/events*"))
     assert list((user_folder / "runs" / "cache").glob("*.safetensors"))
     report = read_report(run)
+    logged = yaml.safe_load((run / "logs" / "version_0" / "hparams.yaml").read_text())
+    assert logged["model"]["path"] == str(model_folder) and logged["dowser"]["drift"] is False
+    lines = [dict(each) for each in csv.DictReader((run / "logs" / "version_0" / "metrics.csv").open())]
+    assert float(lines[-1]["report/frozen_changed"]) == 0
+    assert float(lines[-1]["report/trainable_changed"]) == report.trainable.changed
+    assert [line["step"] for line in lines if line["train/loss"]] == [str(step) for step in range(report.steps)]
     assert report.frozen.changed == 0 and report.trainable.changed > 0
 
     raw = json.loads((run / "report.json").read_text())

@@ -105,7 +105,7 @@ def test_a_matrix_of_zeros_that_moved_moved_by_its_whole_size(tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_refused_first(base, capsys, monkeypatch):
-    monkeypatch.setattr("dowser_pl.commands.drift_run._loaded", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("dowser_pl.commands.drift_run.loaded", lambda *_: pytest.fail("loaded a model"))
     assert main(["drift", str(base), str(base), "--moved", "moved.jpg"]) == 1
     assert "expected a name that ends in .png" in capsys.readouterr().err
 
@@ -140,6 +140,6 @@ def test_numbers_that_mean_nothing_are_refused(base, capsys, option):
 
 
 def test_a_path_that_leads_nowhere_is_told_before_the_base_is_loaded(base, capsys, monkeypatch):
-    monkeypatch.setattr("dowser_pl.commands.drift_run._loaded", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("dowser_pl.commands.drift_run.loaded", lambda *_: pytest.fail("loaded a model"))
     assert main(["drift", str(base), "runs/none"]) == 1
     assert "runs/none" in capsys.readouterr().err

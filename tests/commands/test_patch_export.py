@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 
 from dowser_pl import __version__
 from dowser_pl.methods import Magnitude
@@ -168,3 +169,26 @@ def test_a_wrong_path_is_told_with_the_nearest(finished, tmp_path, capsys):
     assert f"there is no checkpoint {finished.parent / 'finishd'}, did you mean {finished}?" in failed
     failed = error(capsys, "export", tmp_path, "--out", tmp_path / "p")
     assert f"there is no checkpoint {tmp_path / 'checkpoints' / 'last.ckpt'}; give the folder of a run" in failed
+
+
+@pytest.mark.parametrize("source", ["run", "patch.safetensors"])
+def test_a_sparse_update_makes_the_tuned_model_of_its_base(model_folder, finished, tmp_path, capsys, source):
+    given = finished if source == "run" else finished / source
+    out = run(capsys, "export", given, "--format", "sparse-update", "--out", tmp_path / "u.safetensors")
+    run(capsys, "apply", model_folder, finished / "patch.safetensors", "--out", tmp_path / "tuned")
+    base, tuned = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "tuned"))
+    update = load_file(tmp_path / "u.safetensors")
+    names = [key.removesuffix(".indices") for key in update if key.endswith(".indices")]
+    assert names and len(update) == 2 * len(names)
+    assert f"Sparse update of {sum(len(update[f'{name}.values']) for name in names):,} entries" in out
+    for name in names:
+        indices, values = update[f"{name}.indices"], update[f"{name}.values"]
+        assert indices.dtype == torch.int32 and values.dtype == base[name].dtype and indices.shape == values.shape
+        assert bool((indices.diff() > 0).all())
+        base[name].view(-1).index_copy_(0, indices.long(), values)
+    assert all(torch.equal(base[name], tensor) for name, tensor in tuned.items())
+
+
+def test_a_patch_written_again_is_the_same_patch(finished, tmp_path, capsys):
+    run(capsys, "export", finished / "patch.safetensors", "--out", tmp_path / "again.safetensors")
+    assert_same_patch(tmp_path / "again.safetensors", finished / "patch.safetensors")

@@ -26,6 +26,7 @@ def model_folder(tmp_path_factory):
     [
         ({"method": Dare(0.3), "checkpoint": "full"}, "got dowser.checkpoint full, and dowser.method Dare changes"),
         ({"callbacks": (Curve([0.05]),), "checkpoint": "full"}, "full, and curve and budget change the model"),
+        ({"keep": "best"}, "checkpoint.keep best holds what was trained on one process, got .*Fix: keep last"),
         ({"update": "dense"}, "got update 'dense' .* --dowser.update compact"),
         ({"module": {"quantization": "8bit"}}, "model.quantization 8bit, expected none"),
         (

@@ -32,6 +32,7 @@ LAYOUT = [
     "budget",
     "questions",
     "drift",
+    "kept",
 ]
 
 

@@ -35,9 +35,10 @@ from dowser_pl.callbacks.dowser.checks import (
 from dowser_pl.callbacks.dowser.drift import DriftMeter, can_tell_drift, meter_again
 from dowser_pl.callbacks.dowser.expected import expected_rows
 from dowser_pl.callbacks.dowser.finish import finish
+from dowser_pl.callbacks.dowser.first_steps import FirstSteps
 from dowser_pl.callbacks.dowser.importance import Precision
 from dowser_pl.callbacks.dowser.masks import MaskBuilder
-from dowser_pl.callbacks.dowser.merging import merge_adapters, unmerge
+from dowser_pl.callbacks.dowser.merging import let_choose, merge_adapters, unmerge
 from dowser_pl.callbacks.dowser.protection import (
     Content,
     Form,
@@ -135,6 +136,7 @@ class Dowser(Callback):
         self.base = BaseModel("")
         """What the run began from."""
         self._entries: Protection | None = None
+        self._first_steps: FirstSteps | None = None
         self._replayer: Replayer | None = None
         self._meter: DriftMeter | None = None
         self._saves_sharded = False  # whether every process saves its share of them
@@ -234,6 +236,7 @@ class Dowser(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write back, or restore, after every step of every optimizer."""
+        self._first_steps = FirstSteps(trainer)
         if self.update == "compact":
             stop_reducing(trainer)
         for optimizer in trainer.optimizers:
@@ -283,6 +286,7 @@ class Dowser(Callback):
         module = tuned_module(pl_module, self)
         self._check_files(module)
         self.entries.close()
+        let_choose(trainer, pl_module, self.entries)
         self.diagnostics = self.diagnostics | self.reader.told()
         drift = partial(self._drift_now, trainer, module)
         finished = finish(trainer, module, self.method, self.calibration_batches, self.entries, drift)
@@ -380,6 +384,8 @@ class Dowser(Callback):
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step(optimizer)
+        if self._first_steps is not None:
+            self._first_steps.look(optimizer.param_groups[0]["lr"], self.entries, self.method)
 
     def _check_files(self, module: TunedModule) -> None:
         """See `check_files`; weights that are sharded over processes were copied from their files."""

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from dowser_pl.distributed import collectives
@@ -19,7 +19,7 @@ from dowser_pl.methods import AfterFit, Layer, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.lora import adapters_of
 
-__all__ = ["BeforeMerge", "Merging", "announce_merge", "merge_adapters", "snapshot", "unmerge"]
+__all__ = ["BeforeMerge", "Chooser", "Merging", "announce_merge", "let_choose", "merge_adapters", "snapshot", "unmerge"]
 
 
 class BeforeMerge(ABC):
@@ -28,6 +28,21 @@ class BeforeMerge(ABC):
     @abstractmethod
     def before_merge(self, trainer: Trainer, pl_module: TunedModule) -> None:
         """Training has ended; the weights are those of the last step."""
+
+
+class Chooser(ABC):
+    """A callback that may have the model go back to what it was earlier in training."""
+
+    @abstractmethod
+    def choose(self, trainer: Trainer, pl_module: LightningModule, entries: Protection) -> None:
+        """Training has ended; `entries` are closed, and nothing was merged yet."""
+
+
+def let_choose(trainer: Trainer, pl_module: LightningModule, entries: Protection) -> None:
+    """Let callbacks choose which model of the run it is that all files are of."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Chooser):
+            callback.choose(trainer, pl_module, entries)
 
 
 def announce_merge(trainer: Trainer, pl_module: TunedModule) -> None:
