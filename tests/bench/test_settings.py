@@ -95,7 +95,7 @@ def test_a_configuration_that_is_not_there_is_an_error_at_once(tmp_path):
 def test_every_shipped_bench_is_read(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     bench = Bench(read_settings(path, METHODS))
-    assert "ModelDowser" in bench.settings.methods and len(bench.listing()) > 6
+    assert "ModelDowser" in bench.settings.methods and len(bench.listing()) > 8
 
 
 @pytest.mark.parametrize("name", ["quick", "world", "world-full"])
