@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -154,8 +156,8 @@ class Official:
         """References of the metric `mmbench`: group, letter, and all options with their letters."""
         if "answer" not in row:
             return []
-        letter = "ABCDEFGHIJ"[row["answer"]]
-        options = [f"{name}. {text}" for name, text in zip("ABCDEFGHIJ", row["options"], strict=False)]
+        letter = ascii_uppercase[row["answer"]]
+        options = [f"{name}. {text}" for name, text in zip(ascii_uppercase, row["options"], strict=False)]
         return [str(row.get("group", row["id"])), letter, *options]
 
     def _conversations(self, row: Row) -> Iterator[Row]:
@@ -176,13 +178,29 @@ class Official:
 def _in_layout(files: Files, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows of a layout; a file that has not the keys of its benchmark is refused with its name."""
     try:
-        yield from rows
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        for row in rows:
+            _check_options(files, row)
+            yield row
+    except DowserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, csv.Error) as error:
         paths = ", ".join(str(path) for key, path in files.paths.items() if key != "images")
         raise DowserError(
             f"benchmark {files.name}: {paths} is not in the layout of the official files: {type(error).__name__}: "
             f"{error}. Expected the files of split {files.split} as they are downloaded."
         ) from error
+
+
+def _check_options(files: Files, row: Row) -> None:
+    """The right one must be among the options, and each option needs a letter."""
+    if "options" not in row:
+        return
+    count, right = len(row["options"]), row.get("answer", 0)
+    if type(right) is not int or not 0 <= right < count <= len(ascii_uppercase):
+        raise DowserError(
+            f"benchmark {files.name}, split {files.split}: question {row['id']} has {count} options and the right one "
+            f"at place {right!r}, expected {len(ascii_uppercase)} at most and a place from 0 to {count - 1}."
+        )
 
 
 def folder_of(root: str | None, base: str | None, name: str) -> str:
