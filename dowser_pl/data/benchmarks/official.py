@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from dowser_pl.data.benchmarks.files import Files, find_files
+from dowser_pl.data.benchmarks.files import IMAGES, Files, find_files
 from dowser_pl.data.benchmarks.protocols import Protocol
 from dowser_pl.data.benchmarks.sets import benchmark_named
 from dowser_pl.data.reading.sources import Row, Rows
@@ -141,7 +141,11 @@ class Official:
         places = benchmark.places(split, ("ocr",) if self.protocol.reads_ocr else ())
         files = find_files(self.name, split, self.root, places, self.paths, benchmark.source, benchmark.settings)
         rows = (made for row in _in_layout(files, benchmark.layout(files)) for made in become(row))
-        return OfficialRows(files, rows, benchmark.hint, limit)
+        found = OfficialRows(files, rows, benchmark.hint, limit)
+        if not len(found):
+            read = ", ".join(str(path) for key, path in files.paths.items() if key != IMAGES)
+            raise DowserError(f"benchmark {self.name}: got no row of split {split} in {read}, expected at least one.")
+        return found
 
     def _question(self, row: Row) -> Iterator[Row]:
         asked = {key: row[key] for key in ("id", "image") if row.get(key) is not None}
@@ -184,7 +188,7 @@ def _in_layout(files: Files, rows: Iterator[Row]) -> Iterator[Row]:
     except DowserError:
         raise
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, csv.Error) as error:
-        paths = ", ".join(str(path) for key, path in files.paths.items() if key != "images")
+        paths = ", ".join(str(path) for key, path in files.paths.items() if key != IMAGES)
         raise DowserError(
             f"benchmark {files.name}: {paths} is not in the layout of the official files: {type(error).__name__}: "
             f"{error}. Expected the files of split {files.split} as they are downloaded."

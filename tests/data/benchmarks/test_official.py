@@ -456,6 +456,18 @@ def test_what_cannot_be_trained_on(tmp_path):
         ConversationData("a.json", train_benchmark=TaskFile(benchmark="gqa"))
 
 
+def test_a_set_without_rows_and_words_that_would_be_left_out_are_refused(tmp_path):
+    official_files.put(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": []})
+    data = ConversationData(root=str(tmp_path), train_benchmark=TaskFile(benchmark="coco_karpathy"), holdout=0)
+    told = "benchmark coco_karpathy: got no row of split {} in .*/dataset_coco.json, expected at least one"
+    with pytest.raises(DowserError, match=told.format("train")):
+        data.train_conversations()
+    with pytest.raises(DowserError, match=told.format("test")):
+        asked(tmp_path, "coco_karpathy")
+    with pytest.raises(DowserError, match="in the words of its protocol, got prompt_suffix 'Now.' too"):
+        ConversationData(train_benchmark=TaskFile(benchmark="iconqa", prompt_suffix="Now."), holdout=0)
+
+
 def test_a_task_tells_its_protocol(tmp_path):
     official_files.textvqa(tmp_path)
     task = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), prompt_suffix="Now."))
