@@ -171,6 +171,11 @@ class ConversationData(MultimodalData):
                 f"train_benchmark is a published set to train on, without train_file: got benchmark "
                 f"{train_benchmark.benchmark} and train_file {train_file}."
             )
+        if train_benchmark is not None and train_benchmark.prompt_suffix:
+            raise DowserError(
+                f"train_benchmark {train_benchmark.benchmark} is trained on in the words of its protocol, got "
+                f"prompt_suffix {train_benchmark.prompt_suffix!r} too. Leave it out, or write a train_file of your own."
+            )
         self.train_file = train_file
         self.image_folder = image_folder
         self.task_files = tasks or []

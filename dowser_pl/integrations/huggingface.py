@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from accelerate.state import AcceleratorState
@@ -36,7 +36,14 @@ from dowser_pl.integrations.trainer_checkpoint import (
     save_entries,
     write_patch,
 )
-from dowser_pl.integrations.trainer_checks import check_given, check_model, check_optimizer, check_step, check_trainer
+from dowser_pl.integrations.trainer_checks import (
+    check_given,
+    check_model,
+    check_optimizer,
+    check_step,
+    check_trainer,
+    check_untuned,
+)
 from dowser_pl.integrations.trainer_forms import CompactForm, DenseForm, TrainerForm
 from dowser_pl.masking import BaseModel, Protection
 from dowser_pl.masking.base import Changes
@@ -50,6 +57,7 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FORMS: dict[str, type[TrainerForm]] = {"compact": CompactForm, "dense": DenseForm}
 _HOLDERS: "WeakKeyDictionary[nn.Module, ReferenceType[DowserCallback]]" = WeakKeyDictionary()
 """Who takes care of a model; the last that was given to a Trainer of it."""
+_TUNED: "WeakSet[nn.Module]" = WeakSet()
 
 
 class DowserCallback(TrainerCallback):
@@ -119,6 +127,9 @@ class DowserCallback(TrainerCallback):
         check_trainer(args, self.update)
         model, processor = kwargs["model"], self.processor or kwargs.get("processing_class")
         check_model(model, processor)
+        earlier = _HOLDERS.get(model, lambda: None)()
+        if earlier is not None and earlier._form is not None:  # of a run that was stopped
+            earlier._form.close()
         self._of = Protectable(model, processor, self.targets, self.last_n_layers)
         for _ in self._of.freeze_all_else():
             pass
@@ -141,6 +152,7 @@ class DowserCallback(TrainerCallback):
         if state.global_step:
             self._resume(find_entries(args, state), weights, optimizer)
         elif self._form is None:
+            check_untuned(kwargs["model"] not in _TUNED)
             self._begin(of, weights, optimizer)
         else:
             self._again(weights, optimizer)
@@ -149,6 +161,7 @@ class DowserCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """No frozen entry has a gradient any more, since before they were clipped; look once if all is well."""
         if not self._looked:
+            _TUNED.add(kwargs["model"])
             same = self._digest() == self.frozen_digest["before"]
             same = same and (bool(state.global_step) or not any(each.changed for each in self.entries.verify()))
             check_step(self.entries.parameters(), same)
@@ -223,12 +236,8 @@ class DowserCallback(TrainerCallback):
 
     def _again(self, weights: dict[str, nn.Parameter], optimizer: Any) -> None:
         """Masks are there from an earlier call, and will do where no step was made since."""
-        if self._digest() != self.frozen_digest["before"] or any(each.changed for each in self.entries.verify()):
-            raise DowserError(
-                "the model was trained by this callback already, expected the base: masks are never computed on "
-                "weights that were already tuned. Fix: train(resume_from_checkpoint=True), or load the model again and "
-                "make another Trainer"
-            )
+        same = self._digest() == self.frozen_digest["before"]
+        check_untuned(same and not any(each.changed for each in self.entries.verify()))
         self._form = self._form_of(_FORMS[self.update].kind(weights, self.entries.packed), optimizer)
 
     def _form_of(self, entries: Protection, optimizer: Any) -> TrainerForm:

@@ -12,7 +12,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.integrations.trainer_forms import innermost
 
-__all__ = ["check_given", "check_model", "check_optimizer", "check_step", "check_trainer"]
+__all__ = ["check_given", "check_model", "check_optimizer", "check_step", "check_trainer", "check_untuned"]
 
 _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
 
@@ -115,7 +115,7 @@ def check_optimizer(optimizer: Any, weights: Mapping[str, Tensor], given: Mappin
         given: name -> (k,) what it was given instead in an earlier call.
 
     Raises:
-        DowserError: if it leaves one out, or is one whose step asks for several losses.
+        DowserError: if it leaves one out, asks for several losses in a step, or moves weights between steps.
     """
     inner = innermost(optimizer)
     if isinstance(inner, LBFGS):
@@ -124,12 +124,32 @@ def check_optimizer(optimizer: Any, weights: Mapping[str, Tensor], given: Mappin
             "one: frozen entries are put back after a step. Fix: such as AdamW"
         )
     held: set[int] = {id(each) for group in inner.param_groups for each in group["params"]}
+    if callable(getattr(inner, "eval", None)):
+        raise DowserError(
+            f"got {type(inner).__name__}, which holds other weights while it trains than it leaves (schedule-free), "
+            "expected one that moves weights in its steps alone: frozen entries are put back after a step. Fix: such "
+            "as optim='adamw_torch'"
+        )
     left_out = [name for name, weight in weights.items() if not held & {id(weight), id(given.get(name))}]
     if left_out:
         raise DowserError(
             f"got a {type(inner).__name__} that leaves out {len(left_out)} of the {len(weights)} matrices that are to "
             f"be trained (the first is {left_out[0]}), expected all. Fix: leave optimizers=... of the Trainer out, or "
             "build it over model.parameters()"
+        )
+
+
+def check_untuned(untuned: bool) -> None:
+    """Masks are chosen on the base: a patch of anything else would fit nothing that can be loaded.
+
+    Raises:
+        DowserError: if the model is not untuned.
+    """
+    if not untuned:
+        raise DowserError(
+            "the model was trained under a DowserCallback already, expected the base: masks are never computed on "
+            "weights that were already tuned. Fix: train(resume_from_checkpoint=True), or load the model again and "
+            "make another Trainer; to go on with another task, save_pretrained() it and load that"
         )
 
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class TrainerForm(ABC):
     """
 
     kind: ClassVar[type[Protection]]
+    _let_go: Callable[[], object]
 
     def __init__(
         self,
@@ -66,9 +68,9 @@ class TrainerForm(ABC):
     def put(self, state: State) -> None:
         """Write trained values of a checkpoint into the model."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of the model."""
+        """Gradients come whole again, as they do when a form is left behind, such as by an error, and collected."""
+        self._let_go()
 
     def resume(self, folder: Path) -> None:  # noqa: B027 - the Trainer has loaded what is needed
         """Load of a checkpoint what the Trainer could not."""
@@ -81,10 +83,11 @@ class DenseForm(TrainerForm):
 
     def __init__(self, entries: Protection, optimizer: Any, earlier: Mapping[str, nn.Parameter]) -> None:
         super().__init__(entries, optimizer, earlier)
-        self._hooks = [
+        hooks = [
             weight.register_post_accumulate_grad_hook(_masking(entries.masks[name]))
             for name, weight in entries.weights.items()
         ]
+        self._let_go = finalize(self, lambda: [hook.remove() for hook in hooks])
 
     def before_step(self, max_norm: float) -> None:
         """Gradients of frozen entries became zero as they came."""
@@ -101,11 +104,6 @@ class DenseForm(TrainerForm):
         with torch.no_grad():
             for name in self.entries.weights:
                 self.entries._put(name, state[name]["values"])
-
-    def close(self) -> None:
-        """Gradients come whole again."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 class CompactForm(TrainerForm):
@@ -128,6 +126,7 @@ class CompactForm(TrainerForm):
             group["params"] = [instead.get(id(each), each) for each in group["params"]]
         self._optimizer.state.clear()
         self.given = values
+        self._let_go = finalize(self, entries.close)
 
     @staticmethod
     def check(optimizer: Any, fresh: bool) -> None:
@@ -161,10 +160,6 @@ class CompactForm(TrainerForm):
         """Write trained values, more precise than what matrices hold, into the entries, and from there into these."""
         entries: Any = self.entries
         entries._restore(state)
-
-    def close(self) -> None:
-        """Gradients reach the matrices again."""
-        self.entries.close()
 
     def resume(self, folder: Path) -> None:
         """Moments in the precision in which they were saved; the Trainer has loaded them for the matrices."""

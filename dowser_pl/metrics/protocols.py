@@ -110,7 +110,7 @@ class RelaxedAccuracy(AnswerMetric):
 def _close(said: str, right: str) -> bool:
     number, wanted = _number(said), _number(right)
     if number is not None and wanted:
-        return abs(number - wanted) <= _TOLERANCE * abs(wanted)
+        return abs(number - wanted) / abs(wanted) <= _TOLERANCE  # a product would round other numbers inside
     return said.lower() == right.lower()
 
 

@@ -22,6 +22,7 @@ TextVQA, arXiv:1904.08920, and by LLaVA) lower-cases first and adds rules 2 and 
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from dowser_pl.metrics.answers import AnswerMetric
 
@@ -69,6 +70,7 @@ def without_marks(text: str) -> str:
     return FULL_STOP.sub("", kept)
 
 
+@lru_cache(maxsize=2**16)  # people give the same answers again and again
 def normalise(text: str) -> str:
     """The text as the VQA evaluation compares it; may be empty."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")

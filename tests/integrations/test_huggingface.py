@@ -394,8 +394,59 @@ def test_a_model_that_was_trained_already_is_refused_and_one_that_was_not_keeps_
     monkeypatch.setattr("dowser_pl.integrations.huggingface.measure_importance", None)
     trainer.train()
     assert trainer.state.global_step == 4
-    with pytest.raises(DowserError, match="was trained by this callback already"):
+    with pytest.raises(DowserError, match="was trained under a DowserCallback already"):
         trainer.train()
+
+
+class Stopped(TrainerCallback):
+    """Somebody presses Ctrl-C."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("update", ["dense", "compact"])
+def test_a_stopped_run_leaves_nothing_to_the_next_over_its_model(tmp_path, update, held):
+    """Masks of both would let the entries move that are in both, and weight decay hide it."""
+    model, options = tiny_llama(), {"gradient_accumulation_steps": 2, "weight_decay": 0.0, "optim": "sgd"}
+    first = trainer_of(tmp_path, dowser(update=update), Stopped(0), model=model, **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    model.zero_grad()
+    if not held:
+        del first
+        gc.collect()
+    callback = dowser(WandaLike(0.3), update=update)
+    trainer_of(tmp_path, callback, model=model, **options).train()
+    alone = trainer_of(tmp_path, dowser(WandaLike(0.3), update=update), **options)
+    alone.train()
+    assert same(state_of(model), state_of(alone.model))
+
+
+@pytest.mark.parametrize("after", [2, 9])
+def test_a_model_that_another_callback_trained_is_refused_unless_it_goes_on(tmp_path, after):
+    model, options = tiny_llama(), {"save_strategy": "steps", "save_steps": 1}
+    first = trainer_of(tmp_path, dowser(), Stopped(after), model=model, **options)
+    if after < 4:
+        with pytest.raises(KeyboardInterrupt):
+            first.train()
+    else:
+        first.train()
+    with pytest.raises(DowserError, match=r"under a DowserCallback already, .*save_pretrained\(\) it and load that"):
+        trainer_of(tmp_path / "other", dowser(), model=model).train()
+    again = trainer_of(tmp_path, dowser(), model=model, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    whole = trainer_of(tmp_path / "whole", dowser())
+    whole.train()
+    assert same(state_of(model), state_of(whole.model))
 
 
 def test_wrong_orders_are_told_before_training(tmp_path):
@@ -465,6 +516,16 @@ def test_optimizers_that_would_train_something_else_are_refused(tmp_path):
         given(lambda model: torch.optim.SGD([model.lm_head.weight])).train()
     with pytest.raises(DowserError, match="got LBFGS, which asks for several losses"):
         given(lambda model: torch.optim.LBFGS(model.parameters())).train()
+
+    class ScheduleFree(torch.optim.SGD):
+        def eval(self):
+            """Weights become those of the average."""
+
+        def train(self):
+            """And back."""
+
+    with pytest.raises(DowserError, match="got ScheduleFree, which holds other weights while it trains"):
+        given(lambda model: ScheduleFree(model.parameters())).train()
     trainer = given(lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5))  # all of it
     trainer.train()
     assert torch.equal(trainer.model.lm_head.weight, tiny_llama().lm_head.weight)

@@ -40,6 +40,8 @@ def score(name: str, *rows: tuple[str, list[str]]) -> float:
         ("relaxed_accuracy", "10.5", ["10"], 1),
         ("relaxed_accuracy", "10.51", ["10"], 0),
         ("relaxed_accuracy", "12%", ["0.12"], 1),
+        ("relaxed_accuracy", "1.6065", ["1.53"], 0),  # 5 %, which floats divide to 0.05000000000000001
+        ("relaxed_accuracy", "5", ["inf"], 0),
         ("relaxed_accuracy", "Red", ["red"], 1),
         ("relaxed_accuracy", "0.001", ["0"], 0),
         ("relaxed_accuracy", "0", ["0"], 1),

@@ -40,7 +40,8 @@ def karpathy(files: Files) -> Iterator[Row]:
 def tokens(files: Files) -> Iterator[Row]:
     """Flickr30k's `results_20130124.token`: lines of `{image}#{number}`, a tab, and a caption."""
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(files.paths["captions"].read_text(encoding="utf-8").splitlines(), 1):
+    lines = files.paths["captions"].read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, 1):  # splitlines() would break captions at marks such as U+2028
         place, tab, caption = line.partition("\t")
         image, mark, _ = place.rpartition("#")
         if not (tab and mark):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from string import ascii_uppercase
 
 from dowser_pl.data.benchmarks.files import Files
 from dowser_pl.data.benchmarks.questions import json_lines
 from dowser_pl.data.reading.sources import Row
 
+_LETTERS = "ABCDE"
 _NOTHING = ("", "nan", "none")
 _CIRCULAR = 1_000_000
 _KEPT_AS_TEXT = 20  # a picture is longer; what is shorter is the index of the row that has it
@@ -35,14 +35,16 @@ def mmbench(files: Files) -> Iterator[Row]:
             elif int(index) < _CIRCULAR:
                 images[index] = image
             options = []
-            for letter in "ABCDE":
+            for letter in _LETTERS:
                 if (entry.get(letter) or "").strip().lower() in _NOTHING:
                     break
                 options.append(entry[letter])
             row = {"id": int(index), "group": str(int(index) % _CIRCULAR), "image": {"base64": image}}
             row |= {"question": entry["question"], "hint": _text(entry.get("hint")), "options": options}
-            answer = _text(entry.get("answer"))
-            yield row | ({"answer": ascii_uppercase.index(answer)} if answer else {})
+            answer = _text(entry.get("answer")).strip()
+            if answer and answer not in [*_LETTERS]:
+                raise files.wrong("questions", f"the answer {answer!r} in row {index}", f"a letter of {_LETTERS}")
+            yield row | ({"answer": _LETTERS.index(answer)} if answer else {})
 
 
 def problems(files: Files) -> Iterator[Row]:
@@ -67,12 +69,12 @@ def classes(files: Files) -> Iterator[Row]:
 
     Lines that do not begin with the name of a folder are passed over; underscores in names stand for spaces.
     """
-    lines = files.paths["names"].read_text(encoding="utf-8").splitlines()
+    lines = files.paths["names"].read_text(encoding="utf-8-sig").splitlines()
     names = dict(line.strip().split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
     for folder in sorted(place for place in files.images.glob("n????????") if place.is_dir()):
         if folder.name not in names:
             raise files.wrong("names", f"no line for the folder {folder.name}", "one for each folder of pictures")
-        for image in sorted(folder.iterdir()):
+        for image in sorted(folder.glob("[!.]*")):  # not .DS_Store
             place = f"{folder.name}/{image.name}"
             yield {"id": place, "image": place, "answers": [names[folder.name].strip().replace("_", " ")]}
 

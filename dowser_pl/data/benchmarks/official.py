@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from dowser_pl.data.benchmarks.files import Files, find_files
+from dowser_pl.data.benchmarks.files import IMAGES, Files, find_files
 from dowser_pl.data.benchmarks.protocols import Protocol
 from dowser_pl.data.benchmarks.sets import benchmark_named
 from dowser_pl.data.reading.sources import Row, Rows
@@ -139,7 +141,11 @@ class Official:
         places = benchmark.places(split, ("ocr",) if self.protocol.reads_ocr else ())
         files = find_files(self.name, split, self.root, places, self.paths, benchmark.source, benchmark.settings)
         rows = (made for row in _in_layout(files, benchmark.layout(files)) for made in become(row))
-        return OfficialRows(files, rows, benchmark.hint, limit)
+        found = OfficialRows(files, rows, benchmark.hint, limit)
+        if not len(found):
+            read = ", ".join(str(path) for key, path in files.paths.items() if key != IMAGES)
+            raise DowserError(f"benchmark {self.name}: got no row of split {split} in {read}, expected at least one.")
+        return found
 
     def _question(self, row: Row) -> Iterator[Row]:
         asked = {key: row[key] for key in ("id", "image") if row.get(key) is not None}
@@ -154,8 +160,8 @@ class Official:
         """References of the metric `mmbench`: group, letter, and all options with their letters."""
         if "answer" not in row:
             return []
-        letter = "ABCDEFGHIJ"[row["answer"]]
-        options = [f"{name}. {text}" for name, text in zip("ABCDEFGHIJ", row["options"], strict=False)]
+        letter = ascii_uppercase[row["answer"]]
+        options = [f"{name}. {text}" for name, text in zip(ascii_uppercase, row["options"], strict=False)]
         return [str(row.get("group", row["id"])), letter, *options]
 
     def _conversations(self, row: Row) -> Iterator[Row]:
@@ -176,13 +182,29 @@ class Official:
 def _in_layout(files: Files, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows of a layout; a file that has not the keys of its benchmark is refused with its name."""
     try:
-        yield from rows
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        paths = ", ".join(str(path) for key, path in files.paths.items() if key != "images")
+        for row in rows:
+            _check_options(files, row)
+            yield row
+    except DowserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, csv.Error) as error:
+        paths = ", ".join(str(path) for key, path in files.paths.items() if key != IMAGES)
         raise DowserError(
             f"benchmark {files.name}: {paths} is not in the layout of the official files: {type(error).__name__}: "
             f"{error}. Expected the files of split {files.split} as they are downloaded."
         ) from error
+
+
+def _check_options(files: Files, row: Row) -> None:
+    """The right one must be among the options, and each option needs a letter."""
+    if "options" not in row:
+        return
+    count, right = len(row["options"]), row.get("answer", 0)
+    if type(right) is not int or not 0 <= right < count <= len(ascii_uppercase):
+        raise DowserError(
+            f"benchmark {files.name}, split {files.split}: question {row['id']} has {count} options and the right one "
+            f"at place {right!r}, expected {len(ascii_uppercase)} at most and a place from 0 to {count - 1}."
+        )
 
 
 def folder_of(root: str | None, base: str | None, name: str) -> str:

@@ -95,9 +95,9 @@ def ocrvqa(files: Files) -> Iterator[Row]:
         image = f"{book}{PurePosixPath(entry['imageURL']).suffix}"
         if not (files.images / image).is_file() and (files.images / f"{book}.jpg").is_file():
             image = f"{book}.jpg"
-        for place, question in enumerate(entry["questions"]):
-            row = {"id": f"{book}/{place}", "image": image, "question": question}
-            yield row | {"answers": [entry["answers"][place]]}
+        pairs = zip(entry["questions"], entry["answers"], strict=True)
+        for place, (question, answer) in enumerate(pairs):
+            yield {"id": f"{book}/{place}", "image": image, "question": question, "answers": [answer]}
 
 
 def _answered(answers: Any) -> Row:

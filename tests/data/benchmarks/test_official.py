@@ -1,5 +1,6 @@
 """Published benchmarks, from small files of their official layouts; what is expected is written out by hand."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from dowser_pl.data.benchmarks import read_task
 from dowser_pl.data.benchmarks.protocols import PROTOCOLS
 from dowser_pl.data.benchmarks.sets import BENCHMARKS
 from dowser_pl.data.rows import checked_tasks
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric
 from tests.data.benchmarks import official_files
 
@@ -279,6 +281,85 @@ def test_files_of_another_layout_or_of_no_json_are_refused_by_name(tmp_path):
         asked(tmp_path, "gqa")
 
 
+def edit(path, change, encoding="utf-8"):
+    path.write_bytes(change(path.read_text(encoding="utf-8")).encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [(2, -1), (2, 2), (2, True), (2, "0"), (0, 0), (30, 0), (30, 28)],
+)
+@pytest.mark.parametrize("use", ["ask", "train"])
+def test_the_right_option_must_be_one_that_has_a_letter(choices, answer, use, tmp_path):
+    official_files.iconqa(tmp_path)
+    path = tmp_path / "iconqa_data" / "problems.json"
+    problems = json.loads(path.read_text())
+    for number in ("68525", "38284"):
+        problems[number] |= {"choices": [f"option {each}" for each in range(choices)], "answer": answer}
+    official_files.put(path, problems)
+    told = rf"question (68525|38284) has {choices} options and the right one at place {answer!r}, expected 26 at most"
+    with pytest.raises(DowserError, match=told):
+        if use == "ask":
+            asked(tmp_path, "iconqa")
+        else:
+            data = ConversationData(root=str(tmp_path), train_benchmark=TaskFile(benchmark="iconqa"), holdout=0)
+            data.train_conversations()
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ("AB", "has the answer 'AB' in row 241, expected a letter of ABCDE"),
+        ("b", "has the answer 'b' in row 241"),
+        ("D", "question 241 has 2 options and the right one at place 3"),
+    ],
+)
+def test_letters_of_mmbench_that_mean_no_option(found, message, tmp_path):
+    official_files.mmbench(tmp_path)
+    edit(tmp_path / "mmbench_dev_20230712.tsv", lambda text: text.replace("nan\tnan\tB", f"nan\tnan\t{found}", 1))
+    with pytest.raises(DowserError, match=message):
+        asked(tmp_path, "mmbench")
+
+
+def test_marks_of_other_systems_change_no_row(tmp_path):
+    """Byte order marks, line ends of Windows, U+2028 in a caption, and what a Mac leaves in folders."""
+    official_files.flickr30k(tmp_path)
+    edit(
+        tmp_path / "results_20130124.token",
+        lambda text: text.replace("Man 0 of 0", "Man\u2028 0\x85 of 0").replace("\n", "\r\n"),
+        "utf-8-sig",
+    )
+    captions = [references for *_, references, _ in asked(tmp_path, "flickr30k_token")]
+    assert (
+        captions[0][0] == "Man\u2028 0\x85 of 0 ."
+        and captions[1:] == [r for _, r, _ in CAPTIONS["flickr30k_token"]][1:]
+    )
+    official_files.imagenet_r(tmp_path)
+    names = tmp_path / "imagenet-r" / "README.txt"
+    names.write_text("n01443537 goldfish\nn01484850 great_white_shark\n", encoding="utf-8-sig")
+    (tmp_path / "imagenet-r" / "n01443537" / ".DS_Store").write_bytes(b"x")
+    assert asked(tmp_path, "imagenet_r") == EXPECTED["imagenet_r"]
+    official_files.mmbench(tmp_path)
+    edit(tmp_path / "mmbench_dev_20230712.tsv", lambda text: text.replace("\n", "\r\n"), "utf-8-sig")
+    assert [row[:3] for row in asked(tmp_path, "mmbench")] == EXPECTED["mmbench"]
+
+
+def test_files_that_are_no_text_or_have_other_numbers_are_refused_by_name(tmp_path):
+    official_files.mmbench(tmp_path)
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    edit(path, lambda text: text.replace("dog", "d\xf6g"), "latin-1")
+    with pytest.raises(DowserError, match=r"mmbench_dev_20230712.tsv is not in the layout .* UnicodeDecodeError"):
+        asked(tmp_path, "mmbench")
+    official_files.mmbench(tmp_path)
+    edit(path, lambda text: text.replace("241", "first", 1))
+    with pytest.raises(DowserError, match=r"tsv is not in the layout .* ValueError: invalid literal for int"):
+        asked(tmp_path, "mmbench")
+    official_files.ocrvqa(tmp_path)
+    edit(tmp_path / "dataset.json", lambda text: text.replace('"Author 0"', '"Author 0", "One more"'))
+    with pytest.raises(DowserError, match=r"dataset.json is not in the layout .* longer than argument 1"):
+        asked(tmp_path, "ocrvqa")
+
+
 def test_dead_images_are_one_line_or_left_out_and_counted(tmp_path):
     official_files.ocrvqa(tmp_path, "1490497323")
     with pytest.raises(ValueError) as caught:
@@ -373,6 +454,18 @@ def test_what_cannot_be_trained_on(tmp_path):
         data.train_conversations()
     with pytest.raises(ValueError, match="without train_file"):
         ConversationData("a.json", train_benchmark=TaskFile(benchmark="gqa"))
+
+
+def test_a_set_without_rows_and_words_that_would_be_left_out_are_refused(tmp_path):
+    official_files.put(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": []})
+    data = ConversationData(root=str(tmp_path), train_benchmark=TaskFile(benchmark="coco_karpathy"), holdout=0)
+    told = "benchmark coco_karpathy: got no row of split {} in .*/dataset_coco.json, expected at least one"
+    with pytest.raises(DowserError, match=told.format("train")):
+        data.train_conversations()
+    with pytest.raises(DowserError, match=told.format("test")):
+        asked(tmp_path, "coco_karpathy")
+    with pytest.raises(DowserError, match="in the words of its protocol, got prompt_suffix 'Now.' too"):
+        ConversationData(train_benchmark=TaskFile(benchmark="iconqa", prompt_suffix="Now."), holdout=0)
 
 
 def test_a_task_tells_its_protocol(tmp_path):
