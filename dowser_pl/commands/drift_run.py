@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dowser_pl.commands.model_folder import model_folder
+from dowser_pl.commands.tuned import put_on, tuned_path
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.importance import Prompt, Rows, Writers, probing_mode
@@ -22,11 +22,9 @@ from dowser_pl.importance.drift import measure_drift
 from dowser_pl.importance.layer_drift import layer_drift, layer_outputs
 from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
 from dowser_pl.models.layers import TARGETS, find_blocks, find_layers, text_model
-from dowser_pl.models.lora import adapter_beside, weight_beside
+from dowser_pl.models.lora import weight_beside
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.module import MultimodalModule
-from dowser_pl.patches.loaded import apply_to_model
-from dowser_pl.patches.patch import Patch
 from dowser_pl.reporting import DriftScore, ReportedDrift
 from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, drift_rows, drift_text
 from dowser_pl.reporting.moved import MatrixMove, Moved, moved_text
@@ -49,7 +47,7 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
             raise DowserError(f"got --{name.replace('_', '-')} {least}, expected at least 1")
     if options.moved:
         check_format(options.moved)
-    tuned = [_found(name) for name in options.tuned]  # before anything is loaded
+    tuned = [tuned_path(name) for name in options.tuned]  # before anything is loaded
     pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
     base = _loaded(options.base, options.dtype)
     if text_model(base.network).config.is_encoder_decoder:
@@ -124,32 +122,11 @@ def _table(drift: ReportedDrift) -> str:
     return text_grid(DRIFT_HEADER, drift_rows(drift), DRIFT_ALIGNS)
 
 
-def _found(name: str) -> Path:
-    """What is to be compared with the base: a patch, or the folder of a model or of an adapter."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if (path / "report.json").is_file():  # a run
-        for part in ("model", "patch.safetensors", "adapter"):
-            if (path / part).exists():
-                return path / part
-        raise DowserError(f"{path} is a run without model, patch.safetensors and adapter: there is nothing to compare")
-    return path if path.is_dir() else model_folder(name)
-
-
 @contextmanager
 def _tuned(base: MultimodalModule, what: Path, options: Namespace) -> Iterator[Any]:
     """One tuned model; the base is as it was afterwards."""
-    if what.is_file():
-        with Patch.open(what) as patch:
-            undo = apply_to_model(base.network, patch)
-            try:
-                yield base.network
-            finally:
-                undo.remove()
-        return
-    if (what / "adapter_config.json").is_file():
-        with adapter_beside(base.network, what):
+    if what.is_file() or (what / "adapter_config.json").is_file():
+        with put_on(base.network, what):
             yield base.network
         return
     other = _loaded(str(what), options.dtype).network
