@@ -13,10 +13,10 @@ import pytest
 from dowser_pl.__main__ import TRAINING_VERBS, VERBS
 from dowser_pl.cli import main as command_line
 from dowser_pl.cli.arguments import joined_numbers, resolve_configs
-from dowser_pl.commands import bench, drift, merge, patch, report
+from dowser_pl.commands import bench, drift, evaluate, merge, patch, report
 from tests.docs.pages import PAGES, ROOT, blocks, commands, inline_commands, write_files
 
-OFFLINE = {"report": report, "patch": patch, "bench": bench, "drift": drift, "merge": merge}
+OFFLINE = {"report": report, "patch": patch, "bench": bench, "drift": drift, "evaluate": evaluate, "merge": merge}
 OTHERS = {"pytest", "ruff", "mypy", "mkdocs", "source", "docker", "git", "cd", "export", "hf"}
 
 
