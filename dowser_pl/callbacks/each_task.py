@@ -68,7 +68,7 @@ class EachTask(Callback):
         score = score_here(
             build_metric(task.metric), [row["prediction"] for row in rows], [row["references"] for row in rows]
         )
-        seconds, self._started = time.monotonic() - self._started, time.monotonic()
+        seconds, self._started = round(time.monotonic() - self._started, 3), time.monotonic()
         protocol = {**scoring(task.metric, task.max_new_tokens), **getattr(task, "protocol", {})}
         answered = Answered(Asked(task.role, metric_label(task.metric), protocol), round(score, 6), rows, seconds)
         collectives.from_rank_zero(lambda: self.keep(task.name, answered))

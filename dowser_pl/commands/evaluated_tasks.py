@@ -71,7 +71,7 @@ class EvaluatedTasks:
             "settings": dict(settings),
             "asked": vars(answered.asked),
             "score": answered.score,
-            "seconds": round(answered.seconds, 3),
+            "seconds": answered.seconds,
             "rows": answered.rows,
         }
         write_atomically(self.path(task), json.dumps(content, ensure_ascii=False, default=str) + "\n")

@@ -53,7 +53,7 @@ def table(runs: Sequence[str], reports: Sequence[Report], markdown: bool) -> str
     evaluation = read_evaluation(runs[0]) if len(runs) == 1 else None
     if evaluation is not None:
         return evaluation_page(evaluation).rstrip() if markdown else evaluation_text(evaluation)
-    if len(reports) == 1:
+    if len(runs) == 1:
         return markdown_page(reports[0]).rstrip() if markdown else text_table(reports[0])
     return markdown_comparison(reports) if markdown else text_comparison(reports)
 

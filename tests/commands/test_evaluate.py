@@ -20,6 +20,7 @@ TASKS = [
     {"benchmark": "textvqa", "root": "textvqa", "max_new_tokens": 3},
     {"benchmark": "gqa", "root": "gqa", "role": "downstream", "max_new_tokens": 3},
 ]
+LIKELY = {"name": "likely", "file": "sets/likely.json", "metric": "perplexity"}  # no score of which is 0 by chance
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("textvqa", "gqa"):
         getattr(official_files, name)(tmp_path / "sets" / name)
+    rows = [{"id": str(i), "question": "is it red ?", "answer": answer} for i, answer in enumerate(["yes", "no"])]
+    (tmp_path / "sets" / "likely.json").write_text(json.dumps(rows))
     preset({"tasks": TASKS})
     return tmp_path
 
@@ -64,11 +67,10 @@ def refused(capsys, *models, **options):
     try:
         status = main(line(*models, **options))
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-        print(stop.code) if not isinstance(stop.code, int) else None
-    said = capsys.readouterr()
+        status = stop.code  # a text is told by Python, with status 1
+    said = f"{capsys.readouterr().err}\n{status}"
     assert status != 0
-    (told,) = [each for each in (said.err + said.out).splitlines() if each.startswith("error: ")]
+    (told,) = [each for each in said.splitlines() if each.startswith("error: ")]
     return told
 
 
@@ -105,6 +107,7 @@ def test_a_run_alone_is_before_and_after_by_one_load(models, here, monkeypatch):
     configure = "dowser_pl.module.multimodal.load_model"
     from dowser_pl.module import multimodal  # noqa: PLC0415
 
+    preset({"tasks": [*TASKS, LIKELY]})
     load = multimodal.load_model
     monkeypatch.setattr(configure, lambda path, **options: loaded.append(path) or load(path, **options))
     before, after = evaluated(models / "run")["models"]
@@ -114,15 +117,16 @@ def test_a_run_alone_is_before_and_after_by_one_load(models, here, monkeypatch):
     apply_patches(models / "base", [patch], here / "applied")
     same = evaluated(models / "run" / "model", here / "applied", f"{models / 'base'}+{patch}", models / "base", out="b")
     exported, applied, put_on, base = same["models"]
+    assert scores(before)["likely"] != scores(after)["likely"] and "likely" not in after["differences"]
+    assert after["tasks"]["likely"]["standard_error"] is None
     assert scores(exported) == scores(applied) == scores(put_on) == scores(after) and scores(base) == scores(before)
-    told = {name: [row["prediction"] for row in task["rows"]] for name, task in _by_name(answers("b"), "model").items()}
-    one, other = ([row["prediction"] for row in task["rows"]] for task in _by_name(answers(), "run").values())
-    assert list(told.values()) == [one, other]
+    assert said_by("model", "b") == said_by("run", "out")
 
 
-def _by_name(kept, start):
-    (found,) = [tasks for name, tasks in kept.items() if name.rpartition("-")[0].endswith(start)]
-    return found
+def said_by(model, out):
+    """Task -> the answers of the model whose name ends so."""
+    (found,) = [tasks for name, tasks in answers(out).items() if name.rpartition("-")[0].endswith(model)]
+    return {name: [row["prediction"] for row in task["rows"]] for name, task in found.items()}
 
 
 def test_a_killed_evaluation_goes_on_with_the_tasks_that_are_missing(models, here, monkeypatch, capsys):
