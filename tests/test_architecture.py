@@ -221,6 +221,7 @@ def test_files_are_small_and_have_no_grab_bag_names():
         ["patch", "--help"],
         ["patch", "apply", "--help"],
         ["merge", "--help"],
+        ["evaluate", "--help"],
         ["bench", "--help"],
         ["bench", "-c", "bench/quick", "--list"],
     ],

@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
 import statistics
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -34,16 +37,39 @@ def models(tmp_path_factory):
     return folder
 
 
+def files(folder):
+    """The official files of two sets, a file of questions, and a preset of the sets."""
+    for name in ("textvqa", "gqa"):
+        getattr(official_files, name)(folder / "sets" / name)
+    rows = [{"id": str(i), "question": "is it red ?", "answer": answer} for i, answer in enumerate(["yes", "no"])]
+    (folder / "sets" / "likely.json").write_text(json.dumps(rows))
+    preset({"tasks": TASKS})
+
+
+@pytest.fixture(scope="module")
+def two(models, tmp_path_factory):
+    """The folder in which two models were evaluated, and what was printed."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(StringIO()) as said:
+        patched.chdir(folder)
+        files(folder)
+        evaluated(models / "base", models / "other")
+    return folder, said.getvalue()
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder with the official files of two sets and a preset of them."""
+    """A working folder with the same files."""
     monkeypatch.chdir(tmp_path)
-    for name in ("textvqa", "gqa"):
-        getattr(official_files, name)(tmp_path / "sets" / name)
-    rows = [{"id": str(i), "question": "is it red ?", "answer": answer} for i, answer in enumerate(["yes", "no"])]
-    (tmp_path / "sets" / "likely.json").write_text(json.dumps(rows))
-    preset({"tasks": TASKS})
+    files(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def again(two, here):
+    """The same, with the evaluation of two models."""
+    shutil.copytree(two[0] / "out", here / "out")
+    return here
 
 
 def preset(data, **trainer):
@@ -85,8 +111,8 @@ def answers(out="out"):
     return found
 
 
-def test_two_folders_are_scored_and_compared(models, here, capsys):
-    found = evaluated(models / "base", models / "other")
+def test_two_folders_are_scored_and_compared(models, two, again):
+    found = json.loads(Path("out", "evaluation.json").read_text())
     first, second = found["models"]
     assert [first["name"], second["name"]] == [str(models / "base"), str(models / "other")]
     assert list(first["tasks"]) == ["textvqa", "gqa"] and found["tasks"]["gqa"]["role"] == "downstream"
@@ -97,7 +123,7 @@ def test_two_folders_are_scored_and_compared(models, here, capsys):
             of_rows = [row["score"] for row in task["rows"]]
             assert task["score"] == pytest.approx(statistics.fmean(of_rows)) and len(of_rows) == 2
     assert set(second["differences"]) == {"textvqa", "gqa", "upstream mean", "downstream mean"}
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(two[1].split())
     assert "task role metric n 1 2" in said and "2 less 1" in said and "protocol llava (changed):" in said
     assert Path("out", "evaluation.md").read_text().startswith("# Evaluation\n\n1. ")
 
@@ -129,7 +155,7 @@ def said_by(model, out):
     return {name: [row["prediction"] for row in task["rows"]] for name, task in found.items()}
 
 
-def test_a_killed_evaluation_goes_on_with_the_tasks_that_are_missing(models, here, monkeypatch, capsys):
+def test_a_killed_evaluation_goes_on_with_the_tasks_that_are_missing(models, two, here, monkeypatch):
     keep, asked = EachTask.on_validation_batch_end, []
 
     def killed(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
@@ -141,29 +167,31 @@ def test_a_killed_evaluation_goes_on_with_the_tasks_that_are_missing(models, her
 
     monkeypatch.setattr(EachTask, "on_validation_batch_end", killed)
     with pytest.raises(SystemExit):
-        main(line(models / "base", models / "other"))
+        main(line(models / "base"))
     assert not Path("out", "evaluation.json").exists()
     (kept,) = answers().values()
     assert set(kept) == {"textvqa"}
-    resumed = evaluated(models / "base", models / "other")
-    assert asked == ["textvqa", "gqa", "gqa", "textvqa", "gqa"]
-    whole = evaluated(models / "base", models / "other", out="whole")
-    for one, other in zip(resumed["models"], whole["models"], strict=True):
-        assert scores(one) == scores(other) and one["differences"] == other["differences"]
-    assert len(asked) == 9 and evaluated(models / "base", models / "other")["models"] == resumed["models"]
-    assert len(asked) == 9  # all was known
+    preset({"tasks": TASKS, "eval_batch_size": 1})  # which changes no question
+    (resumed,) = evaluated(models / "base")["models"]
+    assert asked[:2] == ["textvqa", "gqa"] and set(asked[2:]) == {"gqa"}
+    whole = json.loads((two[0] / "out" / "evaluation.json").read_text())["models"][0]
+    assert scores(resumed) == scores(whole) and said_by("base", "out") == said_by("base", two[0] / "out")
+
+
+def test_other_settings_and_other_files_are_refused(models, again, capsys):
     preset({"tasks": [TASKS[0], {**TASKS[1], "max_new_tokens": 5}]})
     told = refused(capsys, models / "base")
     assert "of the task gqa max_new_tokens is 5, it was 3. Fix: set what it was, give another --out, or delete" in told
-    preset({"tasks": TASKS, "eval_batch_size": 1})
-    assert scores(evaluated(models / "base")["models"][0]) == scores(resumed["models"][0])
-    (models / "base" / "config.json").touch()
+    preset({"tasks": TASKS}, limit_val_batches=1)
+    assert "of the task textvqa trainer.limit_val_batches is 1, it was None" in refused(capsys, models / "base")
+    preset({"tasks": TASKS})
+    for path in Path("out", "tasks").glob("*/gqa.json"):
+        path.write_text(path.read_text().replace('"files": "', '"files": "0'))
     assert "of the model" in refused(capsys, models / "base")
 
 
-def test_standard_errors_and_differences_are_those_of_the_answers(models, here):
+def test_standard_errors_and_differences_are_those_of_the_answers(models, again):
     names = [str(models / "base"), str(models / "other")]
-    assert main(line(*names)) == 0
     folders = {}
     for path in Path("out", "tasks").glob("*/gqa.json"):  # as if the models had answered so
         content = json.loads(path.read_text())
@@ -182,33 +210,39 @@ def test_standard_errors_and_differences_are_those_of_the_answers(models, here):
     assert second["questions"]["gqa"]["gained"] == 1 and second["questions"]["gqa"]["forgotten"] == 0
 
 
-def test_reports_read_compare_and_draw_it(models, here, capsys):
-    evaluated(models / "base", models / "other", out="one")
-    evaluated(models / "run", out="two")
-    capsys.readouterr()
-    assert main(["report", "one"]) == 0
+def test_reports_read_compare_and_draw_it(models, again, capsys):
+    base, other = (str(models / name) for name in ("base", "other"))
+    content = json.loads(Path("out", "evaluation.json").read_text())
+    assert main(["report", "out"]) == 0
     assert "2 less 1" in capsys.readouterr().out
-    assert main(["report", "one", "two/evaluation.json", "--plot", "both.png", "--json", "both.json"]) == 0
-    said = capsys.readouterr().out
-    assert "1 " in said and "0 base" in said and Path("both.png").stat().st_size > 5_000
+    assert main(["report", "out", "--plot", "one.png", "--markdown"]) == 0
+    assert "| task | role |" in capsys.readouterr().out and Path("one.png").stat().st_size > 5_000
+    Path("second").mkdir()
+    second = Path("second", "evaluation.json")
+    tuned = {**content["models"][1], "name": "tuned"}
+    second.write_text(json.dumps(content | {"models": [tuned]}))
+    assert main(["report", "out", str(second), "--plot", "both.png", "--json", "both.json"]) == 0
+    assert "0 base" in capsys.readouterr().out and Path("both.png").stat().st_size > 5_000
     runs = json.loads(Path("both.json").read_text())["runs"]
-    assert [run["run"] for run in runs] == [str(models / "other"), str(models / "run")]
-    assert main(["report", "one", "--plot", "one.png", "--markdown"]) == 0
-    assert "| task | role |" in capsys.readouterr().out and Path("one.png").is_file()
-    preset({"tasks": [{**TASKS[0], "protocol": "lmms-eval"}, TASKS[1]]})
-    evaluated(models / "base", models / "other", out="three")
-    capsys.readouterr()
-    assert main(["report", "one", "three"]) == 1
+    assert [(run["model"], run["run"]) for run in runs] == [(base, other), (base, "tuned")]
+    changed = content["tasks"]["textvqa"]["protocol"] | {"ocr_tokens": False}
+    asked = content["tasks"] | {"textvqa": content["tasks"]["textvqa"] | {"protocol": changed}}
+    second.write_text(json.dumps(content | {"tasks": asked, "models": [tuned]}))
+    assert main(["report", "out", "second"]) == 1
     assert "Task 'textvqa' was not measured in the same way" in capsys.readouterr().err
+    del tuned["tasks"]["gqa"]
+    second.write_text(json.dumps(content | {"models": [tuned]}))
+    assert main(["report", "second"]) == 1
+    assert "models[0] has no score of task 'gqa'" in capsys.readouterr().err
 
 
-def test_base_alone_and_tuned_alone_are_compared_across_evaluations(models, here, capsys):
-    evaluated(models / "base", out="one")
-    evaluated(models / "other", out="two")
-    capsys.readouterr()
-    assert main(["report", "one", "two"]) == 0
-    said = capsys.readouterr().out
-    assert "0 base" in said and "2 " not in said.partition("\n\n")[0]
+def test_evaluations_of_one_model_each_are_compared_with_the_first(models, again, capsys):
+    content = json.loads(Path("out", "evaluation.json").read_text())
+    for name, model in zip("ab", content["models"], strict=True):
+        Path(name).mkdir()
+        Path(name, "evaluation.json").write_text(json.dumps(content | {"models": [model]}))
+    assert main(["report", "a"]) == 0 and "2 less 1" not in capsys.readouterr().out
+    assert main(["report", "a", "b"]) == 0 and "0 base" in capsys.readouterr().out
 
 
 def test_a_model_of_text_alone(here):
