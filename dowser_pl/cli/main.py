@@ -37,6 +37,7 @@ from dowser_pl.callbacks import (
     Predictions,
     Progress,
     RandomState,
+    ScoreTable,
 )
 from dowser_pl.callbacks.end_on_sigterm import ENDED, ending_on_sigterm
 from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
@@ -275,7 +276,7 @@ def _run(arguments: list[str], kind: type[DowserCLI] = DowserCLI) -> DowserCLI:
         MultimodalModule,
         trainer_class=DowserTrainer,
         trainer_defaults=TRAINER_DEFAULTS
-        | {"callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether(), EndOnSigterm()]},
+        | {"callbacks": [Predictions(), ScoreTable(), RandomState(), EpochProgress(), FailTogether(), EndOnSigterm()]},
         seed_everything_default=0,
         save_config_callback=SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},
