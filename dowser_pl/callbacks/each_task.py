@@ -115,7 +115,7 @@ class ScoreTable(EachTask):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """As for `validate`."""
+        """Once it was the last batch of a task of `test`, score that."""
         if trainer.test_loop.verbose and batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
             self._score(pl_module, dataloader_idx)
 

@@ -205,7 +205,6 @@ def _loggers(root: str) -> list[Logger]:
     return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
 
 
-@ending_on_sigterm()
 def main(args: list[str] | None = None) -> None:
     """Run one verb.
 
@@ -252,7 +251,8 @@ def ended_in_words(arguments: list[str]) -> Iterator[None]:
     """
     _quieten()
     try:
-        yield
+        with ending_on_sigterm():
+            yield
     except ArgumentError as error:
         sys.exit(refuse(in_words(error, *verb_and_rest(arguments))))
     except (ValueError, OSError) as error:
@@ -270,9 +270,9 @@ def ended_in_words(arguments: list[str]) -> Iterator[None]:
         sys.exit(refuse("interrupted", INTERRUPTED))
 
 
-def _run(arguments: list[str], kind: type[DowserCLI] = DowserCLI) -> DowserCLI:
+def _run(arguments: list[str], kind: type[DowserCLI] | None = None) -> DowserCLI:
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    return kind(
+    return (kind or DowserCLI)(
         MultimodalModule,
         trainer_class=DowserTrainer,
         trainer_defaults=TRAINER_DEFAULTS
