@@ -28,6 +28,7 @@ TRAINING_VERBS = {
     "plan": "say what training would take: memory and cards, hours, disk",
 }
 OFFLINE_VERBS = {
+    "evaluate": "score any models on the same tasks, and compare them",
     "report": "show the report of a run, or compare several runs",
     "patch": "look at, apply, remove or make the sparse difference of a tuned model",
     "bench": "compare methods, each tuned on its own, over seeds, tasks and depths",
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb == "--version":
         sys.stdout.write(f"dowser_pl {__version__}\n")
     elif verb in OFFLINE_MODULES:
-        if verb in ("bench", "chat", "drift"):
+        if verb in ("bench", "chat", "drift", "evaluate"):
             wait_quietly()
         silence_bitsandbytes()
         return int(import_module(OFFLINE_MODULES[verb]).main(arguments[1:]))

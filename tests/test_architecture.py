@@ -223,6 +223,7 @@ def test_files_are_small_and_have_no_grab_bag_names():
         ["merge", "--help"],
         ["chat", "--help"],
         ["push", "--help"],
+        ["evaluate", "--help"],
         ["bench", "--help"],
         ["bench", "-c", "bench/quick", "--list"],
     ],

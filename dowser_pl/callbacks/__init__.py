@@ -3,6 +3,7 @@
 from dowser_pl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from dowser_pl.callbacks.curve import Curve
 from dowser_pl.callbacks.dowser.callback import Dowser
+from dowser_pl.callbacks.each_task import EachTask, ScoreTable
 from dowser_pl.callbacks.end_on_sigterm import EndOnSigterm
 from dowser_pl.callbacks.export import Export
 from dowser_pl.callbacks.fail_together import FailTogether
@@ -17,6 +18,7 @@ __all__ = [
     "Checkpoints",
     "Curve",
     "Dowser",
+    "EachTask",
     "EndOnSigterm",
     "EpochProgress",
     "Export",
@@ -26,4 +28,5 @@ __all__ = [
     "Predictions",
     "Progress",
     "RandomState",
+    "ScoreTable",
 ]

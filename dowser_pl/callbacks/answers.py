@@ -5,6 +5,7 @@ They are what samples are chosen from, and what tells how uncertain a change is.
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -13,7 +14,7 @@ from dowser_pl.distributed import collectives
 from dowser_pl.masking import ReportedModule
 from dowser_pl.reporting.answers import Moment, Row, data_uri, of_tasks, samples, with_answers
 
-__all__ = ["add_pictures", "latest_answers"]
+__all__ = ["add_pictures", "answers_of", "latest_answers"]
 
 
 def latest_answers(pl_module: ReportedModule, earlier: Sequence[Row], moment: Moment) -> list[Row]:
@@ -24,14 +25,17 @@ def latest_answers(pl_module: ReportedModule, earlier: Sequence[Row], moment: Mo
         earlier: what it gave for the other moment.
         moment: "before" is the base model, "after" the model as it is now.
     """
-    shares = collectives.all_gather_numbered(lambda: {collectives.rank(): pl_module.answers})
-    rows: list[Row] = []
-    for task in pl_module.tasks():
-        mine = in_turns([share[task.name] for share in shares])
-        pl_module.row_scores(task, mine)
-        rows += mine
+    rows = [row for task in pl_module.tasks() for row in answers_of(pl_module, task)]
     plain: list[Row] = json.loads(json.dumps(with_answers(earlier, rows, moment), default=str))  # ids may be anything
     return plain
+
+
+def answers_of(pl_module: ReportedModule, task: Any) -> list[Row]:
+    """The rows of `predict_step` of a task that was answered, of all processes, with scores; all must call it."""
+    shares = collectives.all_gather_numbered(lambda: {collectives.rank(): pl_module.answers[task.name]})
+    rows = in_turns(shares)
+    pl_module.row_scores(task, rows)
+    return rows
 
 
 def add_pictures(rows: Sequence[Row], pl_module: ReportedModule) -> None:

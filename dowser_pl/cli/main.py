@@ -7,6 +7,8 @@ import logging
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from dowser_pl.callbacks import (
     Predictions,
     Progress,
     RandomState,
+    ScoreTable,
 )
 from dowser_pl.callbacks.end_on_sigterm import ENDED, ending_on_sigterm
 from dowser_pl.cli.arguments import check_numbers, joined_numbers, resolve_configs
@@ -50,7 +53,7 @@ from dowser_pl.methods import AfterFit
 from dowser_pl.module import MultimodalModule
 from dowser_pl.planning.verb import placement_of
 
-__all__ = ["main"]
+__all__ = ["DowserCLI", "built", "ended_in_words", "main"]
 
 
 class SaveConfig(SaveConfigCallback):
@@ -208,7 +211,6 @@ def _loggers(root: str) -> list[Logger]:
     return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
 
 
-@ending_on_sigterm()
 def main(args: list[str] | None = None) -> None:
     """Run one verb.
 
@@ -218,14 +220,45 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: if that fails, with one of `dowser_pl.cli.ending.STATUSES`; the reason is on stderr.
     """
-    _quieten()
     arguments = joined_numbers(sys.argv[1:] if args is None else args)
     try:
         arguments = resolve_configs(arguments)
     except DowserError as error:
         sys.exit(refuse(error))
-    try:
+    with ended_in_words(arguments):
         _run(arguments)
+
+
+def built(arguments: list[str]) -> DowserCLI:
+    """Module, data and trainer of a command line, which is checked but not run; within `ended_in_words`.
+
+    Args:
+        arguments: `validate` and what follows it, with paths of configurations.
+    """
+    return _run(arguments, _BuiltCLI)
+
+
+class _BuiltCLI(DowserCLI):
+    """One that ends when all is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:  # noqa: ARG002
+        self._check_inputs()
+
+
+@contextmanager
+def ended_in_words(arguments: list[str]) -> Iterator[None]:
+    """Turn what ends a command into its exit status, with the reason on stderr.
+
+    Args:
+        arguments: the verb and what follows it, for what is said of an option.
+
+    Raises:
+        SystemExit: as `main`.
+    """
+    _quieten()
+    try:
+        with ending_on_sigterm():
+            yield
     except ArgumentError as error:
         sys.exit(refuse(in_words(error, *verb_and_rest(arguments))))
     except (ValueError, OSError) as error:
@@ -243,13 +276,13 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(refuse("interrupted", INTERRUPTED))
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str], kind: type[DowserCLI] | None = None) -> DowserCLI:
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    DowserCLI(
+    return (kind or DowserCLI)(
         MultimodalModule,
         trainer_class=DowserTrainer,
         trainer_defaults=TRAINER_DEFAULTS
-        | {"callbacks": [Predictions(), RandomState(), EpochProgress(), FailTogether(), EndOnSigterm()]},
+        | {"callbacks": [Predictions(), ScoreTable(), RandomState(), EpochProgress(), FailTogether(), EndOnSigterm()]},
         seed_everything_default=0,
         save_config_callback=SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dowser_pl.commands.tuned import found, loaded, tuned
+from dowser_pl.commands.tuned import loaded, tuned, tuned_path
 from dowser_pl.errors import DowserError, MissingFileError, nearest_path
 from dowser_pl.module import MultimodalModule
 from dowser_pl.module.asking import ask, check_images_are_read
@@ -29,7 +29,7 @@ def run(options: Namespace) -> str:
     for image in images:
         if not image.is_file():
             raise MissingFileError(f"there is no image {image}{nearest_path(image)}")
-    what = found(options.tuned)
+    what = tuned_path(options.tuned)
     path = options.base or _base_of(Path(options.tuned).expanduser(), what)
     dtype = _dtype_of(what) if options.dtype == "auto" else options.dtype
     check_images_are_read(MultimodalModule(path), images)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dowser_pl.commands.tuned import found as what_is
-from dowser_pl.commands.tuned import loaded
+from dowser_pl.commands.tuned import loaded, tuned_path
 from dowser_pl.commands.tuned import tuned as tuned_model
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
@@ -48,7 +47,7 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
             raise DowserError(f"got --{name.replace('_', '-')} {least}, expected at least 1")
     if options.moved:
         check_format(options.moved)
-    tuned = [what_is(name) for name in options.tuned]  # before anything is loaded
+    tuned = [tuned_path(name) for name in options.tuned]  # before anything is loaded
     pictures = [] if options.pictures is None else _pictures(Path(options.pictures))
     base = loaded(options.base, options.dtype)
     if text_model(base.network).config.is_encoder_decoder:

@@ -18,11 +18,12 @@ from dowser_pl.reporting import (
     plot_comparison,
     plot_curve,
     plot_report,
-    read_report,
     text_comparison,
     text_table,
     write_html,
 )
+from dowser_pl.reporting.evaluation_table import evaluation_page, evaluation_text
+from dowser_pl.reporting.named_runs import read_evaluation, read_runs
 from dowser_pl.reporting.provenance import provenance
 
 
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Show what a run learnt and forgot, or compare several runs.",
         epilog="example: python -m dowser_pl report runs/quickstart runs/full --plot comparison.png",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its report.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of an evaluation, or its JSON file")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
     parser.add_argument("--plot", metavar="PATH", help="also draw the picture (.png, .pdf or .svg)")
@@ -47,16 +48,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def table(reports: Sequence[Report], markdown: bool) -> str:
-    """One run in full, several side by side."""
-    if len(reports) == 1:
+def table(runs: Sequence[str], reports: Sequence[Report], markdown: bool) -> str:
+    """One run or evaluation in full, several side by side."""
+    evaluation = read_evaluation(runs[0]) if len(runs) == 1 else None
+    if evaluation is not None:
+        return evaluation_page(evaluation).rstrip() if markdown else evaluation_text(evaluation)
+    if len(runs) == 1:
         return markdown_page(reports[0]).rstrip() if markdown else text_table(reports[0])
     return markdown_comparison(reports) if markdown else text_comparison(reports)
 
 
-def write_json(path: str, argv: Sequence[str], runs: Sequence[str], reports: Sequence[Report]) -> None:
+def write_json(path: str, argv: Sequence[str], found: Sequence[tuple[str, Report]]) -> None:
     """The printed numbers and where they come from."""
-    entries = [{"path": run, **report.to_dict()} for run, report in zip(runs, reports, strict=True)]
+    entries = [{"path": run, **report.to_dict()} for run, report in found]
     content = provenance("report", argv) | {"runs": entries}
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -98,16 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
 
     def run() -> str:
-        reports = [read_report(run) for run in options.runs]
+        found = read_runs(options.runs)
+        reports = [report for _, report in found]
         check_protocols(reports)
         if options.json:
-            write_json(options.json, argv, options.runs, reports)
+            write_json(options.json, argv, found)
         if options.plot:
             draw(options.plot, reports, options.dark)
         if options.plot_curve:
             draw_curve(options.plot_curve, reports, options.dark)
         if options.html:
             write_page(options.html, options.runs, reports)
-        return table(reports, options.markdown)
+        return table(options.runs, reports, options.markdown)
 
     return answer(run)

@@ -110,7 +110,7 @@ class EvaluatedData(LightningDataModule):
         self.tasks: list[Task] = []
         self.processor: Processor | None = None
         self._encoder: Encoder | None = None
-        self._evaluation_loaders: list[EvaluationLoader] = []
+        self._evaluation_loaders: dict[str, EvaluationLoader] = {}
 
     def evaluation_tasks(self) -> list[Task]:
         """The evaluation sets; called once on every process, before `train_conversations`."""
@@ -134,7 +134,7 @@ class EvaluatedData(LightningDataModule):
                 row that was checked cannot be encoded.
         """
         if self._encoder is None or (self.stage == "predict" and stage != "predict"):
-            self.stage, self._evaluation_loaders = stage, []
+            self.stage, self._evaluation_loaders = stage, {}
             encoder = self._new_encoder()
             tasks = checked_tasks(self.evaluation_tasks(), encoder.tokenizer, stage != "predict")
             self.tasks = self._without_bad(tasks, encoder)
@@ -142,9 +142,9 @@ class EvaluatedData(LightningDataModule):
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in the order of `tasks`; the same objects at every call, for their caches."""
-        if not self._evaluation_loaders:
-            self._evaluation_loaders = self._loaders_of(self.tasks)
-        return self._evaluation_loaders
+        new = [task for task in self.tasks if task.name not in self._evaluation_loaders]
+        self._evaluation_loaders.update(zip((task.name for task in new), self._loaders_of(new), strict=True))
+        return [self._evaluation_loaders[task.name] for task in self.tasks]
 
     def selection_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task of `selection_tasks`, in their order."""

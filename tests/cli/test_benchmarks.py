@@ -54,3 +54,17 @@ def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
     assert (
         json.loads((tmp_path / "runs/mine/report.json").read_text())["tasks"]["iconqa"]["protocol"]["name"] == "llava"
     )
+
+
+def test_validate_and_test_print_the_table_of_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    official_files.gqa(tmp_path / "sets" / "gqa")
+    model = str(save_tiny_llava(tmp_path / "model"))
+    data = {"root": "sets", "tasks": [{"benchmark": "gqa", "root": "gqa", "max_new_tokens": 3}]}
+    config = {"data": {"class_path": "ConversationData", "init_args": data}, "trainer": {"accelerator": "cpu"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    for verb in ("validate", "test"):
+        main([verb, "-c", "mine.yaml", "--model.path", model])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "task role metric n 1" in said and "gqa upstream gqa 2 0.000 \u00b10.000" in said
+        assert "less 1" not in said

@@ -13,10 +13,20 @@ import pytest
 from dowser_pl.__main__ import TRAINING_VERBS, VERBS
 from dowser_pl.cli import main as command_line
 from dowser_pl.cli.arguments import joined_numbers, resolve_configs
-from dowser_pl.commands import bench, chat, drift, merge, patch, push, report
+from dowser_pl.cli.spelling import check_spelling
+from dowser_pl.commands import bench, chat, drift, evaluate, merge, patch, push, report
 from tests.docs.pages import PAGES, ROOT, blocks, commands, inline_commands, write_files
 
-OFFLINE = {"report": report, "patch": patch, "bench": bench, "chat": chat, "drift": drift, "merge": merge, "push": push}
+OFFLINE = {
+    "report": report,
+    "patch": patch,
+    "bench": bench,
+    "chat": chat,
+    "drift": drift,
+    "evaluate": evaluate,
+    "merge": merge,
+    "push": push,
+}
 OTHERS = {"pytest", "ruff", "mypy", "mkdocs", "source", "docker", "git", "cd", "export", "hf"}
 
 
@@ -85,6 +95,10 @@ def check_verb(words: list[str], parser) -> None:
     elif verb == "merge":
         options, rest = merge.build_parser().parse_known_args(rest)
         merge.method_options(options.method, rest)
+    elif verb == "evaluate":
+        options, rest = evaluate.build_parser().parse_known_args(rest)
+        configs = [word for name in options.config for word in ("-c", name)]
+        check_spelling("validate", resolve_configs([*configs, *rest]))
     elif verb in OFFLINE:
         options = OFFLINE[verb].build_parser().parse_args(rest)
         if verb == "bench":
