@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
+    BlipImageProcessorPil,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Gemma2Config,
@@ -26,6 +27,7 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
@@ -383,3 +385,11 @@ def save_tiny_llava(folder: Path, seed: int = 0, dtype: torch.dtype = torch.floa
     """Write model, generation config and processor, so that from_pretrained works; returns the folder."""
     tiny_llava(seed).to(dtype).save_pretrained(folder)
     return make_processor_folder(folder)
+
+
+def save_tiny_instructblip(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """Write an InstructBLIP (`tiny_instructblip` unless another is given) and its processor; returns the folder."""
+    (model or tiny_instructblip()).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    InstructBlipProcessor(images, tiny_tokenizer(), tiny_tokenizer(), num_query_tokens=4).save_pretrained(folder)
+    return folder

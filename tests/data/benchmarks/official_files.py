@@ -45,16 +45,17 @@ def textvqa(root: Path) -> None:
     draw(*(root / "train_images" / f"{entry['image_id']}.jpg" for entry in entries))
 
 
-def vqa(root: Path, prefix: str = "", version: str = "2.0") -> None:
+def vqa(root: Path, prefix: str = "", version: str = "2.0", split: str = "val", images: Path | None = None) -> None:
     questions = [{"image_id": 42, "question": "What colour?", "question_id": 420000}]
     questions += [{"image_id": 73, "question": "Which one?", "question_id": 730001}]
     annotations = [
         {"question_id": q["question_id"], "image_id": q["image_id"], "answers": TEN} for q in questions[::-1]
     ]
     info = {"version": version}
-    put(root / f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"info": info, "questions": questions})
-    put(root / f"{prefix}mscoco_val2014_annotations.json", {"info": info, "annotations": annotations})
-    draw(*(root / "val2014" / f"COCO_val2014_{number:012d}.jpg" for number in (42, 73)))
+    year = f"{split}2014"
+    put(root / f"{prefix}OpenEnded_mscoco_{year}_questions.json", {"info": info, "questions": questions})
+    put(root / f"{prefix}mscoco_{year}_annotations.json", {"info": info, "annotations": annotations})
+    draw(*((images or root / year) / f"COCO_{year}_{number:012d}.jpg" for number in (42, 73)))
 
 
 def vizwiz(root: Path) -> None:
@@ -205,3 +206,24 @@ def pope(root: Path) -> None:
         ]
         put(root / "coco" / f"coco_pope_{kind}.json", rows, lines=True)
     draw(root / "val2014" / "COCO_val2014_000000310196.jpg")
+
+
+def record_files(root: Path) -> None:
+    """The four sets that Model-Dowser published in its repository, beside the pictures they name."""
+    data, sets = root / "Model-Dowser" / "data", {
+        "coco-caption": ("COCO_{split}2014_000000000042.jpg", "test.jsonl", root / "coco"),
+        "flickr30k": ("images/1007129816.jpg", "test.jsonl", root / "flickr30k"),
+        "icon_vqa": ("iconqa_data/iconqa/{split}/choose_txt/68525/image.png", "test.jsonl", root / "iconqa"),
+        "imagenet-r": ("ImageNet-R/{split}/n01784675/graffiti_1.jpg", "test.json", root / "ucit"),
+    }
+    for name, (picture_at, test, folder) in sets.items():
+        images = {}
+        for split in ("train", "test"):
+            images[split] = picture_at.format(split={"test": "val"}.get(split, split) if "COCO" in picture_at else split)
+            within = folder / f"{'val' if split == 'test' else 'train'}2014" if "COCO" in picture_at else folder
+            draw(within / images[split])
+        said = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": "A red square."}]
+        put(data / name / "train.json", [{"id": f"{name}_1", "image": images["train"], "conversations": said}])
+        asked = {"id": 1, "image": images["test"], "text": "What is it?"}
+        right = {"answer": "Centipede"} if test == "test.json" else {"reference": ["A red square.", "A square."]}
+        put(data / name / test, [asked | right], lines=test == "test.jsonl")
