@@ -115,18 +115,25 @@ def coco(root: Path, year: str = "val2014") -> None:
     draw(*(root / year / image["file_name"] for image in images))
 
 
-def nocaps(root: Path) -> None:
-    images = [{"id": 0, "file_name": "0013ea2087020901.jpg", "open_images_id": "0013ea2087020901", "domain": "near"}]
-    annotations = [{"id": n, "image_id": 0, "caption": f"A baby {n}."} for n in range(10)]
+def nocaps(root: Path, count: int = 1) -> None:
+    names = [f"{number:04d}ea2087020901" for number in range(13, 13 + count)]
+    images = [
+        {"id": number, "file_name": f"{name}.jpg", "open_images_id": name, "domain": "near"}
+        for number, name in enumerate(names)
+    ]
+    annotations = [
+        {"id": 10 * image + n, "image_id": image, "caption": f"A {('baby', 'dog')[image]} {n}."}
+        for image in range(count)
+        for n in range(10)
+    ]
     put(root / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
-    draw(root / "val" / "0013ea2087020901.jpg")
+    draw(*(root / "val" / f"{name}.jpg" for name in names))
 
 
-def karpathy(root: Path) -> None:
+def karpathy(root: Path, *more: str) -> None:
     images = []
-    for number, (split, folder) in enumerate(
-        [("test", "val2014"), ("restval", "val2014"), ("train", "train2014"), ("val", "val2014")]
-    ):
+    parts = [("test", "val2014"), ("restval", "val2014"), ("train", "train2014"), ("val", "val2014")]
+    for number, (split, folder) in enumerate([*parts, *((split, "val2014") for split in more)]):
         name = f"COCO_{folder}_{number:012d}.jpg"
         sentences = [{"raw": f"Caption {each} of {number} .", "tokens": []} for each in range(2)]
         images.append({"filepath": folder, "filename": name, "split": split, "cocoid": number, "sentences": sentences})
@@ -134,15 +141,15 @@ def karpathy(root: Path) -> None:
     put(root / "dataset_coco.json", {"dataset": "coco", "images": images})
 
 
-def flickr30k(root: Path) -> None:
+def flickr30k(root: Path, *more: str) -> None:
     images = [
         {"filename": f"10{number}.jpg", "imgid": number, "split": split, "sentences": [{"raw": f"A man {number}."}] * 5}
-        for number, split in enumerate(["train", "test", "train"])
+        for number, split in enumerate(["train", "test", "train", *more])
     ]
     put(root / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": images})
     lines = [f"10{number}.jpg#{each}\tMan {each} of {number} ." for number in range(3) for each in range(5)]
     (root / "results_20130124.token").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw(*(root / "flickr30k-images" / f"10{number}.jpg" for number in range(3)))
+    draw(*(root / "flickr30k-images" / image["filename"] for image in images))
 
 
 def iconqa(root: Path) -> None:
@@ -209,21 +216,20 @@ def pope(root: Path) -> None:
 
 
 def record_files(root: Path) -> None:
-    """The four sets that Model-Dowser published in its repository, beside the pictures they name."""
-    data, sets = root / "Model-Dowser" / "data", {
-        "coco-caption": ("COCO_{split}2014_000000000042.jpg", "test.jsonl", root / "coco"),
-        "flickr30k": ("images/1007129816.jpg", "test.jsonl", root / "flickr30k"),
-        "icon_vqa": ("iconqa_data/iconqa/{split}/choose_txt/68525/image.png", "test.jsonl", root / "iconqa"),
-        "imagenet-r": ("ImageNet-R/{split}/n01784675/graffiti_1.jpg", "test.json", root / "ucit"),
-    }
-    for name, (picture_at, test, folder) in sets.items():
-        images = {}
-        for split in ("train", "test"):
-            images[split] = picture_at.format(split={"test": "val"}.get(split, split) if "COCO" in picture_at else split)
-            within = folder / f"{'val' if split == 'test' else 'train'}2014" if "COCO" in picture_at else folder
-            draw(within / images[split])
-        said = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": "A red square."}]
-        put(data / name / "train.json", [{"id": f"{name}_1", "image": images["train"], "conversations": said}])
-        asked = {"id": 1, "image": images["test"], "text": "What is it?"}
-        right = {"answer": "Centipede"} if test == "test.json" else {"reference": ["A red square.", "A square."]}
-        put(data / name / test, [asked | right], lines=test == "test.jsonl")
+    """The four sets that Model-Dowser published in its repository, beside the pictures that they name."""
+    for name, test, folder, place in (
+        ("coco-caption", "test.jsonl", "coco/{coco}", "COCO_{coco}_00000000004{n}.jpg"),
+        ("flickr30k", "test.jsonl", "flickr30k", "images/100712981{n}.jpg"),
+        ("icon_vqa", "test.jsonl", "iconqa", "iconqa_data/iconqa/{split}/choose_txt/6852{n}/image.png"),
+        ("imagenet-r", "test.json", "ucit", "ImageNet-R/{split}/n01784675/graffiti_{n}.jpg"),
+    ):
+        rows: dict[str, list[Any]] = {"train": [], "test": []}
+        for n, split in enumerate(["train", "train", "test", "test"]):
+            names = {"n": n, "split": split, "coco": "train2014" if split == "train" else "val2014"}
+            row = {"id": n, "image": place.format(**names)}
+            draw(root / folder.format(**names) / row["image"])
+            said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"A square {n}."}]
+            right = {"answer": "Centipede"} if name == "imagenet-r" else {"reference": [f"A square {n}.", "A square."]}
+            rows[split].append(row | ({"conversations": said} if split == "train" else {"text": "What is it?"} | right))
+        put(root / "Model-Dowser" / "data" / name / "train.json", rows["train"])
+        put(root / "Model-Dowser" / "data" / name / test, rows["test"], lines=test == "test.jsonl")
