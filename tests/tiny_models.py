@@ -336,8 +336,12 @@ TEXT_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3
 """Those of text alone: a tokenizer is all that comes with them."""
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One id per word of VOCABULARY, split at spaces; others are <unk>. Decodes to words with spaces."""
+def tiny_tokenizer(names_image: bool = True) -> PreTrainedTokenizerFast:
+    """One id per word of VOCABULARY, split at spaces; others are <unk>. Decodes to words with spaces.
+
+    Args:
+        names_image: whether it has an attribute `image_token`, which the processor of InstructBLIP wants to set itself.
+    """
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -346,7 +350,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>"} if names_image else ["<image>"],
     )
 
 
@@ -391,5 +395,6 @@ def save_tiny_instructblip(folder: Path, model: PreTrainedModel | None = None) -
     """Write an InstructBLIP (`tiny_instructblip` unless another is given) and its processor; returns the folder."""
     (model or tiny_instructblip()).save_pretrained(folder)
     images = BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    InstructBlipProcessor(images, tiny_tokenizer(), tiny_tokenizer(), num_query_tokens=4).save_pretrained(folder)
+    words, asked = (tiny_tokenizer(names_image=False) for _ in range(2))
+    InstructBlipProcessor(images, words, asked, num_query_tokens=4).save_pretrained(folder)
     return folder
