@@ -113,7 +113,7 @@ def brief(model: PreTrainedModel) -> PreTrainedModel:
         model.get_input_embeddings().weight[:, 0] = 8.0
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight *= 0.02
+                weight.mul_(0.02)
         head = model.get_output_embeddings().weight
         head[:, 0] = 0.0
         head[EOS, 0] = 2.0

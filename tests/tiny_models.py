@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -396,5 +396,7 @@ def save_tiny_instructblip(folder: Path, model: PreTrainedModel | None = None) -
     (model or tiny_instructblip()).save_pretrained(folder)
     images = BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     words, asked = (tiny_tokenizer(names_image=False) for _ in range(2))
+    begins = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])  # as that of Vicuna
+    words.backend_tokenizer.post_processor = begins
     InstructBlipProcessor(images, words, asked, num_query_tokens=4).save_pretrained(folder)
     return folder
