@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
+    BlipImageProcessorPil,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Gemma2Config,
@@ -26,6 +27,7 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
@@ -334,8 +336,12 @@ TEXT_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3
 """Those of text alone: a tokenizer is all that comes with them."""
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One id per word of VOCABULARY, split at spaces; others are <unk>. Decodes to words with spaces."""
+def tiny_tokenizer(names_image: bool = True) -> PreTrainedTokenizerFast:
+    """One id per word of VOCABULARY, split at spaces; others are <unk>. Decodes to words with spaces.
+
+    Args:
+        names_image: whether it has an attribute `image_token`, which the processor of InstructBLIP wants to set itself.
+    """
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -344,7 +350,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>"} if names_image else ["<image>"],
     )
 
 
@@ -383,3 +389,14 @@ def save_tiny_llava(folder: Path, seed: int = 0, dtype: torch.dtype = torch.floa
     """Write model, generation config and processor, so that from_pretrained works; returns the folder."""
     tiny_llava(seed).to(dtype).save_pretrained(folder)
     return make_processor_folder(folder)
+
+
+def save_tiny_instructblip(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """Write an InstructBLIP (`tiny_instructblip` unless another is given) and its processor; returns the folder."""
+    (model or tiny_instructblip()).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    words, asked = (tiny_tokenizer(names_image=False) for _ in range(2))
+    begins = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])  # as that of Vicuna
+    words.backend_tokenizer.post_processor = begins
+    InstructBlipProcessor(images, words, asked, num_query_tokens=4).save_pretrained(folder)
+    return folder

@@ -1,6 +1,6 @@
 """What a command line says before anything is built: numbers that are none, and short names of configurations.
 
-`-c base` is `configs/base.yaml`.
+`-c base` is `configs/base.yaml`. What a file includes by a line `# include: base, model/world` is read before it.
 """
 
 import math
@@ -70,6 +70,7 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
         yield name, value
 
 
+_INCLUDE = "# include:"
 _PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel
 _CHECKOUT = Path(__file__).parents[2] / "configs"  # in a clone
 
@@ -77,25 +78,50 @@ _CHECKOUT = Path(__file__).parents[2] / "configs"  # in a clone
 def resolve_configs(args: list[str]) -> list[str]:
     """Replace short names after `-c`, `-c=`, `--config` and `--config=` by paths; other values stay as they are.
 
-    A file of that path wins; then `configs/<name>[.yaml]` under the working folder, then the shipped ones.
+    A file of that path wins; then `configs/<name>[.yaml]` under the working folder, then the shipped ones. Files that
+    one includes are put before it, each with its own `-c`, unless they stand there: resolving twice changes nothing.
 
     Args:
         args: the command line without the program.
 
     Raises:
-        DowserError: if neither exists, naming what there is and what was probably meant.
+        DowserError: if neither exists, naming what there is and what was probably meant; or files include each other.
     """
-    resolved = []
+    resolved: list[str] = []
     for position, argument in enumerate(args):
         if argument.startswith("--config="):
-            resolved.append("--config=" + _find(argument.removeprefix("--config=")))
+            option, name = ["--config="], argument.removeprefix("--config=")
         elif argument.startswith("-c") and len(argument) > 2:  # as parsers take it: -cbase, -c=base
-            resolved += ["-c", _find(argument[2:].removeprefix("="))]
+            option, name = ["-c", ""], argument[2:].removeprefix("=")
         elif position and args[position - 1] in ("-c", "--config"):
-            resolved.append(_find(argument))
+            option, name = [resolved.pop(), ""], argument
         else:
             resolved.append(argument)
+            continue
+        path = _find(name)
+        for each in _included(path, ()):
+            resolved += [] if each in resolved else ["-c", each]
+        resolved += [*option[:-1], option[-1] + path]
     return resolved
+
+
+def _included(path: str, by: tuple[str, ...]) -> Iterator[str]:
+    """The files that one includes, and before each those that it includes itself."""
+    if path in by:
+        raise DowserError(f"configurations include each other: {' includes '.join((*by, path))}")
+    for name in _names_included(Path(path)):
+        found = _find(name)
+        yield from _included(found, (*by, path))
+        yield found
+
+
+def _names_included(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # told where it is parsed
+        return []
+    named = ",".join(line.removeprefix(_INCLUDE) for line in lines if line.startswith(_INCLUDE))
+    return [name.strip() for name in named.split(",") if name.strip()]
 
 
 def _find(name: str) -> str:

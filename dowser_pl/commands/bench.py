@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[str] = []
 
     def run() -> str:
-        file = Path(resolve_configs(["-c", options.config])[1])
+        file = Path(resolve_configs(["-c", options.config])[-1])
         settings = read_settings(file, METHODS)
         _check_classes(settings, file.name)
         bench = Bench(settings, options.only, options.places, _tell)

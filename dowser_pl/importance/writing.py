@@ -19,6 +19,7 @@ from dowser_pl.importance.batches import halving, in_step
 from dowser_pl.importance.prompts import Prompt, SampleFromStreams, TextInputs, split_vocabulary
 from dowser_pl.importance.settings import Probe
 from dowser_pl.models.generation import Ending, write_tokens
+from dowser_pl.models.layers import text_model
 from dowser_pl.models.text_only import reads_images, tokenizer_of
 
 __all__ = ["Openers", "RowWriter", "Start", "before", "token_ids"]
@@ -183,9 +184,11 @@ class RowWriter:
             names = starts[0].image
             inputs = {name: torch.cat([each.image[name] for each in starts]).to(device) for name in names}
             inputs |= {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+            writes = self.model
         else:
             inputs = self.text_inputs(ids.to(device), torch.ones_like(ids).to(device))
-        rows = write_tokens(self.model, self.tokenizer, inputs, uniforms.shape[1], self.ending, sampler).cpu()
+            writes = text_model(self.model)  # the whole of InstructBLIP and BLIP-2 wants a picture
+        rows = write_tokens(writes, self.tokenizer, inputs, uniforms.shape[1], self.ending, sampler).cpu()
         new = rows[:, ids.shape[1] :]
         return [row[: self.ending.length(row, self.tokenizer)].clone() for row in new]  # a view is sent with the batch
 

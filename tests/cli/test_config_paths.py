@@ -48,3 +48,24 @@ def test_names_that_exist_become_paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize("argument", ["-cbase", "-c=base"])
 def test_a_name_may_stand_right_behind_the_option(argument):
     assert resolve_configs(["fit", argument]) == resolve_configs(["fit", "-c", "base"])
+
+
+def test_what_a_file_includes_comes_before_it_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "low": "",
+        "middle": "# include: low\n",
+        "high": "# About it.\n# include: low, middle\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    resolved = resolve_configs(["fit", "-c", "high", "--config=middle", "--data", "low"])
+    assert resolved == ["fit", "-c", "low", "-c", "middle", "-c", "high", "--config=middle", "--data", "low"]
+    assert resolve_configs(resolved) == resolved
+
+
+def test_files_that_include_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").write_text("# include: two\n")
+    (tmp_path / "two").write_text("# include: one\n")
+    with pytest.raises(ValueError, match="include each other: one includes two includes one"):
+        resolve_configs(["-c", "one"])

@@ -10,7 +10,7 @@ from dowser_pl.importance.prompts import plain_text
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.models.generation import Ending, own_ends
 from dowser_pl.models.layers import text_model
-from tests.tiny_models import BOS, EOS, IMAGE, make_processor, tiny_instructblip_t5, tiny_llava
+from tests.tiny_models import BOS, EOS, IMAGE, make_processor, tiny_instructblip, tiny_instructblip_t5, tiny_llava
 
 ALL = ("text", "chat", "turn", "noise", "blank", "train", "shuffle", "mosaic")
 PROCESSOR = make_processor()
@@ -210,3 +210,10 @@ def test_pictures_that_take_much_memory_are_fewer(model, monkeypatch):
     rows = writers(model, sources=["text", "noise"]).in_turns(["text", "noise"], range(6), lambda rows: None)
     assert [row.number for row in rows if row.kind == "noise"] == [0, 1, 2]
     assert len([row for row in rows if row.kind == "text"]) > 3
+
+
+def test_the_text_part_writes_where_the_whole_wants_a_picture():
+    whole = tiny_instructblip()
+    rows = writers(whole, sources=["text"]).write("text", range(3))
+    alone = writers(text_model(whole), sources=["text"]).write("text", range(3))
+    assert rows and [row.tokens.tolist() for row in rows] == [row.tokens.tolist() for row in alone]

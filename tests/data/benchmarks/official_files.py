@@ -45,16 +45,17 @@ def textvqa(root: Path) -> None:
     draw(*(root / "train_images" / f"{entry['image_id']}.jpg" for entry in entries))
 
 
-def vqa(root: Path, prefix: str = "", version: str = "2.0") -> None:
+def vqa(root: Path, prefix: str = "", version: str = "2.0", split: str = "val", images: Path | None = None) -> None:
     questions = [{"image_id": 42, "question": "What colour?", "question_id": 420000}]
     questions += [{"image_id": 73, "question": "Which one?", "question_id": 730001}]
     annotations = [
         {"question_id": q["question_id"], "image_id": q["image_id"], "answers": TEN} for q in questions[::-1]
     ]
     info = {"version": version}
-    put(root / f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"info": info, "questions": questions})
-    put(root / f"{prefix}mscoco_val2014_annotations.json", {"info": info, "annotations": annotations})
-    draw(*(root / "val2014" / f"COCO_val2014_{number:012d}.jpg" for number in (42, 73)))
+    year = f"{split}2014"
+    put(root / f"{prefix}OpenEnded_mscoco_{year}_questions.json", {"info": info, "questions": questions})
+    put(root / f"{prefix}mscoco_{year}_annotations.json", {"info": info, "annotations": annotations})
+    draw(*((images or root / year) / f"COCO_{year}_{number:012d}.jpg" for number in (42, 73)))
 
 
 def vizwiz(root: Path) -> None:
@@ -114,18 +115,25 @@ def coco(root: Path, year: str = "val2014") -> None:
     draw(*(root / year / image["file_name"] for image in images))
 
 
-def nocaps(root: Path) -> None:
-    images = [{"id": 0, "file_name": "0013ea2087020901.jpg", "open_images_id": "0013ea2087020901", "domain": "near"}]
-    annotations = [{"id": n, "image_id": 0, "caption": f"A baby {n}."} for n in range(10)]
+def nocaps(root: Path, count: int = 1) -> None:
+    names = [f"{number:04d}ea2087020901" for number in range(13, 13 + count)]
+    images = [
+        {"id": number, "file_name": f"{name}.jpg", "open_images_id": name, "domain": "near"}
+        for number, name in enumerate(names)
+    ]
+    annotations = [
+        {"id": 10 * image + n, "image_id": image, "caption": f"A {('baby', 'dog')[image]} {n}."}
+        for image in range(count)
+        for n in range(10)
+    ]
     put(root / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
-    draw(root / "val" / "0013ea2087020901.jpg")
+    draw(*(root / "val" / f"{name}.jpg" for name in names))
 
 
-def karpathy(root: Path) -> None:
+def karpathy(root: Path, *more: str) -> None:
     images = []
-    for number, (split, folder) in enumerate(
-        [("test", "val2014"), ("restval", "val2014"), ("train", "train2014"), ("val", "val2014")]
-    ):
+    parts = [("test", "val2014"), ("restval", "val2014"), ("train", "train2014"), ("val", "val2014")]
+    for number, (split, folder) in enumerate([*parts, *((split, "val2014") for split in more)]):
         name = f"COCO_{folder}_{number:012d}.jpg"
         sentences = [{"raw": f"Caption {each} of {number} .", "tokens": []} for each in range(2)]
         images.append({"filepath": folder, "filename": name, "split": split, "cocoid": number, "sentences": sentences})
@@ -133,15 +141,15 @@ def karpathy(root: Path) -> None:
     put(root / "dataset_coco.json", {"dataset": "coco", "images": images})
 
 
-def flickr30k(root: Path) -> None:
+def flickr30k(root: Path, *more: str) -> None:
     images = [
         {"filename": f"10{number}.jpg", "imgid": number, "split": split, "sentences": [{"raw": f"A man {number}."}] * 5}
-        for number, split in enumerate(["train", "test", "train"])
+        for number, split in enumerate(["train", "test", "train", *more])
     ]
     put(root / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": images})
     lines = [f"10{number}.jpg#{each}\tMan {each} of {number} ." for number in range(3) for each in range(5)]
     (root / "results_20130124.token").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw(*(root / "flickr30k-images" / f"10{number}.jpg" for number in range(3)))
+    draw(*(root / "flickr30k-images" / image["filename"] for image in images))
 
 
 def iconqa(root: Path) -> None:
@@ -205,3 +213,23 @@ def pope(root: Path) -> None:
         ]
         put(root / "coco" / f"coco_pope_{kind}.json", rows, lines=True)
     draw(root / "val2014" / "COCO_val2014_000000310196.jpg")
+
+
+def record_files(root: Path) -> None:
+    """The four sets that Model-Dowser published in its repository, beside the pictures that they name."""
+    for name, test, folder, place in (
+        ("coco-caption", "test.jsonl", "coco/{coco}", "COCO_{coco}_00000000004{n}.jpg"),
+        ("flickr30k", "test.jsonl", "flickr30k", "images/100712981{n}.jpg"),
+        ("icon_vqa", "test.jsonl", "iconqa", "iconqa_data/iconqa/{split}/choose_txt/6852{n}/image.png"),
+        ("imagenet-r", "test.json", "ucit", "ImageNet-R/{split}/n01784675/graffiti_{n}.jpg"),
+    ):
+        rows: dict[str, list[Any]] = {"train": [], "test": []}
+        for n, split in enumerate(["train", "train", "test", "test"]):
+            names = {"n": n, "split": split, "coco": "train2014" if split == "train" else "val2014"}
+            row = {"id": n, "image": place.format(**names)}
+            draw(root / folder.format(**names) / row["image"])
+            said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"A square {n}."}]
+            right = {"answer": "Centipede"} if name == "imagenet-r" else {"reference": [f"A square {n}.", "A square."]}
+            rows[split].append(row | ({"conversations": said} if split == "train" else {"text": "What is it?"} | right))
+        put(root / "Model-Dowser" / "data" / name / "train.json", rows["train"])
+        put(root / "Model-Dowser" / "data" / name / test, rows["test"], lines=test == "test.jsonl")

@@ -1,0 +1,133 @@
+"""The configurations of the papers' experiments: what they say, and that each runs on files of the official layout."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, PreTrainedModel
+
+from dowser_pl.cli.arguments import resolve_configs
+from dowser_pl.cli.main import main
+from dowser_pl.reporting import read_report
+from tests.data.benchmarks import official_files
+from tests.tiny_models import EOS, TEXT, make_processor_folder, save_tiny_instructblip, tiny_instructblip, tiny_llava
+
+FOLDER = Path(__file__).parents[1] / "configs" / "paper"
+EXPERIMENTS = sorted(str(path.relative_to(FOLDER.parent).with_suffix("")) for path in FOLDER.glob("[ms]*/*_*.yaml"))
+BATCHES = {"model_dowser": 128, "spider": 128, "model_tailor_flickr30k": 64, "model_tailor_okvqa": 96}
+UPSTREAM = {
+    "model_dowser": ["textvqa", "mmbench", "mmbench_cn", "gqa", "ocrvqa", "okvqa"],
+    "llava": ["textvqa", "gqa", "vqav2", "mmbench", "mmbench_cn", "pope", "vizwiz", "scienceqa_img"],
+    "instructblip": ["coco_karpathy", "nocaps", "vqav2", "gqa"],
+}
+
+
+def merged(name: str) -> dict:
+    """The content of all files that a name stands for, later ones over earlier."""
+    whole: dict = {}
+    for path in resolve_configs(["-c", name])[1::2]:
+        _lay(yaml.safe_load(Path(path).read_text()), whole)
+    return whole
+
+
+def _lay(upper: dict, lower: dict) -> None:
+    for key, value in upper.items():
+        if key.endswith("+"):
+            lower[key[:-1]] = [*lower[key[:-1]], *value]
+        elif isinstance(value, dict) and isinstance(lower.get(key), dict):
+            _lay(value, lower[key])
+        else:
+            lower[key] = value
+
+
+def test_there_is_one_for_every_model_and_task():
+    assert len(EXPERIMENTS) == 12
+    assert {name.split("/")[1] for name in EXPERIMENTS} == {"model_dowser", "model_tailor", "spider"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_settings_are_the_published_ones(name):
+    config, (_, paper, run) = merged(name), name.split("/")
+    model, data = config["model"], config["data"]["init_args"]
+    task = run.split("_", 1)[1]
+    rows = data["batch_size"] * config["trainer"]["accumulate_grad_batches"]
+    assert rows == BATCHES.get(paper, BATCHES.get(f"{paper}_{task}")) and data["split_batches"]
+    tailor = paper == "model_tailor"
+    assert model["last_n_layers"] == (12 if tailor else 20)
+    assert model["optimizer"]["init_args"] == {"lr": 1e-4 if tailor else 2e-5, "weight_decay": 0.0}
+    assert config["trainer"]["max_epochs"] == (1 if tailor else 5)
+    assert data["max_length"] == 2048 and model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
+    assert [each["benchmark"] for each in data["tasks"] if each.get("role") != "downstream"] == (
+        UPSTREAM[run.split("_")[0] if tailor else "model_dowser"]
+    )
+    (learnt,) = (each["benchmark"] for each in data["tasks"] if each.get("role") == "downstream")
+    assert learnt == data["train_benchmark"]["benchmark"] == (task if tailor else f"dowser_{task}")
+    assert config["trainer"]["default_root_dir"] == f"runs/{name}"
+    if tailor:
+        assert config["dowser"]["calibration_batches"] * data["batch_size"] == 128
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("parts/*.yaml")), ids=lambda path: path.stem)
+def test_every_number_of_a_recipe_has_its_source(path):
+    for line in path.read_text().splitlines():
+        setting, _, source = line.partition("#")
+        if re.search(r": .*\d", setting) and "benchmark:" not in setting and "path:" not in setting:
+            follows = setting.strip().startswith(("batch_size", "estimator"))
+            assert source.strip() or follows, f"{path.name}: {line}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """All files that the experiments want, as they are downloaded, at the places that the configurations name."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("textvqa", "gqa", "ocrvqa", "vizwiz", "scienceqa", "mmbench", "pope"):
+        getattr(official_files, name)(root / name)
+    official_files.mmbench(root / "mmbench", "mmbench_dev_cn_20231003.tsv")
+    official_files.nocaps(root / "nocaps", 2)
+    official_files.flickr30k(root / "flickr30k", "test")
+    official_files.karpathy(root / "coco", "test")
+    for split in ("train", "val"):
+        official_files.vqa(root / "okvqa", split=split, images=root / "coco" / f"{split}2014")
+    official_files.vqa(root / "vqav2", "v2_", images=root / "coco" / "val2014")
+    official_files.draw(root / "coco" / "val2014" / "COCO_val2014_000000310196.jpg")
+    official_files.record_files(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """Of each family one as deep as the real one, that soon ends what it says."""
+    folder = tmp_path_factory.mktemp("models")
+    llava = brief(tiny_llava(num_hidden_layers=32, max_position_embeddings=2048))
+    llava.save_pretrained(folder / "llava")
+    text = LlamaConfig(**(TEXT | {"num_hidden_layers": 32, "max_position_embeddings": 2048}))
+    blip = save_tiny_instructblip(folder / "instructblip", brief(tiny_instructblip(text_config=text)))
+    return {"llava": make_processor_folder(folder / "llava"), "instructblip": blip}
+
+
+def brief(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, whose every token says in its first dimension, which the layers hardly move, that the end is near."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 8.0
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(0.02)
+        head = model.get_output_embeddings().weight
+        head[:, 0] = 0.0
+        head[EOS, 0] = 2.0
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps_on_official_files(name, root, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = models[name.split("/")[-1].split("_")[0]]
+    changed = {"model.path": model, "trainer.max_steps": 2, "trainer.accelerator": "cpu", "data.root": root}
+    main(["fit", "-c", name, *(word for key, value in changed.items() for word in (f"--{key}", str(value)))])
+    report = read_report(Path("runs") / name)
+    asked = [each["benchmark"] for each in merged(name)["data"]["init_args"]["tasks"]]
+    assert sorted(report.tasks) == sorted(asked)
+    assert all(task.protocol["name"] == "llava" for task in report.tasks.values())
