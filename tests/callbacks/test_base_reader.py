@@ -258,6 +258,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, model_folder, wide_folde
     assert again.diagnostics == dowser.diagnostics and dowser.diagnostics["masked_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings_is_refused(tmp_path, model_folder):
     last = tmp_path / "checkpoints" / "last.ckpt"
     with pytest.raises(Killed):

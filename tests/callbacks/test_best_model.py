@@ -97,6 +97,7 @@ def test_the_best_epoch_is_what_a_run_ends_as(model_folder, tmp_path, scored, me
             assert sum(map(patch.num_entries, patch.names)) == dowser.entries.num_trainable, name
 
 
+@pytest.mark.slow
 def test_scores_after_training_are_measured_on_the_kept_model(model_folder, tmp_path, monkeypatch):
     """Nothing is put in the place of scores: the report has those that a run of that length reports."""
     scores = iter([0.2, 0.8, 0.3, 0.1, 0.1])
@@ -109,6 +110,7 @@ def test_scores_after_training_are_measured_on_the_kept_model(model_folder, tmp_
     assert best.questions == two.questions
 
 
+@pytest.mark.slow
 def test_parts_that_are_trained_whole_go_back_too(model_folder, tmp_path, scored):
     scored.update({6: 0.9, 12: 0.2, 18: 0.2})
     parts = [build_module(model_folder, lr=2e-2, scheduler="constant", also_train=["projector"]) for _ in range(3)]
@@ -122,6 +124,7 @@ def test_parts_that_are_trained_whole_go_back_too(model_folder, tmp_path, scored
     assert not any(torch.equal(states[0][key], states[1][key]) for key in keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hook, step, every", [("on_train_batch_start", 14, None), ("on_train_end", 18, 1), ("on_validation_start", 18, 1)]
 )

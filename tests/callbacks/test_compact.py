@@ -91,6 +91,7 @@ class KillAfter(Callback):
             raise KeyError("killed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "checkpoint"),
     [

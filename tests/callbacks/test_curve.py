@@ -86,6 +86,7 @@ def test_the_curve_scores_as_the_validation_loop_does(model_folder, tmp_path):
     assert report.curve[0].scores == {k: v.before for k, v in report.tasks.items()}
 
 
+@pytest.mark.slow
 def test_the_budget_keeps_the_largest_ratio_within_it(model_folder, tmp_path, monkeypatch):
     tuned, _ = fit(model_folder, tmp_path / "plain", ModelDowser(0.1))
     seen = watch(monkeypatch, [0.3, 0.4, 0.9, 0.8, 0.89])  # two points of the curve, the base, 0.1 and 0.05
@@ -181,6 +182,7 @@ def test_settings_that_mean_nothing_are_refused():
             Curve(max_upstream_drop=drop)
 
 
+@pytest.mark.slow
 def test_a_budget_of_drift_keeps_the_largest_ratio_within_it(model_folder, tmp_path):
     """Drift falls with the ratio, and no data is asked for; what is reported is of the model that is kept."""
     options = {"data": TinyData(), "drift": True}

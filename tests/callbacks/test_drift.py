@@ -114,6 +114,7 @@ def test_measuring_changes_no_bit_of_training(tmp_path, model_folder):
     assert report(tmp_path / "b")["drift"] is None
 
 
+@pytest.mark.slow
 def test_a_head_that_is_trained_too_is_measured_against_that_of_the_base(tmp_path, model_folder):
     trainer = build_trainer(tmp_path, Magnitude(0.0), drift=True, replay=Replay(), max_epochs=1, export=True)
     trainer.fit(build_module(model_folder, lr=3e-2, also_train=["lm_head"]), datamodule=TinyData())

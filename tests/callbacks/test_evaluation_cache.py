@@ -63,6 +63,7 @@ def test_a_second_run_writes_the_very_same_report_without_asking_the_base(tmp_pa
     assert len(list((tmp_path / "cache").glob("*.evaluation.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_file_with_a_changed_score_is_told_and_measured_anew(tmp_path, model_folder):
     report, *_ = fit(tmp_path, model_folder, tmp_path / "cache", "first")
     (file,) = (tmp_path / "cache").glob("*.evaluation.json")
@@ -165,6 +166,7 @@ def test_other_questions_are_others(what, tmp_path, model_folder, known):
     assert {**other, "protocol": 0} == {**known, "protocol": 0}
 
 
+@pytest.mark.slow
 def test_other_weights_numbers_and_settings_are_others(tmp_path, model_folder, known):
     folder = save_tiny_llava(tmp_path / "model")
     assert identity_of(tmp_path, folder) == known, "wherever it lies"

@@ -249,6 +249,7 @@ def test_a_file_of_all_layers_serves_the_last_ones(module, model_folder, tmp_pat
     assert_same(few.factors, replace(every.factors, layers={name: every.factors.layers[name] for name in last}))
 
 
+@pytest.mark.slow
 def test_auto_asks_prompts_until_halves_agree_whatever_the_cache_holds(module, tmp_path, measured, capsys, caplog):
     auto = replace(PROBE, num_prompts="auto", target_overlap=0.85, max_prompts=256)
     first = run(module, tmp_path / "a", auto)

@@ -134,6 +134,7 @@ RUNS = {
 QUICK = {"bf16-true", "4bit"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in RUNS])
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_path, name):
     """With dropout."""
@@ -154,6 +155,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_
     assert again.counts == dowser.counts and again.frozen_digest == dowser.frozen_digest
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_adapters_are_drawn_otherwise_but_not_beside_another_base(model_folder, tmp_path):
     """Another processor rounds what is drawn otherwise."""
     options, last = {"export": True}, tmp_path / "cut" / "checkpoints" / "last.ckpt"

@@ -115,6 +115,7 @@ def test_directions_of_other_inputs_are_refused(pair):
         ProjectedEntries({"a": first.weight}, {"c": directions})
 
 
+@pytest.mark.slow
 def test_in_the_limit_no_adapter_moves_what_the_base_says_on_its_rows(model_folder, tmp_path, monkeypatch):
     """With all directions and eps near 0: inputs of the rows, taken from a base of its own, come to nothing."""
     kept = []
@@ -151,6 +152,7 @@ def test_an_infinite_eps_is_plain_lora_bit_for_bit(model_folder, tmp_path):
     assert not any(torch.equal(value, behind[name]) for name, value in plain.items())
 
 
+@pytest.mark.slow
 def test_peft_reads_the_adapters_and_says_the_same(model_folder, tmp_path):
     """Before they are merged the same bits; merged within rounding."""
     said, tokens = {}, torch.randint(8, 90, (2, 7), generator=torch.Generator().manual_seed(0))

@@ -69,6 +69,7 @@ def test_resuming_in_another_way_is_refused_before_training(model_folder, tmp_pa
         fit(model_folder, tmp_path / "b", update=update, ckpt_path=last(tmp_path), max_epochs=2, **second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["compact", "full"])
 def test_half_precision_files_of_another_kind_resume_bit_by_bit(tmp_path, checkpoint):
     """float16 files trained in bfloat16: values that float16 cannot hold must not pass through it."""

@@ -70,6 +70,7 @@ def test_infinite_eps_is_full_fine_tuning_bit_by_bit(model_folder, tmp_path):
     assert any(bool(each.any()) for each in moves(module, model_folder).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "checkpoint"), [("32-true", "compact"), pytest.param("bf16-true", "full", marks=pytest.mark.slow)]
 )

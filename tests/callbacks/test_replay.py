@@ -109,6 +109,7 @@ def test_every_other_step_at_twice_the_weight(tmp_path, model_folder, monkeypatc
     assert not torch.allclose(rare.gradients[2], free.gradients[2], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, model_folder):
     whole = weights(fit(tmp_path / "whole", model_folder, Replay())[0])
     with pytest.raises(Killed):

@@ -128,6 +128,7 @@ def test_what_nothing_asks_for_is_not_written(tmp_path, model_folder, written):
     assert written[0] == 1  # the row that is held out
 
 
+@pytest.mark.slow
 def test_a_cache_gives_the_same_rows_back(tmp_path, model_folder, written):
     cache = str(tmp_path / "cache")
     first = fit(tmp_path / "a", model_folder, cache_dir=cache)
@@ -161,6 +162,7 @@ def test_rows_of_a_cache_that_are_not_those_of_now_are_written_anew(tmp_path, mo
     assert sum(written) and told(again._replayer.base.rows) == told(first._replayer.base.rows)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_rows_of_its_checkpoint_and_refuses_other_pictures(tmp_path, model_folder, written):
     first = fit(tmp_path, model_folder, max_epochs=2, max_steps=3)
     last = str(tmp_path / "checkpoints" / "last.ckpt")
@@ -199,6 +201,7 @@ def test_a_processor_that_fails_on_pictures_is_told_and_words_are_written(tmp_pa
         fit(tmp_path / "b", model_folder, replay=None, rows=Rows(["text", "noise"], per_source=10))
 
 
+@pytest.mark.slow
 def test_what_failed_is_not_kept_in_the_cache(tmp_path, model_folder, monkeypatch):
     def fails(self, picture, text):
         raise TypeError("this once")
@@ -254,6 +257,7 @@ def measured(folder, model_folder, monkeypatch, probe=ROWS_ASKED, rows=FEW, data
     return fit(folder, model_folder, ModelDowser(0.1), data, rows, **options), asked
 
 
+@pytest.mark.slow
 def test_importance_is_measured_on_rows_of_every_kind_as_on_one_after_the_other(tmp_path, model_folder, monkeypatch):
     _, asked = measured(tmp_path, model_folder, monkeypatch)
     assert [row.kind for row in asked[:7]] == ["text", "chat", "turn", "noise", "train", "shuffle", "mosaic"]

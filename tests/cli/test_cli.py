@@ -204,6 +204,7 @@ def test_probe_needs_no_data(user_folder, model_folder):
     assert list((user_folder / "runs" / "cache").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_validate_test_and_predict_on_the_tuned_model(user_folder, model_folder, capsys):
     config = str(user_yaml(user_folder, model_folder))
     main(["fit", "-c", config, "--dowser.method", "Magnitude"])
@@ -246,6 +247,7 @@ def test_a_bug_of_ours_keeps_its_traceback(user_folder, model_folder, monkeypatc
     assert type(caught.value) is ValueError
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_by_its_class_path(tmp_path, model_folder, monkeypatch):
     """As docs/how-to/extend.md has it: a file beside, no edit of the package."""
     (example,) = re.findall(
@@ -278,6 +280,7 @@ def test_a_progress_bar_of_ones_own_is_kept_and_none_stays_none(options, bars):
     assert [type(each).__name__ for each in _with_progress(options)] == bars
 
 
+@pytest.mark.slow
 def test_a_custom_data_module_by_class_path(tmp_path, model_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main([
@@ -457,6 +460,7 @@ def test_two_processes_share_the_prompts_and_measure_what_one_does(user_folder, 
     assert one.name == two.name and one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_quantized_model_is_scored_and_not_tuned(user_folder, model_folder):
     config = str(user_yaml(user_folder, model_folder))
     main(["probe", "-c", config, *SMALL_PROBE, "--model.quantization=8bit"])
@@ -465,6 +469,7 @@ def test_a_quantized_model_is_scored_and_not_tuned(user_folder, model_folder):
         main(["fit", "-c", config, *SMALL_PROBE, "--model.quantization=8bit"])
 
 
+@pytest.mark.slow
 def test_a_named_file_serves_and_a_wrong_one_is_an_error(user_folder, model_folder, monkeypatch):
     config = str(user_yaml(user_folder, model_folder))
     main(["probe", "-c", config, *SMALL_PROBE, "--dowser.cache_dir=kept"])

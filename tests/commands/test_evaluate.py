@@ -178,6 +178,7 @@ def test_a_killed_evaluation_goes_on_with_the_tasks_that_are_missing(models, two
     assert scores(resumed) == scores(whole) and said_by("base", "out") == said_by("base", two[0] / "out")
 
 
+@pytest.mark.slow
 def test_other_settings_and_other_files_are_refused(models, again, capsys):
     preset({"tasks": [TASKS[0], {**TASKS[1], "max_new_tokens": 5}]})
     told = refused(capsys, models / "base")
@@ -190,6 +191,7 @@ def test_other_settings_and_other_files_are_refused(models, again, capsys):
     assert "of the model" in refused(capsys, models / "base")
 
 
+@pytest.mark.slow
 def test_standard_errors_and_differences_are_those_of_the_answers(models, again):
     names = [str(models / "base"), str(models / "other")]
     folders = {}

@@ -110,6 +110,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_resumed_run_equals_uninterrupted_run(tmp_path, options):
     whole = fit(folder=tmp_path, **options)

@@ -23,6 +23,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["auto", "4"])
 def test_forms_that_fit_refuses_are_not_listed(devices, tmp_path, capsys):
     main([*PLAN.split(), "-c", "method/model_dowser", "--trainer.devices", devices])

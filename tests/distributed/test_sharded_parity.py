@@ -204,6 +204,7 @@ def share(folder, model, kind):
     return sum(memory.values()) / everywhere[-1]
 
 
+@pytest.mark.slow
 @one_fast
 def test_a_rank_holds_half_of_all_weights_between_steps(model_folder, tmp_path, kind):
     """Five positions of the vision tower are three and two."""

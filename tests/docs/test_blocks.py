@@ -60,6 +60,7 @@ def test_python_is_python(block):
     assert ast.parse(block.text).body
 
 
+@pytest.mark.slow
 def test_the_script_without_the_command_line_runs(tmp_path, monkeypatch):
     (script,) = (each for each in BLOCKS if each.language == "python" and each.page.name == "lightning_trainer.md")
     monkeypatch.chdir(tmp_path)

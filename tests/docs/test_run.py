@@ -22,6 +22,7 @@ ELSEWHERE = {
 ORDER = ["docs/tutorials/quickstart.md", "docs/", "README.md"]  # later pages use runs of earlier ones
 
 
+@pytest.mark.slow
 def test_the_tutorials_files_are_trained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(write_files(tmp_path))
     train, test = (b.text for b in blocks(ROOT / "docs" / "tutorials" / "own_data.md") if b.language == "json")

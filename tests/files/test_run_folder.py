@@ -140,6 +140,7 @@ def test_what_does_not_train_needs_no_leave(user):
     assert set(after) - set(before) == {"predictions.jsonl"}
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time(user):
     with alone(user, "run"), pytest.raises(SystemExit, match=f"another run is running in .*: process {os.getpid()} on"):
         fit("--overwrite", "true")
@@ -215,6 +216,7 @@ def test_what_is_cleared(tmp_path):
     assert sorted(contents(tmp_path)) == left
 
 
+@pytest.mark.slow
 def test_slurm_goes_on_with_the_same_command(user, monkeypatch):
     """As Lightning does: the job is started again with its own command."""
     for key, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1"}.items():

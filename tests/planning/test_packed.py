@@ -92,6 +92,7 @@ def test_four_bits_as_counted_by_hand(folder, double, monkeypatch):
     assert decoder.unpacked_bytes == 2 * HIDDEN * MLP and decoder.itemsize == 2
 
 
+@pytest.mark.slow
 def test_a_run_over_four_bits_holds_what_was_planned(folder, tmp_path):
     """bfloat16: weights and scales, float32 values and moments of the adapters, directions once an input."""
     method, seen = Lora(NullSpaceSettings(rank=4, tokens=60)), PlanAtStart()
@@ -112,6 +113,7 @@ def test_a_run_over_four_bits_holds_what_was_planned(folder, tmp_path):
     assert held.gradients == pytest.approx(seen.gradients, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_preset_for_one_card_is_planned(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main("plan -c base -c model/world -c data/world -c method/qlora_null_space --json plan.json".split())
