@@ -31,7 +31,10 @@ def test_contract(num_workers):
     data = Tiny(batch_size=2, eval_batch_size=2, num_workers=num_workers)
     data.setup("fit")
     check_data(data)
-    assert data.test_dataloader() is data.predict_dataloader() is data.val_dataloader()
+    for test, predict, validation in zip(
+        data.test_dataloader(), data.predict_dataloader(), data.val_dataloader(), strict=True
+    ):
+        assert test is predict is validation
 
 
 def test_setup_reads_once():
