@@ -90,7 +90,11 @@ def error_of(capsys, args: list[str]) -> str:
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "bench")  # see tests/bench
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=[str(p.relative_to(CONFIGS)) for p in SHIPPED])
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] if "paper" in p.parts else []) for p in SHIPPED],
+    ids=[str(p.relative_to(CONFIGS)) for p in SHIPPED],
+)
 def test_every_shipped_yaml_is_short_and_parses(path, capsys):
     assert len(path.read_text().splitlines()) <= 30
     with pytest.raises(SystemExit) as stop:

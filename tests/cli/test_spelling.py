@@ -124,7 +124,14 @@ def test_a_typo_in_a_file_is_told_with_its_line(wrong, said, tmp_path, stays_lig
     assert f"{path}{said}" in error and error.count("\n") <= 5
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if not name.startswith("bench/")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("paper/") else [])
+        for name in shipped()
+        if not name.startswith("bench/")
+    ],
+)
 @pytest.mark.parametrize("verb", ["fit", "plan"])
 def test_shipped_files_are_let_through(name, verb):
     check_spelling(verb, resolve_configs(["-c", "quickstart", "-c", name]))

@@ -128,6 +128,7 @@ def test_two_folders_are_scored_and_compared(models, two, again):
     assert Path("out", "evaluation.md").read_text().startswith("# Evaluation\n\n1. ")
 
 
+@pytest.mark.slow
 def test_a_run_alone_is_before_and_after_by_one_load(models, here, monkeypatch):
     loaded = []
     configure = "dowser_pl.module.multimodal.load_model"

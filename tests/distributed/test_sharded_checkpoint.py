@@ -156,6 +156,7 @@ def scores_of(folder, model, path):
     return module.scores, {name: weight.clone() for name, weight in module.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_one_process_validates_either(pair, model_folder, tmp_path):
     (one, weights), (other, again) = (
         scores_of(tmp_path, model_folder, pair[0] / f"last {k}") for k in ("file", "folder")

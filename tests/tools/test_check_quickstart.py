@@ -40,6 +40,7 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_all_is_well_but_what_three_steps_cannot_learn(finished):
     assert set(problems(finished)) <= NOT_LEARNT
 

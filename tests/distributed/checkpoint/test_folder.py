@@ -64,6 +64,7 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_it_is_read_as_one_process_would_have_written_it(folder):
     assert is_folder(folder)
     assert [each.name for each in folder.parent.iterdir()] == ["last.ckpt"]

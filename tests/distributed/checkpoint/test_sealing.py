@@ -49,6 +49,7 @@ def test_sealing_leaves_the_checkpoint_as_it_is():
     assert flat(given) == flat(checkpoint())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_told_or_changes_nothing(path):
     whole, expected, told = path.read_bytes(), flat(checkpoint()), 0
     places = range(0, len(whole), 7)
