@@ -5,14 +5,17 @@ The sum is kept in whole billionths (int64): integer addition gives the same tot
 number of ranks and devices, where a float sum would not. One row is off by at most 5e-10.
 """
 
+import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dowser_pl.errors import DowserError
 
@@ -116,3 +119,35 @@ class AnswerMetric(Metric):
             warn_of_nothing(type(self).__name__, count)
         mean = int(self.total) / (count * BILLION)
         return torch.tensor(mean, dtype=torch.float32, device=self.count.device)
+
+
+class LineMetric(Metric):
+    """A metric of the whole set, which is no mean of rows: a line of JSON of each row is its state.
+
+    The lines of one update are one uint8 tensor; ranks gather them by concatenation.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    lines: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(dist_sync_fn=_gather_bytes, **kwargs)
+        self.add_state("lines", default=[], dist_reduce_fx="cat")
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Keep what JSON can hold of each row."""
+        encoded = bytearray("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+        if encoded:
+            self.lines.append(torch.frombuffer(encoded, dtype=torch.uint8).to(self.device))
+
+    def added(self) -> list[str]:
+        """The lines of all ranks."""
+        text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
+        return text.splitlines()
+
+
+def _gather_bytes(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    """Gather uint8 states of any length; a rank without rows brings an empty float tensor, cast here."""
+    return gather_all_tensors(tensor.to(torch.uint8), group)

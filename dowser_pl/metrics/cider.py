@@ -13,7 +13,7 @@ punctuation is dropped as well. Korean, Hindi, Arabic and others have spaces and
 Composed and decomposed letters are the same, and so are full-width and plain ones.
 
 CIDEr weighs n-grams by their frequency over the whole set, so it is not a mean of batches: the strings
-themselves are the state, as JSON lines in one uint8 tensor per update, which ranks gather by concatenation.
+themselves are the state.
 """
 
 import json
@@ -21,18 +21,14 @@ import re
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.cider.cider_scorer import precook
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics.answers import check_rows, plain_width, warn_of_nothing
+from dowser_pl.metrics.answers import LineMetric, check_rows, plain_width, warn_of_nothing
 
 CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
 # vowel signs and accents, which are no word characters to `re`
@@ -89,22 +85,8 @@ def check_captions(captions: Sequence[Sequence[str]]) -> None:
         )
 
 
-def gather_bytes(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather uint8 states of any length; a rank without rows brings an empty float tensor, cast here."""
-    return gather_all_tensors(tensor.to(torch.uint8), group)
-
-
-class CaptionMetric(Metric):
+class CaptionMetric(LineMetric):
     """A score of the whole evaluation set; each row is one image with its reference captions."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    lines: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(dist_sync_fn=gather_bytes, **kwargs)
-        self.add_state("lines", default=[], dist_reduce_fx="cat")
 
     @abstractmethod
     def of_pairs(self, pairs: Sequence[tuple[str, list[str]]]) -> float:
@@ -125,10 +107,8 @@ class CaptionMetric(Metric):
                 raise DowserError(
                     f"{name}: row {row} has the references {list(captions)!r}, expected captions with words."
                 )
-            rows.append(json.dumps([tokenise(prediction), tokenised]) + "\n")
-        encoded = bytearray("".join(rows).encode("ascii"))
-        if encoded:
-            self.lines.append(torch.frombuffer(encoded, dtype=torch.uint8).to(self.device))
+            rows.append([tokenise(prediction), tokenised])
+        self.add(rows)
 
     def compute(self) -> Tensor:
         """The score over all rows of all ranks, a float32 scalar.
@@ -136,9 +116,7 @@ class CaptionMetric(Metric):
         Raises:
             DowserError: there are too few rows to tell.
         """
-        text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
-        rows = sorted(text.splitlines())  # the same float sum on any number of ranks
-        pairs = [json.loads(row) for row in rows]
+        pairs = [json.loads(line) for line in sorted(self.added())]  # the same float sum on any number of ranks
         score = self.of_pairs(pairs)
         if not any(prediction for prediction, _ in pairs):
             warn_of_nothing(type(self).__name__, len(pairs))

@@ -14,16 +14,12 @@ right. References of a row are the group that it belongs to, the right letter, a
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from dowser_pl.errors import DowserError
-from dowser_pl.metrics.answers import check_rows, warn_of_nothing
-from dowser_pl.metrics.cider import gather_bytes
+from dowser_pl.metrics.answers import LineMetric, check_rows, warn_of_nothing
 
 LETTERS = "ABCDE"
 _AROUND = [("", mark) for mark in (".", ",", ":", ")", ").")] + [("(", ")"), ("(", ").")]
@@ -51,17 +47,8 @@ def mmbench_letter(prediction: str, options: dict[str, str]) -> str | None:
     return stated[0] if len(stated) == 1 else None
 
 
-class MMBench(Metric):
+class MMBench(LineMetric):
     """Share of questions of which all turns are answered rightly; each row is one turn."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    lines: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(dist_sync_fn=gather_bytes, **kwargs)
-        self.add_state("lines", default=[], dist_reduce_fx="cat")
 
     def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add turns of questions and their references.
@@ -71,10 +58,7 @@ class MMBench(Metric):
         """
         check_rows("MMBench", predictions, references)
         pairs = zip(predictions, references, strict=True)
-        turns = [_read(said, accepted) for said, accepted in pairs]
-        encoded = bytearray("".join(json.dumps(turn) + "\n" for turn in turns).encode("ascii"))
-        if encoded:
-            self.lines.append(torch.frombuffer(encoded, dtype=torch.uint8).to(self.device))
+        self.add([_read(said, accepted) for said, accepted in pairs])
 
     def compute(self) -> Tensor:
         """Share of the groups without a wrong turn, over all ranks, a float32 scalar.
@@ -82,9 +66,8 @@ class MMBench(Metric):
         Raises:
             DowserError: no row was added on any rank.
         """
-        text = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode("ascii") if len(self.lines) else ""
         groups: dict[str, bool] = {}
-        turns = [json.loads(line) for line in text.splitlines()]
+        turns = [json.loads(line) for line in self.added()]
         for group, right, _ in turns:
             groups[group] = groups.get(group, True) and right
         if not groups:
