@@ -1,22 +1,18 @@
 """What `chat` does; loads torch, so `--help` does without this file."""
 
-import json
 import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from dowser_pl.commands.tuned import loaded, tuned, tuned_path
+from dowser_pl.commands.tuned import dtype_of, loaded, named_base, tuned, tuned_path
 from dowser_pl.errors import DowserError, MissingFileError, nearest_path
 from dowser_pl.module import MultimodalModule
 from dowser_pl.module.asking import ask, check_images_are_read
-from dowser_pl.patches.patch import Patch
-from dowser_pl.reporting import read_report
 
 __all__ = ["run"]
 
@@ -30,11 +26,14 @@ def run(options: Namespace) -> str:
         if not image.is_file():
             raise MissingFileError(f"there is no image {image}{nearest_path(image)}")
     what = tuned_path(options.tuned)
-    path = options.base or _base_of(Path(options.tuned).expanduser(), what)
-    dtype = _dtype_of(what) if options.dtype == "auto" else options.dtype
+    given = Path(options.tuned).expanduser()
+    path = options.base or named_base(given) or named_base(what)
+    if path is None:
+        raise DowserError(f"{given} does not say which model it was tuned from. Fix: give it with --base")
+    dtype = dtype_of(what) or "auto" if options.dtype == "auto" else options.dtype
     check_images_are_read(MultimodalModule(path), images)
     base = loaded(path, dtype)
-    base.chat_template = options.chat_template or _template_of(Path(options.tuned).expanduser())
+    base.chat_template = options.chat_template or _template_of(given)
     with ExitStack() as stack:
         second = None
         if what.is_dir() and not (what / "adapter_config.json").is_file():  # loaded once, not for each question
@@ -70,34 +69,6 @@ def _lines() -> Iterator[str]:
 def _side(base: str, other: str) -> str:
     said = {"base": base, "tuned": other}
     return "\n".join(f"{name:<7}{textwrap.indent(text or '(nothing)', ' ' * 7)[7:]}" for name, text in said.items())
-
-
-def _base_of(given: Path, what: Path) -> str:
-    """The base, as the run, the patch or the adapter names it.
-
-    Raises:
-        DowserError: if none of them does.
-    """
-    known: Any = None
-    if (given / "report.json").is_file():
-        known = read_report(given).model
-    elif what.is_file():
-        with Patch.open(what) as patch:
-            known = patch.head["base"]["model"]
-    elif (what / "adapter_config.json").is_file():
-        known = json.loads((what / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not known:
-        raise DowserError(f"{given} does not say which model it was tuned from. Fix: give it with --base")
-    return str(known)
-
-
-def _dtype_of(what: Path) -> str:
-    """That of the values of a patch, which fits a base of no other; else that of the files."""
-    if not what.is_file():
-        return "auto"
-    with Patch.open(what) as patch:
-        dtypes = {each["dtype"] for each in patch.head["tensors"].values()}
-    return str(dtypes.pop()) if len(dtypes) == 1 else "auto"
 
 
 def _template_of(given: Path) -> str | None:

@@ -17,8 +17,9 @@ from dowser_pl.models.sources import locate
 from dowser_pl.module import MultimodalModule
 from dowser_pl.patches.loaded import apply_to_model
 from dowser_pl.patches.patch import Patch
+from dowser_pl.reporting import read_report
 
-__all__ = ["Candidate", "candidates", "loaded", "put_on", "tuned", "tuned_path"]
+__all__ = ["Candidate", "candidates", "dtype_of", "loaded", "named_base", "put_on", "tuned", "tuned_path"]
 
 _PARTS = ("model", "patch.safetensors", "adapter")  # what a run leaves
 _ADAPTER = "adapter_config.json"
@@ -40,11 +41,7 @@ class Candidate:
 
     def dtype(self) -> str | None:
         """The dtype that the base must have for the patch; None where it may be any."""
-        if self.added is None or self.added.is_dir():
-            return None
-        with Patch.open(self.added) as patch:
-            found = {str(each["dtype"]) for each in patch.head["tensors"].values()}
-        return found.pop() if len(found) == 1 else None
+        return None if self.added is None else dtype_of(self.added)
 
 
 def candidates(names: list[str]) -> list[Candidate]:
@@ -60,7 +57,7 @@ def candidates(names: list[str]) -> list[Candidate]:
     if len(found) > 1:
         return found
     run = Path(names[0]).expanduser()
-    base = found[0].base if found[0].added is not None else _base_of_run(run)
+    base = found[0].base if found[0].added is not None else named_base(run)
     if base is None:
         return found
     _check_there(base, names[0])
@@ -104,21 +101,36 @@ def _added(path: Path, name: str) -> Path:
 
 
 def _base_of(added: Path) -> str:
-    """The base that a patch or an adapter was made from, as it says itself."""
-    if added.is_file():
-        with Patch.open(added) as patch:
-            base = patch.head["base"]["model"]
-    else:
-        base = json.loads((added / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = named_base(added)
+    if base is None:
         raise DowserError(f"{added} does not say what its base is. Fix: name it, as --model BASE+{added}")
-    return str(base)
+    return base
 
 
-def _base_of_run(run: Path) -> str | None:
-    """The base that the report of a run names; None where there is no report."""
-    file = run / "report.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("model") if file.is_file() else None
+def named_base(path: Path) -> str | None:
+    """The base that a run, a patch or an adapter was made from, as it says itself; None where it does not.
+
+    Args:
+        path: folder of a run or of an adapter, or file of a patch; anything else names none.
+    """
+    found: Any = None
+    if (path / "report.json").is_file():
+        found = read_report(path).model
+    elif path.is_file():
+        with Patch.open(path) as patch:
+            found = patch.head["base"]["model"]
+    elif (path / _ADAPTER).is_file():
+        found = json.loads((path / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return str(found) if found else None
+
+
+def dtype_of(added: Path) -> str | None:
+    """The dtype of the values of a patch, which fits a base of no other; None of anything else, or of several."""
+    if not added.is_file():
+        return None
+    with Patch.open(added) as patch:
+        found = {str(each["dtype"]) for each in patch.head["tensors"].values()}
+    return found.pop() if len(found) == 1 else None
 
 
 def _is_gone(base: str) -> bool:
