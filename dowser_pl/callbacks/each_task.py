@@ -63,7 +63,9 @@ class EachTask(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Once it was the last batch of a task, score that."""
-        if batch_idx + 1 == trainer.num_val_batches[dataloader_idx]:
+        testing = trainer.state.fn == TrainerFn.TESTING
+        counts = trainer.num_test_batches if testing else trainer.num_val_batches
+        if batch_idx + 1 == counts[dataloader_idx]:
             self._score(pl_module, dataloader_idx)
 
     def _score(self, pl_module: LightningModule, dataloader_idx: int) -> None:
@@ -82,6 +84,10 @@ class EachTask(Callback):
         """Take it off again."""
         self._entered.close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise, so that the model is its base again."""
+        self._entered.close()
+
 
 class ScoreTable(EachTask):
     """Prints the table of `evaluate` behind `validate` and `test`, unless they are to be quiet (`verbose=False`)."""
@@ -92,7 +98,8 @@ class ScoreTable(EachTask):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Nothing in training, which has a report."""
-        if trainer.state.fn == TrainerFn.VALIDATING and trainer.validate_loop.verbose:
+        loops = {TrainerFn.VALIDATING: trainer.validate_loop, TrainerFn.TESTING: trainer.test_loop}
+        if trainer.state.fn in loops and loops[trainer.state.fn].verbose:
             super().on_validation_batch_end(trainer, pl_module, *batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,19 +111,9 @@ class ScoreTable(EachTask):
             sys.stdout.write(f"\n{evaluation_text(Evaluation(asked, {model: scores}))}\n\n")
             self._answered.clear()
 
-    on_test_start = EachTask.on_validation_start
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Once it was the last batch of a task of `test`, score that."""
-        if trainer.test_loop.verbose and batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
-            self._score(pl_module, dataloader_idx)
+        self.on_validation_batch_end(trainer, pl_module, *batch)
 
+    on_test_start = EachTask.on_validation_start
     on_test_end = on_validation_end
