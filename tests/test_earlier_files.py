@@ -66,6 +66,7 @@ def stamps(folder):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_gone_on_with(files):
     with measuring_fails():
         go_on(files / "run", lambda *words: main(list(words)))

@@ -159,6 +159,7 @@ def digest(module) -> str:
     return sha.hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, tmp_path, monkeypatch, stop_after):
     """6 steps an epoch: killed inside an epoch, and just after its last step."""

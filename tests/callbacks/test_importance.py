@@ -73,11 +73,11 @@ def masks(module, factors, method):
     return {n: method.mask(Layer(n, layers[n].weight.detach(), **s)) for n, s in factors.layers.items()}
 
 
-def assert_same(first, second):
+def assert_same(first, second, tolerance=0.0):
     assert set(first.layers) == set(second.layers) and first.num_prompts == second.num_prompts
     for name, statistics in first.layers.items():
         for statistic, value in statistics.items():
-            assert torch.equal(value, second.layers[name][statistic]), (name, statistic)
+            torch.testing.assert_close(value, second.layers[name][statistic], rtol=tolerance, atol=tolerance)
 
 
 def test_any_ratio_and_scope_comes_from_one_file_with_the_same_masks(module, tmp_path, measured):
@@ -189,7 +189,8 @@ def test_prompts_that_are_cached_are_never_dropped(module, tmp_path, measured):
     measured.clear()
     ten = run(module, tmp_path, replace(PROBE, num_prompts=10), method)
     assert measured == [9] and path.read_bytes() == before
-    assert_same(ten.factors, run(module, tmp_path / "fresh", replace(PROBE, num_prompts=10), method).factors)
+    fresh = run(module, tmp_path / "fresh", replace(PROBE, num_prompts=10), method)
+    assert_same(ten.factors, fresh.factors, tolerance=1e-6)  # some CPUs round a row alone otherwise than ten at once
     measured.clear()
     auto = run(module, tmp_path, replace(PROBE, num_prompts="auto", target_overlap=0.99, max_prompts=66), method)
     assert measured == [] and auto.factors.num_prompts == 66 and path.read_bytes() == before

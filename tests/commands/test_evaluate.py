@@ -156,6 +156,7 @@ def said_by(model, out):
     return {name: [row["prediction"] for row in task["rows"]] for name, task in found.items()}
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_with_the_tasks_that_are_missing(models, two, here, monkeypatch):
     keep, asked = EachTask.on_validation_batch_end, []
 
@@ -273,6 +274,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(models, here, capsys, monk
     assert "there is no data" in refused(capsys, base, out="c")
 
 
+@pytest.mark.slow
 def test_a_run_whose_base_is_gone_is_told(models, here, capsys):
     run = here / "run"
     run.mkdir()

@@ -16,6 +16,8 @@ from tests.distributed.harness import outcomes, run
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):

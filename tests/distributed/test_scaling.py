@@ -72,6 +72,7 @@ def told(traffic: Traffic) -> scaling.Traffic:
     return {kind: (count, traffic.bytes[kind]) for kind, count in traffic.messages.items()}
 
 
+@pytest.mark.slow
 def test_every_kind_of_collective_is_counted():
     for traffic in run(each_kind):
         assert traffic.messages == {"all_gather": 2, "all_reduce": 1, "broadcast": 1, "reduce_scatter": 1, "barrier": 1}

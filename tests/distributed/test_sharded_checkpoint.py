@@ -26,6 +26,8 @@ from tests.distributed.test_resume import fit_until, rows_of_steps
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LAST = "checkpoints/last.ckpt"
 SETTINGS = {"num_rows": 16, "batch_size": 4, "max_epochs": 1, "optimizer": "adamw"}

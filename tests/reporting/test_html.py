@@ -137,6 +137,7 @@ def test_it_lies_beside_the_report_and_can_be_made_again(tmp_path: Path) -> None
     assert (tmp_path / "again.html").read_text() == first
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_browser_shows_it(tmp_path: Path, theme: str) -> None:

@@ -19,6 +19,8 @@ from dowser_pl.patches.patch import Patch, save_patch
 from dowser_pl.patches.safetensors_file import read_slots
 from tests.tiny_run import pictures
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NOT_LEARNT = {"downstream gain >= 0.30", "base upstream mean >= 0.90", "upstream drop <= 0.30"}
 

@@ -148,6 +148,7 @@ def test_the_model_is_its_parts_and_a_trained_projector(built):
     assert {model.dtype} == {torch.float32} and model.generation_config.eos_token_id == 2
 
 
+@pytest.mark.slow
 def test_the_projector_learns_names(packages):
     model, processor = build.parts(packages, 0)
     drawings = Drawings({"google": packages[fetching.GOOGLE], "twitter": packages[fetching.TWITTER]})

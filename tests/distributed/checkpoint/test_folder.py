@@ -16,6 +16,8 @@ from dowser_pl.distributed.checkpoint import Share, extents, is_folder, open_fol
 from dowser_pl.functional.masks import pack, to_rows
 from tests.distributed.harness import outcomes, run
 
+pytestmark = pytest.mark.slow
+
 RANKS = 3
 CUTS = {  # of the first dimension; the first rank holds no value, the last one no row
     "values": [0, 0, 4, 10],
