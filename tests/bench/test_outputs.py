@@ -209,6 +209,7 @@ def test_where_no_model_came_out_what_merges_models_has_failed_too(tmp_path):
     assert "| Dare | failed |" in text
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path):
     _, text, written = outputs(tmp_path, only=["Full"], depths=[None, 2], tasks={"digits": {}, "icon": {}})
     names = [path.name for path in written if path.suffix == ".png"]

@@ -43,6 +43,7 @@ def test_its_own_grid_is_tuned_with_learning_rates(tmp_path):
     assert options["--model.optimizer.lr"] == "0.002"
 
 
+@pytest.mark.slow
 def test_a_cell_of_it_trains_from_its_command_line(tmp_path):
     model = save_tiny_llava(tmp_path / "model")
     settings = settings_of(

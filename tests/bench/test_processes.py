@@ -41,6 +41,7 @@ def bench_file(folder: Path, data: str = "tests.tiny_run.TinyData", save: Callab
     return folder / "bench.yaml"
 
 
+@pytest.mark.slow
 def test_two_cells_from_the_command_line(tmp_path, capsys):
     arguments = ["bench", "-c", str(bench_file(tmp_path))]
     assert main([*arguments, "--json", str(tmp_path / "numbers.json")]) == 0

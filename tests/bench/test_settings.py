@@ -118,6 +118,7 @@ def class_of(name):
 WORLD = read_settings(next(path for path in SHIPPED if path.stem == "world"), METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in WORLD.methods.items() if entry.merge is None])
 def test_the_options_of_a_shipped_bench_exist(name, capsys):
     setting = (("lr", 0.001), *(WORLD.methods[name].grid[0] if WORLD.methods[name].after else ()))

@@ -78,6 +78,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_update_of_a_step_is_that_of_the_larger_batch(model_folder, tmp_path, name):
     one = fit(model_folder, tmp_path / "one", 8, 1, **METHODS[name])

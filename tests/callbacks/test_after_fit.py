@@ -172,6 +172,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_resumed_at_its_end_merges_again(model_folder, tmp_path, name):
     method, options = RESUMED[name]

@@ -113,6 +113,7 @@ def test_every_optimizer_trains_and_resumes_bit_by_bit(model_folder, tmp_path, n
     assert again.frozen_digest == dowser.frozen_digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", "dense"])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_every_precision_resumes_bit_by_bit(model_folder, tmp_path, precision, update):

@@ -45,6 +45,7 @@ def test_a_fitted_module_takes_its_checkpoint_again(model_folder, tmp_path):
     assert more.global_step == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [

@@ -62,6 +62,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_patch_of_the_last_checkpoint_is_that_of_the_run(model_folder, tmp_path, capsys, kind):
     folder = fit(model_folder, tmp_path / "run", **KINDS[kind])

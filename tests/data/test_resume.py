@@ -133,6 +133,7 @@ KILLED_TWICE = [name for name in CASES if "workers" not in name and "accumulated
 UNCOUNTED = ["every step with max_steps", "end of epoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, counted", [*((name, True) for name in KILLED_TWICE), *((name, False) for name in UNCOUNTED)]
 )

@@ -32,6 +32,7 @@ def test_forms_that_fit_refuses_are_not_listed(devices, tmp_path, capsys):
     assert "not listed, as `fit` refuses them" in out and "dense updates, 8-bit optimizers" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dare", "spider", "lora"])
 def test_all_kinds_of_methods_are_planned(method, tmp_path):
     main([*PLAN.split(), "-c", f"method/{method}", "--curve", "[]", "--trainer.devices", "4"])
@@ -44,6 +45,7 @@ def test_under_ddp_nothing_is_left_out(tmp_path, capsys):
     assert "not listed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", REFUSED)
 def test_what_fit_refuses_in_any_form_is_refused(options):
     with pytest.raises(SystemExit, match=REFUSED[options]):

@@ -89,6 +89,7 @@ def test_a_step_of_compact_ddp_is_what_the_note_says(model_folder, sizes, tmp_pa
             assert told(step) == scaling.ddp_step(sizes, 0.1, accumulate)
 
 
+@pytest.mark.slow
 def test_the_importance_pass_under_ddp_is_what_the_note_says(model_folder, sizes, tmp_path):
     for _, passes in run(counted, tmp_path, model_folder):
         messages, handed = scaling.factors(sizes, 2, 64)["all_gather"]

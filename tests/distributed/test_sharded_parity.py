@@ -148,6 +148,7 @@ def files(model_folder, tmp_path_factory):
 WRITTEN = {"max_epochs": 1, "num_rows": 16, "optimizer": "sgd", "export": True, "cache_dir": None}
 
 
+@pytest.mark.slow
 @one_fast
 def test_files_are_those_of_one_process(model_folder, tmp_path, files, kind):
     run(fit_sharded, tmp_path, model_folder, kind, **WRITTEN)

@@ -88,6 +88,7 @@ def learnt(model_folder, tmp_path_factory):
     return folder, alone(fit, folder, model_folder, **options)
 
 
+@pytest.mark.slow
 @both
 def test_a_checkpoint_is_validated_by_two_ranks(model_folder, learnt, kind):
     folder, one = learnt

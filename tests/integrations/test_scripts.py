@@ -44,6 +44,7 @@ def masks_of_fit(tmp_path, folder, method):
     return dict(dowser.entries.masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [ModelDowser(0.1), ModelDowser(0.3, scope="model"), WandaLike(0.2), Magnitude(0.1)])
 def test_masks_are_those_of_fit(tmp_path, folder, model, processor, method):
     importance = measure_importance(model, processor, probe=SMALL_PROBE, method=method)

@@ -23,6 +23,7 @@ def layers_of(model):
     return find_layers(model, 2, ["attn", "mlp"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_null_space_is_planned_as_a_run_holds_it(precision, adapters, tmp_path):

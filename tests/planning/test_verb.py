@@ -116,6 +116,7 @@ def test_devices_as_people_write_them(asked, expected):
     assert placement_of(*asked) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spider", "soft_dowser", "anchor"])
 def test_what_a_method_keeps_beside_the_matrices_is_planned(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -166,6 +167,7 @@ class PlanAtStart(Callback):
         self.moments = sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", "dense"])
 @pytest.mark.parametrize("method", [Random(RATIO), Full()])
 def test_a_real_run_holds_what_was_planned(method, update, tmp_path):

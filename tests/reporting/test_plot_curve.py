@@ -55,6 +55,7 @@ def test_png_is_a_slide(tmp_path: Path) -> None:
         assert image.size == (2666, 1500)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CURVES)
 def test_nothing_runs_into_anything_or_out_of_the_picture(name: str) -> None:
