@@ -79,6 +79,9 @@ STEPS = [
     Step("profile", "compact_step", 60),
     Step("profile", "importance", 60),
     Step("training", "fit_7b", 300),
+    Step("quickstart", "recommended", 90),
+    Step("training", "fit_7b_qlora_null_space", 300),
+    Step("training", "fit_7b_recommended", 300),
 ]
 PARTS = list(dict.fromkeys(step.part for step in STEPS))
 

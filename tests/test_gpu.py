@@ -25,6 +25,7 @@ from dowser_pl.methods import (
     Magnitude,
     ModelDowser,
     ModelTailor,
+    NullSpace,
     SoftDowser,
     Spider,
     Ties,
@@ -225,6 +226,7 @@ def test_runs_in_every_precision(model_folder, tmp_path, precision, update):
         Ties(0.2),
         Wise(0.4),
         ModelTailor(0.1),
+        NullSpace(rank=8, tokens=64),
     ],
     ids=lambda method: type(method).__name__,
 )

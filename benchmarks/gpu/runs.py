@@ -14,15 +14,27 @@ from dowser_pl.functional.masks import unpack
 from dowser_pl.patches.patch import Patch
 from gpu.place import BASE, ROOT, Place
 
-__all__ = ["check_frozen", "command", "compare_masks", "compare_runs", "fit", "folder_of", "masks_of", "python_path"]
+__all__ = [
+    "FEW_ROWS",
+    "check_frozen",
+    "command",
+    "compare_masks",
+    "compare_runs",
+    "fit",
+    "folder_of",
+    "masks_of",
+    "python_path",
+]
 
 SMALL = (  # of a rehearsal: one epoch of a few steps
     "--trainer.max_epochs=1",
-    "--trainer.limit_train_batches=24",
+    "--trainer.limit_train_batches=12",
     "--trainer.limit_val_batches=1",
+    "--data.num_eval=4",
     "--dowser.probe.num_prompts=8",
-    "--checkpoint.every_n_steps=8",
+    "--checkpoint.every_n_steps=4",
 )
+FEW_ROWS = (*SMALL, "--dowser.rows.per_source=10", "--dowser.method.tokens=256")  # where the base writes rows as well
 QUICKSTART = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
 
 

@@ -19,7 +19,7 @@ import torch
 
 from gpu.importance import importance, profile_importance
 from gpu.place import NotHereError, Place
-from gpu.quickstart import cpu_reference, folder_and_back, quickstart, resume_after_kill, sharded, single
+from gpu.quickstart import cpu_reference, folder_and_back, quickstart, recommended, resume_after_kill, sharded, single
 from gpu.tested import families, gpu_tests
 from gpu.training import fit_7b, profile_step, training
 from probe.roofline import measure_ceilings
@@ -49,9 +49,12 @@ STEPS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "quickstart.cpu_reference": cpu_reference,
     **{f"quickstart.{each}": quickstart(each) for each in ("32-true", "bf16-mixed", "bf16-true", "16-mixed")},
     "quickstart.resume_after_kill": resume_after_kill,
+    "quickstart.recommended": recommended,
     "importance.pass": importance,
     **{f"training.{each}": training(each) for each in ("compact", "compact_8bit", "dense", "full", "lora")},
-    "training.fit_7b": fit_7b,
+    "training.fit_7b": fit_7b("model_dowser"),
+    "training.fit_7b_qlora_null_space": fit_7b("qlora_null_space"),
+    "training.fit_7b_recommended": fit_7b("recommended"),
     "gpu_tests.pytest": gpu_tests,
     "sharded.single": single,
     "sharded.fsdp2": sharded("fsdp2", "fsdp2"),

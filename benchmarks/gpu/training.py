@@ -15,7 +15,7 @@ from dowser_pl.planning.model import MemoryPlan, decoder_of, sizes_of
 from dowser_pl.planning.optimizers import optimizer_kind
 from gpu.place import BASE, NotHereError, Place
 from gpu.profiling import profiled
-from gpu.runs import fit, folder_of
+from gpu.runs import FEW_ROWS, fit, folder_of
 from probe.meters import PeakMemory
 from train.presets import PRESETS, Subject
 
@@ -104,8 +104,18 @@ def _plan(subject: Subject, form: str, built: Any) -> dict[str, Any] | None:
     return plan.held.kinds | {"total": plan.held.total}
 
 
-def fit_7b(place: Place) -> dict[str, Any]:
+def fit_7b(method: str) -> Callable[[Place], dict[str, Any]]:
     """The command line on a model of 7B sizes: the world's pictures and words in a decoder with random weights."""
+
+    def run(place: Place) -> dict[str, Any]:
+        if method.startswith("qlora") and place.rehearse:
+            raise NotHereError("4-bit weights are rehearsed by the tests alone")
+        return _fit_7b(place, method)
+
+    return run
+
+
+def _fit_7b(place: Place, method: str) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText  # noqa: PLC0415
 
     folder, preset = place.work / "model_7b", PRESETS[place.size].model
@@ -125,7 +135,9 @@ def fit_7b(place: Place) -> dict[str, Any]:
             if not (folder / file.name).exists() and file.suffix != ".safetensors":
                 shutil.copy(file, folder)
     steps = 2 if place.rehearse else 12
+    name = f"fit_7b_{method}"
     options = [
+        *("-c", f"method/{method}"),
         f"--model.path={folder}",
         "--model.dtype=bfloat16",
         "--trainer.precision=bf16-true",
@@ -136,15 +148,14 @@ def fit_7b(place: Place) -> dict[str, Any]:
         "--model.optimizer.lr=1e-5",
         f"--trainer.accelerator={place.accelerator}",
     ]
-    seconds = fit(place, "fit_7b", options, rehearsal=())
-    report = json.loads((folder_of(place, "fit_7b") / "report.json").read_text())
+    seconds = fit(place, name, options, rehearsal=FEW_ROWS[-2:] if method == "recommended" else ())
+    report = json.loads((folder_of(place, name) / "report.json").read_text())
     sizes = {
         file.name: file.stat().st_size
-        for name in ("checkpoints/last.ckpt", "patch.safetensors")
-        if (file := folder_of(place, "fit_7b") / name).is_file()
+        for each in ("checkpoints/last.ckpt", "patch.safetensors")
+        if (file := folder_of(place, name) / each).is_file()
     }
-    for run in (folder_of(place, "fit_7b"), folder):
-        shutil.rmtree(run)
+    shutil.rmtree(folder_of(place, name))
     return {
         "report": report,
         "file_bytes": sizes,
