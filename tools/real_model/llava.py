@@ -63,7 +63,8 @@ def join(
     model = LlavaForConditionalGeneration(config)
     weights = language.model.state_dict()
     words = weights["embed_tokens.weight"]
-    weights["embed_tokens.weight"] = torch.cat([words, words.mean(0, keepdim=True)])
+    mean = words.double().mean(0, keepdim=True).to(words.dtype)  # in float64: the same bits on every CPU
+    weights["embed_tokens.weight"] = torch.cat([words, mean])
     model.model.language_model.load_state_dict(weights)
     model.model.vision_tower.load_state_dict(vision.state_dict())
     model.tie_weights()

@@ -6,15 +6,18 @@ the language model's own loss of that name. Language model and vision tower stay
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, mse_loss
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from real_model.llava import IMAGE
 
+SHIPPED = Path(__file__).with_name("projector.safetensors")
 Named = tuple[Image.Image, str]
 _IGNORED = -100
 
@@ -31,12 +34,14 @@ def train_projector(
     processor: LlavaProcessor,
     rows: Sequence[Named],
     question: str,
-    steps: tuple[int, int],
+    steps: Sequence[int],
     seed: int,
     batch_size: int = 16,
     rate: float = 1e-3,
 ) -> None:
     """Train the projector in place: regression with Adam, then AdamW with a warm-up of 20 steps and a linear fall.
+
+    It ends with weights that bfloat16 holds, as those that are shipped.
 
     Args:
         model: float32; the language model computes in bfloat16 meanwhile.
@@ -78,6 +83,19 @@ def train_projector(
         if step % 10 == 9:
             print(f"projector {step + 1}/{steps[1]}: {loss.item():.3f}", flush=True)
     model.requires_grad_(True)
+    with torch.no_grad():
+        for weight in projector.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
+
+
+def load_projector(model: LlavaForConditionalGeneration, path: Path = SHIPPED) -> None:
+    """Put a trained projector in place, of a file in bfloat16.
+
+    Raises:
+        RuntimeError: if it is of another size.
+    """
+    weights = {name: weight.to(torch.float32) for name, weight in load_file(path).items()}
+    model.model.multi_modal_projector.load_state_dict(weights)
 
 
 @torch.no_grad()
