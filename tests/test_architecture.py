@@ -21,7 +21,7 @@ ALLOWED = {
     "methods": {"errors", "functional"},
     "distributed": {"errors", "files", "functional"},
     "models": {"distributed", "errors", "functional"},
-    "importance": {"__init__", "distributed", "errors", "files", "functional", "models"},
+    "importance": {"__init__", "distributed", "errors", "files", "functional", "models", "reporting"},
     "masking": {"distributed", "errors", "files", "functional"},
     "patches": {"distributed", "errors", "files", "functional", "masking", "methods", "models"},
     "strategies": {"distributed", "errors", "models"},
@@ -76,7 +76,9 @@ ALLOWED = {
         "masking",
         "methods",
         "models",
+        "module",
         "patches",
+        "reporting",
     },
     "bench": {"__main__", "callbacks", "cli", "errors", "files", "patches", "reporting"},
     "commands": {

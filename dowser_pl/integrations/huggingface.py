@@ -131,8 +131,7 @@ class DowserCallback(TrainerCallback):
         if earlier is not None and earlier._form is not None:  # of a run that was stopped
             earlier._form.close()
         self._of = Protectable(model, processor, self.targets, self.last_n_layers)
-        for _ in self._of.freeze_all_else():
-            pass
+        self._of.freeze_all_else()
         _HOLDERS[model] = ref(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -28,6 +28,7 @@ from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.files.atomic import atomic_path, check_writable
 from dowser_pl.functional.masks import PackedMasks
 from dowser_pl.importance import Factors, Probe, Rows
+from dowser_pl.integrations.plain import left_as_it_was
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.methods import Agreement, BeforeFit, Layer, Lora, ModelDowser, Ranking
 from dowser_pl.models.layers import TARGETS
@@ -164,15 +165,9 @@ def measure_importance(
     check_method(method)
     if folder is not None:
         check_writable(folder, "cache_dir")
-    modes = [(module, module.training) for module in of.network.modules()]
-    before = list(of.freeze_all_else())
-    try:
+    with left_as_it_was(of.network):
+        of.freeze_all_else()
         found = _builder(of, method, probe, folder, autocast).measure()
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, needed in before:
-            parameter.requires_grad_(needed)
     return Importance(of, found.factors, found.agreement, found.seconds, found.path, _digests(of))
 
 

@@ -15,10 +15,10 @@ they are written back into the model.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
@@ -33,7 +33,7 @@ from dowser_pl.integrations.scripts import Masks
 from dowser_pl.masking import BaseModel, CompactEntries
 from dowser_pl.patches import save_patch
 
-__all__ = ["Trained", "train_only"]
+__all__ = ["Trained", "train_only", "trained_inside"]
 
 
 class Trained:
@@ -41,18 +41,23 @@ class Trained:
 
     Attributes:
         entries: masks, values and the base beside them.
+        of: the model.
         frozen_digest: content hash of all that is not trained, from before the first step.
     """
 
     def __init__(
         self, of: Protectable, base: BaseModel, entries: CompactEntries, method: Mapping[str, Any] | None
     ) -> None:
-        self.entries, self._of, self._base, self._method = entries, of, base, method
+        self.entries, self.of, self._base, self._method = entries, of, base, method
         self.frozen_digest = self._frozen_digest()
 
     def parameters(self) -> list[nn.Parameter]:
         """(k,) float32 values of each matrix: for optimizers, clipping and schedules."""
         return self.entries.parameters()
+
+    def base_in_place(self) -> AbstractContextManager[None]:
+        """The model is its base meanwhile, and as it was afterwards, bit for bit; for forward passes."""
+        return self.entries.base_in_place()
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, values and base, for a checkpoint beside the optimizer's."""
@@ -97,12 +102,12 @@ class Trained:
             DowserError: if the files of this model family have no such tensors.
         """
         self.verify()
-        changes = self._base.changes(self.entries.state_dict(base=False), self._of.state_dict())
+        changes = self._base.changes(self.entries.state_dict(base=False), self.of.state_dict())
         head = {"base": self._base.head, "method": self._method, "config": None, "scores": None}
         save_patch(Path(path), changes, head | {"created_by": f"dowser_pl {__version__}"})
 
     def _frozen_digest(self) -> str:
-        return self._base.frozen_digest(self._of.state_dict(), self.entries.frozen_digests())
+        return self._base.frozen_digest(self.of.state_dict(), self.entries.frozen_digests())
 
 
 @contextmanager
@@ -142,12 +147,22 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
         base = of.base_model(list(masks))
         entries = CompactEntries(weights, masks.packed if isinstance(masks, Masks) else masks)
         with _stepping(entries):
-            trained = Trained(of, base, entries, masks.method if isinstance(masks, Masks) else None)
+            trained = _OPEN[network] = Trained(of, base, entries, masks.method if isinstance(masks, Masks) else None)
             yield trained
             trained.verify()
     finally:
+        _OPEN.pop(network, None)
         for parameter, needed in before:
             parameter.requires_grad_(needed)
+
+
+_OPEN: WeakKeyDictionary[nn.Module, Trained] = WeakKeyDictionary()
+"""Models inside of a block."""
+
+
+def trained_inside(network: nn.Module) -> Trained | None:
+    """What is trained of a model right now; None = it is in no block of `train_only`."""
+    return _OPEN.get(network)
 
 
 def _protectable(model: PreTrainedModel | Protectable, masks: Mapping[str, Tensor]) -> Protectable:

@@ -19,10 +19,12 @@ from dowser_pl.errors import DowserError
 __all__ = [
     "PARTS",
     "TARGETS",
+    "check_kind",
     "decoder_layers",
     "find_blocks",
     "find_layers",
     "is_block",
+    "kind_of",
     "named_part",
     "text_inputs",
     "text_model",
@@ -97,6 +99,29 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     needed = {head, decoder_layers(model)}
     complete = [m for m in model.modules() if isinstance(m, PreTrainedModel) and needed <= set(m.modules())]
     return complete[-1]  # modules() goes from the outside in
+
+
+def check_kind(model: PreTrainedModel, base: tuple[str, int], name: str) -> None:
+    """Refuse a model that no tuning makes of a base.
+
+    Args:
+        model: that is compared with it.
+        base: what `kind_of` told of that.
+        name: of the model, for the message.
+
+    Raises:
+        DowserError: if it is of another class, or has another number of tokens.
+    """
+    if kind_of(model) != base:
+        (got, tokens), (expected, words) = kind_of(model), base
+        raise DowserError(
+            f"{name} is {got} with {tokens} tokens, expected a tuned model of the base, {expected} with {words}"
+        )
+
+
+def kind_of(model: PreTrainedModel) -> tuple[str, int]:
+    """The class of a model, and how many tokens it knows."""
+    return type(model).__name__, len(text_model(model).get_output_embeddings().weight)
 
 
 def text_inputs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """A patch on a loaded model: put on in place, and taken off again without the base."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -26,6 +27,23 @@ class Undo:
         self._tensors = dict(tensors)
         self._changes = dict(changes)
 
+    @contextmanager
+    def base_in_place(self) -> Iterator[None]:
+        """Put the base values back meanwhile; afterwards the model is what it was, bit for bit.
+
+        Raises:
+            DowserError: if the model was changed since the patch was applied.
+        """
+        tuned: dict[str, Change] = {}
+        try:
+            for name, change in self._changes.items():
+                tuned[name] = replace(change, values=exchange(self._tensors[name], change))
+            self._check(tuned)
+            yield
+        finally:
+            for name, change in tuned.items():
+                exchange(self._tensors[name], change)
+
     def remove(self) -> None:
         """Put the base values back, in place and bit for bit.
 
@@ -38,6 +56,9 @@ class Undo:
         changes, self._changes = self._changes, {}
         for name, change in changes.items():
             exchange(self._tensors[name], change)
+        self._check(changes)
+
+    def _check(self, changes: Mapping[str, Change]) -> None:
         for name, change in changes.items():
             if tensor_digest(self._tensors[name]) != change.base_sha256:
                 raise DowserError(
