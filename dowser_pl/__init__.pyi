@@ -89,6 +89,7 @@ from dowser_pl.patches import save_patch as save_patch
 from dowser_pl.patches.apply import apply_patches as apply_patches
 from dowser_pl.patches.apply import remove_patch as remove_patch
 from dowser_pl.patches.loaded import apply_to_model as apply_to_model
+from dowser_pl.patches.loaded import save_difference as save_difference
 from dowser_pl.reporting import Report as Report
 from dowser_pl.reporting import read_report as read_report
 from dowser_pl.strategies import FSDP1Strategy as FSDP1Strategy

@@ -23,7 +23,7 @@ ALLOWED = {
     "models": {"distributed", "errors", "functional"},
     "importance": {"__init__", "distributed", "errors", "files", "functional", "models", "reporting"},
     "masking": {"distributed", "errors", "files", "functional"},
-    "patches": {"distributed", "errors", "files", "functional", "masking", "methods", "models"},
+    "patches": {"__init__", "distributed", "errors", "files", "functional", "masking", "methods", "models"},
     "strategies": {"distributed", "errors", "models"},
     "module": {
         "data",

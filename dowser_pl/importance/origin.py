@@ -20,7 +20,7 @@ from dowser_pl.importance.prompts import Prompt
 from dowser_pl.importance.rows import Writers
 from dowser_pl.importance.settings import Rows
 from dowser_pl.models.generation import Ending
-from dowser_pl.models.layers import TARGETS, check_kind, find_blocks, find_layers, kind_of, text_model
+from dowser_pl.models.layers import TARGETS, check_kind, find_layers, kind_of, places_of, text_model
 from dowser_pl.models.lora import weight_beside
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.reporting.drift import DriftScore, ReportedDrift
@@ -149,7 +149,7 @@ class _Places:
     """Of the base: its matrices in host memory, and what each layer hands on for some of the rows."""
 
     weights: dict[str, Tensor]
-    blocks: dict[str, str]
+    places: dict[str, tuple[int, str]]
     rows: list[Prompt]
     outputs: list[list[Tensor]]
 
@@ -158,16 +158,14 @@ class _Places:
         kinds = list(dict.fromkeys(row.kind for row in rows))
         few = [row for kind in kinds for row in [each for each in rows if each.kind == kind][:_LOOKED_INTO]]
         weights = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
-        return cls(weights, find_blocks(network, layers), few, layer_outputs(network, few, batch_size))
+        return cls(weights, places_of(network, layers), few, layer_outputs(network, few, batch_size))
 
     def compare(self, network: Any, batch_size: int) -> Moved:
-        order = list(dict.fromkeys(self.blocks.values()))
         moves = []
         for name, before in self.weights.items():
-            block = self.blocks[name]
             now = weight_beside(network.get_submodule(name)).detach().cpu()
             moved = torch.linalg.vector_norm(now.float() - before.float()).item()
             size = moved / (torch.linalg.vector_norm(before.float()).item() or moved or 1.0)  # 1 for a base of zeros
             share = (now != before).double().mean().item()
-            moves.append(MatrixMove(name, order.index(block), name.removeprefix(f"{block}."), size, share))
+            moves.append(MatrixMove(name, *self.places[name], size, share))
         return Moved(moves, layer_drift(network, self.rows, self.outputs, batch_size))

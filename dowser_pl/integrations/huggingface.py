@@ -26,8 +26,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from dowser_pl.callbacks.dowser.checks import check_frozen
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe
+from dowser_pl.integrations.importance import check_method, measure_importance
+from dowser_pl.integrations.masks import choose_masks
 from dowser_pl.integrations.protectable import Protectable
-from dowser_pl.integrations.scripts import check_method, choose_masks, measure_importance
 from dowser_pl.integrations.trainer_checkpoint import (
     FILE,
     check_loaded,

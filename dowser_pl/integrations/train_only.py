@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 from dowser_pl import __version__
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
+from dowser_pl.integrations.masks import Masks
 from dowser_pl.integrations.protectable import Protectable
-from dowser_pl.integrations.scripts import Masks
 from dowser_pl.masking import BaseModel, CompactEntries
 from dowser_pl.patches import save_patch
 

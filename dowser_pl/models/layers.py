@@ -26,6 +26,7 @@ __all__ = [
     "is_block",
     "kind_of",
     "named_part",
+    "places_of",
     "text_inputs",
     "text_model",
 ]
@@ -298,6 +299,18 @@ def find_blocks(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     runtime = {module: name for name, module in model.named_modules()}
     blocks = [runtime[layer] for layer in decoder_layers(model)]
     return {name: next(block for block in blocks if name.startswith(f"{block}.")) for name in names}
+
+
+def places_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Where in the decoder each matrix sits: name -> number of its layer from 0, and its name within that.
+
+    Args:
+        model: the whole model.
+        names: run-time names from `find_layers`.
+    """
+    runtime = {module: name for name, module in model.named_modules()}
+    order = {runtime[layer]: number for number, layer in enumerate(decoder_layers(model))}
+    return {name: (order[block], name.removeprefix(f"{block}.")) for name, block in find_blocks(model, names).items()}
 
 
 def _kind(layer_name: str, layer: nn.Module, name: str) -> str:

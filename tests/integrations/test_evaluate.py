@@ -12,15 +12,18 @@ import yaml
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+import dowser_pl
 from dowser_pl.__main__ import main
 from dowser_pl.data import TaskFile
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.integrations import evaluate, train_only
 from dowser_pl.models.layers import find_layers
+from tests.docs.pages import ROOT, blocks
 from tests.integrations.untouched import left_untouched
 from tests.tiny_models import save_text_model, save_tiny_llava
 from tests.tiny_run import TinyData, pictures
 
+PAGE = ROOT / "docs" / "how-to" / "own_training_code.md"
 ROWS = [{"id": str(i), "question": "what colour is it ?", "answer": "red", "image": f"{i}.png"} for i in range(3)]
 TASKS = [
     {"name": "colour", "file": "colour.json", "role": "downstream", "max_new_tokens": 3},
@@ -164,3 +167,25 @@ def test_what_cannot_be_evaluated_is_refused(files):
         evaluate(model, processor, [TaskFile("a", str(files / "none.json"))])
     with pytest.raises(DowserError, match="eval_batch_size must be at least 1"):
         evaluate(model, processor, tasks, batch_size=0)
+
+
+def test_before_and_after_as_the_page_prints_it(tmp_path, monkeypatch, capsys):
+    (block,) = (each for each in blocks(PAGE) if each.text.startswith("tasks = "))
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "test.jsonl").write_text(json.dumps({"question": "what is 2 plus 3 ?", "answer": "red"}))
+    monkeypatch.chdir(tmp_path)
+    model, processor = dowser_pl.load_model("embedded:world"), dowser_pl.load_processor("embedded:world")
+    magnitude = dowser_pl.Magnitude(0.1)
+    masks = dowser_pl.choose_masks(dowser_pl.measure_importance(model, processor, method=magnitude), magnitude)
+
+    def steps(trained):
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
+        model(input_ids=torch.tensor([[5, 9, 11]]), labels=torch.tensor([[5, 9, 11]])).loss.backward()
+        optimizer.step()
+
+    text = block.text.replace("...", "steps(trained)").replace("num_eval=20", "num_eval=1")
+    text = text.replace("moved=True", "moved=True, per_source=2")
+    names = {name: getattr(dowser_pl, name) for name in ("TaskFile", "WorldData", "evaluate", "drift", "train_only")}
+    exec(text, names | {"model": model, "processor": processor, "masks": masks, "steps": steps})
+    said = capsys.readouterr().out
+    assert "moved most: " in said and "\n0.0 " in said and "upstream mean" in said
