@@ -172,11 +172,6 @@ class DowserCallback(TrainerCallback):
         """Whatever the optimizer did to a frozen entry (weight decay, momentum) is taken back, bit for bit."""
         self._trained.after_step()
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """The norm of the gradient, where the Trainer saw none; callbacks listed before hear of it too late."""
-        if isinstance(self._form, CompactForm) and logs is not None and "grad_norm" in logs:
-            logs["grad_norm"] = state.log_history[-1]["grad_norm"] = float(self._form.norm)
-
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Masks, values and base into the checkpoint.
 
@@ -241,7 +236,8 @@ class DowserCallback(TrainerCallback):
         self._form = self._form_of(_FORMS[self.update].kind(weights, self.entries.packed), optimizer)
 
     def _form_of(self, entries: Protection, optimizer: Any) -> TrainerForm:
-        return _FORMS[self.update](entries, optimizer, {} if self._form is None else self._form.given)
+        of: Any = self._of
+        return _FORMS[self.update](of.network, entries, optimizer, {} if self._form is None else self._form.given)
 
     def _verify(self) -> tuple[Changes, Changes]:
         self.frozen_digest["after"] = self._digest()
