@@ -40,7 +40,7 @@ from dowser_pl.masking import (
 )
 from dowser_pl.models.generation import generation_tokens
 from dowser_pl.models.layers import find_layers, named_part
-from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor
+from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor, skeleton
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import SavedNames, saved_names
 from dowser_pl.models.quantized import is_quantized
@@ -273,6 +273,8 @@ class MultimodalModule(ProtectedModule):
         sharding = self._sharding()
         self.adapters = None
         self.processor  # noqa: B018 - one that does not belong to the model is refused before that is read
+        if not self.trust_remote_code:  # code of others may not be made for models without weights
+            find_layers(skeleton(self.path), self.last_n_layers, self.targets)  # such as GPT-2's, which are refused
         self.files = files_of(self.path)
         self.model = load_model(
             self.path,
