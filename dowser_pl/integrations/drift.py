@@ -19,7 +19,7 @@ from dowser_pl.distributed.models import device_of
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.origin import Origin, OwnRows
 from dowser_pl.importance.pictures import NUM_PICTURES, shrunken
-from dowser_pl.integrations.plain import PlainModel, check_plain, left_as_it_was
+from dowser_pl.integrations.plain import PlainModel, check_autocast, check_plain, left_as_it_was
 from dowser_pl.integrations.train_only import Trained, trained_inside
 from dowser_pl.models import load_model, load_processor
 from dowser_pl.reporting.drift import DriftScore, ReportedDrift
@@ -102,6 +102,7 @@ def drift(
         FileNotFoundError: if there is no base at that path.
     """
     check_plain(model)
+    check_autocast(model)
     rows = OwnRows(per_source, seed, batch_size, [shrunken(each) for each in pictures[:NUM_PICTURES]])
     base = trained_inside(model) if base is None else base
     if base is None or base is model:

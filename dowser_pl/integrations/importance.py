@@ -24,7 +24,7 @@ from dowser_pl.distributed.models import device_of
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import check_writable
 from dowser_pl.importance import Factors, Probe, Rows, digest, fingerprint, load_factors, read_head, save_factors
-from dowser_pl.integrations.plain import check_plain, left_as_it_was
+from dowser_pl.integrations.plain import check_autocast, check_plain, left_as_it_was
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.methods import Agreement, BeforeFit, Layer, Lora, ModelDowser, Ranking
 from dowser_pl.methods.agreement import sample_rows
@@ -196,6 +196,7 @@ def measure_importance(
     """
     of = model if isinstance(model, Protectable) else Protectable(model, processor, targets, last_n_layers)
     method, probe = method or ModelDowser(), probe or Probe()
+    check_autocast(of.network, autocast)
     folder = None if cache_dir is None else Path(cache_dir)
     check_method(method)
     if folder is not None:

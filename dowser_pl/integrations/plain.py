@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from dowser_pl.data.encoders import turn_ends
 from dowser_pl.data.templates import ChatTemplate
-from dowser_pl.distributed.models import is_sharded_model
+from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.errors import DowserError
 from dowser_pl.models.generation import Ending, own_ends
 from dowser_pl.models.text_only import tokenizer_of
 
-__all__ = ["PlainModel", "check_plain", "left_as_it_was"]
+__all__ = ["PlainModel", "check_autocast", "check_plain", "left_as_it_was"]
 
 _WRAPPERS = ("module", "_orig_mod", "get_base_model")  # of DDP and its like, torch.compile, peft
 
@@ -42,6 +42,25 @@ def check_plain(network: Any) -> None:
             f"got a {type(network).__name__} whose weights are sharded over processes, expected whole ones. Fix: "
             "measure, choose, train and evaluate without fully_shard, FSDP and what accelerate makes of these, or with "
             "python -m dowser_pl fit -c strategy/fsdp2"
+        )
+
+
+def check_autocast(network: PreTrainedModel, autocast: torch.dtype | None = None) -> None:
+    """Refuse a model that accelerate runs in half precision, where that is not said: parts of it are run alone too.
+
+    Args:
+        network: that may have gone through `Accelerator.prepare`.
+        autocast: that it will be run under; None = what is entered already.
+
+    Raises:
+        DowserError: saying what to enter.
+    """
+    entered = autocast is not None or torch.is_autocast_enabled(device_of(network).type)
+    if "_original_forward" in vars(network) and not entered:
+        raise DowserError(
+            f"got a {type(network).__name__} that accelerate has prepared for mixed precision, expected to be told "
+            "which it is. Fix: do this before Accelerator.prepare, or drift within torch.autocast(device, dtype) and "
+            "measure_importance with autocast=dtype"
         )
 
 

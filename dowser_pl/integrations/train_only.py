@@ -13,6 +13,7 @@ The optimizer sees k values of each matrix and nothing else (`dowser_pl/masking/
 they are written back into the model.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
@@ -29,6 +32,7 @@ from dowser_pl import __version__
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.integrations.masks import Masks
+from dowser_pl.integrations.plain import check_plain
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.masking import BaseModel, CompactEntries
 from dowser_pl.patches import save_patch
@@ -130,6 +134,8 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
         )
     of = _protectable(model, masks)
     network = of.network
+    check_plain(network)
+    _refuse_wrapped(network)
     modules = dict(network.named_modules())
     odd = [name for name in masks if not isinstance(modules.get(name), nn.Linear)]
     if odd or not masks:
@@ -171,6 +177,16 @@ def _protectable(model: PreTrainedModel | Protectable, masks: Mapping[str, Tenso
         return model
     known = masks.of if isinstance(masks, Masks) else None
     return known if known is not None and known.network is model else Protectable(model)
+
+
+def _refuse_wrapped(network: nn.Module) -> None:
+    """DDP waits for gradients of all that took one when it was made, and a model does not know of it."""
+    found = gc.get_objects() if torch.distributed.is_initialized() else ()
+    if any(isinstance(each, DistributedDataParallel) and each.module is network for each in found):
+        raise DowserError(
+            f"got a {type(network).__name__} that is wrapped in DistributedDataParallel, expected it without: one "
+            "process has nothing to average. Fix: leave the wrapper out"
+        )
 
 
 def _refuse_tied(network: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
