@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from dowser_pl.callbacks.dowser.checks import check_frozen
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe
-from dowser_pl.integrations.importance import check_method, measure_importance
+from dowser_pl.integrations.importance import check_method, check_probe, measure_importance
 from dowser_pl.integrations.masks import choose_masks
 from dowser_pl.integrations.protectable import Protectable
 from dowser_pl.integrations.trainer_checkpoint import (
@@ -97,6 +97,7 @@ class DowserCallback(TrainerCallback):
     ) -> None:
         self.method, self.probe = method or ModelDowser(), probe or Probe()
         check_method(method or self.method)
+        check_probe(self.probe)
         if update not in _FORMS:
             raise DowserError(f"got update {update!r}, expected 'compact' or 'dense'")
         self.processor, self.cache_dir, self.update = processor, cache_dir, update
@@ -196,6 +197,8 @@ class DowserCallback(TrainerCallback):
             self._trained.put(load_entries(Path(best), self._settings())[0])
         self._trained.close()
         self.counts = self._verify()
+        if not self.counts[1].changed:
+            _LOG.warning("No entry changed: the learning rate of %g moves none. Raise it", args.learning_rate)
         if state.is_world_process_zero:
             of: Any = self._of
             path, trained = Path(str(args.output_dir)) / "patch.safetensors", self.entries.state_dict(base=False)

@@ -32,7 +32,7 @@ from dowser_pl.models.layers import TARGETS, places_of
 from dowser_pl.patches.patch import tensor_digest
 from dowser_pl.reporting.plots.importance import plot_importance
 
-__all__ = ["Importance", "check_method", "measure_importance"]
+__all__ = ["Importance", "check_method", "check_probe", "measure_importance"]
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,7 @@ def measure_importance(
     check_autocast(of.network, autocast)
     folder = None if cache_dir is None else Path(cache_dir)
     check_method(method)
+    check_probe(probe)
     if folder is not None:
         check_writable(folder, "cache_dir")
     with left_as_it_was(of.network):
@@ -230,6 +231,12 @@ def check_method(method: object) -> None:
             "entries before training, such as ModelDowser(update_ratio=0.1). Fix: others need the callback "
             "(lightning.Trainer), or python -m dowser_pl fit"
         )
+
+
+def check_probe(probe: object) -> None:
+    """Refuse, with a DowserError, what is no settings of the importance pass."""
+    if not isinstance(probe, Probe):
+        raise DowserError(f"got the probe {probe!r}, expected a Probe. Fix: such as Probe(num_prompts=128)")
 
 
 _NAMES = {torch.float64: "64-true", torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}

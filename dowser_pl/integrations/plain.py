@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dowser_pl.data.encoders import turn_ends
 from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.distributed.models import device_of, is_sharded_model
 from dowser_pl.errors import DowserError
+from dowser_pl.models.agreement import check_vocabulary
 from dowser_pl.models.generation import Ending, own_ends
 from dowser_pl.models.text_only import tokenizer_of
 
@@ -73,11 +74,13 @@ class PlainModel:
         chat_template: text or path, where it is not that of the processor.
 
     Raises:
-        DowserError: see `check_plain`.
+        DowserError: see `check_plain`; or if the processor is none, or of another model.
     """
 
     def __init__(self, network: PreTrainedModel, processor: Any = None, chat_template: str | None = None) -> None:
         check_plain(network)
+        if processor is not None:
+            _check_processor(network, processor)
         self.network, self._processor, self.chat_template = network, processor, chat_template
 
     @property
@@ -109,6 +112,17 @@ class PlainModel:
             return ChatTemplate(self.processor, self.chat_template).openers()
         except DowserError:
             return None
+
+
+def _check_processor(network: PreTrainedModel, processor: Any) -> None:
+    tokenizer = tokenizer_of(processor)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise DowserError(
+            f"got a {type(processor).__name__} as the processor, expected that of the model with its tokenizer, or the "
+            "tokenizer. Fix: AutoProcessor.from_pretrained(...) or AutoTokenizer.from_pretrained(...)"
+        )
+    embeddings: Any = network.get_input_embeddings()
+    check_vocabulary(str(network.name_or_path) or type(network).__name__, tokenizer, len(embeddings.weight))
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Protectable(PlainModel):
         also_train: Sequence[str] = (),
     ) -> None:
         super().__init__(network, processor, chat_template)
-        self.targets, self.last_n_layers = list(targets), last_n_layers
+        self.targets, self.last_n_layers = targets, last_n_layers
         self._parts = [each for part in also_train for each in named_part(network, part).values()]
         self._owner: nn.Module | None = None
         self._prefix = "model."

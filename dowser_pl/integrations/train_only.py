@@ -34,7 +34,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.integrations.masks import Masks
 from dowser_pl.integrations.plain import check_plain
 from dowser_pl.integrations.protectable import Protectable
-from dowser_pl.masking import BaseModel, CompactEntries
+from dowser_pl.masking import BaseModel, CompactEntries, check_reached
 from dowser_pl.patches import save_patch
 
 __all__ = ["Trained", "train_only", "trained_inside"]
@@ -95,7 +95,8 @@ class Trained:
         if self._frozen_digest() != self.frozen_digest:
             raise RuntimeError(
                 f"some of {counts.entries:,} frozen entries, or another part of the model, changed: got another "
-                "content hash than before training. Something else than trained.parameters() was trained"
+                "content hash than before training. Something else than trained.parameters() was trained, or the model "
+                "was converted to another dtype"
             )
 
     def save_patch(self, path: str | Path) -> None:
@@ -137,12 +138,23 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
     check_plain(network)
     _refuse_wrapped(network)
     modules = dict(network.named_modules())
+    if network in _OPEN:
+        raise DowserError(
+            "got a model that is in a block of train_only already, expected one block at a time: each would take the "
+            "gradients of the other. Fix: one block with all masks"
+        )
     odd = [name for name in masks if not isinstance(modules.get(name), nn.Linear)]
     if odd or not masks:
         raise DowserError(
             f"got {len(masks)} masks, of which {len(odd)} are of no matrix of this {type(network).__name__} (the first "
             f"is {odd[:1]}), expected names of torch.nn.Linear modules, as choose_masks gives them"
         )
+    if not isinstance(masks, Masks):
+        other = {name: mask.dtype for name, mask in masks.items() if mask.dtype != torch.bool}
+        if other:
+            raise DowserError(
+                f"got masks of {', '.join(map(str, set(other.values())))}, expected bools, True = trained"
+            )
     weights: dict[str, nn.Parameter] = {name: modules[name].weight for name in masks}
     _refuse_tied(network, weights)
     before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
@@ -228,6 +240,7 @@ def _stepping(entries: CompactEntries) -> Iterator[None]:
                 "from one: values are written into the model after a step. Fix: such as AdamW"
             )
         if held & set(values):
+            check_reached([values[each] for each in held & set(values)])
             entries.mask_gradients()
 
     def after(optimizer: Optimizer, *_: Any) -> None:
