@@ -26,12 +26,17 @@ from dowser_pl.importance import Probe as Probe
 from dowser_pl.importance import measure as measure
 from dowser_pl.importance import probing_mode as probing_mode
 from dowser_pl.importance import write_prompts as write_prompts
+from dowser_pl.integrations import Answers as Answers
+from dowser_pl.integrations import BaseHeld as BaseHeld
 from dowser_pl.integrations import DowserCallback as DowserCallback
+from dowser_pl.integrations import DriftFromBase as DriftFromBase
 from dowser_pl.integrations import Importance as Importance
 from dowser_pl.integrations import Masks as Masks
 from dowser_pl.integrations import Protectable as Protectable
 from dowser_pl.integrations import Trained as Trained
 from dowser_pl.integrations import choose_masks as choose_masks
+from dowser_pl.integrations import drift as drift
+from dowser_pl.integrations import evaluate as evaluate
 from dowser_pl.integrations import measure_importance as measure_importance
 from dowser_pl.integrations import train_only as train_only
 from dowser_pl.masking import CompactEntries as CompactEntries
@@ -84,6 +89,7 @@ from dowser_pl.patches import save_patch as save_patch
 from dowser_pl.patches.apply import apply_patches as apply_patches
 from dowser_pl.patches.apply import remove_patch as remove_patch
 from dowser_pl.patches.loaded import apply_to_model as apply_to_model
+from dowser_pl.patches.loaded import save_difference as save_difference
 from dowser_pl.reporting import Report as Report
 from dowser_pl.reporting import read_report as read_report
 from dowser_pl.strategies import FSDP1Strategy as FSDP1Strategy

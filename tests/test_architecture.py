@@ -21,9 +21,9 @@ ALLOWED = {
     "methods": {"errors", "functional"},
     "distributed": {"errors", "files", "functional"},
     "models": {"distributed", "errors", "functional"},
-    "importance": {"__init__", "distributed", "errors", "files", "functional", "models"},
+    "importance": {"__init__", "distributed", "errors", "files", "functional", "models", "reporting"},
     "masking": {"distributed", "errors", "files", "functional"},
-    "patches": {"distributed", "errors", "files", "functional", "masking", "methods", "models"},
+    "patches": {"__init__", "distributed", "errors", "files", "functional", "masking", "methods", "models"},
     "strategies": {"distributed", "errors", "models"},
     "module": {
         "data",
@@ -76,7 +76,9 @@ ALLOWED = {
         "masking",
         "methods",
         "models",
+        "module",
         "patches",
+        "reporting",
     },
     "bench": {"__main__", "callbacks", "cli", "errors", "files", "patches", "reporting"},
     "commands": {

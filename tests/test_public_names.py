@@ -69,3 +69,38 @@ def test_what_the_page_of_the_api_shows_can_be_had():
 def test_a_name_that_is_not_there_is_told():
     with pytest.raises(AttributeError, match="'dowser_pl' has no attribute 'Dauser'"):
         dowser_pl.Dauser  # noqa: B018
+
+
+PARAMETERS = {
+    "measure_importance": "model processor probe method cache_dir targets last_n_layers autocast",
+    "Importance.scores": "self name method",
+    "Importance.save": "self path",
+    "Importance.load": "path model processor",
+    "Importance.plot": "self path method",
+    "choose_masks": "importance method",
+    "Masks.save": "self path",
+    "Masks.load": "path",
+    "train_only": "model masks",
+    "Trained.parameters": "self",
+    "Trained.state_dict": "self",
+    "Trained.load_state_dict": "self state",
+    "Trained.save_patch": "self path",
+    "Trained.verify": "self",
+    "evaluate": "model processor tasks batch_size chat_template",
+    "Answers.to_json": "self",
+    "drift": "model processor base per_source seed batch_size pictures moved chat_template",
+    "DriftFromBase.to_json": "self",
+    "apply_to_model": "model patch",
+    "save_difference": "path base tuned",
+    "Protectable": "network processor targets last_n_layers chat_template also_train",
+    "DowserCallback": "method processor probe cache_dir targets last_n_layers update",
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_what_scripts_call_stays_what_it_is(name):
+    """Scripts of others name these: what goes or is renamed breaks them; what is added goes behind, and here."""
+    found = dowser_pl
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert list(inspect.signature(found).parameters) == PARAMETERS[name].split()

@@ -80,6 +80,7 @@ class BestModel:
         score = collectives.from_rank_zero(lambda: round(means.get("h_score", next(iter(means.values()))), 6))
         if score >= max((each.score for each in self.validated), default=score):
             state = pl_module.state_dict()
+            self._entries, self._whole = {}, {}  # before the next ones are made
             self._entries = dowser.entries.copies()
             self._whole = {key: state[key].detach().to("cpu", copy=True) for key in dowser.base.whole}
         self.validated.append(Validated(trainer.global_step, _epoch(trainer), score))

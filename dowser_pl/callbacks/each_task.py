@@ -14,13 +14,29 @@ from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.masking import reported_module
 from dowser_pl.metrics import build_metric, metric_label, score_here, scoring
+from dowser_pl.reporting.answers import Row
 from dowser_pl.reporting.evaluation import Answered, Asked, Evaluation
 from dowser_pl.reporting.evaluation_table import evaluation_text
 from dowser_pl.strategies.sharded import ShardedStrategy
 
-__all__ = ["EachTask", "ScoreTable"]
+__all__ = ["EachTask", "ScoreTable", "as_answered"]
 
 Keep = Callable[[str, Answered], None]
+
+
+def as_answered(task: Any, rows: list[Row], seconds: float) -> Answered:
+    """The score of a task with the answers that lead to it.
+
+    Args:
+        task: as data modules have it.
+        rows: of all its questions, each with its `prediction` and `references`.
+        seconds: that answering took.
+    """
+    predictions, references = [row["prediction"] for row in rows], [row["references"] for row in rows]
+    score = score_here(build_metric(task.metric), predictions, references)
+    protocol = {**scoring(task.metric, task.max_new_tokens), **getattr(task, "protocol", {})}
+    asked = Asked(task.role, metric_label(task.metric), protocol)
+    return Answered(asked, round(score, 6), rows, round(seconds, 3))
 
 
 class EachTask(Callback):
@@ -71,13 +87,8 @@ class EachTask(Callback):
     def _score(self, pl_module: LightningModule, dataloader_idx: int) -> None:
         module = reported_module(pl_module, self)
         task = module.tasks()[dataloader_idx]
-        rows = answers_of(module, task)
-        score = score_here(
-            build_metric(task.metric), [row["prediction"] for row in rows], [row["references"] for row in rows]
-        )
-        seconds, self._started = round(time.monotonic() - self._started, 3), time.monotonic()
-        protocol = {**scoring(task.metric, task.max_new_tokens), **getattr(task, "protocol", {})}
-        answered = Answered(Asked(task.role, metric_label(task.metric), protocol), round(score, 6), rows, seconds)
+        answered = as_answered(task, answers_of(module, task), time.monotonic() - self._started)
+        self._started = time.monotonic()
         collectives.from_rank_zero(lambda: self.keep(task.name, answered))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,10 +116,8 @@ class ScoreTable(EachTask):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print, on the first process."""
         if self._answered:
-            scores = {name: each.scored() for name, each in self._answered.items()}
-            asked = {name: each.asked for name, each in self._answered.items()}
             model = reported_module(pl_module, self).path
-            sys.stdout.write(f"\n{evaluation_text(Evaluation(asked, {model: scores}))}\n\n")
+            sys.stdout.write(f"\n{evaluation_text(Evaluation.of({model: self._answered}))}\n\n")
             self._answered.clear()
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:

@@ -99,10 +99,8 @@ def _on(candidate: Candidate) -> Callable[[Any], AbstractContextManager[None]] |
 def _evaluation(names: Sequence[str], answers: _Answers) -> Evaluation:
     """Everything that is told, the models in the order of the command line."""
     ordered = {name: {task: answers.models[name][task] for task in answers.tasks} for name in names}
-    scores = {name: {task: each.scored() for task, each in answered.items()} for name, answered in ordered.items()}
-    first = ordered[names[0]]
-    evaluation = Evaluation({task: each.asked for task, each in first.items()}, scores)
+    evaluation = Evaluation.of(ordered)
     for name in names[1:]:
-        rows, evaluation.questions[name] = paired_rows(first, ordered[name])
+        rows, evaluation.questions[name] = paired_rows(ordered[names[0]], ordered[name])
         evaluation.differences[name] = differences(evaluation.report(name), rows)
     return evaluation

@@ -11,7 +11,7 @@ import torch
 
 from dowser_pl.commands.model_folder import model_folder
 from dowser_pl.errors import DowserError
-from dowser_pl.models.layers import text_model
+from dowser_pl.models.layers import check_kind, kind_of
 from dowser_pl.models.lora import adapter_beside
 from dowser_pl.models.sources import locate
 from dowser_pl.module import MultimodalModule
@@ -209,11 +209,7 @@ def tuned(base: MultimodalModule, what: Path, dtype: Any) -> Iterator[Any]:
             yield base.network
         return
     other = loaded(str(what), dtype).network
-    if type(other) is not type(base.network) or len(_head(other)) != len(_head(base.network)):
-        raise DowserError(
-            f"{what} is {type(other).__name__} with {len(_head(other))} tokens, expected a tuned model of the base, "
-            f"{type(base.network).__name__} with {len(_head(base.network))}"
-        )
+    check_kind(other, kind_of(base.network), str(what))
     yield other
 
 
@@ -224,8 +220,3 @@ def loaded(path: str, dtype: Any) -> MultimodalModule:
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     module.eval()
     return module
-
-
-def _head(network: Any) -> torch.Tensor:
-    weight: torch.Tensor = text_model(network).get_output_embeddings().weight
-    return weight

@@ -248,9 +248,9 @@ def find_template(processor: Processor, template: str | None) -> str:
     if (own := own_template(processor)) is not None:
         return own
     raise DowserError(
-        f"{type(processor).__name__} has no chat template. Set `chat_template` of the data module: to a path or Jinja "
-        'text with the format that the model was trained on, or to "plain" (messages line by line, end token behind '
-        "each answer)."
+        f"{type(processor).__name__} has no chat template. Set `chat_template`, of data or of the call, to a path or "
+        'Jinja text with the format that the model was trained on, or to "plain" (messages line by line, end token '
+        "behind each answer)."
     )
 
 

@@ -81,7 +81,7 @@ def save_factors(
 
 
 def load_factors(
-    path: Path, identity: Mapping[str, object], names: Iterable[str], statistics: Iterable[str]
+    path: Path, identity: Mapping[str, object], names: Iterable[str], statistics: Iterable[str] | None = None
 ) -> Factors:
     """Read factors that belong to exactly these weights and settings.
 
@@ -89,16 +89,19 @@ def load_factors(
         path: a file written by `save_factors`.
         identity: what the present run would measure.
         names: the matrices that are needed; the file may hold more.
-        statistics: what is needed of them; the file may hold more.
+        statistics: what is needed of them; the file may hold more. None = all that it holds of the first.
 
     Raises:
         UnusableError: if the file is damaged; the message names the tensor.
         DowserError: if it belongs to something else or lacks what is needed; the message says which.
     """
-    names, statistics = list(names), sorted(statistics)
-    read: dict[str, Tensor] = {}
+    names, read = list(names), dict[str, Tensor]()
     layers: Statistics = {}
     with _opened(path) as file:
+        if statistics is None:
+            keys = (key.rpartition(".") for key in (*file.names(), *file.head.get("shared", ())))
+            statistics = {statistic for name, _, statistic in keys if name == names[0]} or FACTORS
+        statistics = sorted(statistics)
         head = _checked_head(file, identity, names, statistics)
         file.tell()
         for name in names:

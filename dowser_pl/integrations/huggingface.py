@@ -26,8 +26,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from dowser_pl.callbacks.dowser.checks import check_frozen
 from dowser_pl.errors import DowserError
 from dowser_pl.importance import Probe
+from dowser_pl.integrations.importance import check_method, check_probe, measure_importance
+from dowser_pl.integrations.masks import choose_masks
 from dowser_pl.integrations.protectable import Protectable
-from dowser_pl.integrations.scripts import check_method, choose_masks, measure_importance
 from dowser_pl.integrations.trainer_checkpoint import (
     FILE,
     check_loaded,
@@ -96,6 +97,7 @@ class DowserCallback(TrainerCallback):
     ) -> None:
         self.method, self.probe = method or ModelDowser(), probe or Probe()
         check_method(method or self.method)
+        check_probe(self.probe)
         if update not in _FORMS:
             raise DowserError(f"got update {update!r}, expected 'compact' or 'dense'")
         self.processor, self.cache_dir, self.update = processor, cache_dir, update
@@ -131,8 +133,7 @@ class DowserCallback(TrainerCallback):
         if earlier is not None and earlier._form is not None:  # of a run that was stopped
             earlier._form.close()
         self._of = Protectable(model, processor, self.targets, self.last_n_layers)
-        for _ in self._of.freeze_all_else():
-            pass
+        self._of.freeze_all_else()
         _HOLDERS[model] = ref(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -172,11 +173,6 @@ class DowserCallback(TrainerCallback):
         """Whatever the optimizer did to a frozen entry (weight decay, momentum) is taken back, bit for bit."""
         self._trained.after_step()
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """The norm of the gradient, where the Trainer saw none; callbacks listed before hear of it too late."""
-        if isinstance(self._form, CompactForm) and logs is not None and "grad_norm" in logs:
-            logs["grad_norm"] = state.log_history[-1]["grad_norm"] = float(self._form.norm)
-
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Masks, values and base into the checkpoint.
 
@@ -201,6 +197,8 @@ class DowserCallback(TrainerCallback):
             self._trained.put(load_entries(Path(best), self._settings())[0])
         self._trained.close()
         self.counts = self._verify()
+        if not self.counts[1].changed:
+            _LOG.warning("No entry changed: the learning rate of %g moves none. Raise it", args.learning_rate)
         if state.is_world_process_zero:
             of: Any = self._of
             path, trained = Path(str(args.output_dir)) / "patch.safetensors", self.entries.state_dict(base=False)
@@ -241,7 +239,8 @@ class DowserCallback(TrainerCallback):
         self._form = self._form_of(_FORMS[self.update].kind(weights, self.entries.packed), optimizer)
 
     def _form_of(self, entries: Protection, optimizer: Any) -> TrainerForm:
-        return _FORMS[self.update](entries, optimizer, {} if self._form is None else self._form.given)
+        of: Any = self._of
+        return _FORMS[self.update](of.network, entries, optimizer, {} if self._form is None else self._form.given)
 
     def _verify(self) -> tuple[Changes, Changes]:
         self.frozen_digest["after"] = self._digest()

@@ -9,29 +9,25 @@ and builds its optimizer over `self.protectable.parameters()`. All else is done 
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dowser_pl.data.encoders import turn_ends
-from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.distributed.collectives import check_same
-from dowser_pl.distributed.models import is_sharded_model
 from dowser_pl.errors import DowserError
+from dowser_pl.integrations.plain import PlainModel
 from dowser_pl.masking import BaseModel, Protection, leave_out_of_buckets, trained_whole
-from dowser_pl.models.generation import Ending, generation_tokens, own_ends
+from dowser_pl.models.generation import generation_tokens
 from dowser_pl.models.layers import TARGETS, find_layers, named_part
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.quantized import is_quantized
-from dowser_pl.models.text_only import tokenizer_of
 from dowser_pl.models.weight_files import WeightFiles
 
 __all__ = ["Protectable"]
 
 
-class Protectable:
+class Protectable(PlainModel):
     """A Hugging Face model whose matrices may be masked.
 
     Args:
@@ -60,20 +56,8 @@ class Protectable:
         chat_template: str | None = None,
         also_train: Sequence[str] = (),
     ) -> None:
-        if not isinstance(network, PreTrainedModel):
-            inner = getattr(network, "module", None)
-            hint = "give its .module, before it is wrapped" if isinstance(inner, PreTrainedModel) else "give that"
-            raise DowserError(
-                f"got {type(network).__name__}, expected a Hugging Face model (PreTrainedModel) as from_pretrained "
-                f"gives it. Fix: {hint}"
-            )
-        if is_sharded_model(network):
-            raise DowserError(
-                f"got a {type(network).__name__} whose weights are sharded over processes, expected whole ones. Fix: "
-                "measure and choose before it is sharded, or train with python -m dowser_pl fit -c strategy/fsdp2"
-            )
-        self.network, self._processor = network, processor
-        self.targets, self.last_n_layers, self.chat_template = list(targets), last_n_layers, chat_template
+        super().__init__(network, processor, chat_template)
+        self.targets, self.last_n_layers = targets, last_n_layers
         self._parts = [each for part in also_train for each in named_part(network, part).values()]
         self._owner: nn.Module | None = None
         self._prefix = "model."
@@ -102,20 +86,6 @@ class Protectable:
         self._reduced_elsewhere = elsewhere
         if elsewhere and self._owner is not None:
             leave_out_of_buckets(self._owner, self._prefix)
-
-    @property
-    def processor(self) -> Any:
-        """The processor of the model.
-
-        Raises:
-            DowserError: if there is none.
-        """
-        if self._processor is None:
-            raise DowserError(
-                "got no processor, expected that of the model: prompts are written with its vocabulary. Fix: give "
-                "AutoProcessor.from_pretrained(...) of the same folder"
-            )
-        return self._processor
 
     def tuned_layers(self) -> dict[str, nn.Linear]:
         """Run-time name in the model -> matrix that may be masked."""
@@ -151,17 +121,15 @@ class Protectable:
                 "so it would not be moved, trained or saved with it. Fix: self.model = model, before Protectable(model)"
             )
         self._owner, self._prefix = owner, prefix
-        for _ in self.freeze_all_else():
-            pass
+        self.freeze_all_else()
         for parameter in self._parts:
             parameter.requires_grad_(True)
         return self
 
-    def freeze_all_else(self) -> Iterator[tuple[nn.Parameter, bool]]:
-        """Leave a gradient to the matrices alone; yields what every parameter had before, to be put back."""
+    def freeze_all_else(self) -> None:
+        """Leave a gradient to the matrices alone."""
         tuned = {id(layer.weight) for layer in self.tuned_layers().values()}
         for parameter in self.network.parameters():
-            yield parameter, parameter.requires_grad
             parameter.requires_grad_(id(parameter) in tuned)
 
     def base_model(self, names: Sequence[str] | None = None) -> BaseModel:
@@ -191,19 +159,3 @@ class Protectable:
         """The parameters of the model by these keys; see `torch.nn.Module.named_parameters`."""
         for name, parameter in self.network.named_parameters(remove_duplicate=remove_duplicate):
             yield f"{self._prefix}{name}", parameter
-
-    def ending(self) -> Ending:
-        """What ends an answer: what the chat template writes behind one, and the model's own end tokens."""
-        return self._ending
-
-    @cached_property
-    def _ending(self) -> Ending:
-        ids, text = turn_ends(self.processor, self.chat_template)
-        return Ending(tuple(dict.fromkeys([*own_ends(self.network, tokenizer_of(self.processor)), *ids])), text)
-
-    def openers(self) -> tuple[str, str, str | None] | None:
-        """What the chat template writes around a user's words; None without one."""
-        try:
-            return ChatTemplate(self.processor, self.chat_template).openers()
-        except DowserError:
-            return None

@@ -13,14 +13,17 @@ The optimizer sees k values of each matrix and nothing else (`dowser_pl/masking/
 they are written back into the model.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
@@ -28,12 +31,13 @@ from transformers import PreTrainedModel
 from dowser_pl import __version__
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
+from dowser_pl.integrations.masks import Masks
+from dowser_pl.integrations.plain import check_plain
 from dowser_pl.integrations.protectable import Protectable
-from dowser_pl.integrations.scripts import Masks
-from dowser_pl.masking import BaseModel, CompactEntries
+from dowser_pl.masking import BaseModel, CompactEntries, check_reached
 from dowser_pl.patches import save_patch
 
-__all__ = ["Trained", "train_only"]
+__all__ = ["Trained", "train_only", "trained_inside"]
 
 
 class Trained:
@@ -41,18 +45,23 @@ class Trained:
 
     Attributes:
         entries: masks, values and the base beside them.
+        of: the model.
         frozen_digest: content hash of all that is not trained, from before the first step.
     """
 
     def __init__(
         self, of: Protectable, base: BaseModel, entries: CompactEntries, method: Mapping[str, Any] | None
     ) -> None:
-        self.entries, self._of, self._base, self._method = entries, of, base, method
+        self.entries, self.of, self._base, self._method = entries, of, base, method
         self.frozen_digest = self._frozen_digest()
 
     def parameters(self) -> list[nn.Parameter]:
         """(k,) float32 values of each matrix: for optimizers, clipping and schedules."""
         return self.entries.parameters()
+
+    def base_in_place(self) -> AbstractContextManager[None]:
+        """The model is its base meanwhile, and as it was afterwards, bit for bit; for forward passes."""
+        return self.entries.base_in_place()
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, values and base, for a checkpoint beside the optimizer's."""
@@ -86,7 +95,8 @@ class Trained:
         if self._frozen_digest() != self.frozen_digest:
             raise RuntimeError(
                 f"some of {counts.entries:,} frozen entries, or another part of the model, changed: got another "
-                "content hash than before training. Something else than trained.parameters() was trained"
+                "content hash than before training. Something else than trained.parameters() was trained, or the model "
+                "was converted to another dtype"
             )
 
     def save_patch(self, path: str | Path) -> None:
@@ -97,12 +107,12 @@ class Trained:
             DowserError: if the files of this model family have no such tensors.
         """
         self.verify()
-        changes = self._base.changes(self.entries.state_dict(base=False), self._of.state_dict())
+        changes = self._base.changes(self.entries.state_dict(base=False), self.of.state_dict())
         head = {"base": self._base.head, "method": self._method, "config": None, "scores": None}
         save_patch(Path(path), changes, head | {"created_by": f"dowser_pl {__version__}"})
 
     def _frozen_digest(self) -> str:
-        return self._base.frozen_digest(self._of.state_dict(), self.entries.frozen_digests())
+        return self._base.frozen_digest(self.of.state_dict(), self.entries.frozen_digests())
 
 
 @contextmanager
@@ -125,13 +135,26 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
         )
     of = _protectable(model, masks)
     network = of.network
+    check_plain(network)
+    _refuse_wrapped(network)
     modules = dict(network.named_modules())
+    if network in _OPEN:
+        raise DowserError(
+            "got a model that is in a block of train_only already, expected one block at a time: each would take the "
+            "gradients of the other. Fix: one block with all masks"
+        )
     odd = [name for name in masks if not isinstance(modules.get(name), nn.Linear)]
     if odd or not masks:
         raise DowserError(
             f"got {len(masks)} masks, of which {len(odd)} are of no matrix of this {type(network).__name__} (the first "
             f"is {odd[:1]}), expected names of torch.nn.Linear modules, as choose_masks gives them"
         )
+    if not isinstance(masks, Masks):
+        other = {name: mask.dtype for name, mask in masks.items() if mask.dtype != torch.bool}
+        if other:
+            raise DowserError(
+                f"got masks of {', '.join(map(str, set(other.values())))}, expected bools, True = trained"
+            )
     weights: dict[str, nn.Parameter] = {name: modules[name].weight for name in masks}
     _refuse_tied(network, weights)
     before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
@@ -142,12 +165,22 @@ def train_only(model: PreTrainedModel | Protectable, masks: Masks | Mapping[str,
         base = of.base_model(list(masks))
         entries = CompactEntries(weights, masks.packed if isinstance(masks, Masks) else masks)
         with _stepping(entries):
-            trained = Trained(of, base, entries, masks.method if isinstance(masks, Masks) else None)
+            trained = _OPEN[network] = Trained(of, base, entries, masks.method if isinstance(masks, Masks) else None)
             yield trained
             trained.verify()
     finally:
+        _OPEN.pop(network, None)
         for parameter, needed in before:
             parameter.requires_grad_(needed)
+
+
+_OPEN: WeakKeyDictionary[nn.Module, Trained] = WeakKeyDictionary()
+"""Models inside of a block."""
+
+
+def trained_inside(network: nn.Module) -> Trained | None:
+    """What is trained of a model right now; None = it is in no block of `train_only`."""
+    return _OPEN.get(network)
 
 
 def _protectable(model: PreTrainedModel | Protectable, masks: Mapping[str, Tensor]) -> Protectable:
@@ -156,6 +189,16 @@ def _protectable(model: PreTrainedModel | Protectable, masks: Mapping[str, Tenso
         return model
     known = masks.of if isinstance(masks, Masks) else None
     return known if known is not None and known.network is model else Protectable(model)
+
+
+def _refuse_wrapped(network: nn.Module) -> None:
+    """DDP waits for gradients of all that took one when it was made, and a model does not know of it."""
+    found = gc.get_objects() if torch.distributed.is_initialized() else ()
+    if any(isinstance(each, DistributedDataParallel) and each.module is network for each in found):
+        raise DowserError(
+            f"got a {type(network).__name__} that is wrapped in DistributedDataParallel, expected it without: one "
+            "process has nothing to average. Fix: leave the wrapper out"
+        )
 
 
 def _refuse_tied(network: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
@@ -197,6 +240,7 @@ def _stepping(entries: CompactEntries) -> Iterator[None]:
                 "from one: values are written into the model after a step. Fix: such as AdamW"
             )
         if held & set(values):
+            check_reached([values[each] for each in held & set(values)])
             entries.mask_gradients()
 
     def after(optimizer: Optimizer, *_: Any) -> None:

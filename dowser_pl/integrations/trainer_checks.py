@@ -6,11 +6,13 @@ from typing import Any
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.optim import LBFGS
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from dowser_pl.distributed import collectives
 from dowser_pl.errors import DowserError
 from dowser_pl.integrations.trainer_forms import innermost
+from dowser_pl.masking import check_reached
+from dowser_pl.models.layers import text_model
 
 __all__ = ["check_given", "check_model", "check_optimizer", "check_step", "check_trainer", "check_untuned"]
 
@@ -59,7 +61,7 @@ def check_trainer(args: TrainingArguments, update: str) -> None:
 
 
 def check_model(model: Any, processor: Any) -> None:
-    """Refuse what is no plain model, and one whose vocabulary is not known.
+    """Refuse a model with adapters, one whose vocabulary is not known, and one that writes no text.
 
     Raises:
         DowserError: saying what to give instead.
@@ -75,6 +77,8 @@ def check_model(model: Any, processor: Any) -> None:
             "got no processor, expected that of the model: prompts are written with its vocabulary. Fix: "
             "Trainer(processing_class=AutoProcessor.from_pretrained(...)), or DowserCallback(processor=...)"
         )
+    if isinstance(model, PreTrainedModel):  # others are told by `Protectable`
+        text_model(model)
 
 
 def check_given(model: Any, given: Any, is_search: bool, holders: int) -> None:
@@ -168,8 +172,4 @@ def check_step(trained: Sequence[Tensor], same: bool) -> None:
             "some weights are not those of the base before the first step: another callback wrote weights after masks "
             "were chosen, in on_train_begin. Fix: list it before DowserCallback, or leave it out"
         )
-    if all(each.grad is None for each in trained):
-        raise DowserError(
-            f"no gradient reached any of {len(trained)} matrices, expected some: nothing would be trained. Fix: "
-            "leave requires_grad of their weights alone, and gradient checkpointing at use_reentrant=False"
-        )
+    check_reached(trained)

@@ -36,6 +36,7 @@ class TrainerForm(ABC):
     """What a callback does around the steps of a Trainer.
 
     Args:
+        network: the model.
         entries: masks, values and base.
         optimizer: of the Trainer, over the matrices or over what an earlier form gave it.
         earlier: name of a matrix -> what an earlier form gave it instead.
@@ -49,8 +50,9 @@ class TrainerForm(ABC):
 
     def __init__(
         self,
+        network: nn.Module,  # noqa: ARG002 - dense training leaves both alone
         entries: Protection,
-        optimizer: Any,  # noqa: ARG002 - dense training leaves it alone
+        optimizer: Any,  # noqa: ARG002
         earlier: Mapping[str, nn.Parameter],  # noqa: ARG002
     ) -> None:
         self.entries = entries
@@ -81,13 +83,15 @@ class DenseForm(TrainerForm):
 
     kind = DenseEntries
 
-    def __init__(self, entries: Protection, optimizer: Any, earlier: Mapping[str, nn.Parameter]) -> None:
-        super().__init__(entries, optimizer, earlier)
+    def __init__(
+        self, network: nn.Module, entries: Protection, optimizer: Any, earlier: Mapping[str, nn.Parameter]
+    ) -> None:
+        super().__init__(network, entries, optimizer, earlier)
         hooks = [
             weight.register_post_accumulate_grad_hook(_masking(entries.masks[name]))
             for name, weight in entries.weights.items()
         ]
-        self._let_go = finalize(self, lambda: [hook.remove() for hook in hooks])
+        self._let_go = finalize(self, _all_of(*(hook.remove for hook in hooks)))
 
     def before_step(self, max_norm: float) -> None:
         """Gradients of frozen entries became zero as they came."""
@@ -107,17 +111,14 @@ class DenseForm(TrainerForm):
 
 
 class CompactForm(TrainerForm):
-    """The optimizer trains k values of each matrix.
-
-    Attributes:
-        norm: () of the gradient, before it was clipped; the Trainer sees none.
-    """
+    """The optimizer trains k values of each matrix."""
 
     kind = CompactEntries
 
-    def __init__(self, entries: Protection, optimizer: Any, earlier: Mapping[str, nn.Parameter]) -> None:
-        super().__init__(entries, optimizer, earlier)
-        self.norm = torch.tensor(math.nan)
+    def __init__(
+        self, network: nn.Module, entries: Protection, optimizer: Any, earlier: Mapping[str, nn.Parameter]
+    ) -> None:
+        super().__init__(network, entries, optimizer, earlier)
         self._optimizer: Optimizer = innermost(optimizer)
         values: dict[str, Any] = {name: entries.values(name) for name in entries.weights}
         instead = {id(weight): values[name] for name, weight in entries.weights.items()}
@@ -126,7 +127,8 @@ class CompactForm(TrainerForm):
             group["params"] = [instead.get(id(each), each) for each in group["params"]]
         self._optimizer.state.clear()
         self.given = values
-        self._let_go = finalize(self, entries.close)
+        self._norm = _ShownNorm(network, entries, getattr(optimizer, "scaler", None))
+        self._let_go = finalize(self, _all_of(entries.close, self._norm.close))
 
     @staticmethod
     def check(optimizer: Any, fresh: bool) -> None:
@@ -146,9 +148,9 @@ class CompactForm(TrainerForm):
 
     def before_step(self, max_norm: float) -> None:
         """Clip, as the Trainer would."""
+        self._norm.hide()
         self.entries.mask_gradients()
-        largest = max_norm if max_norm > 0 else math.inf
-        self.norm = torch.nn.utils.clip_grad_norm_(self.entries.parameters(), largest)
+        torch.nn.utils.clip_grad_norm_(self.entries.parameters(), max_norm if max_norm > 0 else math.inf)
 
     def after_step(self) -> None:
         """Write the values into the matrices, and empty their gradients."""
@@ -166,6 +168,55 @@ class CompactForm(TrainerForm):
         file = folder / "optimizer.pt"
         if file.is_file():  # not with save_only_model
             self._optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+class _ShownNorm:
+    """Shows the Trainer the norm of gradients that its model does not have, as it looks for one before each step.
+
+    When a backward pass ends, the norm is made the gradient of the smallest parameter that nobody trains; what the
+    Trainer does to that changes nothing, and before the step it is taken away. So every logger is told the norm.
+
+    Args:
+        network: the model.
+        entries: whose values are trained.
+        scaler: of gradients in float16; None = there is none.
+    """
+
+    def __init__(self, network: nn.Module, entries: Protection, scaler: Any) -> None:
+        frozen = [each for each in network.parameters() if not each.requires_grad and each.is_floating_point()]
+        self._shown, self._values, self._scaler = min(frozen, key=Tensor.numel), entries.parameters(), scaler
+        self._waiting = False
+        trained = [weight for weight in entries.weights.values() if weight.requires_grad]
+        self._hooks = [weight.register_post_accumulate_grad_hook(self._wait) for weight in trained]
+
+    def _wait(self, _: Tensor) -> None:
+        if not self._waiting:
+            self._waiting = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._show)
+
+    @torch.no_grad()
+    def _show(self) -> None:
+        norm = torch.nn.utils.get_total_norm([each.grad for each in self._values if each.grad is not None])
+        self._waiting, self._shown.grad = False, torch.zeros_like(self._shown)
+        self._shown.grad.view(-1)[0] = norm if self._scaler is None else norm / self._scaler.get_scale()
+
+    def hide(self) -> None:
+        """Take it away."""
+        self._waiting, self._shown.grad = False, None
+
+    def close(self) -> None:
+        """Show nothing any more."""
+        for hook in self._hooks:
+            hook.remove()
+        self.hide()
+
+
+def _all_of(*calls: Callable[[], object]) -> Callable[[], None]:
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
 
 
 def _masking(mask: Tensor) -> Callable[[Tensor], None]:

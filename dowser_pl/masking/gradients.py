@@ -9,7 +9,7 @@ is written (`LocalParameters`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "check_images",
     "check_loss",
     "check_precision",
+    "check_reached",
     "clip_by_norm",
     "leave_out_of_buckets",
     "make_optimizer",
@@ -79,6 +80,23 @@ def check_gradients(weights: Iterable[Tensor], step: int, in_parts: bool = False
         raise DowserError(
             f"a gradient is not finite at step {step}; nothing of this step was applied and the last checkpoint is "
             "intact. Lower --model.optimizer.lr, or train in bfloat16 or float32"
+        )
+
+
+def check_reached(trained: Collection[Tensor]) -> None:
+    """Stop where a backward pass has reached nothing of what is trained, before a step that does nothing.
+
+    Args:
+        trained: all that an optimizer is about to step of it.
+
+    Raises:
+        DowserError: if none of it has a gradient.
+    """
+    if trained and all(each.grad is None for each in trained):
+        raise DowserError(
+            f"no gradient reached any of {len(trained)} matrices, expected some: nothing would be trained. Fix: "
+            "compute the loss with the very model that is protected, leave requires_grad of its weights alone, and "
+            "gradient checkpointing at use_reentrant=False"
         )
 
 

@@ -1,6 +1,6 @@
 """How far masks agree: those of two halves of the prompts (have enough been asked?), and those of |W| alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -36,6 +36,11 @@ class Agreement:
     def as_dict(self) -> dict[str, float]:
         """The numbers by name, for reports."""
         return {f"split_half_{name}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, float]) -> "Agreement":
+        """Read what `as_dict` gave."""
+        return cls(**{name.removeprefix("split_half_"): value for name, value in numbers.items()})
 
 
 def split_half(method: Scored, layers: Iterable[Layer]) -> Agreement | None:

@@ -21,7 +21,7 @@ from transformers import (
 from dowser_pl.errors import DowserError
 from dowser_pl.models.text_only import Processor, reads_images, tokenizer_of
 
-__all__ = ["check_agreement"]
+__all__ = ["check_agreement", "check_vocabulary"]
 
 _SIZE = (64, 48)  # of the image that is tried, width and height
 _BESIDE = "num_additional_image_tokens"
@@ -46,7 +46,7 @@ def check_agreement(path: str, source: str, processor: Processor, config: PreTra
     """
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = _hollow(config) if known else None
-    _check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model))
+    check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model))
     if not reads_images(processor):
         return []
     if model is None or _image_token_id(config) is None:
@@ -82,8 +82,17 @@ def _num_rows(config: PreTrainedConfig, model: PreTrainedModel | None) -> int | 
     return int(weight.shape[0])
 
 
-def _check_vocabulary(path: str, tokenizer: Any, rows: int | None) -> None:
-    """Every id that the tokenizer can write needs a row of the embedding; rows without a token are padding."""
+def check_vocabulary(path: str, tokenizer: Any, rows: int | None) -> None:
+    """Refuse a tokenizer that can write ids without a row of the embedding; rows without a token are padding.
+
+    Args:
+        path: of the model, for the message.
+        tokenizer: of it.
+        rows: of the embedding; None = not known.
+
+    Raises:
+        DowserError: naming the first of them.
+    """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     outside = sorted((index, token) for token, index in vocabulary.items() if rows is not None and index >= rows)
     if outside:

@@ -19,11 +19,14 @@ from dowser_pl.errors import DowserError
 __all__ = [
     "PARTS",
     "TARGETS",
+    "check_kind",
     "decoder_layers",
     "find_blocks",
     "find_layers",
     "is_block",
+    "kind_of",
     "named_part",
+    "places_of",
     "text_inputs",
     "text_model",
 ]
@@ -97,6 +100,29 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     needed = {head, decoder_layers(model)}
     complete = [m for m in model.modules() if isinstance(m, PreTrainedModel) and needed <= set(m.modules())]
     return complete[-1]  # modules() goes from the outside in
+
+
+def check_kind(model: PreTrainedModel, base: tuple[str, int], name: str) -> None:
+    """Refuse a model that no tuning makes of a base.
+
+    Args:
+        model: that is compared with it.
+        base: what `kind_of` told of that.
+        name: of the model, for the message.
+
+    Raises:
+        DowserError: if it is of another class, or has another number of tokens.
+    """
+    if kind_of(model) != base:
+        (got, tokens), (expected, words) = kind_of(model), base
+        raise DowserError(
+            f"{name} is {got} with {tokens} tokens, expected a tuned model of the base, {expected} with {words}"
+        )
+
+
+def kind_of(model: PreTrainedModel) -> tuple[str, int]:
+    """The class of a model, and how many tokens it knows."""
+    return type(model).__name__, len(text_model(model).get_output_embeddings().weight)
 
 
 def text_inputs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -273,6 +299,18 @@ def find_blocks(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     runtime = {module: name for name, module in model.named_modules()}
     blocks = [runtime[layer] for layer in decoder_layers(model)]
     return {name: next(block for block in blocks if name.startswith(f"{block}.")) for name in names}
+
+
+def places_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Where in the decoder each matrix sits: name -> number of its layer from 0, and its name within that.
+
+    Args:
+        model: the whole model.
+        names: run-time names from `find_layers`.
+    """
+    runtime = {module: name for name, module in model.named_modules()}
+    order = {runtime[layer]: number for number, layer in enumerate(decoder_layers(model))}
+    return {name: (order[block], name.removeprefix(f"{block}.")) for name, block in find_blocks(model, names).items()}
 
 
 def _kind(layer_name: str, layer: nn.Module, name: str) -> str:

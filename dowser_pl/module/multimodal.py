@@ -40,7 +40,7 @@ from dowser_pl.masking import (
 )
 from dowser_pl.models.generation import generation_tokens
 from dowser_pl.models.layers import find_layers, named_part
-from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor
+from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor, skeleton
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import SavedNames, saved_names
 from dowser_pl.models.quantized import is_quantized
@@ -250,16 +250,14 @@ class MultimodalModule(ProtectedModule):
         self.quantization = quantization
         self.trust_remote_code = trust_remote_code
         self.own_settings = generation == "model"
-        self.last_n_layers = last_n_layers
-        self.targets = list(targets)
+        self.last_n_layers, self.targets = last_n_layers, list(targets)
         self.lora = lora
         self.also_train, self.part_rates = list(also_train), dict(part_rates)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.warmup_ratio = warmup_ratio
         self.model: PreTrainedModel | None = None
-        self.adapters: Adapters | None = None
-        """Of `lora`, once the model is loaded."""
+        self.adapters: Adapters | None = None  # of `lora`, once the model is loaded
 
     @cached_property
     def processor(self) -> Any:
@@ -273,6 +271,7 @@ class MultimodalModule(ProtectedModule):
         sharding = self._sharding()
         self.adapters = None
         self.processor  # noqa: B018 - one that does not belong to the model is refused before that is read
+        self._look_ahead()
         self.files = files_of(self.path)
         self.model = load_model(
             self.path,
@@ -302,6 +301,11 @@ class MultimodalModule(ProtectedModule):
             sharding.shard(self.model)
         elif self.reduced_elsewhere:
             leave_out_of_buckets(self)
+
+    def _look_ahead(self) -> None:
+        """Refuse, before weights are read, a model without such matrices, as GPT-2, whose are transposed."""
+        if not self.trust_remote_code:  # code of others may not be made for models without weights
+            find_layers(skeleton(self.path), self.last_n_layers, self.targets)
 
     def _sharding(self) -> ShardedStrategy | None:
         """The strategy that is to shard the model, if it is one that does.

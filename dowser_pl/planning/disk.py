@@ -9,6 +9,7 @@ from torch import nn
 from dowser_pl.distributed.tensors import shape_of
 from dowser_pl.models.lora import adapters_of
 from dowser_pl.planning.memory import Kept, OptimizerKind
+from dowser_pl.planning.model import keeps_best
 from dowser_pl.planning.written import WrittenRows
 
 __all__ = ["disk_bytes"]
@@ -49,7 +50,7 @@ def disk_bytes(
     one += sum(entries * size for entries, size in beside)
     one += sum(kind.state_bytes(*each) for each in [(trained, 4), *beside]) if kind.known else 0
     one += model + trained * width if checkpoint == "full" else 0
-    if any(getattr(each, "keeps_best", False) for each in callbacks):  # what was trained at the best validation
+    if keeps_best(trainer):  # what was trained at the best validation
         one += trained * 4 + sum(entries * size for entries, size in beside)
     sizes, adapters = {}, adapters_of(network)
     if "Export" in enabled and (adapters is None or adapters.mergeable):

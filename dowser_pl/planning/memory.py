@@ -193,7 +193,8 @@ class Held:
         gathered: one decoder layer of a sharded model.
         activations: an estimate; 0 = not known.
         workspace: temporaries when activations are gone: of the optimizer's step, or of what reads the base.
-        host: packed masks and base values of the trainable entries (compact, unless on the device), in host memory.
+        host: in host memory: packed masks, base values of the trainable entries (compact, unless on the device), and
+            what was trained at the best validation so far, where that is kept.
     """
 
     weights: int
@@ -228,6 +229,7 @@ def bytes_held(
     placement: Placement = Placement(),
     activations: int = 0,
     kept: Kept = Kept(),
+    best: bool = False,
 ) -> Held:
     """Bytes by kind on each device.
 
@@ -238,6 +240,7 @@ def bytes_held(
         placement: devices and strategy.
         activations: bytes of one batch.
         kept: by the method, beside each matrix.
+        best: whether what was trained at the best validation so far is kept.
     """
     compact = form == "compact"
     matrices, whole = sizes.matrices, sizes.whole
@@ -269,7 +272,8 @@ def bytes_held(
         gathered=sizes.layer_bytes if placement.sharded else 0,
         activations=activations,
         workspace=max(split(stepping) if optimizer.copies else stepping, reading),
-        host=split(sum(_host(each, compact and not kept.copies) for each in matrices)),
+        host=split(sum(_host(each, compact and not kept.copies) for each in matrices))
+        + (sum(each.trainable * (_FP32 if compact else each.itemsize) for each in matrices) + of_whole) * best,
     )
 
 

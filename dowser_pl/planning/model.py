@@ -20,7 +20,16 @@ from dowser_pl.planning.memory import Form, Held, Kept, Matrix, OptimizerKind, P
 from dowser_pl.planning.optimizers import optimizer_kind
 from dowser_pl.planning.written import WrittenRows
 
-__all__ = ["ASSUMED_TEXT_TOKENS", "MemoryPlan", "batch_of", "decoder_of", "kept_by", "plan_of", "sizes_of"]
+__all__ = [
+    "ASSUMED_TEXT_TOKENS",
+    "MemoryPlan",
+    "batch_of",
+    "decoder_of",
+    "keeps_best",
+    "kept_by",
+    "plan_of",
+    "sizes_of",
+]
 
 ASSUMED_TEXT_TOKENS = 512
 """Text of a conversation, beside its image, where nothing tells how long it is."""
@@ -40,6 +49,7 @@ class MemoryPlan:
         card_bytes: memory of the device it will run on; None = not known, or no GPU.
         kept: by the method, beside each matrix.
         written: rows of the base that are kept, and used in a step.
+        best: whether what was trained at the best validation so far is kept.
     """
 
     sizes: Sizes
@@ -51,12 +61,13 @@ class MemoryPlan:
     card_bytes: int | None = None
     kept: Kept = Kept()  # noqa: RUF009 - immutable
     written: tuple[WrittenRows, ...] = ()
+    best: bool = False
 
     @property
     def held(self) -> Held:
         """The bytes that are held, by kind."""
         activations = max((self.activations_of(each) for each in (self.batch, *self.steps)), default=0)
-        return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept)
+        return bytes_held(self.sizes, self.form, self.optimizer, self.placement, activations, self.kept, self.best)
 
     @property
     def steps(self) -> list[Batch]:
@@ -160,7 +171,13 @@ def plan_of(
         torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         kept,
         tuple(written),
+        keeps_best(trainer),
     )
+
+
+def keeps_best(trainer: Trainer) -> bool:
+    """Whether a run keeps what was trained at its best validation so far, in host memory and in checkpoints."""
+    return any(getattr(each, "keeps_best", False) for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def sizes_of(network: nn.Module, blocks: Sequence[nn.Module], tuned: Iterable[Tensor], num_trainable: int) -> Sizes:

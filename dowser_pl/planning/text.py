@@ -83,7 +83,8 @@ def lines(plan: MemoryPlan) -> list[str]:
         "  " + ", ".join(kinds),
     ]
     if held.host:
-        text.append(f"  and {readable(held.host)} of base values and masks in host memory")
+        kinds_there = "base values, masks and the best model so far" if plan.best else "base values and masks"
+        text.append(f"  and {readable(held.host)} of {kinds_there} in host memory")
     text += [f"  {note}" for note in _notes(plan)]
     if plan.card_bytes is not None and held.total > plan.card_bytes:
         advice = "; ".join(savings(plan)) or "tune fewer layers (--model.last_n_layers)"

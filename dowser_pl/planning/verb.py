@@ -23,7 +23,7 @@ from dowser_pl.models.lora import Adapters
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.memory import Kept, Placement
-from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, kept_by, sizes_of
+from dowser_pl.planning.model import MemoryPlan, batch_of, decoder_of, keeps_best, kept_by, sizes_of
 from dowser_pl.planning.optimizers import ADAMW_8BIT, optimizer_kind
 from dowser_pl.planning.run import RunPlan, rate_of, rows_of, text
 from dowser_pl.planning.text import CARDS, fits, readable, smallest_card, table
@@ -93,6 +93,7 @@ def plan_run(
         decoder_of(network, blocks, str(trainer.precision)),
         batch_of(network, datamodule, module.gradient_checkpointing, rows.longest or None, placement.devices),
         written=written,
+        best=keeps_best(trainer),
     )
     forms = _forms(dense, each_step, beside)
     weights = sum(each.numel() for each in network.parameters())

@@ -104,6 +104,18 @@ class Evaluation:
     questions: dict[str, dict[str, Questions]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, models: Mapping[str, Mapping[str, "Answered"]]) -> "Evaluation":
+        """What models scored on the same tasks, compared by nothing yet.
+
+        Args:
+            models: name -> task -> its answers; all of the same tasks, asked alike.
+        """
+        asked = {task: each.asked for task, each in next(iter(models.values())).items()}
+        return cls(
+            asked, {name: {task: each.scored() for task, each in found.items()} for name, found in models.items()}
+        )
+
     @property
     def first(self) -> str:
         """The model that the others are compared with."""
@@ -201,12 +213,21 @@ class Answered:
     rows: list[Row]
     seconds: float
 
-    def scored(self) -> Scored:
-        """The score with its standard error."""
+    @property
+    def count(self) -> int:
+        """How many questions there are."""
+        return len(self.rows)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The uncertainty of the score for want of questions; see `Scored`."""
         of_mean = confirmed([{"after_score": row.get("score")} for row in self.rows], self.score, "after")
         singles = [float(row["score"]) for row in self.rows] if of_mean else []
-        error = stdev(singles) / math.sqrt(len(singles)) if len(singles) > 1 else None
-        return Scored(self.score, len(self.rows), error, self.seconds)
+        return stdev(singles) / math.sqrt(len(singles)) if len(singles) > 1 else None
+
+    def scored(self) -> Scored:
+        """The score with its standard error, without the answers."""
+        return Scored(self.score, self.count, self.standard_error, self.seconds)
 
 
 def paired_rows(first: Mapping[str, Answered], other: Mapping[str, Answered]) -> tuple[list[Row], dict[str, Questions]]:

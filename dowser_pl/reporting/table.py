@@ -11,7 +11,16 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from dowser_pl.reporting.drift import DRIFT_ALIGNS, DRIFT_HEADER, NO_DRIFT, drift_note, drift_rows, kl_text
+from dowser_pl.reporting.drift import (
+    DRIFT_ALIGNS,
+    DRIFT_HEADER,
+    NO_DRIFT,
+    ReportedDrift,
+    drift_note,
+    drift_rows,
+    drift_text,
+    kl_text,
+)
 from dowser_pl.reporting.kept import kept_parts
 from dowser_pl.reporting.protocols import protocol_facts
 from dowser_pl.reporting.report import Report
@@ -283,6 +292,11 @@ def drift_parts(report: Report, grid: Grid) -> list[str]:
     several = len(report.drift.sources) > 1
     rows = [grid(DRIFT_HEADER, drift_rows(report.drift), DRIFT_ALIGNS)] if several else []
     return [*rows, drift_note(report.drift, upstream)]
+
+
+def drift_table(drift: ReportedDrift) -> str:
+    """The drift in one line, and below it by what rows were written after; no newline at the end."""
+    return f"{drift_text(drift)}\n\n{text_grid(DRIFT_HEADER, drift_rows(drift), DRIFT_ALIGNS)}"
 
 
 HEADER = ("task", "role", "metric", "before", "after", "change")

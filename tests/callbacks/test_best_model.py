@@ -1,7 +1,10 @@
 """`checkpoint.keep best`: report, patch and folder are of the best validated model, whatever interrupts the run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dowser_pl.callbacks import Checkpoints, Dowser, Forgetting
@@ -9,6 +12,7 @@ from dowser_pl.errors import DowserError
 from dowser_pl.methods import Full, ModelDowser, NullSpace
 from dowser_pl.module.evaluation import EvaluatedModule
 from dowser_pl.patches.patch import Patch
+from dowser_pl.planning import plan_of
 from dowser_pl.reporting import read_report
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import KillAt, Killed, TinyData, build_module, build_trainer
@@ -96,6 +100,27 @@ def test_the_best_epoch_is_what_a_run_ends_as(model_folder, tmp_path, scored, me
             name = patch.names[0]
             dowser = next(each for each in trainer.callbacks if isinstance(each, Dowser))
             assert sum(map(patch.num_entries, patch.names)) == dowser.entries.num_trainable, name
+
+
+@pytest.mark.parametrize(
+    "update, precision", [("compact", "bf16-true"), ("dense", "bf16-true"), ("compact", "32-true")]
+)
+def test_the_plan_counts_what_is_kept_on_the_host(model_folder, tmp_path, update, precision):
+    planned = []
+
+    class Planning(Callback):
+        def on_train_start(self, trainer, pl_module):
+            tuned = [layer.weight for layer in pl_module.tuned_layers().values()]
+            number = next(each for each in trainer.callbacks if isinstance(each, Dowser)).entries.num_trainable
+            plan = plan_of(trainer, pl_module.network, tuned, number, update, trainer.optimizers[0])
+            planned.append(plan.held.host - replace(plan, best=False).held.host)
+
+    module = build_module(model_folder, also_train=["norms"])
+    options = {"update": update, "precision": precision, "max_epochs": 1, "callbacks": [Planning()]}
+    _, trainer = fit(model_folder, tmp_path, module=module, **options)
+    best = next(each for each in trainer.callbacks if isinstance(each, Checkpoints))._best
+    held = [*best._entries.values(), *best._whole.values()]
+    assert planned == [sum(each.nbytes for each in held)] and len(best._whole) > 0
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from dowser_pl.__main__ import main
 from tests.cli.test_cli import SMALL_PROBE, error_of
@@ -79,3 +79,15 @@ def test_pictures_are_refused_before_anything_long(here, capsys):
     (here / "train.jsonl").write_text("\n".join(rows))
     said = error_of(capsys, ["fit", "-c", "mine.yaml"])
     assert "train.jsonl line 14: got 1 image or <image> in the text, expected none: the model reads text alone" in said
+
+
+@pytest.mark.parametrize("verb", ["fit", "probe", "plan", "validate"])
+def test_transposed_matrices_are_refused_before_a_weight_is_read(here, capsys, verb):
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    save_text_model(here / "gpt2")
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(here / "gpt2")
+    (here / "gpt2" / "model.safetensors").write_bytes(b"no weights")
+    said = error_of(capsys, [verb, "-c", "mine.yaml", "--model.path", "gpt2"])
+    assert "got the matrix transformer.h.0.attn.c_attn.weight in a Conv1D, expected every matrix" in said
+    assert "Fix: use a model whose decoder is built from nn.Linear" in said

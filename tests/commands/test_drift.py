@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_is_refused(base, run, tmp_path, capsys):
 @pytest.mark.parametrize("option", ["--per-source", "--batch-size"])
 def test_numbers_that_mean_nothing_are_refused(base, capsys, option):
     assert main(["drift", str(base), str(base), option, "0"]) == 1
-    assert f"got {option} 0, expected at least 1" in capsys.readouterr().err
+    assert f"got {option[2:].replace('-', '_')} 0, expected at least 1" in capsys.readouterr().err
 
 
 def test_a_path_that_leads_nowhere_is_told_before_the_base_is_loaded(base, capsys, monkeypatch):

@@ -110,7 +110,7 @@ def test_questions_end_where_the_assistant_starts():
 
 
 def test_without_a_template_one_is_asked_for_and_plain_is_words_line_by_line():
-    with pytest.raises(ValueError, match=r"has no chat template. Set `chat_template` of the data module"):
+    with pytest.raises(ValueError, match=r"has no chat template. Set `chat_template`, of data or"):
         build_encoder(tokenizer_with(None))
     assert turn_ends(tokenizer_with(None)) == ((), "")
     encoder = build_encoder(tokenizer_with(None), "plain")

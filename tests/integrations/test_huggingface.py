@@ -23,6 +23,8 @@ from dowser_pl.callbacks import Dowser
 from dowser_pl.errors import DowserError
 from dowser_pl.integrations import DowserCallback, Protectable, choose_masks, measure_importance
 from dowser_pl.integrations.trainer_checkpoint import FILE
+from dowser_pl.integrations.trainer_forms import CompactForm
+from dowser_pl.masking import CompactEntries
 from dowser_pl.methods import Lora, Magnitude, ModelDowser, NullSpace, WandaLike
 from dowser_pl.patches import Patch
 from dowser_pl.patches.loaded import apply_to_model
@@ -179,6 +181,55 @@ def test_it_clips_by_the_norm_of_what_is_trained(tmp_path, masks):
     assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     for name, each in expected.items():
         torch.testing.assert_close(norms.clipped[name], each * 0.5 / norm, rtol=1e-4, atol=1e-7)
+
+
+class Told(TrainerCallback):
+    """What a logger such as TensorBoard's is told, which is listed before callbacks of users."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.norms += [logs["grad_norm"]] if "grad_norm" in logs else []
+
+
+@pytest.mark.parametrize("most", [0.0, 0.5])
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_loggers_are_told_the_norm_of_what_is_trained_in_the_compact_form(tmp_path, masks, most, reentrant):
+    twin = tiny_llama().train()
+    for rows in (ROWS[:1], ROWS[1:2]):
+        twin(input_ids=rows, labels=rows, num_items_in_batch=torch.tensor(2 * (LENGTH - 1))).loss.backward()
+    expected = torch.stack([(twin.get_submodule(name).weight.grad * mask).norm() for name, mask in masks.items()])
+    options = {"gradient_checkpointing": reentrant is not None}
+    options |= {} if reentrant is None else {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    told, base = Told(), state_of(tiny_llama())
+    trainer = trainer_of(
+        tmp_path, None, told, dowser(update="compact"), max_steps=1, max_grad_norm=most, optim="sgd", weight_decay=0.0,
+        per_device_train_batch_size=1, gradient_accumulation_steps=2, logging_strategy="steps", logging_steps=1,
+        **options,
+    )  # fmt: skip
+    trainer.train()
+    norm = float(expected.norm())
+    assert norm > 0.5 and told.norms == [trainer.state.log_history[0]["grad_norm"]]
+    assert told.norms[0] == pytest.approx(norm, rel=1e-4)
+    moved = torch.cat([(each - base[name]).flatten() for name, each in trainer.model.state_dict().items()]).norm()
+    assert float(moved) == pytest.approx(1e-2 * (norm if most == 0 else most), rel=1e-3)
+    assert all(each.grad is None for each in trainer.model.parameters())
+
+
+def test_a_norm_in_half_precision_is_told_without_the_scale_of_its_gradients():
+    model = tiny_llama().requires_grad_(False)
+    weights = {"q": model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)}
+    entries = CompactEntries(weights, {"q": torch.ones_like(weights["q"], dtype=torch.bool)})
+    optimizer = torch.optim.SGD(weights.values(), lr=0.1)
+    optimizer.scaler = type("Scaler", (), {"get_scale": lambda _: 8.0})()
+    form = CompactForm(model, entries, optimizer, {})
+    (8.0 * model(input_ids=ROWS[:1], labels=ROWS[:1]).loss).backward()
+    (shown,) = (each.grad for each in model.parameters() if each.grad is not None)
+    (values,) = entries.parameters()
+    assert float(shown.norm()) == pytest.approx(float(values.grad.norm()) / 8, rel=1e-6)
+    form.close()
+    assert all(each.grad is None for each in model.parameters())
 
 
 def test_both_forms_train_the_same(tmp_path):

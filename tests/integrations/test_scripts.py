@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from dowser_pl.callbacks import Dowser
 from dowser_pl.errors import DowserError, MissingFileError
 from dowser_pl.functional.masks import PackedMasks
-from dowser_pl.integrations import Masks, Protectable, choose_masks, measure_importance
+from dowser_pl.integrations import Importance, Masks, Protectable, choose_masks, measure_importance
 from dowser_pl.methods import Lora, Magnitude, ModelDowser, NullSpace, WandaLike
 from tests.tiny_models import save_tiny_llava
 from tests.tiny_run import SMALL_PROBE, TinyData, build_module, build_trainer
@@ -80,6 +80,58 @@ def test_scores_order_the_masks(importance):
         assert scores.shape == mask.shape and scores[mask].max() <= scores[~mask].min()
     with pytest.raises(DowserError, match=r"got 'lm_head', expected one of: model\.language_model"):
         importance.scores("lm_head")
+
+
+def test_importance_survives_a_file_and_fit_reads_it(tmp_path, folder, model, importance):
+    importance.save(tmp_path / "importance.safetensors")
+    again = Importance.load(tmp_path / "importance.safetensors", AutoModelForImageTextToText.from_pretrained(folder))
+    assert again.agreement == importance.agreement and again.seconds == {}
+    masks = choose_masks(importance, ModelDowser(0.1))
+    for name, mask in choose_masks(again, ModelDowser(0.1)).items():
+        assert torch.equal(mask, masks[name]) and torch.equal(again.scores(name), importance.scores(name))
+    again.save(tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "importance.safetensors").read_bytes()
+    trainer = build_trainer(tmp_path / "run", ModelDowser(0.1), max_epochs=1)
+    (dowser,) = (each for each in trainer.callbacks if isinstance(each, Dowser))
+    dowser.factors_file = tmp_path / "copy.safetensors"
+    trainer.fit(build_module(folder), datamodule=TinyData())
+    assert all(torch.equal(mask, masks[name]) for name, mask in dowser.entries.masks.items())
+
+
+def test_a_file_of_the_cache_is_importance_too(tmp_path, model, processor, importance):
+    measured = measure_importance(model, processor, probe=SMALL_PROBE, cache_dir=tmp_path)
+    again = Importance.load(measured.path, model)
+    assert all(torch.equal(again.scores(name), importance.scores(name)) for name in importance.factors.layers)
+    with pytest.raises(DowserError, match="lacks"):
+        few = measure_importance(model, processor, probe=SMALL_PROBE, targets=["q_proj"])
+        few.save(tmp_path / "few")
+        Importance.load(tmp_path / "few", model)
+    assert set(choose_masks(Importance.load(tmp_path / "few", Protectable(model, targets=["q_proj"])))) < set(
+        importance.digests
+    )
+
+
+def test_importance_of_another_model_is_refused(tmp_path, folder, importance):
+    importance.save(tmp_path / "i")
+    other = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        other.lm_head.weight += 1
+    with pytest.raises(DowserError, match="holds the importance of another model .*weights: got"):
+        Importance.load(tmp_path / "i", other)
+    with pytest.raises(DowserError, match="there is no importance file"):
+        Importance.load(tmp_path / "none", other)
+    (tmp_path / "i").write_bytes((tmp_path / "i").read_bytes()[:-9])
+    with pytest.raises(DowserError, match="is not a readable importance cache"):
+        Importance.load(tmp_path / "i", other)
+
+
+def test_importance_is_drawn(tmp_path, importance):
+    importance.plot(tmp_path / "matters.png")
+    assert (tmp_path / "matters.png").stat().st_size > 10_000
+    with pytest.raises(DowserError, match="expected a name that ends in"):
+        importance.plot(tmp_path / "matters.jpg")
+    with pytest.raises(DowserError, match="WandaLike asks for means of 1"):
+        importance.plot(tmp_path / "matters.png", WandaLike(0.1))
 
 
 def test_masks_survive_a_file(tmp_path, importance):

@@ -3,7 +3,8 @@ import torch
 
 from dowser_pl.masking.base_model import Change
 from dowser_pl.patches import loaded
-from dowser_pl.patches.loaded import apply_to_model
+from dowser_pl.patches.apply import apply_patches
+from dowser_pl.patches.loaded import apply_to_model, save_difference
 from dowser_pl.patches.patch import Patch, save_patch, tensor_digest
 from tests.patches.samples import HEAD, make_patch, naive_changes, same_bits, save_base, save_tuned, tuned_llava
 from tests.tiny_models import tiny_llava, tiny_paligemma
@@ -130,3 +131,66 @@ def test_a_plain_module_by_its_own_names(tmp_path):
 def test_a_patch_of_a_folder_has_saved_names(case, tmp_path):
     changes = naive_changes(tmp_path / "base", tmp_path / "tuned")
     assert not set(changes) <= set(case[0].state_dict())
+
+
+def test_a_file_is_applied_by_its_path(case):
+    model, tuned, path = case
+    base = state(model)
+    apply_to_model(model, path).remove()
+    assert same_bits(state(model), base)
+    apply_to_model(model, str(path))
+    assert same_bits(state(model), tuned)
+
+
+def test_the_base_is_in_place_meanwhile(case):
+    model, tuned, path = case
+    base, undo = state(model), apply_to_model(model, path)
+    with undo.base_in_place():
+        assert same_bits(state(model), base)
+    assert same_bits(state(model), tuned)
+    undo.remove()
+    with undo.base_in_place():
+        assert same_bits(state(model), base)
+
+
+def test_two_loaded_models_make_the_patch_of_their_folders(case, tmp_path):
+    model, tuned, path = case
+    other = tuned_llava(model.dtype)
+    save_difference(tmp_path / "d", model, other)
+    with Patch.open(path) as expected, Patch.open(tmp_path / "d") as found:
+        assert found.names == expected.names
+        for name in found.names:
+            one, two = found.change(name), expected.change(name)
+            assert (one.shape, one.base_sha256) == (two.shape, two.base_sha256) and one.runtime in state(model)
+            assert one.values.equal(two.values) and (one.mask is two.mask is None or one.mask.equal(two.mask))
+    undo = apply_to_model(model, tmp_path / "d")
+    assert same_bits(state(model), tuned)
+    undo.remove()
+    apply_patches(tmp_path / "base", [tmp_path / "d"], tmp_path / "out")
+    assert same_bits(state(type(model).from_pretrained(tmp_path / "out", dtype=model.dtype)), tuned)
+
+
+def test_what_makes_no_patch_of_two_models_is_refused(tmp_path):
+    base = tiny_llava()
+    with pytest.raises(ValueError, match="no entry of the tuned model differs"):
+        save_difference(tmp_path / "d", base, tiny_llava())
+    with pytest.raises(ValueError, match="is bfloat16 of shape .* in the tuned model and float32 of"):
+        save_difference(tmp_path / "d", base, tiny_llava().bfloat16())
+    with pytest.raises(ValueError, match="is missing in the tuned model|is float32 .* and missing in the base"):
+        save_difference(tmp_path / "d", base, tiny_paligemma())
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_tied_tensor_is_named_once_and_one_that_no_file_holds_is_refused(tmp_path):
+    base, tuned = tiny_paligemma(), tiny_paligemma()
+    with torch.no_grad():
+        tuned.get_input_embeddings().weight[0] += 1
+    save_difference(tmp_path / "d", base, tuned)
+    with Patch.open(tmp_path / "d") as patch:
+        assert len(patch.names) == 1
+    base, tuned = tiny_llava(), tiny_llava()
+    base._keys_to_ignore_on_save = tuned._keys_to_ignore_on_save = ["lm_head.weight"]
+    with torch.no_grad():
+        tuned.lm_head.weight[0] += 1
+    with pytest.raises(ValueError, match="lm_head.weight differs and is not stored as one tensor"):
+        save_difference(tmp_path / "e", base, tuned)

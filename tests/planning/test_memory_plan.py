@@ -164,6 +164,15 @@ def test_bytes_by_hand():
     assert dense.total == 2_000_000 + 1_800_000 * 2 + 3_600_008 + 900_000 + 5_000_000
 
 
+def test_the_best_model_so_far_is_held_on_the_host_by_hand():
+    sizes = replace(SIZES, whole=(Matrix(1000, 1000, 2),))
+    for form, itemsize in (("compact", 4), ("dense", 2)):
+        without, held = (bytes_held(sizes, form, ADAMW, best=best) for best in (False, True))
+        assert held == replace(without, host=without.host + 90_000 * itemsize + 1000 * 2)
+    text = "\n".join(lines(replace(plan(), best=True)))
+    assert "of base values, masks and the best model so far in host memory" in text
+
+
 def test_devices_hold_all_or_a_part():
     alone = bytes_held(SIZES, "dense", ADAMW)
     copies = bytes_held(SIZES, "dense", ADAMW, Placement("ddp", 4))

@@ -6,6 +6,7 @@ import pytest
 
 from dowser_pl.errors import DowserError
 from dowser_pl.reporting.moved import MatrixMove, Moved, moved_text
+from dowser_pl.reporting.plots.importance import draw_importance
 from dowser_pl.reporting.plots.moved import draw_moved, plot_moved
 
 
@@ -62,3 +63,14 @@ def test_formats(tmp_path):
     assert "<svg" in (tmp_path / "moved.svg").read_text()
     with pytest.raises(DowserError, match="expected a name that ends in .png"):
         plot_moved({"a": moved()}, tmp_path / "moved.jpg")
+
+
+def test_medians_are_drawn_as_powers_of_ten():
+    medians = {(0, "attn.q_proj"): 1e-3, (0, "mlp.up_proj"): 0.0, (2, "attn.q_proj"): 10.0}
+    (axes,) = draw_importance(medians, "ModelDowser").axes
+    shown = axes.images[0].get_array()
+    assert shown.shape == (3, 2) and shown[0, 0] == -3 and shown[2, 0] == 1
+    assert shown.mask.tolist() == [[False, True], [True, True], [False, True]]
+    assert axes.images[0].get_clim() == (-3.0, 1.0)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["q_proj", "up_proj"]
+    assert draw_importance({(0, "q_proj"): 0.0}, "Magnitude").axes  # nothing matters

@@ -170,6 +170,8 @@ class Dowser(Callback):
             module.reduced_elsewhere = self.update == "compact"
             if module is not pl_module:
                 check_held(trainer, pl_module, self.checkpoint)
+                if trainer.ckpt_path is None and (self.method.needs or self.measures_drift):
+                    module.processor  # noqa: B018 - one that is missing is told now
             check_sharded(trainer, self.method, self.update, self.checkpoint)
             check_replay(trainer, self.replay, self.update)
             self.reader.check(trainer)
@@ -385,7 +387,7 @@ class Dowser(Callback):
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.entries.after_step(optimizer)
         if self._first_steps is not None:
-            self._first_steps.look(optimizer.param_groups[0]["lr"], self.entries, self.method)
+            self._first_steps.look(optimizer, self.entries, self.method)
 
     def _check_files(self, module: TunedModule) -> None:
         """See `check_files`; weights that are sharded over processes were copied from their files."""

@@ -5,8 +5,9 @@ import math
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
 
-from dowser_pl.masking import Protection
+from dowser_pl.masking import Protection, check_reached
 from dowser_pl.methods import Method
 
 __all__ = ["FirstSteps"]
@@ -26,15 +27,25 @@ class FirstSteps:
     def __init__(self, trainer: Trainer) -> None:
         self._total = trainer.estimated_stepping_batches
         self._taken, self._left, self._highest = trainer.global_step, _STEPS, 0.0
+        self._reached = False  # by a gradient
 
-    def look(self, rate: float, entries: Protection, method: Method) -> None:
+    def look(self, optimizer: Optimizer, entries: Protection, method: Method) -> None:
         """A step was taken, and is written into the matrices.
 
         Args:
-            rate: learning rate that it had.
+            optimizer: that took it.
             entries: what is trained.
             method: that chose them.
+
+        Raises:
+            DowserError: if no gradient has reached what is trained.
         """
+        rate: float = optimizer.param_groups[0]["lr"]
+        if not (self._reached or entries.is_sharded):  # of shards a process may hold nothing that has one
+            held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+            trained = [each for each in entries.parameters() if id(each) in held]
+            check_reached(trained)
+            self._reached = bool(trained)
         self._taken += 1
         if self._left == 0:
             return

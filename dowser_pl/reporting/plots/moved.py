@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dowser_pl.reporting.moved import Moved
+from dowser_pl.reporting.plots.decoder_map import draw_map
 from dowser_pl.reporting.plots.style import (
     BODY,
     FAINT,
-    GAIN,
-    INK,
     LOSS,
     MARGIN,
     MUTED,
@@ -89,7 +88,8 @@ def _draw_panel(
     aside = f"{share:.0%} of the entries of a matrix differ"
     write(figure, left + LEFT, top + 0.4, aside, fontsize=SMALL - 1, color=MUTED)
     wide = (width - LEFT) * (1 - DRIFT_SHARE)
-    _draw_map(figure, moved, (left + LEFT, top + HEAD, wide - 0.1, tall), scale)
+    sizes = {(each.layer, each.kind): math.log10(each.size) for each in moved.matrices if each.size > FLOOR}
+    draw_map(figure, sizes, moved.kinds, len(moved.drift), (left + LEFT, top + HEAD, wide - 0.1, tall), scale)
     axes = add_axes(figure, left + LEFT + wide, top + HEAD, width - LEFT - wide, tall)
     layers = range(len(moved.drift))
     axes.barh(list(layers), list(moved.drift), color=LOSS, height=0.7)
@@ -99,24 +99,3 @@ def _draw_panel(
     axes.locator_params(axis="x", nbins=3, prune="lower")  # 0 would stand in the names of the matrices
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-
-
-def _draw_map(figure: Figure, moved: Moved, box: tuple[float, float, float, float], scale: tuple[float, float]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap  # noqa: PLC0415 - as everything of matplotlib
-
-    kinds, layers = moved.kinds, len(moved.drift)
-    values: list[list[float]] = [[math.nan] * len(kinds) for _ in range(layers)]
-    for each in moved.matrices:
-        if each.size > FLOOR:
-            values[each.layer][kinds.index(each.kind)] = math.log10(each.size)
-    axes = add_axes(figure, *box)
-    low, high = scale
-    colours: Any = LinearSegmentedColormap.from_list("moved", ["#e3eff8", GAIN, "#00263d"])
-    axes.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-3), aspect="auto", interpolation="nearest")
-    names = [kind.rpartition(".")[2] for kind in kinds]
-    axes.set_xticks(range(len(kinds)), names, rotation=60, ha="right", rotation_mode="anchor", color=INK)
-    step = max(1, math.ceil(layers / 8))
-    axes.set_yticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color(FAINT)
