@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Mapping, Sequence
 
-from dowser_pl.bench.differences import compared
 from dowser_pl.errors import DowserError
 from dowser_pl.reporting.evaluation import Evaluation
 from dowser_pl.reporting.harnesses import Measured, Terms, comparable_answers, read_results
@@ -70,6 +69,8 @@ def evaluation_of(models: Mapping[str, Mapping[str, Measured]], terms: Terms) ->
     Raises:
         DowserError: they cannot be compared.
     """
+    from dowser_pl.bench.differences import compared  # noqa: PLC0415 - numpy, which a report of runs does without
+
     return compared(comparable_answers(models, terms))
 
 

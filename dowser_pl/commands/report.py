@@ -76,11 +76,11 @@ def measured_elsewhere(options: argparse.Namespace) -> Evaluation | None:
     return files_compared(options.base, options.tuned, terms_of(options))
 
 
-def table(evaluation: Evaluation | None, reports: Sequence[Report], markdown: bool) -> str:
+def table(evaluation: Evaluation | None, runs: Sequence[str], reports: Sequence[Report], markdown: bool) -> str:
     """One run or evaluation in full, several side by side."""
     if evaluation is not None:
         return evaluation_page(evaluation).rstrip() if markdown else evaluation_text(evaluation)
-    if len(reports) == 1:
+    if len(runs) == 1:
         return markdown_page(reports[0]).rstrip() if markdown else text_table(reports[0])
     return markdown_comparison(reports) if markdown else text_comparison(reports)
 
@@ -145,6 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw_curve(options.plot_curve, reports, options.dark)
         if options.html:
             write_page(options.html, options.runs, reports)
-        return table(evaluation, reports, options.markdown)
+        return table(evaluation, options.runs, reports, options.markdown)
 
     return answer(run)

@@ -42,7 +42,8 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise MissingFileError(f"There is no file or folder {path}{nearest_path(path)}. Expected {_EXPECTED}.")
-    patterns = ("*_results.json", "*/*_results.json", *(f"*{ending}" for ending in ENDINGS))
+    dated = "[0-9]*_results.json"  # VLMEvalKit may write answers to `<model>_<dataset>_results.json`
+    patterns = (dated, f"*/{dated}", *(f"*{ending}" for ending in ENDINGS))
     found = sorted({file for pattern in patterns for file in path.glob(pattern)})
     if not found:
         raise DowserError(f"{path} has no results. Expected {_EXPECTED}.")

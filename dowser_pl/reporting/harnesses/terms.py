@@ -16,7 +16,6 @@ from dowser_pl.reporting.scores import Role
 __all__ = ["Terms", "comparable_answers"]
 
 _MAIN = ("Overall", "Overall|Overall")
-_BEST_CIDER = 10.0
 _ASKED = ("id", "question", "references")
 
 
@@ -90,7 +89,7 @@ class Terms:
             fix = " ".join(f"{task}=100" for task in odd)
             raise DowserError(f"these scores are no shares of 1: {told}. Fix: if they are in percent, --out-of {fix}")
         for task, top in self.tops.items():
-            if task in found and found[task].score > top:
+            if task in found and found[task].score > top * _most(metrics[task]):
                 raise DowserError(f"got --out-of {task}={top:g}, but it scores {found[task].score:g}")
 
     def _answered(self, task: str, measured: Measured, metric: str) -> Answered:
@@ -114,10 +113,14 @@ def _is_cider(name: str) -> bool:
     return name.lower().endswith("cider")
 
 
+def _most(metric: str) -> float:
+    return 10.0 if _is_cider(metric) else 1.0
+
+
 def _no_share(metric: str, value: Value) -> bool:
     """Whether a score is above what there is, or is in percent as single ones say that lead to it."""
     percent = leads_to(value.singles, value.score / 100) and not leads_to(value.singles, value.score)
-    return percent or value.score > (_BEST_CIDER if _is_cider(metric) else 1.0)
+    return percent or value.score > _most(metric)
 
 
 def comparable_answers(models: Mapping[str, Mapping[str, Measured]], terms: Terms) -> dict[str, dict[str, Answered]]:
