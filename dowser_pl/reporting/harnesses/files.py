@@ -15,11 +15,12 @@ __all__ = ["read_results"]
 _EXPECTED = "the *_results.json of lmms-eval, or *_acc.csv, *_score.csv or *_score.json of VLMEvalKit"
 
 
-def read_results(paths: Sequence[str | Path]) -> tuple[str, dict[str, Measured]]:
+def read_results(paths: Sequence[str | Path], lmms_eval: str | None = None) -> tuple[str, dict[str, Measured]]:
     """The name of one model, and its tasks.
 
     Args:
         paths: result files, or folders of such.
+        lmms_eval: its version, for whom knows it.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -27,7 +28,7 @@ def read_results(paths: Sequence[str | Path]) -> tuple[str, dict[str, Measured]]
     """
     name, found = "", dict[str, Measured]()
     for file in [file for path in paths for file in _files(Path(path))]:
-        model, tasks = _read(file)
+        model, tasks = _read(file, lmms_eval)
         if name and model != name:
             raise DowserError(f"got results of two models, {name} and {model} ({file}). Fix: name the files of one")
         for task in tasks:
@@ -50,7 +51,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _read(file: Path) -> tuple[str, dict[str, Measured]]:
+def _read(file: Path, version: str | None) -> tuple[str, dict[str, Measured]]:
     content: Any = None
     if file.suffix == ".json":
         try:
@@ -58,7 +59,7 @@ def _read(file: Path) -> tuple[str, dict[str, Measured]]:
         except ValueError as error:
             raise DowserError(f"{file} is not valid JSON: {error}") from error
     if is_lmms_eval(content):
-        return read_lmms_eval(file, content)
+        return read_lmms_eval(file, content, version)
     if file.name.endswith(ENDINGS):
         return read_vlmevalkit(file)
     if isinstance(content, dict) and "tasks" in content:
