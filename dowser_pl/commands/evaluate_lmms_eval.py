@@ -40,7 +40,7 @@ _CLASSES = {
     "instructblip": "instructblip",
 }
 _ARGUMENTS = {"llava_hf": "device_map=auto"}  # of its own default, "", transformers 5 makes an error
-_ASKED = "asked.json"
+_ASKED, _RESULTS = "asked.json", "results"
 _VERSION = "import importlib.metadata as m; print(m.version('lmms_eval'))"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _AROUND = re.compile(r"^.*?\| ERROR .*? - (Error during evaluation: )?|\.* Please set `--verbosity=DEBUG`.*$")
@@ -123,11 +123,11 @@ def _measured(candidate: Candidate, out: Path, engine: _Engine) -> dict[str, Mea
             unfinished.mkdir()
             with _as_folder(candidate, unfinished / "model") as model:
                 command = engine.command(model, candidate.name)
-                _ask(candidate.name, [*command, "--output_path", str(unfinished)], log)
-            if not list(unfinished.glob("*/*_results.json")):
+                _ask(candidate.name, [*command, "--output_path", str(unfinished / _RESULTS)], log)
+            if not list((unfinished / _RESULTS).glob("*/*_results.json")):
                 raise _failed(candidate.name, log, "left no results")
             (unfinished / _ASKED).write_text(json.dumps(asked, indent=2, ensure_ascii=False), encoding="utf-8")
-    return read_results([folder], engine.version)[1]
+    return read_results([folder / _RESULTS], engine.version)[1]
 
 
 def _check_same(folder: Path, known: dict[str, Any], now: dict[str, Any]) -> None:
@@ -167,11 +167,11 @@ def _ask(name: str, command: Sequence[str], log: Path) -> None:
         raise _failed(name, log, f"ended with status {done.returncode}")
     empty = [line for line in _lines(log.read_text(encoding="utf-8", errors="replace")) if _NOT_GENERATED.search(line)]
     if empty:
-        raise _failed(name, log, f"could not generate {len(empty)} answers, and took them for empty ones", empty[0])
+        raise _failed(name, log, f"scored {len(empty)} answers that it failed to generate", empty[0])
 
 
 def _failed(name: str, log: Path, what: str, line: str | None = None) -> DowserError:
-    told = line or _end(log.read_text(encoding="utf-8", errors="replace"))
+    told = _end(line or log.read_text(encoding="utf-8", errors="replace"))
     return DowserError(f"lmms-eval {what} for {name}: {told}. Its log: {log}")
 
 

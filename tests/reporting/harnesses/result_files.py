@@ -15,7 +15,7 @@ def lmms_task(scores, metric="exact_match", *, error="N/A", target="yes", **conf
     return {"scores": list(scores), "metric": metric, "error": error, "target": target, "config": config}
 
 
-def write_lmms_eval(folder, model, tasks, *, samples=True, **changes):
+def write_lmms_eval(folder, model, tasks, /, *, samples=True, **changes):
     """The results of a model, and its samples; `changes` are of the options of the command."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
