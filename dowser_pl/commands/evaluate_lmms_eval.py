@@ -39,7 +39,7 @@ _CLASSES = {
     "internvl": "internvl_hf",
     "instructblip": "instructblip",
 }
-_ARGUMENTS = {"llava_hf": "device_map=auto"}  # of its own default, "", transformers 5 makes an error
+_ARGUMENTS = {"llava_hf": "device_map=auto"}  # its own default, "", is an error to transformers
 _ASKED, _RESULTS = "asked.json", "results"
 _VERSION = "import importlib.metadata as m; print(m.version('lmms_eval'))"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
