@@ -5,6 +5,7 @@ It needs an environment of its own, of gigabytes: a variable names its interpret
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from PIL import Image
 from dowser_pl.__main__ import main
 from dowser_pl.commands.evaluated_tasks import file_name
 from dowser_pl.methods import Magnitude
-from tests.tiny_models import save_tiny_llava
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_models import FAMILIES, make_processor_folder, save_tiny_llava
+from tests.tiny_run import TinyData, TinyTextData, build_module, build_trainer
 
 VARIABLE = "DOWSER_LMMS_EVAL"
 PYTHON = os.environ.get(VARIABLE)
@@ -146,6 +147,32 @@ def test_llava_answers_as_when_we_ask_it(part, more, run, ours, task, tmp_path, 
     assert told[tuned]["score"] >= 4 / 6 and found["models"][1]["differences"]["colours"]["value"] > 0
 
 
+QWEN_PROCESSOR = """
+import sys
+from transformers import AutoTokenizer, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
+    images, videos = (each(patch_size=4, merge_size=2) for each in (Qwen2VLImageProcessor, Qwen2VLVideoProcessor))
+    Qwen2_5_VLProcessor(images, tokenizer, videos, tokenizer.chat_template).save_pretrained(folder)
+"""
+
+
+def test_qwen2_5_vl(ours, task, tmp_path):
+    """Its processor needs torchvision, which lmms-eval has and we do without: it is put into the folders there."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    FAMILIES["qwen2_5_vl"]().save_pretrained(base)
+    make_processor_folder(base)
+    trainer = build_trainer(run, Magnitude(0.5), export=True, max_epochs=1)
+    trainer.fit(build_module(base, lr=3e-1), datamodule=TinyTextData())
+    subprocess.run([PYTHON, "-c", QWEN_PROCESSOR, str(base), str(run / "model")], check=True)
+    small = ["--model_args", "device_map=cpu,min_pixels=64,max_pixels=1024"]
+    assert asked(str(run), task, tmp_path / "out", *small) == 0
+    before, after = (answers(tmp_path / "out", str(each)) for each in (base, run))
+    assert before != after and len(before) == len(after) == len(COLOURS) and "" not in before
+
+
 def test_the_generic_model(run, task, tmp_path, capsys):
     """Of lmms-eval 0.7.3 it loads the classes of no family that sees, and gives processors what they no longer take."""
     try:
@@ -156,6 +183,17 @@ def test_the_generic_model(run, task, tmp_path, capsys):
     assert "scored by lmms-eval" in capsys.readouterr().out
 
 
-def test_a_task_that_it_does_not_have(run, task, tmp_path):
-    with pytest.raises(SystemExit, match="error: lmms-eval left no results for .*: Tasks not found: shapes"):
-        asked(str(run), task, tmp_path / "out", "--tasks", "shapes")
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--tasks", "shapes"], "lmms-eval left no results for .*: Tasks not found: shapes"),
+        (
+            ["--gen_kwargs", "max_new_tokens=0"],
+            "lmms-eval scored 6 answers that it failed to generate for .*in generating",
+        ),
+        (["--limmit", "3"], "lmms-eval ended with status 2 for .*: unrecognized arguments: --limmit 3"),
+    ],
+)
+def test_its_failures_are_told(more, told, run, task, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: {told}"):
+        asked(str(run), task, tmp_path / "out", *more)
