@@ -44,6 +44,8 @@ class Terms:
         """
         self._check_names(tasks)
         chosen = [task for task in tasks if self.upstream is None or task in (*self.downstream, *self.upstream)]
+        if not chosen:
+            raise DowserError("there is no task to compare")
         metrics = {task: self._metric(task, tasks[task]) for task in chosen}
         self._check_scales(tasks, metrics)
         return {task: self._answered(task, tasks[task], metric) for task, metric in metrics.items()}

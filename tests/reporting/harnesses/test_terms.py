@@ -107,6 +107,8 @@ def test_roles():
     for terms in (Terms(("d",)), Terms((), ("d",)), Terms(metrics={"d": "x"}), Terms(tops={"d": 100.0})):
         with pytest.raises(DowserError, match="names d, expected a task of: a, b, c"):
             terms.answered(tasks)
+    with pytest.raises(DowserError, match="there is no task to compare"):
+        Terms().answered({})
     with pytest.raises(DowserError, match="b is both upstream and downstream"):
         Terms(("b",), ("a", "b")).answered(tasks)
 
