@@ -8,21 +8,35 @@ those of `dowser_pl.bench.paired`, not adjusted for how many are looked at.
 Legend: B draws, Q questions, U different differences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dowser_pl.bench.paired import DRAWS, p_value
 from dowser_pl.reporting.answers import Row, change_of, confirmed, of_tasks
-from dowser_pl.reporting.evaluation import Difference
+from dowser_pl.reporting.evaluation import Answered, Difference, Evaluation, paired_rows
 from dowser_pl.reporting.report import Report
 from dowser_pl.reporting.scores import LOWER_IS_BETTER, ROLES
 
-__all__ = ["differences", "drawn_means"]
+__all__ = ["compared", "differences", "drawn_means"]
 
 Floats = NDArray[np.float64]
 _AT_ONCE = 2**22  # counts that are held
+
+
+def compared(answers: Mapping[str, Mapping[str, Answered]]) -> Evaluation:
+    """What every model scored, and how far each is from the first.
+
+    Args:
+        answers: name of a model -> task -> how it answered; the same tasks of all.
+    """
+    first, *others = answers
+    evaluation = Evaluation.of(answers)
+    for name in others:
+        rows, evaluation.questions[name] = paired_rows(answers[first], answers[name])
+        evaluation.differences[name] = differences(evaluation.report(name), rows)
+    return evaluation
 
 
 def differences(report: Report, rows: Sequence[Row]) -> dict[str, Difference]:

@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dowser_pl.bench.differences import differences
+from dowser_pl.bench.differences import compared
 from dowser_pl.cli.evaluation import Evaluator
 from dowser_pl.cli.main import ended_in_words
 from dowser_pl.commands.evaluated_tasks import EvaluatedTasks, model_identity
 from dowser_pl.commands.tuned import Candidate, candidates, put_on
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.files.locking import alone
-from dowser_pl.reporting.evaluation import EVALUATION_NAME, Answered, Evaluation, paired_rows
+from dowser_pl.reporting.evaluation import EVALUATION_NAME, Answered, Evaluation
 from dowser_pl.reporting.evaluation_table import evaluation_page, evaluation_text
 from dowser_pl.reporting.provenance import provenance
 
-__all__ = ["run"]
+__all__ = ["run", "written"]
 
 _PAGE = "evaluation.md"
 
@@ -42,10 +42,14 @@ def run(options: Namespace, arguments: Sequence[str], argv: Sequence[str]) -> st
             answers.of(base, group, arguments)
         if not answers.is_first:
             return ""
-        evaluation = _evaluation([each.name for each in found], answers)
-        write_atomically(out / EVALUATION_NAME, evaluation.to_json(provenance("evaluate", argv)))
-        write_atomically(out / _PAGE, evaluation_page(evaluation))
-        return f"{evaluation_text(evaluation)}\n\nWritten to {out / EVALUATION_NAME} and {_PAGE}."
+        return written(out, compared(answers.in_order([each.name for each in found])), argv)
+
+
+def written(out: Path, evaluation: Evaluation, argv: Sequence[str]) -> str:
+    """Write an evaluation into its folder; returns what to print."""
+    write_atomically(out / EVALUATION_NAME, evaluation.to_json(provenance("evaluate", argv)))
+    write_atomically(out / _PAGE, evaluation_page(evaluation))
+    return f"{evaluation_text(evaluation)}\n\nWritten to {out / EVALUATION_NAME} and {_PAGE}."
 
 
 def _by_load(found: Sequence[Candidate]) -> dict[tuple[str, str | None], list[Candidate]]:
@@ -84,6 +88,10 @@ class _Answers:
         del evaluator
         gc.collect()
 
+    def in_order(self, names: Sequence[str]) -> dict[str, dict[str, Answered]]:
+        """Models and tasks as the command line has them."""
+        return {name: {task: self.models[name][task] for task in self.tasks} for name in names}
+
 
 def _keep(
     kept: EvaluatedTasks, settings: Mapping[str, Any], answered: dict[str, Answered], task: str, found: Answered
@@ -94,13 +102,3 @@ def _keep(
 
 def _on(candidate: Candidate) -> Callable[[Any], AbstractContextManager[None]] | None:
     return None if candidate.added is None else partial(put_on, added=candidate.added)
-
-
-def _evaluation(names: Sequence[str], answers: _Answers) -> Evaluation:
-    """Everything that is told, the models in the order of the command line."""
-    ordered = {name: {task: answers.models[name][task] for task in answers.tasks} for name in names}
-    evaluation = Evaluation.of(ordered)
-    for name in names[1:]:
-        rows, evaluation.questions[name] = paired_rows(ordered[names[0]], ordered[name])
-        evaluation.differences[name] = differences(evaluation.report(name), rows)
-    return evaluation

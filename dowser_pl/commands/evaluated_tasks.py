@@ -18,7 +18,7 @@ from dowser_pl.files.atomic import write_atomically
 from dowser_pl.models.sources import locate
 from dowser_pl.reporting.evaluation import Answered, Asked
 
-__all__ = ["EvaluatedTasks", "model_identity"]
+__all__ = ["EvaluatedTasks", "difference", "file_name", "model_identity"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EvaluatedTasks:
 
     def path(self, task: str) -> Path:
         """The file of a task."""
-        return self.out / "tasks" / _file_name(self.model) / f"{_file_name(task)}.json"
+        return self.out / "tasks" / file_name(self.model) / f"{file_name(task)}.json"
 
     def find(self, task: str, settings: Mapping[str, Any]) -> Answered | None:
         """What was answered; None where it was not.
@@ -57,7 +57,7 @@ class EvaluatedTasks:
             raise DowserError(f"{path} is damaged ({error!r}). Fix: delete it, and the task is asked again") from error
         now = json.loads(json.dumps({"model": self.identity, "settings": settings}, default=str))
         for part, what in (("model", f"the model {self.model}"), ("settings", f"the task {task}")):
-            if told := _difference(known[part], now[part]):
+            if told := difference(known[part], now[part]):
                 raise DowserError(
                     f"{self.out} holds an evaluation with other settings: of {what} {told}. Fix: set what it was, "
                     f"give another --out, or delete {path.parent}"
@@ -93,12 +93,13 @@ def _look(path: Path) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting that is another, with what it is and what it was; empty where there is none."""
     keys = [key for key in dict.fromkeys([*known, *now]) if known.get(key) != now.get(key)]
     return "" if not keys else f"{keys[0]} is {now.get(keys[0])!r:.120}, it was {known.get(keys[0])!r:.120}"
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A name that is a file's on every system, and no other's."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""`python -m dowser_pl report`: print the table of one run, or compare several."""
+"""`python -m dowser_pl report`: print the table of one run, compare several, or what other programs measured."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dowser_pl.cli.parser import LineParser
+from dowser_pl.commands.harness import TERMS, add_terms, files_compared, terms_of
 from dowser_pl.commands.output import answer
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
@@ -22,6 +23,7 @@ from dowser_pl.reporting import (
     text_table,
     write_html,
 )
+from dowser_pl.reporting.evaluation import Evaluation
 from dowser_pl.reporting.evaluation_table import evaluation_page, evaluation_text
 from dowser_pl.reporting.named_runs import read_evaluation, read_runs
 from dowser_pl.reporting.provenance import provenance
@@ -34,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Show what a run learnt and forgot, or compare several runs.",
         epilog="example: python -m dowser_pl report runs/quickstart runs/full --plot comparison.png",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of an evaluation, or its JSON file")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run or of an evaluation, or its JSON file")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
     parser.add_argument("--plot", metavar="PATH", help="also draw the picture (.png, .pdf or .svg)")
@@ -45,12 +47,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--html", metavar="PATH", help="also write one run as a page: tables, pictures, answers before and after"
     )
+    group = add_terms(parser, "what lmms-eval or VLMEvalKit measured")
+    group.add_argument(
+        "--base", nargs="+", metavar="FILE", help="their result files of the base model, or the folder that has them"
+    )
+    group.add_argument(
+        "--tuned", nargs="+", action="append", metavar="FILE", help="those of a tuned model; again for more models"
+    )
     return parser
 
 
-def table(runs: Sequence[str], reports: Sequence[Report], markdown: bool) -> str:
+def measured_elsewhere(options: argparse.Namespace) -> Evaluation | None:
+    """The evaluation that result files of other programs give; None where runs are named.
+
+    Raises:
+        DowserError: both are named, or neither, or the files cannot be compared.
+    """
+    if not (options.base or options.tuned):
+        if given := [name for name in TERMS if getattr(options, name)]:
+            raise DowserError(
+                f"--{given[0].replace('_', '-')} is for files of other programs: --base and --tuned name them"
+            )
+        if not options.runs:
+            raise DowserError("there is nothing to report. Fix: name a run, or files by --base and --tuned")
+        return None
+    if options.runs or not (options.base and options.tuned) or options.html:
+        raise DowserError("--base and --tuned go together, without runs and without --html")
+    return files_compared(options.base, options.tuned, terms_of(options))
+
+
+def table(evaluation: Evaluation | None, runs: Sequence[str], reports: Sequence[Report], markdown: bool) -> str:
     """One run or evaluation in full, several side by side."""
-    evaluation = read_evaluation(runs[0]) if len(runs) == 1 else None
     if evaluation is not None:
         return evaluation_page(evaluation).rstrip() if markdown else evaluation_text(evaluation)
     if len(runs) == 1:
@@ -102,7 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
 
     def run() -> str:
-        found = read_runs(options.runs)
+        evaluation = measured_elsewhere(options)
+        if evaluation is None:
+            found = read_runs(options.runs)
+            evaluation = read_evaluation(options.runs[0]) if len(options.runs) == 1 else None
+        else:
+            found = [(each.run or "", each) for each in evaluation.reports()]
         reports = [report for _, report in found]
         check_protocols(reports)
         if options.json:
@@ -113,6 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw_curve(options.plot_curve, reports, options.dark)
         if options.html:
             write_page(options.html, options.runs, reports)
-        return table(options.runs, reports, options.markdown)
+        return table(evaluation, options.runs, reports, options.markdown)
 
     return answer(run)

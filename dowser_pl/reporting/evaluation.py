@@ -45,14 +45,14 @@ class Scored:
 
     Attributes:
         score: of all questions.
-        count: how many there are.
+        count: how many there are; None where another program measured it and does not say.
         standard_error: of the score, for want of questions: s / sqrt(n) with s the standard deviation of the scores of
             single questions; None where the score is not their mean, or there is one alone.
         seconds: that it took.
     """
 
     score: float
-    count: int
+    count: int | None
     standard_error: float | None
     seconds: float
 
@@ -60,7 +60,7 @@ class Scored:
     def read(cls, scored: Fields) -> "Scored":
         """One entry of a model's `tasks` in evaluation.json."""
         error = scored.optional("standard_error", scored.number)
-        return cls(scored.number("score"), scored.count("count"), error, scored.number("seconds"))
+        return cls(scored.number("score"), scored.nullable("count", scored.count), error, scored.number("seconds"))
 
 
 @dataclass(frozen=True)
@@ -206,28 +206,32 @@ class Answered:
         score: of the task.
         rows: one for each question, with its `prediction` and, where the metric says something of single ones, `score`.
         seconds: that it took.
+        told: by another program, where no single scores lead to that of the task.
     """
 
     asked: Asked
     score: float
     rows: list[Row]
     seconds: float
+    told: Scored | None = None
 
     @property
     def count(self) -> int:
         """How many questions there are."""
-        return len(self.rows)
+        return len(self.rows) if self.told is None else self.told.count
 
     @property
     def standard_error(self) -> float | None:
         """The uncertainty of the score for want of questions; see `Scored`."""
+        if self.told is not None:
+            return self.told.standard_error
         of_mean = confirmed([{"after_score": row.get("score")} for row in self.rows], self.score, "after")
         singles = [float(row["score"]) for row in self.rows] if of_mean else []
         return stdev(singles) / math.sqrt(len(singles)) if len(singles) > 1 else None
 
     def scored(self) -> Scored:
         """The score with its standard error, without the answers."""
-        return Scored(self.score, self.count, self.standard_error, self.seconds)
+        return self.told or Scored(self.score, self.count, self.standard_error, self.seconds)
 
 
 def paired_rows(first: Mapping[str, Answered], other: Mapping[str, Answered]) -> tuple[list[Row], dict[str, Questions]]:
@@ -240,7 +244,9 @@ def paired_rows(first: Mapping[str, Answered], other: Mapping[str, Answered]) ->
     Returns:
         Rows as `read_answers` reads them, and task name -> counts.
     """
-    before, after = ([row for task in first for row in each[task].rows] for each in (first, other))
-    rows = with_answers(with_answers([], before, "before"), after, "after")
+    asked = [with_answers([], first[task].rows, "before") for task in first]
+    rows = [
+        row for mine, task in zip(asked, first, strict=True) for row in with_answers(mine, other[task].rows, "after")
+    ]
     scores = [{task: answered.score for task, answered in each.items()} for each in (first, other)]
     return rows, counted(rows, *scores)

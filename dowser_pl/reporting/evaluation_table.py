@@ -75,11 +75,15 @@ def _task_rows(evaluation: Evaluation, names: Sequence[str]) -> list[tuple[str, 
             task,
             asked.role,
             TaskScore(asked.role, asked.metric, 1.0, 1.0).title,
-            str(evaluation.models[names[0]][task].count),
+            _count(evaluation.models[names[0]][task].count),
             *(_score(evaluation.models[name][task]) for name in names),
         )
         for task, asked in order
     ]
+
+
+def _count(count: int | None) -> str:
+    return NOTHING if count is None else str(count)
 
 
 def _score(scored: Scored) -> str:
@@ -121,4 +125,10 @@ def _foot(evaluation: Evaluation) -> list[str]:
     seconds = sum(each.seconds for scores in evaluation.models.values() for each in scores.values())
     protocols = [f"{name}: {told}" for name, told in protocol_facts(evaluation.reports()[0])]
     compared = [_COMPARED] if len(evaluation.models) > 1 else []
-    return [_SCORED, *compared, *protocols, f"Asked for {seconds_text(seconds)}."]
+    asked = [f"Asked for {seconds_text(seconds)}."] if seconds else []  # another program does not say
+    return [_SCORED, *compared, *_without_h(evaluation), *protocols, *asked]
+
+
+def _without_h(evaluation: Evaluation) -> list[str]:
+    lacking = set(ROLES) - {asked.role for asked in evaluation.tasks.values()}
+    return [f"No H-score, which is of both roles: no task is {role}." for role in sorted(lacking)]

@@ -52,5 +52,6 @@ def protocol_facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _told(protocol: Mapping[str, Any]) -> str:
-    ocr = ", with OCR tokens" if protocol.get("ocr_tokens") else ""
-    return f"{protocol.get('metric')}, {protocol.get('max_new_tokens')} new tokens{ocr}"
+    tokens = protocol.get("max_new_tokens")
+    asked = "" if tokens is None else f", {tokens} new tokens"
+    return f"{protocol.get('metric')}{asked}{', with OCR tokens' if protocol.get('ocr_tokens') else ''}"
