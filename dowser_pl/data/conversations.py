@@ -237,7 +237,9 @@ class ConversationData(MultimodalData):
     @cached_property
     def _reader(self) -> MessageReader:
         rows = self._source
-        folder = rows.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
+        folder = (
+            rows.files.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
+        )
         return MessageReader(folder, self.allow_urls, decoding=self.decoding, words_only=self._words_only)
 
     @property

@@ -80,6 +80,8 @@ class Task:
         max_new_tokens: how many tokens the model may answer with.
         left_out: how many rows of the set are not among the questions, because they are unusable.
         protocol: what a report tells of how the set is asked: `name` of the protocol, and what belongs to it.
+        server: for `predict --format server`, what checks and writes the file that an evaluation server takes: its
+            `ending`, `check(asked)` and `content(rows)`; None = the set has no server.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Task:
     max_new_tokens: int = 16
     left_out: int = 0
     protocol: dict[str, Any] = field(default_factory=dict)
+    server: Any = None
 
 
 def answered(question: Question, text: str) -> Conversation:

@@ -41,8 +41,7 @@ class OfficialRows(Rows):
     """
 
     def __init__(self, files: Files, rows: Iterator[Row], hint: str, limit: int | None = None) -> None:
-        self.images = files.images
-        self._name, self._split, self._hint = files.name, files.split, hint
+        self.files, self._hint = files, hint
         lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
         self._lines = [lines[number] for number in spread(len(lines), limit)]
         checksum = 0
@@ -52,7 +51,7 @@ class OfficialRows(Rows):
 
     def entry(self, number: int) -> tuple[str, Any]:
         """The name of the benchmark with the place of a row, and the row."""
-        return f"{self._name} {self._split} row {number + 1}", json.loads(self._lines[number])
+        return f"{self.files.name} {self.files.split} row {number + 1}", json.loads(self._lines[number])
 
     def with_pictures(self, numbers: Sequence[int], skip_bad: bool) -> Sequence[int]:
         """The rows whose pictures are there; all that are not are told in one line.
@@ -70,8 +69,8 @@ class OfficialRows(Rows):
         if not lost:
             return numbers
         told = (
-            f"benchmark {self._name}, split {self._split}: {len(lost)} of {len(there)} pictures are not in "
-            f"{self.images}, the first is {lost[0]}."
+            f"benchmark {self.files.name}, split {self.files.split}: {len(lost)} of {len(there)} pictures are not in "
+            f"{self.files.images}, the first is {lost[0]}."
         )
         if skip_bad and kept:
             count = f"{len(numbers) - len(kept)} of {len(numbers)} rows"
@@ -85,7 +84,7 @@ class OfficialRows(Rows):
         if not isinstance(image, str):  # none, or in the row itself
             return True
         if image not in there:
-            there[image] = (self.images / image).is_file()
+            there[image] = (self.files.images / image).is_file()
         return there[image]
 
 
