@@ -47,9 +47,13 @@ def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
         "split": "testdev",
         "prompts": ["{question}\nAnswer the question using a single word or phrase."],
         "ocr_tokens": False,
+        "padding": "square",
     }
     table = " ".join(text_table(report).split())
-    assert "protocol llava iconqa: exact_match_strict, 128 new tokens; scored by dowser_pl 1" in table
+    assert (
+        "protocol llava iconqa: exact_match_strict, 128 new tokens; scored by dowser_pl 1; pictures padded to squares"
+        in table
+    )
     assert "protocol llava (changed) gqa: gqa, 4 new tokens; pope f1: pope_f1, 4 new tokens; scored by" in table
     answered = {row["task"]: row["id"] for row in read_answers(tmp_path / "runs" / "mine")}
     assert answered == {"iconqa": "68525", "gqa": "201640614", "pope f1": "adversarial/2"}

@@ -478,6 +478,7 @@ def test_a_task_tells_its_protocol(tmp_path):
         "prompts": ["{question}\nReference OCR token: {ocr}\n" + WORD],
         "prompt_suffix": "Now.",
         "ocr_tokens": True,
+        "padding": "square",
     }
     other = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), protocol="lmms-eval"))
     assert (other.protocol["name"], other.protocol["ocr_tokens"]) == ("lmms-eval", False)
