@@ -38,6 +38,7 @@ _MAX_NEW_TOKENS = {
     "cider": 128,
     "bleu4": 128,
     "rouge_l": 128,
+    "meteor": 128,
 }  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
 _OWN_ID = ("id", "question_id", "uid", "index", "idx", "sample_id", "data_id")
