@@ -39,17 +39,30 @@ MAX_NEW_TOKENS = 1024
 def split_rows(rows: Rows, numbers: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
     """(training rows, rows held out) of the rows of these numbers, always the same for the same file.
 
-    Rows with the same image stay together, or the model would be asked about pictures it was trained on. The images
-    with the lowest hashes are held out until about `fraction` of all rows, at most `MAX_QUESTIONS`, is reached.
+    Rows that share an image stay together, also by way of other rows, or the model would be asked about pictures it was
+    trained on. The images with the lowest hashes are held out until about `fraction` of all rows, at most
+    `MAX_QUESTIONS`, is reached.
 
     Raises:
         DowserError: all rows share one image, so nothing can be held out.
     """
-    groups: dict[str, list[int]] = {}
+    joined: dict[str, str] = {}
+
+    def first_of(image: str) -> str:
+        while (lower := joined.setdefault(image, image)) != image:
+            image = lower
+        return image
+
+    image_of: dict[int, str] = {}
     for number in numbers:
         _, row = rows[number]
         shown = _images(row) or [{key: value for key, value in row.items() if key != "id"}]
-        groups.setdefault(json.dumps(shown, sort_keys=True, default=_digest), []).append(number)
+        firsts = [first_of(json.dumps([each], sort_keys=True, default=_digest)) for each in shown]
+        image_of[number] = min(firsts)
+        joined.update(dict.fromkeys(firsts, min(firsts)))
+    groups: dict[str, list[int]] = {}
+    for number, image in image_of.items():
+        groups.setdefault(first_of(image), []).append(number)
     if len(groups) < 2:
         raise DowserError(
             f"Cannot hold out a part of {len(numbers)} training rows with {len(groups)} different images. Give an "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
@@ -116,9 +117,9 @@ def no_images(count: int, reader: str) -> str:
 
 
 def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[Image.Image]:
-    """Up to so many pictures of training rows, upright and RGB, in an order that the seed decides.
+    """Up to so many pictures of training rows, all different, upright and RGB, in an order that the seed decides.
 
-    Rows that cannot be read are passed over, and so are all but the first picture of a row. Of many rows without a
+    Rows that cannot be read are passed over, and so are all but the first picture of a row. Of many rows without a new
     picture no more are looked at than it takes to tell.
 
     Args:
@@ -130,14 +131,15 @@ def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[
         FileError: if the disk fails, which is no fault of a row: another start would find other pictures.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    found: list[Image.Image] = []
+    found: dict[tuple[tuple[int, int], bytes], Image.Image] = {}
     for place in order[: _LOOKED_AT * number]:
         with suppress(DowserError):
             row = rows[place]
-            found += [open_image(source, row.id) for source in row.images[:1]]
+            for picture in (open_image(source, row.id) for source in row.images[:1]):
+                found.setdefault((picture.size, sha256(picture.tobytes()).digest()), picture)
         if len(found) == number:
             break
-    return found
+    return list(found.values())
 
 
 _LOOKED_AT = 20  # rows for each picture that is wanted

@@ -30,8 +30,21 @@ def spread(count: int, limit: int | None) -> Sequence[int]:
     return [number * count // limit for number in range(limit)]
 
 
+_INSIDE = "base64"
+
+
+def _apart(row: Row, pictures: dict[str, int]) -> Row:
+    """The row with the number of a picture in place of a picture in it; `pictures` gets that."""
+    if not isinstance(row.get("image"), dict):
+        return row
+    return row | {"image": pictures.setdefault(row["image"][_INSIDE], len(pictures))}
+
+
 class OfficialRows(Rows):
     """Rows of a benchmark, each kept as the text of a JSON object, a few hundred bytes.
+
+    Pictures that lie in the files themselves, as MMBench has them (base64), are kept as text as well, once for all rows
+    that show them.
 
     Args:
         files: that they are of.
@@ -42,16 +55,22 @@ class OfficialRows(Rows):
 
     def __init__(self, files: Files, rows: Iterator[Row], hint: str, limit: int | None = None) -> None:
         self.files, self._hint = files, hint
-        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        pictures: dict[str, int] = {}
+        lines = [json.dumps(_apart(row, pictures), ensure_ascii=False).encode() for row in rows]
         self._lines = [lines[number] for number in spread(len(lines), limit)]
+        self._pictures = list(pictures)
         checksum = 0
-        for line in self._lines:
+        for line in (*self._lines, *map(str.encode, self._pictures)):
             checksum = zlib.crc32(line, checksum)
         super().__init__(torch.tensor([len(line) for line in self._lines]), f"{checksum:08x}-{len(self._lines)}")
 
     def entry(self, number: int) -> tuple[str, Any]:
         """The name of the benchmark with the place of a row, and the row."""
-        return f"{self.files.name} {self.files.split} row {number + 1}", json.loads(self._lines[number])
+        return f"{self.files.name} {self.files.split} row {number + 1}", self._row(number)
+
+    def _row(self, number: int) -> Row:
+        row: Row = json.loads(self._lines[number])
+        return row | {"image": {_INSIDE: self._pictures[row["image"]]}} if type(row.get("image")) is int else row
 
     def with_pictures(self, numbers: Sequence[int], skip_bad: bool) -> Sequence[int]:
         """The rows whose pictures are there; all that are not are told in one line.
