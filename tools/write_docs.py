@@ -37,7 +37,7 @@ SECTIONS = {
     "overwrite": "",
 }
 LINKED = {"help", "budget.ratios", "checkpoint.folder"}  # taken from other options
-OF_VERBS = {"tokens", "tokens_per_second", "json"}  # others are Lightning's
+OF_VERBS = {"tokens", "tokens_per_second", "json", "format"}  # others are Lightning's
 STAGES = {
     "before_fit": "before training: a mask",
     "each_step": "after every step: a rule",

@@ -67,6 +67,7 @@ class Evaluator:
             "questions": len(task.questions),
             "metric": repr(task.metric),
             "max_new_tokens": task.max_new_tokens,
+            "protocol": task.protocol,
             **{key: value for file in files if _named(file) == task.name for key, value in file.items()},
         }
 

@@ -34,7 +34,7 @@ EXAMPLES = {
     "predict": (
         ("of a tuned model", "predict -c quickstart --model.path runs/quickstart/model"),
         ("of a checkpoint", "predict -c quickstart --ckpt_path last"),
-        ("to another folder", "predict -c quickstart --trainer.default_root_dir runs/answers"),
+        ("for servers", "predict -c eval/textvqa_gqa --data.root my --model.path my/model --format server"),
     ),
     "probe": (
         ("fill the cache", "probe -c quickstart"),

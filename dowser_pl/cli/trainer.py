@@ -3,13 +3,14 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from dowser_pl.errors import DowserError
 from dowser_pl.files.locking import alone
 from dowser_pl.files.run_folder import refuse_another_run
 from dowser_pl.planning.memory import Placement
@@ -80,12 +81,14 @@ class DowserTrainer(Trainer):
         overwrite: whether a run may replace another one in its folder: False = it is refused, as on the command line
             unless `--overwrite true`; True = what that left goes when training begins; None = as it comes, for
             notebooks that fit again and again.
+        answers_for: of `predict`, for whom answers are written: "rows" or "server", see `predict`.
         logs_as_needed: whether `log_every_n_steps` was left to the run: 50, fewer where that gives less than 20 points.
     """
 
     planned_for: Placement | None = None
     planned_on_cpu = False
     overwrite: bool | None = None
+    answers_for = "rows"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # the Trainer's own, which the command line looks up
         super().__init__(*args, **kwargs)
@@ -136,6 +139,37 @@ class DowserTrainer(Trainer):
         """Whether Slurm started the same command again, and Lightning goes on from where it was stopped."""
         stopped = SLURMEnvironment.detect() and list(Path(self.default_root_dir).glob("hpc_ckpt_*"))
         return "hpc" if stopped else None
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        format: Literal["rows", "server"] = "rows",
+    ) -> Any:
+        """Write the model's answers.
+
+        Args:
+            model: the module.
+            dataloaders: instead of a data module.
+            datamodule: tasks; they need no references.
+            return_predictions: whether they are given back as well.
+            ckpt_path: checkpoint of the weights; `last` is the newest one of this run's folder.
+            weights_only: refuse checkpoints that hold anything but tensors and plain data.
+            format: `rows` writes `predictions.jsonl`; `server` also writes `server/<task>.json` or `.xlsx`, as the
+                evaluation server of each task takes it (GQA, VQAv2, OK-VQA, VizWiz, TextVQA, MMBench).
+
+        Raises:
+            DowserError: if a task has no server, or not all of its questions would be answered.
+        """
+        self.answers_for = format
+        limit = self.limit_predict_batches
+        if format == "server" and (isinstance(limit, int) or limit != 1.0):  # 1 is one batch
+            raise DowserError(f"--format server takes all questions, got --trainer.limit_predict_batches {limit}")
+        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
     def probe(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Run only the importance pass and fill the cache; no data is read and nothing is trained."""

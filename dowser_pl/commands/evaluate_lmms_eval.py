@@ -17,11 +17,11 @@ from typing import Any
 
 from dowser_pl.cli.main import ended_in_words
 from dowser_pl.commands.evaluate_run import written
-from dowser_pl.commands.evaluated_tasks import difference, file_name, model_identity
+from dowser_pl.commands.evaluated_tasks import difference, model_identity
 from dowser_pl.commands.harness import evaluation_of, terms_of
 from dowser_pl.commands.tuned import Candidate, candidates
 from dowser_pl.errors import DowserError
-from dowser_pl.files.atomic import atomic_path, remove
+from dowser_pl.files.atomic import atomic_path, file_name, remove
 from dowser_pl.files.locking import alone
 from dowser_pl.models.sources import stored_folder
 from dowser_pl.patches.apply import apply_patches

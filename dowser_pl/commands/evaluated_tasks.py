@@ -6,7 +6,6 @@ the task was asked. Where that is something else now, the evaluation is refused 
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 from dowser_pl.commands.tuned import Candidate
 from dowser_pl.errors import DowserError
-from dowser_pl.files.atomic import write_atomically
+from dowser_pl.files.atomic import file_name, write_atomically
 from dowser_pl.models.sources import locate
 from dowser_pl.reporting.evaluation import Answered, Asked
 
-__all__ = ["EvaluatedTasks", "difference", "file_name", "model_identity"]
+__all__ = ["EvaluatedTasks", "difference", "model_identity"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,3 @@ def difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first setting that is another, with what it is and what it was; empty where there is none."""
     keys = [key for key in dict.fromkeys([*known, *now]) if known.get(key) != now.get(key)]
     return "" if not keys else f"{keys[0]} is {now.get(keys[0])!r:.120}, it was {known.get(keys[0])!r:.120}"
-
-
-def file_name(name: str) -> str:
-    """A name that is a file's on every system, and no other's."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -19,7 +19,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from dowser_pl.data.base import Conversation, MultimodalData
 from dowser_pl.data.benchmarks import TaskFile, question_of, read_task
 from dowser_pl.data.benchmarks.official import OfficialRows, folder_of
+from dowser_pl.data.benchmarks.protocols import checked_padding
 from dowser_pl.data.checking import Check
+from dowser_pl.data.encoders import square_colour
 from dowser_pl.data.images import MAX_PIXELS, Decoding
 from dowser_pl.data.messages import MessageReader, image_column
 from dowser_pl.data.reading.formats import image_folder, read_rows
@@ -37,17 +39,30 @@ MAX_NEW_TOKENS = 1024
 def split_rows(rows: Rows, numbers: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
     """(training rows, rows held out) of the rows of these numbers, always the same for the same file.
 
-    Rows with the same image stay together, or the model would be asked about pictures it was trained on. The images
-    with the lowest hashes are held out until about `fraction` of all rows, at most `MAX_QUESTIONS`, is reached.
+    Rows that share an image stay together, also by way of other rows, or the model would be asked about pictures it was
+    trained on. The images with the lowest hashes are held out until about `fraction` of all rows, at most
+    `MAX_QUESTIONS`, is reached.
 
     Raises:
         DowserError: all rows share one image, so nothing can be held out.
     """
-    groups: dict[str, list[int]] = {}
+    joined: dict[str, str] = {}
+
+    def first_of(image: str) -> str:
+        while (lower := joined.setdefault(image, image)) != image:
+            image = lower
+        return image
+
+    image_of: dict[int, str] = {}
     for number in numbers:
         _, row = rows[number]
         shown = _images(row) or [{key: value for key, value in row.items() if key != "id"}]
-        groups.setdefault(json.dumps(shown, sort_keys=True, default=_digest), []).append(number)
+        firsts = [first_of(json.dumps([each], sort_keys=True, default=_digest)) for each in shown]
+        image_of[number] = min(firsts)
+        joined.update(dict.fromkeys(firsts, min(firsts)))
+    groups: dict[str, list[int]] = {}
+    for number, image in image_of.items():
+        groups.setdefault(first_of(image), []).append(number)
     if len(groups) < 2:
         raise DowserError(
             f"Cannot hold out a part of {len(numbers)} training rows with {len(groups)} different images. Give an "
@@ -130,7 +145,10 @@ class ConversationData(MultimodalData):
             ground); all others in their words are read as words.
         root: the folder in which `root` of benchmarks starts, and which has the files of those that name none.
         train_benchmark: the published set to train on, as official files, instead of `train_file`: a benchmark with
-            its `split` (None = the one to train on), `limit`, `protocol` and `paths`, as a task has them.
+            its `split` (None = the one to train on), `limit`, `protocol`, `paths` and `padding`, as a task has them.
+        padding: of pictures for a processor that cuts out the centre (LLaVA-1.5's), in all rows: "square" pads them
+            with its mean colour before, as the original LLaVA does; "processor" has them cut; None = as the protocol
+            of a benchmark says, and "processor" for files of one's own.
     """
 
     def __init__(
@@ -159,6 +177,7 @@ class ConversationData(MultimodalData):
         control_tokens: list[str] | None = None,
         root: str | None = None,
         train_benchmark: TaskFile | None = None,
+        padding: Literal["square", "processor"] | None = None,
     ) -> None:
         loading = (batch_size, eval_batch_size, num_workers, max_length, seed, chat_template, evaluation_cache_mb)
         super().__init__(*loading, split_batches, check, min_pixels, max_pixels)
@@ -189,6 +208,7 @@ class ConversationData(MultimodalData):
         self.control_tokens = control_tokens or []
         self.root = root
         self.train_benchmark = train_benchmark
+        self.padding: Literal["square", "processor"] | None = checked_padding(padding)  # type: ignore[assignment]
 
     def train_conversations(self) -> Selected[Conversation]:
         """All training rows, less those held out."""
@@ -202,7 +222,8 @@ class ConversationData(MultimodalData):
         tasks = [self._read_task(task) for task in self.task_files]
         if self.needs_holdout and not self._tasks_suffice():
             questions = Selected(ParsedRows(self._source, partial(question_of, self._reader)), self._split[1])
-            tasks.append(holdout_task(questions, None if self.processor is None else tokenizer_of(self.processor)))
+            task = holdout_task(questions, None if self.processor is None else tokenizer_of(self.processor))
+            tasks.append(replace(task, protocol={**task.protocol, "padding": self._train_padding}))
         return tasks
 
     def questions_to_choose_on(self) -> list[Task]:
@@ -211,16 +232,28 @@ class ConversationData(MultimodalData):
 
     def _read_task(self, task: TaskFile) -> Task:
         labelled = self.stage != "predict"
-        task = self._rooted(task)
+        task = self._completed(task)
+        decoding = self._decoding(task.asked_padding)
         return read_task(
-            task, self.allow_urls, self.skip_bad_rows, self.decoding, labelled, self.image_folder, self._words_only
+            task, self.allow_urls, self.skip_bad_rows, decoding, labelled, self.image_folder, self._words_only
         )
 
-    def _rooted(self, task: TaskFile) -> TaskFile:
-        """The task with the folder of its benchmark."""
+    def _completed(self, task: TaskFile) -> TaskFile:
+        """The task with what it leaves to the data module: the folder of its benchmark, and the padding."""
+        task = replace(task, padding=task.padding or self.padding)
         if task.benchmark is None:
             return task
         return replace(task, root=folder_of(task.root, self.root, task.benchmark))
+
+    def _decoding(self, padding: str) -> Decoding:
+        """How pictures are read that are padded so."""
+        return self.decoding._replace(square=square_colour(self.processor) if padding == "square" else None)
+
+    @property
+    def _train_padding(self) -> str:
+        if self.train_benchmark is None:
+            return self.padding or "processor"
+        return self._completed(self.train_benchmark).asked_padding
 
     def _tasks_suffice(self) -> bool:
         """Whether the sets of `tasks` are all there is to ask: for `predict`, or where training rows are not here."""
@@ -237,8 +270,11 @@ class ConversationData(MultimodalData):
     @cached_property
     def _reader(self) -> MessageReader:
         rows = self._source
-        folder = rows.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
-        return MessageReader(folder, self.allow_urls, decoding=self.decoding, words_only=self._words_only)
+        folder = (
+            rows.files.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
+        )
+        decoding = self._decoding(self._train_padding)
+        return MessageReader(folder, self.allow_urls, decoding=decoding, words_only=self._words_only)
 
     @property
     def _words_only(self) -> str:
@@ -249,7 +285,7 @@ class ConversationData(MultimodalData):
     @cached_property
     def _source(self) -> Rows:
         if self.train_benchmark is not None:
-            return self._rooted(self.train_benchmark).official().conversations(self.train_benchmark.limit)
+            return self._completed(self.train_benchmark).official().conversations(self.train_benchmark.limit)
         return read_rows(self._named_file, self.split, otherwise="train")
 
     @property

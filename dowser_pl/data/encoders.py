@@ -213,6 +213,20 @@ def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None)
     processor.image_processor = changed
 
 
+def square_colour(processor: Any) -> tuple[int, ...] | None:
+    """The colour with which pictures are padded to a square, so that a processor does not cut their margins off.
+
+    That of LLaVA-1.5 cuts out the centre; it gets its own mean colour, as the original LLaVA pads. One that cuts a
+    picture into tiles keeps all of it.
+
+    Returns:
+        RGB, 0 to 255; None for a processor that shows pictures whole.
+    """
+    images: Any = getattr(processor, "image_processor", None)
+    cuts = getattr(images, "do_center_crop", None) and not getattr(images, "image_grid_pinpoints", None)
+    return tuple(int(share * 255) for share in images.image_mean) if cuts else None
+
+
 def largest_image_tokens(encoder: Encoder) -> int:
     """Tokens of the largest image that the processor makes of any; 0 of a model of text alone.
 

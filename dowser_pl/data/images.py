@@ -52,10 +52,13 @@ class Decoding(NamedTuple):
     Attributes:
         background: what shows through transparent pixels, a colour name or "#rrggbb".
         max_pixels: a picture of more is refused; None = no limit.
+        square: the colour (RGB, 0 to 255) with which pictures are padded to a square, themselves in the middle; None =
+            they are not. LLaVA: Visual Instruction Tuning. Liu et al., 2023. arXiv:2304.08485.
     """
 
     background: str = "white"
     max_pixels: int | None = MAX_PIXELS
+    square: tuple[int, ...] | None = None
 
     def checked(self) -> Decoding:
         """Itself; ValueError for a colour or a limit that is none."""
@@ -80,7 +83,7 @@ class Decoding(NamedTuple):
         """
         try:
             with self._limits(), Image.open(file) as image:
-                return self.upright_rgb(image)
+                return self._padded(self.upright_rgb(image))
         except Image.DecompressionBombError as error:
             size = str(error).partition(" exceeds")[0]
             raise DowserError(
@@ -107,6 +110,20 @@ class Decoding(NamedTuple):
             return image if image.mode == "RGB" else image.convert("RGB")
         ground = Image.new("RGB", image.size, self.background)
         return Image.composite(image.convert("RGB"), ground, image.getchannel("A"))
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """The picture as a square, if it is to be one."""
+        side = max(image.size)
+        if self.square is None or image.size == (side, side):
+            return image
+        if self.max_pixels is not None and side**2 > self.max_pixels:
+            raise DowserError(
+                f"{image.width} x {image.height} pixels padded to a square exceed max_image_pixels={self.max_pixels}; "
+                "cut the strip, or raise `data.max_image_pixels`"
+            )
+        whole = Image.new("RGB", (side, side), self.square)
+        whole.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return whole
 
     @contextmanager
     def _limits(self) -> Iterator[None]:

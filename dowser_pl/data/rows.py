@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
@@ -80,6 +81,8 @@ class Task:
         max_new_tokens: how many tokens the model may answer with.
         left_out: how many rows of the set are not among the questions, because they are unusable.
         protocol: what a report tells of how the set is asked: `name` of the protocol, and what belongs to it.
+        server: for `predict --format server`, what checks and writes the file that an evaluation server takes: its
+            `ending`, `check(asked)` and `content(rows)`; None = the set has no server.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Task:
     max_new_tokens: int = 16
     left_out: int = 0
     protocol: dict[str, Any] = field(default_factory=dict)
+    server: Any = None
 
 
 def answered(question: Question, text: str) -> Conversation:
@@ -113,9 +117,9 @@ def no_images(count: int, reader: str) -> str:
 
 
 def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[Image.Image]:
-    """Up to so many pictures of training rows, upright and RGB, in an order that the seed decides.
+    """Up to so many pictures of training rows, all different, upright and RGB, in an order that the seed decides.
 
-    Rows that cannot be read are passed over, and so are all but the first picture of a row. Of many rows without a
+    Rows that cannot be read are passed over, and so are all but the first picture of a row. Of many rows without a new
     picture no more are looked at than it takes to tell.
 
     Args:
@@ -127,14 +131,15 @@ def some_pictures(rows: Sequence[Conversation], number: int, seed: int) -> list[
         FileError: if the disk fails, which is no fault of a row: another start would find other pictures.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    found: list[Image.Image] = []
+    found: dict[tuple[tuple[int, int], bytes], Image.Image] = {}
     for place in order[: _LOOKED_AT * number]:
         with suppress(DowserError):
             row = rows[place]
-            found += [open_image(source, row.id) for source in row.images[:1]]
+            for picture in (open_image(source, row.id) for source in row.images[:1]):
+                found.setdefault((picture.size, sha256(picture.tobytes()).digest()), picture)
         if len(found) == number:
             break
-    return found
+    return list(found.values())
 
 
 _LOOKED_AT = 20  # rows for each picture that is wanted

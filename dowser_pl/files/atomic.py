@@ -50,6 +50,12 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(content)
 
 
+def file_name(name: str) -> str:
+    """A name that is a file's on every system, and no other's."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 @contextmanager
 def atomic_path(path: str | Path, needed_bytes: int | None = None, any_kind: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write a file or a folder to; it takes the final name when the block ends well.

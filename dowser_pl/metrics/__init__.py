@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from dowser_pl.errors import DowserError
 from dowser_pl.files.class_path import class_named
-from dowser_pl.metrics.captions import Bleu4, RougeL
+from dowser_pl.metrics.captions import Bleu4, Meteor, RougeL
 from dowser_pl.metrics.cider import Cider, check_captions, tokenise
 from dowser_pl.metrics.exact_match import ExactMatch, StrictMatch
 from dowser_pl.metrics.likelihood import ChoiceLikelihood, ChoiceLikelihoodPerToken, LikelihoodMetric, Perplexity
@@ -47,6 +47,7 @@ METRICS: dict[str, type[Metric]] = {
     "mmbench": MMBench,
     "bleu4": Bleu4,
     "rouge_l": RougeL,
+    "meteor": Meteor,
 }
 _OPTIONS = {"exact_match": ("strict", "_strict"), "choice_likelihood": ("per_token", "_per_token")}
 
@@ -90,6 +91,7 @@ _NORMALISATION = {
     "cider": "words as PTBTokenizer splits them, without Java",
     "bleu4": "words as PTBTokenizer splits them, without Java",
     "rouge_l": "words as PTBTokenizer splits them, without Java",
+    "meteor": "words as PTBTokenizer splits them, then those of METEOR 1.5",
     "gqa": "full stops at the end and case",
     "scienceqa": "the letter, by the rules of LLaVA",
     "scienceqa_prefix": "the letter, by the rules of lmms-eval",

@@ -32,26 +32,31 @@ def check_protocols(reports: Sequence[Report]) -> None:
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any], first: int, second: int) -> str:
+    one, other = ({"padding": "processor", **told} for told in (one, other))  # earlier versions knew no other
     keys = [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
     return "; ".join(f"{key} is {one.get(key)!r} in run {first}, {other.get(key)!r} in run {second}" for key in keys)
 
 
 def protocol_facts(report: Report) -> list[tuple[str, str]]:
     """For the foot of a table: ("protocol llava", what is asked how), a line for each protocol that has a name."""
-    found: dict[str, list[str]] = {}
-    scorers: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, task in report.tasks.items():
-        protocol = task.protocol
-        if protocol.get("name", OWN) != OWN:
-            found.setdefault(protocol["name"], []).append(f"{name}: {_told(protocol)}")
-            scorers.setdefault(protocol["name"], {})[str(protocol.get("scorer", "?"))] = None
-    return [
-        (f"protocol {name}", f"{'; '.join(tasks)}; scored by {', '.join(scorers[name])}")
-        for name, tasks in found.items()
-    ]
+        if task.protocol.get("name", OWN) != OWN:
+            found.setdefault(task.protocol["name"], {})[name] = task.protocol
+    return [(f"protocol {name}", _told(tasks)) for name, tasks in found.items()]
 
 
-def _told(protocol: Mapping[str, Any]) -> str:
+def _told(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """How each task was asked, and of all of them who scored and whose pictures were padded."""
+    scorers = dict.fromkeys(str(each.get("scorer", "?")) for each in tasks.values())
+    squares = [name for name, each in tasks.items() if each.get("padding") == "square"]
+    whose = "" if len(squares) == len(tasks) else f" of {', '.join(squares)}"
+    padded = [f"pictures{whose} padded to squares"] if squares else []
+    asked = [f"{name}: {_asked(each)}" for name, each in tasks.items()]
+    return "; ".join([*asked, f"scored by {', '.join(scorers)}", *padded])
+
+
+def _asked(protocol: Mapping[str, Any]) -> str:
     tokens = protocol.get("max_new_tokens")
     asked = "" if tokens is None else f", {tokens} new tokens"
     return f"{protocol.get('metric')}{asked}{', with OCR tokens' if protocol.get('ocr_tokens') else ''}"

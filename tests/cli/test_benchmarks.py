@@ -2,6 +2,8 @@
 
 import json
 
+import pandas
+import pytest
 import yaml
 
 from dowser_pl.cli.main import main
@@ -45,9 +47,13 @@ def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
         "split": "testdev",
         "prompts": ["{question}\nAnswer the question using a single word or phrase."],
         "ocr_tokens": False,
+        "padding": "square",
     }
     table = " ".join(text_table(report).split())
-    assert "protocol llava iconqa: exact_match_strict, 128 new tokens; scored by dowser_pl 1" in table
+    assert (
+        "protocol llava iconqa: exact_match_strict, 128 new tokens; scored by dowser_pl 1; pictures padded to squares"
+        in table
+    )
     assert "protocol llava (changed) gqa: gqa, 4 new tokens; pope f1: pope_f1, 4 new tokens; scored by" in table
     answered = {row["task"]: row["id"] for row in read_answers(tmp_path / "runs" / "mine")}
     assert answered == {"iconqa": "68525", "gqa": "201640614", "pope f1": "adversarial/2"}
@@ -68,3 +74,36 @@ def test_validate_and_test_print_the_table_of_evaluate(tmp_path, monkeypatch, ca
         said = " ".join(capsys.readouterr().out.split())
         assert "task role metric n 1" in said and "gqa upstream gqa 2 0.000 \u00b10.000" in said
         assert "less 1" not in said
+
+
+def test_predict_writes_what_servers_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gqa", "mmbench", "pope"):
+        getattr(official_files, name)(tmp_path / "sets" / name)
+    model = str(save_tiny_llava(tmp_path / "model"))
+
+    def predict(*tasks, **trainer):
+        data = {"root": "sets", "eval_batch_size": 2, "tasks": [{"max_new_tokens": 3, **task} for task in tasks]}
+        config = {"data": {"class_path": "ConversationData", "init_args": data}, "trainer": {"accelerator": "cpu"}}
+        config["trainer"] |= {"default_root_dir": "run", **trainer}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+        main(["predict", "-c", "mine.yaml", "--model.path", model, "--format", "server"])
+
+    gqa = {"benchmark": "gqa", "root": "gqa"}
+    predict({**gqa, "name": "GQA, cut"}, {"benchmark": "mmbench", "root": "mmbench"})
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    (path,) = (tmp_path / "run" / "server").glob("GQA-cut-*.json")
+    said = {each["questionId"]: each["prediction"] for each in json.loads(path.read_text())}
+    assert said == {row["id"]: row["prediction"].rstrip(".").lower() for row in rows[:2]} and len(rows) == 5
+    table = pandas.read_excel(tmp_path / "run" / "server" / "mmbench.xlsx", keep_default_na=False)
+    assert table["index"].tolist() == [241, 252, 1000241]
+    assert table["prediction"].tolist() == [row["prediction"] for row in rows[2:]]
+    capsys.readouterr()
+    for tasks, options, told in (
+        ([gqa, {"benchmark": "pope", "root": "pope"}], {}, "no evaluation server takes answers to pope. Fix: keep"),
+        ([{**gqa, "limit": 1}], {}, "benchmark gqa: got 1 of 2 questions, expected all of them"),
+        ([gqa], {"limit_predict_batches": 1}, "--format server takes all questions, got --trainer.limit_predict_batch"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            predict(*tasks, **options)
+        assert told in f"{stop.value}{capsys.readouterr().err}"

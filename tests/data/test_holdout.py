@@ -2,10 +2,11 @@
 
 import pytest
 
-from dowser_pl.data import Question
+from dowser_pl.data import ConversationData, Question, TaskFile
 from dowser_pl.data.conversations import MAX_QUESTIONS, holdout_task
 from dowser_pl.data.conversations import split_rows as split_numbers
-from tests.data.builders import build_tokenizer
+from tests.data.benchmarks import official_files
+from tests.data.builders import build_llava, build_tokenizer, chat_template
 
 
 def rows(num_images, per_image=1):
@@ -41,6 +42,30 @@ def test_images_inside_messages_count_too():
 
     kept, held = split_rows([row("a.png" if i < 5 else "b.png", i) for i in range(10)], 0.1)
     assert (len(kept), len(held)) == (5, 5)
+
+
+def test_rows_that_share_one_of_several_images_stay_together():
+    shown = [["a", "b"], ["c"], ["b", "d"], ["e"], ["d"], ["c", "f"], ["g"], ["f"], "e", "g"]
+    given = [(f"row {n}", {"id": n, "image": images, "conversations": [n]}) for n, images in enumerate(shown)]
+    for fraction in (0.1, 0.3, 0.5, 0.7, 0.9):
+        kept, held = split_rows(given, fraction)
+        assert not {image for _, row in kept for image in row["image"]} & {
+            image for _, row in held for image in row["image"]
+        }
+        assert len(kept) + len(held) == 10 and kept and held
+
+
+def test_captions_of_a_picture_are_all_learnt_or_all_held_out(tmp_path):
+    official_files.flickr30k(tmp_path, *["train"] * 6)
+    for limit in (None, 17):
+        benchmark = TaskFile(benchmark="flickr30k", limit=limit)
+        data = ConversationData(root=str(tmp_path), train_benchmark=benchmark, holdout=0.4)
+        data.processor = build_llava(chat_template())
+        data.setup("fit")
+        rows = data.train_conversations(), data.tasks[0].questions
+        learnt, held = ({row.images[0].path for row in each} for each in rows)
+        assert learnt and held and not learnt & held
+        assert sum(map(len, rows)) == (limit or 40)
 
 
 def test_text_rows_are_told_apart_by_their_words_not_their_id():

@@ -84,9 +84,16 @@ def test_no_more_pictures_are_opened_than_are_wanted():
     class Counted:
         def load(self):
             opened.append(self)
-            return grey(3)
+            return grey(len(opened))
 
     assert len(some_pictures(shown(*[[Counted()] for _ in range(30)]), 5, 0)) == len(opened) == 5
+
+
+def test_a_picture_of_several_rows_is_one():
+    """Else one that some rows are written after would also be held out."""
+    rows = shown(*[[grey(n % 4)] for n in range(20)], [Image.new("RGB", (2, 8), (0, 0, 0))])
+    found = [(each.size, each.getpixel((0, 0))) for each in some_pictures(rows, 20, 0)]
+    assert sorted(found) == [((2, 8), (0, 0, 0)), *(((4, 4), (n, n, n)) for n in range(4))]
 
 
 def test_a_failing_disk_is_no_unreadable_picture():

@@ -1,10 +1,13 @@
-"""BLEU-4 and ROUGE-L against their definitions, written anew in plain Python."""
+"""BLEU-4, ROUGE-L and METEOR against their definitions, written anew in plain Python."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
 
+from dowser_pl.data import TaskFile
+from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric
 
 ROWS = [
@@ -71,3 +74,45 @@ def test_nothing_to_score(name):
         build_metric(name).compute()
     with pytest.raises(ValueError, match="expected captions with words"):
         build_metric(name).update(["a"], [["..."]])
+
+
+def meteor(matched, said, right, chunks):
+    """METEOR of words that match themselves alone: alpha 0.85, beta 0.2, gamma 0.6, the numbers of version 1.5."""
+    precision, recall = matched / said, matched / right
+    return precision * recall / (0.85 * precision + 0.15 * recall) * (1 - 0.6 * (chunks / matched) ** 0.2)
+
+
+WITH_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java here")
+ZEBRAS = [  # and the words matched, said and right, and in how many pieces; what is right as a whole is none
+    ("Zebra, giraffe.", ["a lion", "zebra giraffe"], (2, 2, 2, 0)),
+    ("zebra giraffe", ["giraffe zebra", "..."], (2, 2, 2, 2)),
+    ("zebra giraffe lion", ["zebra tiger giraffe lion"], (3, 3, 4, 2)),
+    ("caf\u00e9", ["caf\u00e8"], (0, 1, 1, 0)),
+    ("", ["zebra giraffe lion"], (0, 0, 3, 0)),
+]
+
+
+@WITH_JAVA
+@pytest.mark.slow
+def test_meteor_counts_over_the_whole_set():
+    metric = build_metric("meteor")
+    for prediction, references, _ in ZEBRAS:
+        metric.update([prediction], [references])
+    counts = [sum(each) for each in zip(*(row for *_, row in ZEBRAS), strict=True)]
+    assert float(metric.compute()) == pytest.approx(meteor(*counts), abs=1e-6)
+
+
+def test_without_java_it_is_told_when_the_task_is_made(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(DowserError, match="meteor: got no program `java` on the PATH.*Fix: install a Java runtime"):
+        TaskFile("t", "t.json", metric="meteor")
+
+
+def test_a_program_that_fails_is_told(monkeypatch, tmp_path):
+    (tmp_path / "java").write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    metric = build_metric("meteor")
+    metric.update(["a zebra"], [["a zebra"]])
+    with pytest.raises(DowserError, match="meteor: its Java program failed: no memory"):
+        metric.compute()

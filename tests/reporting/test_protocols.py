@@ -53,6 +53,18 @@ def test_any_part_of_a_protocol_counts(key: str) -> None:
         text_comparison([asked_by(LLAVA), report(), asked_by({**LLAVA, key: "other"})])
 
 
+def test_another_padding_is_refused_and_what_was_not_told_was_the_processors() -> None:
+    square = {**LLAVA, "padding": "square"}
+    with pytest.raises(ValueError, match="padding is 'processor' in run 1, 'square' in run 2"):
+        text_comparison([asked_by(LLAVA), asked_by(square)])
+    assert "ocr" in text_comparison([asked_by(LLAVA), asked_by({**LLAVA, "padding": "processor"})])
+    both = report(tasks={name: replace(task, protocol=LLAVA) for name, task in report().tasks.items()})
+    one = replace(both, tasks=both.tasks | {"ocr": replace(both.tasks["ocr"], protocol=square)})
+    for told, words in ((asked_by(square), "pictures padded"), (one, "pictures of ocr padded")):
+        assert f"{words} to squares" in " ".join(text_table(told).split())
+    assert "padded" not in text_table(asked_by(LLAVA))
+
+
 def test_tasks_that_only_one_run_has_and_runs_that_do_not_tell_are_compared() -> None:
     assert "ocr" in text_comparison([asked_by(LLAVA), report()])
     fewer = asked_by(LMMS)

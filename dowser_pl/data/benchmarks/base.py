@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dowser_pl.data.benchmarks.official import OfficialRows, spread
+from dowser_pl.data.benchmarks.server import server_file
 from dowser_pl.data.benchmarks.task_file import TaskFile
 from dowser_pl.data.images import ON_WHITE, Decoding, ImageFile, ImageSource
 from dowser_pl.data.messages import MessageReader, image_column, read_content, with_system
@@ -37,6 +38,7 @@ _MAX_NEW_TOKENS = {
     "cider": 128,
     "bleu4": 128,
     "rouge_l": 128,
+    "meteor": 128,
 }  # as in the papers; a caption cut short scores as a wrong one
 _QUESTION = ("question", "text", "prompt")
 _OWN_ID = ("id", "question_id", "uid", "index", "idx", "sample_id", "data_id")
@@ -90,14 +92,15 @@ def read_task(
     warn_of_unread(f"Task {task.name!r}", unread)
     questions = Selected(ParsedRows(rows, partial(_read_row, reader, task, labelled)), good)
     longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
-    return Task(task.name, task.role, metric_key, questions, longest, len(asked) - len(good), task.told_protocol())
+    told, server = task.told_protocol(), server_file(rows.files, len(rows)) if isinstance(rows, OfficialRows) else None
+    return Task(task.name, task.role, metric_key, questions, longest, len(asked) - len(good), told, server)
 
 
 def _found(task: TaskFile, folder: str | None) -> tuple[Rows, Path, Path | None]:
     """The rows of a task, where their images start, and where those lie that are not there."""
     if task.benchmark is not None:
         rows = task.official().questions()
-        return rows, rows.images, None
+        return rows, rows.files.images, None
     file = str(task.file)
     beside = image_folder(file, None) if task.image_folder is None else None
     return read_rows(file, task.split), image_folder(file, task.image_folder or folder), beside

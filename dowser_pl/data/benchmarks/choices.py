@@ -8,15 +8,16 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 
 from dowser_pl.data.benchmarks.files import Files
 from dowser_pl.data.benchmarks.questions import json_lines
 from dowser_pl.data.reading.sources import Row
 
 _LETTERS = "ABCDE"
-_NOTHING = ("", "nan", "none")
+_MISSING = {"", "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}  # to the pandas of the scripts
 _CIRCULAR = 1_000_000
-_KEPT_AS_TEXT = 20  # a picture is longer; what is shorter is the index of the row that has it
+_INDEX = 64  # characters: a picture has more; what has not is the index of the row that has the picture
 
 
 def mmbench(files: Files) -> Iterator[Row]:
@@ -26,25 +27,18 @@ def mmbench(files: Files) -> Iterator[Row]:
     index modulo that with its options turned round: `group` is the same for all of them.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    images: dict[str, str] = {}
     with files.paths["questions"].open(encoding="utf-8-sig", newline="") as table:
-        for entry in csv.DictReader(table, delimiter="\t"):
-            index, image = entry["index"], entry["image"]
-            if len(image) <= _KEPT_AS_TEXT:
-                image = images[image]
-            elif int(index) < _CIRCULAR:
-                images[index] = image
-            options = []
-            for letter in _LETTERS:
-                if (entry.get(letter) or "").strip().lower() in _NOTHING:
-                    break
-                options.append(entry[letter])
-            row = {"id": int(index), "group": str(int(index) % _CIRCULAR), "image": {"base64": image}}
-            row |= {"question": entry["question"], "hint": _text(entry.get("hint")), "options": options}
-            answer = _text(entry.get("answer")).strip()
-            if answer and answer not in [*_LETTERS]:
-                raise files.wrong("questions", f"the answer {answer!r} in row {index}", f"a letter of {_LETTERS}")
-            yield row | ({"answer": _LETTERS.index(answer)} if answer else {})
+        entries = list(csv.DictReader(table, delimiter="\t"))
+    images = {entry["index"]: entry["image"] for entry in entries if len(entry["image"]) > _INDEX}
+    for entry in entries:
+        index, image = int(entry["index"]), entry["image"]
+        options = list(takewhile(bool, (_text(entry.get(letter)) for letter in _LETTERS)))
+        row = {"id": index, "group": str(index % _CIRCULAR), "image": {"base64": images.get(image.strip(), image)}}
+        row |= {"question": entry["question"], "hint": _text(entry.get("hint")), "options": options}
+        answer = _text(entry.get("answer")).strip()
+        if answer and answer not in [*_LETTERS]:
+            raise files.wrong("questions", f"the answer {answer!r} in row {index}", f"a letter of {_LETTERS}")
+        yield row | ({"answer": _LETTERS.index(answer)} if answer else {})
 
 
 def problems(files: Files) -> Iterator[Row]:
@@ -101,5 +95,6 @@ def records(files: Files) -> Iterator[Row]:
 
 
 def _text(value: str | None) -> str:
-    """A cell of a table; nothing for what such tables write there instead."""
-    return "" if value is None or value.strip().lower() in _NOTHING else value
+    """A cell of a table; nothing for what stands there instead."""
+    text = "" if value is None else value.strip()
+    return "" if text in _MISSING or text.lower() in ("nan", "-nan", "none") else str(value)

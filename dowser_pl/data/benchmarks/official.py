@@ -30,8 +30,21 @@ def spread(count: int, limit: int | None) -> Sequence[int]:
     return [number * count // limit for number in range(limit)]
 
 
+_INSIDE = "base64"
+
+
+def _apart(row: Row, pictures: dict[str, int]) -> Row:
+    """The row with the number of a picture in place of a picture in it; `pictures` gets that."""
+    if not isinstance(row.get("image"), dict):
+        return row
+    return row | {"image": pictures.setdefault(row["image"][_INSIDE], len(pictures))}
+
+
 class OfficialRows(Rows):
     """Rows of a benchmark, each kept as the text of a JSON object, a few hundred bytes.
+
+    Pictures that lie in the files themselves, as MMBench has them (base64), are kept as text as well, once for all rows
+    that show them.
 
     Args:
         files: that they are of.
@@ -41,18 +54,23 @@ class OfficialRows(Rows):
     """
 
     def __init__(self, files: Files, rows: Iterator[Row], hint: str, limit: int | None = None) -> None:
-        self.images = files.images
-        self._name, self._split, self._hint = files.name, files.split, hint
-        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        self.files, self._hint = files, hint
+        pictures: dict[str, int] = {}
+        lines = [json.dumps(_apart(row, pictures), ensure_ascii=False).encode() for row in rows]
         self._lines = [lines[number] for number in spread(len(lines), limit)]
+        self._pictures = list(pictures)
         checksum = 0
-        for line in self._lines:
+        for line in (*self._lines, *map(str.encode, self._pictures)):
             checksum = zlib.crc32(line, checksum)
         super().__init__(torch.tensor([len(line) for line in self._lines]), f"{checksum:08x}-{len(self._lines)}")
 
     def entry(self, number: int) -> tuple[str, Any]:
         """The name of the benchmark with the place of a row, and the row."""
-        return f"{self._name} {self._split} row {number + 1}", json.loads(self._lines[number])
+        return f"{self.files.name} {self.files.split} row {number + 1}", self._row(number)
+
+    def _row(self, number: int) -> Row:
+        row: Row = json.loads(self._lines[number])
+        return row | {"image": {_INSIDE: self._pictures[row["image"]]}} if type(row.get("image")) is int else row
 
     def with_pictures(self, numbers: Sequence[int], skip_bad: bool) -> Sequence[int]:
         """The rows whose pictures are there; all that are not are told in one line.
@@ -70,8 +88,8 @@ class OfficialRows(Rows):
         if not lost:
             return numbers
         told = (
-            f"benchmark {self._name}, split {self._split}: {len(lost)} of {len(there)} pictures are not in "
-            f"{self.images}, the first is {lost[0]}."
+            f"benchmark {self.files.name}, split {self.files.split}: {len(lost)} of {len(there)} pictures are not in "
+            f"{self.files.images}, the first is {lost[0]}."
         )
         if skip_bad and kept:
             count = f"{len(numbers) - len(kept)} of {len(numbers)} rows"
@@ -85,7 +103,7 @@ class OfficialRows(Rows):
         if not isinstance(image, str):  # none, or in the row itself
             return True
         if image not in there:
-            there[image] = (self.images / image).is_file()
+            there[image] = (self.files.images / image).is_file()
         return there[image]
 
 

@@ -7,13 +7,15 @@
 - `lmms-eval`: the task files of lmms-eval (75571cf). It has no OCR-VQA and no ImageNet-R; its IconQA scores answers
   that its data set alone has. Where a task sets no number of new tokens, it is the 1024 of its model `llava_hf`.
 
-Both answer greedily. Captions are scored by CIDEr without Java, in place of the seven numbers of lmms-eval.
+Both answer greedily. `llava` pads pictures to squares, as these scripts do of a model whose `image_aspect_ratio` is
+"pad", LLaVA-1.5's; `lmms-eval` leaves them to the processor. Captions are scored by CIDEr without Java, in place of the
+seven numbers of lmms-eval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter, ascii_uppercase
 from zlib import crc32
 
@@ -21,6 +23,9 @@ from dowser_pl.data.reading.sources import Row
 from dowser_pl.errors import DowserError
 
 DEFAULT = "llava"
+PADDINGS = ("square", "processor")
+"""Pictures for a processor that cuts out the centre (LLaVA-1.5's): padded to a square with its mean colour before, as
+the original LLaVA does in training and evaluation; or cut, as the processor's own settings have it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class Protocol:
         metric: see `TaskFile`.
         max_new_tokens: how long an answer may be.
         answer: template of the right answer of a question with options, with `letter` and `text`; "" = both count.
+        padding: what becomes of pictures that a processor would cut the margins off: see `PADDINGS`.
     """
 
     prompts: tuple[str, ...]
     metric: str
     max_new_tokens: int
     answer: str = ""
+    padding: str = "processor"
 
     @property
     def reads_ocr(self) -> bool:
@@ -73,6 +80,17 @@ class Protocol:
             return []
         letter, text = ascii_uppercase[row["answer"]], str(row["options"][row["answer"]])
         return [self.answer.format(letter=letter, text=text)] if self.answer else [letter, text]
+
+
+def checked_padding(padding: str | None) -> str | None:
+    """The same padding, if it is one of `PADDINGS` or None.
+
+    Raises:
+        DowserError: it is not.
+    """
+    if padding not in (None, *PADDINGS):
+        raise DowserError(f"padding: got {padding!r}, expected {' or '.join(PADDINGS)}.")
+    return padding
 
 
 def _lines(prompt: str, fields: Mapping[str, str]) -> list[str]:
@@ -122,24 +140,25 @@ _RECORDS: dict[str, Protocol] = {
 }
 _CAPTION_SETS = ("coco_caption", "coco_karpathy", "flickr30k", "flickr30k_token", "nocaps")
 
+_LLAVA: dict[str, Protocol] = {
+    "textvqa": _asked("{question}\nReference OCR token: {ocr}\n" + _WORD, "vqa", 128),
+    "okvqa": _asked(_SHORT, "vqa", 128),
+    "vqav2": _asked(_SHORT, "vqa", 128),
+    "vizwiz": _asked("{question}\n" + _UNANSWERABLE, "vqa", 128),
+    "gqa": _asked(_SHORT, "gqa", 128),
+    "ocrvqa": _asked(_SHORT, "exact_match_strict", 128),
+    "mmbench": _asked(_LLAVA_OPTIONS + _LETTER, "mmbench", 1024),
+    "mmbench_cn": _asked(_LLAVA_OPTIONS + "请直接回答选项字母。", "mmbench", 1024),
+    **dict.fromkeys(_CAPTION_SETS, _LLAVA_CAPTION),
+    "iconqa": _asked("{question}\n{options}", "exact_match_strict", 128, "Answer: {letter}"),
+    "imagenet_r": _asked(_OBJECT, "exact_match_strict", 128),
+    "scienceqa": _asked(_SCIENCE, "scienceqa", 1024),
+    "scienceqa_img": _asked(_SCIENCE, "scienceqa", 1024),
+    "pope": _asked(_SHORT, "pope", 128),
+    **_RECORDS,
+}
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
-    "llava": {
-        "textvqa": _asked("{question}\nReference OCR token: {ocr}\n" + _WORD, "vqa", 128),
-        "okvqa": _asked(_SHORT, "vqa", 128),
-        "vqav2": _asked(_SHORT, "vqa", 128),
-        "vizwiz": _asked("{question}\n" + _UNANSWERABLE, "vqa", 128),
-        "gqa": _asked(_SHORT, "gqa", 128),
-        "ocrvqa": _asked(_SHORT, "exact_match_strict", 128),
-        "mmbench": _asked(_LLAVA_OPTIONS + _LETTER, "mmbench", 1024),
-        "mmbench_cn": _asked(_LLAVA_OPTIONS + "请直接回答选项字母。", "mmbench", 1024),
-        **dict.fromkeys(_CAPTION_SETS, _LLAVA_CAPTION),
-        "iconqa": _asked("{question}\n{options}", "exact_match_strict", 128, "Answer: {letter}"),
-        "imagenet_r": _asked(_OBJECT, "exact_match_strict", 128),
-        "scienceqa": _asked(_SCIENCE, "scienceqa", 1024),
-        "scienceqa_img": _asked(_SCIENCE, "scienceqa", 1024),
-        "pope": _asked(_SHORT, "pope", 128),
-        **_RECORDS,
-    },
+    "llava": {name: replace(asked, padding="square") for name, asked in _LLAVA.items()},
     "lmms-eval": {
         "textvqa": _asked("{Question}\n" + _WORD, "vqa", 1024),
         "okvqa": _asked("{question}\n" + _UNANSWERABLE, "vqa", 1024),

@@ -24,7 +24,8 @@ def textvqa(files: Files) -> Iterator[Row]:
     question file that LLaVA ships (by image and question).
     """
     content = files.json("questions")
-    files.check("questions", content.get("dataset_version"), "0.5.1", "dataset_version")
+    version = content.get("dataset_version")
+    files.check("questions", "0.5.1" if version in ("0.51", 0.51) else version, "0.5.1", "dataset_version")
     tokens = _ocr_tokens(files) if "ocr" in files.paths else None
     for entry in content["data"]:
         image, question = entry["image_id"], entry["question"]

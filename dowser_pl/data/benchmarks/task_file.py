@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dowser_pl.data.benchmarks.official import Official, folder_of
-from dowser_pl.data.benchmarks.protocols import DEFAULT, Protocol, protocol_named
+from dowser_pl.data.benchmarks.protocols import DEFAULT, Protocol, checked_padding, protocol_named
 from dowser_pl.data.benchmarks.sets import benchmark_named
 from dowser_pl.data.rows import Role
 from dowser_pl.errors import DowserError
@@ -36,6 +36,9 @@ class TaskFile:
         root: the folder with the files of the benchmark; None = `root` of the data module, in which it starts.
         protocol: whose words, metric and `max_new_tokens` the benchmark is asked with: "llava" or "lmms-eval".
         paths: of files of the benchmark that lie elsewhere, below `root` or absolute: what it holds -> path.
+        padding: of pictures for a processor that cuts out the centre (LLaVA-1.5's): "square" pads them with its mean
+            colour before, as the original LLaVA; "processor" has them cut; None = that of the data module, or if it has
+            none, of the protocol, which for a file is "processor".
     """
 
     name: str = ""
@@ -51,9 +54,11 @@ class TaskFile:
     root: str | None = None
     protocol: str | None = None
     paths: dict[str, str] | None = None
+    padding: Literal["square", "processor"] | None = None
 
     def __post_init__(self) -> None:
         asked = self._checked_protocol()
+        checked_padding(self.padding)
         object.__setattr__(self, "name", self.name or self.benchmark)
         metric = "exact_match" if asked is None else asked.metric
         object.__setattr__(self, "metric", metric_name(metric if self.metric is None else self.metric))
@@ -86,15 +91,24 @@ class TaskFile:
     def told_protocol(self) -> dict[str, Any]:
         """What a report tells of how the set is asked; see `Task`."""
         suffix = {"prompt_suffix": self.prompt_suffix} if self.prompt_suffix else {}
+        padding = {"padding": self.asked_padding}
         if self.benchmark is None:
-            return suffix
+            return suffix | padding
         name = self.protocol or DEFAULT
         asked = protocol_named(name, self.benchmark)
         split = self.split or next(iter(benchmark_named(self.benchmark).splits))
-        kept = (self.metric, self.max_new_tokens) == (asked.metric, asked.max_new_tokens) and not suffix
+        mine = (self.metric, self.max_new_tokens, self.asked_padding)
+        kept = mine == (asked.metric, asked.max_new_tokens, asked.padding) and not suffix
         told = {"name": name if kept else f"{name} (changed)", "benchmark": self.benchmark, "split": split}
         answer = {"answer": asked.answer} if asked.answer else {}
-        return told | {"prompts": list(asked.prompts)} | suffix | answer | {"ocr_tokens": asked.reads_ocr}
+        return told | {"prompts": list(asked.prompts)} | suffix | answer | {"ocr_tokens": asked.reads_ocr} | padding
+
+    @property
+    def asked_padding(self) -> str:
+        """What becomes of pictures: `padding`, or what the protocol says."""
+        if self.padding is not None or self.benchmark is None:
+            return self.padding or "processor"
+        return protocol_named(self.protocol or DEFAULT, self.benchmark).padding
 
     def official(self) -> Official:
         """What of the benchmark is read, and how it is asked."""

@@ -9,6 +9,7 @@ from dowser_pl.data import ConversationData, Question, TaskFile
 from dowser_pl.data.benchmarks import read_task
 from dowser_pl.data.benchmarks.protocols import PROTOCOLS
 from dowser_pl.data.benchmarks.sets import BENCHMARKS
+from dowser_pl.data.images import open_image
 from dowser_pl.data.rows import checked_tasks
 from dowser_pl.errors import DowserError
 from dowser_pl.metrics import build_metric
@@ -257,7 +258,11 @@ def test_other_versions_are_told_apart(tmp_path):
         asked(tmp_path, "textvqa", protocol="lmms-eval")
     official_files.textvqa(tmp_path)
     path = tmp_path / "TextVQA_0.5.1_val.json"
-    path.write_text(path.read_text().replace('"0.5.1"', '"0.5"'))
+    whole = path.read_text()
+    for version in ('"0.51"', "0.51"):
+        path.write_text(whole.replace('"0.5.1"', version))
+        assert len(asked(tmp_path, "textvqa")) == 2
+    path.write_text(whole.replace('"0.5.1"', "0.5"))
     with pytest.raises(ValueError, match="has dataset_version '0.5', expected dataset_version '0.5.1'"):
         asked(tmp_path, "textvqa")
     official_files.vqa(tmp_path, "v2_", version="1.0")
@@ -319,6 +324,37 @@ def test_letters_of_mmbench_that_mean_no_option(found, message, tmp_path):
     edit(tmp_path / "mmbench_dev_20230712.tsv", lambda text: text.replace("nan\tnan\tB", f"nan\tnan\t{found}", 1))
     with pytest.raises(DowserError, match=message):
         asked(tmp_path, "mmbench")
+
+
+def test_turns_of_mmbench_share_a_picture_wherever_it_stands(tmp_path):
+    official_files.mmbench(tmp_path)
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    head, first, second, turned = path.read_text().splitlines()
+    path.write_text("\n".join([head, turned, second, first]) + "\n")
+    rows = TaskFile(benchmark="mmbench", root=str(tmp_path)).official().questions()
+    assert [row["id"] for _, row in rows] == [1000241, 252, 241] and len(rows._pictures) == 2
+    pictures = [row["image"]["base64"] for _, row in rows]
+    assert pictures[0] == pictures[2] == first.split("\t")[9] != pictures[1] == second.split("\t")[9]
+    before = rows.digest
+    path.write_text(path.read_text().replace(pictures[1], pictures[0]))
+    assert TaskFile(benchmark="mmbench", root=str(tmp_path)).official().questions().digest != before
+    path.write_text("\n".join([head, second.replace(pictures[1], "7")]) + "\n")
+    with pytest.raises(DowserError, match=r"\(id 252\): cannot read the image"):
+        checked_images(read_task(TaskFile(benchmark="mmbench", root=str(tmp_path))))
+
+
+def checked_images(task):
+    return [open_image(source, question.id) for question in task.questions for source in question.images]
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "None", "NA", "N/A", "null", " "])
+def test_options_end_where_the_scripts_read_nothing(missing, tmp_path):
+    official_files.mmbench(tmp_path)
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    path.write_text(path.read_text().replace("right\tup\t", f"Na\t{missing}\tup"))
+    assert words(read_task(TaskFile(benchmark="mmbench", root=str(tmp_path))).questions[1]) == (
+        f"What?\nA. left\nB. Na\n{LETTER}"
+    )
 
 
 def test_marks_of_other_systems_change_no_row(tmp_path):
@@ -478,6 +514,7 @@ def test_a_task_tells_its_protocol(tmp_path):
         "prompts": ["{question}\nReference OCR token: {ocr}\n" + WORD],
         "prompt_suffix": "Now.",
         "ocr_tokens": True,
+        "padding": "square",
     }
     other = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), protocol="lmms-eval"))
     assert (other.protocol["name"], other.protocol["ocr_tokens"]) == ("lmms-eval", False)
