@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["QFORMER", "positions_read", "qformer_layers"]
+__all__ = ["QFORMER", "positions_read", "qformer_layers", "qformer_matrices"]
 
 QFORMER = "qformer"
 """The name of the module, and of the target that means all of its matrices."""
@@ -28,7 +28,7 @@ def qformer_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def qformer_matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Linear]]:
-    """Of every matrix of its layers the run-time name, the name in its layer, and the module, in model order."""
+    """Every matrix in the layers of the Q-Former: run-time name, name in its layer, and module, in model order."""
     for layer, block in qformer_layers(model).items():
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear):
