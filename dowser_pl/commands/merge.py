@@ -20,6 +20,7 @@ METHODS: dict[str, tuple[str, dict[str, bool | int | float | str]]] = {
         {"update_ratio": 0.1, "scope": "matrix"},
     ),
     "Grafting": ("keep the largest moves (arXiv 2302.06600)", {"update_ratio": 0.1, "scope": "model"}),
+    "ModelTailor": ("stitch the patches of its runs, one a task (arXiv 2402.12048)", {"overlap": "sum"}),
     "Ties": (
         "keep the largest moves, elect signs, average what agrees (arXiv 2306.01708)",
         {"update_ratio": 0.2, "scale": 1.0, "undecided": "base", "scope": "model"},
@@ -47,7 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     named = "model folder, 'embedded:world', or hub id that is in the cache"
     parser.add_argument("--base", metavar="BASE", required=True, help=named)
     parser.add_argument(
-        "--tuned", metavar="TUNED", action="append", required=True, help="the same model after tuning; again for more"
+        "--tuned",
+        metavar="TUNED",
+        action="append",
+        required=True,
+        help="the same model after tuning, as BASE or as a run, of which the patch is taken, or as a patch; again for "
+        "more",
     )
     parser.add_argument("--method", metavar="METHOD", required=True, help=f"one of {', '.join(METHODS)}; see below")
     parser.add_argument("--out", metavar="PATH", required=True, help="the new model folder, or the patch file")

@@ -12,18 +12,19 @@ from dowser_pl import __version__, methods
 from dowser_pl.commands.model_folder import model_folder
 from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
-from dowser_pl.methods import Method
+from dowser_pl.methods import AfterFit, Method
 from dowser_pl.patches.apply import check_free
-from dowser_pl.patches.merge import Merge, Versions
+from dowser_pl.patches.merge import Merge
 from dowser_pl.patches.patch import save_patch
 from dowser_pl.patches.safetensors_file import dtype_name
+from dowser_pl.patches.versions import Versions
 from dowser_pl.reporting.provenance import installed_version, provenance
 
 
 def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) -> str:
     """Merge and write; returns what to print."""
     method, out = _method(options, settings), Path(options.out)
-    versions = Versions(model_folder(options.base), [model_folder(name) for name in options.tuned])
+    versions = Versions(model_folder(options.base), [_tuned(name) for name in options.tuned])
     as_patch = options.patch or out.suffix == ".safetensors"
     if as_patch:
         _check_apart(out, [versions.base, *versions.tuned])
@@ -41,6 +42,8 @@ def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) ->
         write_atomically(options.json, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     told = ", ".join(f"{key} {value}" for key, value in method.settings().items() if key != "method")
     lines = [f"{options.method} ({told}), {len(options.tuned)} tuned", "", *_table(rows)]
+    if len(options.tuned) > 1:
+        lines += ["", f"Of the matrices, {merge.shared:,} entries are moved by several of them."]
     if versions.dtype is not None:
         lines += [
             "",
@@ -55,8 +58,16 @@ def _method(options: Namespace, settings: Mapping[str, Any]) -> Method:
     if not (isinstance(found, type) and issubclass(found, Method)) or isabstract(found) or found is Method:
         known = ", ".join(options.methods)
         raise DowserError(f"got --method {options.method}, expected one of: {known}; see {options.program} --help")
-    method: Method = found(**settings)
-    return method
+    kind: type[Method] = (found.of_patches or found) if issubclass(found, AfterFit) else found
+    return kind(**settings)
+
+
+def _tuned(name: str) -> Path:
+    """A patch, or the folder of a model; of a run its patch, which tells its base, or if it has none its model."""
+    path = Path(name).expanduser()
+    if (path / "report.json").is_file():
+        path = next((path / part for part in ("patch.safetensors", "model") if (path / part).exists()), path)
+    return path if path.is_file() else model_folder(str(path))
 
 
 def _check_apart(out: Path, sources: Sequence[Path]) -> None:

@@ -223,6 +223,11 @@ class Encoder(ABC):
         if "qformer_input_ids" in batch:
             tokenizer = self.words.processor_for(*prompts).qformer_tokenizer
             encoded = tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
+            if (longest := encoded["input_ids"].shape[1]) > tokenizer.model_max_length:
+                raise DowserError(
+                    f"the instruction has {longest} tokens for the Q-Former, expected {tokenizer.model_max_length} at "
+                    "most. Shorten the question"
+                )
             batch["qformer_input_ids"] = encoded["input_ids"]
             batch["qformer_attention_mask"] = encoded["attention_mask"]
 

@@ -31,6 +31,13 @@ _PLAIN = (
     "{% else %}IMAGE{% endif %}{% endfor %}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
 )
+# As InstructBLIP's own training has it: the instruction, a space and the answer.
+_INSTRUCTBLIP = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' }}{% endif %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] | trim }}{% else %}IMAGE{% endif %}"
+    "{% endfor %}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+_NAMED = {"plain": _PLAIN, "instructblip": _INSTRUCTBLIP}
 
 
 class ChatTemplate:
@@ -38,7 +45,7 @@ class ChatTemplate:
 
     Args:
         processor: renders, and has the default template.
-        template: Jinja text, a path, or "plain"; None = the one of the processor or of its tokenizer.
+        template: Jinja text, a path, "plain" or "instructblip"; None = the one of the processor or of its tokenizer.
 
     Raises:
         DowserError: there is none, or the path does not exist.
@@ -232,8 +239,8 @@ def _solid(text: str) -> str:
 
 def find_template(processor: Processor, template: str | None) -> str:
     """The Jinja text to use; see `ChatTemplate`."""
-    if template == "plain":
-        return _PLAIN.replace(
+    if template in _NAMED:
+        return _NAMED[template].replace(
             "IMAGE", str(getattr(processor, "image_token", "")) if has_placeholders(processor) else ""
         )
     if template is not None:
@@ -242,7 +249,8 @@ def find_template(processor: Processor, template: str | None) -> str:
         path = Path(template).expanduser()
         if not path.is_file():
             raise DowserError(
-                f'chat_template: expected Jinja text, the path of a file with it, or "plain"; got {template!r}.'
+                f'chat_template: expected Jinja text, the path of a file with it, "plain" or "instructblip"; got '
+                f"{template!r}."
             )
         return path.read_text(encoding="utf-8")
     if (own := own_template(processor)) is not None:
@@ -250,7 +258,7 @@ def find_template(processor: Processor, template: str | None) -> str:
     raise DowserError(
         f"{type(processor).__name__} has no chat template. Set `chat_template`, of data or of the call, to a path or "
         'Jinja text with the format that the model was trained on, or to "plain" (messages line by line, end token '
-        "behind each answer)."
+        'behind each answer), for InstructBLIP and BLIP-2 to "instructblip" (an answer behind a space).'
     )
 
 

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.recorder import Watching
+from dowser_pl.models.qformer import QFORMER, positions_read
 
 __all__ = ["InputGrams", "grouped"]
 
@@ -48,23 +49,26 @@ class InputGrams(Watching):
         self._owner: dict[str, str] = {}
         self._positions: Tensor | None = None
         self._weights: Tensor | None = None
+        self._instruction: Tensor | None = None
         self._last: tuple[str, Tensor] | None = None
 
     def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(self._watch(name))
 
     def _forget(self) -> None:
-        self._positions = self._weights = self._last = None
+        self._positions = self._weights = self._instruction = self._last = None
 
-    def start(self, positions: Tensor | None, weights: Tensor | None = None) -> None:
+    def start(self, positions: Tensor | None, weights: Tensor | None = None, instruction: Tensor | None = None) -> None:
         """Begin a batch of inputs.
 
         Args:
             positions: (B, T) bool, True = real token; None counts every position. Inputs of another length
                 (cross-attention reads the source) count whole.
-            weights: (B, T) float32, how much a position counts; None = each as one token.
+            weights: (B, T) float32, how much a position counts; None = each as one token. To matrices of a Q-Former
+                all their positions are one token each.
+            instruction: (B, T') mask of what a Q-Former reads beside its queries, `qformer_attention_mask`.
         """
-        self._positions, self._weights, self._last = positions, weights, None
+        self._positions, self._weights, self._instruction, self._last = positions, weights, instruction, None
 
     def clear(self) -> None:
         """Forget what was summed, but not of which matrices."""
@@ -102,9 +106,7 @@ class InputGrams(Watching):
             if owner == name:
                 self._last = (name, inputs[0])
                 with torch.autocast(value.device.type, enabled=False):  # sums are float32 whatever the model is in
-                    tokens = self._tokens(value)
-                    weights = None if self._weights is None else self._tokens(self._weights[..., None])
-                    self._add(name, tokens.float(), weights)
+                    self._add(name, *self._tokens(name, value))
 
         return before
 
@@ -112,16 +114,25 @@ class InputGrams(Watching):
         if name not in self.sums:
             self.sums[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
             self.counts[name] = 0.0
-        weighted = tokens if weights is None or len(weights) != len(tokens) else tokens * weights
+        weighted = tokens if weights is None else tokens * weights
         self.sums[name].addmm_(weighted.T, tokens)
-        self.counts[name] += len(tokens) if weighted is tokens else float(weights.sum())  # type: ignore[union-attr]
+        self.counts[name] += len(tokens) if weights is None else float(weights.sum())
 
-    def _tokens(self, value: Tensor) -> Tensor:
-        """(tokens, I): (B, T, I), or (B * T, I) as OPT has it, without padding."""
-        flat = value.reshape(-1, value.shape[-1])
-        if self._positions is None or len(flat) != self._positions.numel():
-            return flat
-        return flat[self._positions.reshape(-1).to(flat.device)]
+    def _tokens(self, name: str, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(tokens, I) float32 of (B, T, I), or (B * T, I) as OPT has it, without padding; and (tokens, 1) weights."""
+        flat, weights = value.reshape(-1, value.shape[-1]), self._weights
+        if QFORMER in name.split("."):
+            real, weights = positions_read(name, value.shape[1], self._instruction), None
+        else:
+            real = self._positions
+            given = weights if real is None else real
+            if given is None or len(flat) != given.numel():
+                return flat.float(), None
+        weights = None if weights is None else weights.reshape(-1, 1).to(flat.device)
+        if real is None:
+            return flat.float(), weights
+        real = real.reshape(-1).to(flat.device)
+        return flat[real].float(), None if weights is None else weights[real]
 
 
 def grouped(layers: Mapping[str, nn.Linear], blocks: Mapping[str, str], limit: int) -> list[dict[str, nn.Linear]]:

@@ -143,7 +143,8 @@ def _summed(
     for number in range(collectives.rank() - missing, len(batches), world):
         inputs, positions = stacked(batches[max(number, 0)], device_of(model), text_inputs)
         with measuring(model), grams:
-            grams.start(positions, _weights(batches[max(number, 0)], positions))
+            weights = _weights(batches[max(number, 0)], positions)
+            grams.start(positions, weights, inputs.get("qformer_attention_mask"))
             model(**inputs, use_cache=False)
         if number < 0:
             grams.clear()

@@ -129,7 +129,7 @@ def _measure_batch(
 ) -> Statistics:
     inputs, positions = stacked(batch, device_of(model), text_inputs)
     with measuring(model), live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
-        recorder.start(positions)
+        recorder.start(positions, inputs.get("qformer_attention_mask"))
         logits, probed = _probed_logits(model, inputs, positions, settings)
         _backward(logits, probed, indices, settings)
         recorder.check_complete()

@@ -188,7 +188,12 @@ def write_prompts(
     ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
     ordinary, special = split_vocabulary(tokenizer, ending)
     writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs, ending)
-    encoder_decoder = model.config.is_encoder_decoder
+    encoder_decoder = model.config.get_text_config(decoder=True).is_encoder_decoder
+    if encoder_decoder and images:
+        raise DowserError(
+            f"probe.noise_images has text written behind a picture, got the encoder-decoder {type(model).__name__}; "
+            "set --dowser.probe.noise_images false"
+        )
     size = 1 if encoder_decoder else settings.batch_size if images else _WRITTEN_TOGETHER
     option = "--dowser.probe.batch_size" if images else "--dowser.probe.num_tokens"
     run = writer.answer_sources if encoder_decoder else writer.continue_prefixes
@@ -275,9 +280,9 @@ def split_vocabulary(tokenizer: Tokens, ending: Ending) -> tuple[Tensor, list[in
     return ordinary, sorted(special - set(ending.ids))
 
 
-def _prefix(ordinary: Tensor, settings: Probe, index: int) -> Tensor:
+def _prefix(ordinary: Tensor, settings: Probe, index: int, use: str = "prefix") -> Tensor:
     """min_prefix..max_prefix random ordinary tokens."""
-    random = stream(settings.seed, "prefix", index)
+    random = stream(settings.seed, use, index)
     count = int(torch.randint(settings.min_prefix, settings.max_prefix + 1, (), generator=random))
     return ordinary[torch.randint(len(ordinary), (count,), generator=random)]
 
@@ -289,27 +294,41 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
     """One noise image per prompt, without text.
 
     Args:
-        processor: Hugging Face processor with an image token.
-        settings: the seed.
+        processor: Hugging Face processor that places an image by its token, or in front as those of InstructBLIP and
+            BLIP-2 do. A Q-Former that reads the instruction is given random words.
+        settings: the seed, and how many words.
         indices: numbers of the prompts.
 
     Returns:
-        Per prompt the processor's output: `input_ids` (1, L) and the image inputs.
+        Per prompt the processor's output: `input_ids` (1, L) and the image inputs, of the same shapes for all.
 
     Raises:
-        DowserError: if the processor has no image token to place an image by, or is a tokenizer.
+        DowserError: if the processor cannot place an image, or is a tokenizer.
     """
     token = getattr(processor, "image_token", None)
-    if not isinstance(token, str) or not reads_images(processor):
+    in_front = hasattr(processor, "num_query_tokens")
+    if not reads_images(processor) or not (in_front or isinstance(token, str)):
         raise DowserError(
             f"{type(processor).__name__} has no image token, so probe.noise_images cannot place an image; "
             "set --dowser.probe.noise_images false"
         )
-    start = (processor.tokenizer.bos_token or "") + token
+    start = (processor.tokenizer.bos_token or "") + ("" if in_front else str(token))
     encoded = []
     for index in indices:
         random = stream(settings.seed, "noise", index)
         pixels = torch.randint(0, 256, (_SIDE, _SIDE, 3), generator=random, dtype=torch.uint8)
         image = Image.fromarray(pixels.numpy())
-        encoded.append(dict(processor(text=[start], images=[image], return_tensors="pt", add_special_tokens=False)))
+        made = dict(processor(text=[start], images=[image], return_tensors="pt", add_special_tokens=False))
+        if "qformer_input_ids" in made:
+            made |= _random_instruction(processor.qformer_tokenizer, settings, index)
+        encoded.append(made)
     return encoded
+
+
+def _random_instruction(tokenizer: Any, settings: Probe, index: int) -> dict[str, Tensor]:
+    """min_prefix..max_prefix random words for the Q-Former, padded to what the most of them take."""
+    words = _prefix(split_vocabulary(tokenizer, Ending(()))[0], settings, index, "instruction").tolist()
+    ids = [each for each in (tokenizer.cls_token_id, *words, tokenizer.sep_token_id) if each is not None]
+    padding = [0] * (settings.max_prefix - len(words))
+    tokens, mask = torch.tensor([[*ids, *padding]]), torch.tensor([[*(1 for _ in ids), *padding]])
+    return {"qformer_input_ids": tokens, "qformer_attention_mask": mask}

@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.qformer import QFORMER, positions_read
 
 __all__ = ["FACTORS", "PRODUCTS", "Recorder", "Watching", "live_rows_only"]
 
@@ -87,6 +88,7 @@ class Recorder(Watching):
         self.factors: dict[str, dict[str, Tensor]] = {name: {} for name in FACTORS if name in statistics}
         self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
         self._weights = torch.empty(0, 0)
+        self._instruction: Tensor | None = None
         self._seen: set[str] = set()
         self._inputs: dict[str, Tensor] = {}
         self._last_input: tuple[Tensor, Tensor] | None = None
@@ -96,19 +98,21 @@ class Recorder(Watching):
 
     def _forget(self) -> None:
         self._inputs.clear()
-        self._last_input = None
+        self._last_input = self._instruction = None
 
-    def start(self, positions: Tensor) -> None:
+    def start(self, positions: Tensor, instruction: Tensor | None = None) -> None:
         """Forget the factors of the last batch.
 
         Args:
             positions: (B, T) bool, True = real token.
+            instruction: (B, T') mask of what a Q-Former reads beside its queries, `qformer_attention_mask`.
         """
         for recorded in self.factors.values():
             recorded.clear()
         self._seen.clear()
         counts = positions.sum(dim=1, keepdim=True)
         self._weights = positions.float() / counts.float()  # explicit: half precision changes the default dtype
+        self._instruction = instruction
 
     def check_complete(self) -> None:
         """Fail closed when a matrix saw no gradient in this batch.
@@ -120,15 +124,14 @@ class Recorder(Watching):
         if missing:
             raise DowserError(
                 f"{len(missing)} of {len(self.layers)} matrices got no probe gradient, first {missing[0]!r}: "
-                "the text decoder did not run through them. Leave them out of `model.targets` or report the "
-                "model family"
+                "the model did not run through them. Leave them out of `model.targets` or report the model family"
             )
 
     def _watch(self, name: str):  # type: ignore[no-untyped-def]
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG001
             if "activation" in self.factors:
                 with torch.autocast(output.device.type, enabled=False):
-                    self.factors["activation"][name] = self._activation(inputs[0])
+                    self.factors["activation"][name] = self._activation(name, inputs[0])
             if self.products:
                 self._inputs[name] = inputs[0].detach()
             if not torch.is_grad_enabled():
@@ -142,9 +145,9 @@ class Recorder(Watching):
 
         return forward
 
-    def _activation(self, value: Tensor) -> Tensor:
+    def _activation(self, name: str, value: Tensor) -> Tensor:
         if self._last_input is None or self._last_input[0] is not value:  # q, k and v read the same tensor
-            self._last_input = (value, self._mean(value.detach().abs()))
+            self._last_input = (value, self._mean(name, value.detach().abs()))
         return self._last_input[1]
 
     def _add_root(self, name: str, root: Tensor) -> None:
@@ -159,27 +162,27 @@ class Recorder(Watching):
 
     def _add_exactly(self, name: str, gradient: Tensor) -> None:
         if "abs_gradient" in self.factors:
-            _accumulate(self.factors["abs_gradient"], name, self._mean(gradient.abs()))
+            _accumulate(self.factors["abs_gradient"], name, self._mean(name, gradient.abs()))
         if "square_gradient" in self.factors:
-            _accumulate(self.factors["square_gradient"], name, self._mean(gradient.float().square()))
+            _accumulate(self.factors["square_gradient"], name, self._mean(name, gradient.float().square()))
         if not self.products:
             return
-        g, h = self._by_prompt(gradient).float(), self._by_prompt(self._inputs[name]).float()
+        g, h = (self._by_prompt(each).float() for each in (gradient, self._inputs[name]))
         for statistic, sums in self.products.items():
             if name not in sums:
                 sums[name] = g.new_zeros(g.shape[-1], h.shape[-1])
             if statistic == "token_product":
-                weighted = g.abs() * self._position_weights(g)[..., None]
+                weighted = g.abs() * self._position_weights(name, g)[..., None]
                 sums[name].addmm_(weighted.flatten(0, 1).T, h.abs().flatten(0, 1))
             else:
                 for g_prompt, h_prompt in zip(g, h, strict=True):  # a square is taken prompt by prompt
                     derivative = g_prompt.T @ h_prompt
                     sums[name].addcmul_(derivative, derivative)
 
-    def _mean(self, values: Tensor) -> Tensor:
+    def _mean(self, name: str, values: Tensor) -> Tensor:
         """(B, T, D), or (B * T, D) as OPT has it, -> (B, D) float32, the mean over real positions."""
         values = self._by_prompt(values).float()
-        return torch.bmm(self._position_weights(values)[:, None], values)[:, 0]
+        return torch.bmm(self._position_weights(name, values)[:, None], values)[:, 0]
 
     def _by_prompt(self, values: Tensor) -> Tensor:
         num_rows, num_positions = self._weights.shape
@@ -192,9 +195,13 @@ class Recorder(Watching):
             )
         return values
 
-    def _position_weights(self, values: Tensor) -> Tensor:
+    def _position_weights(self, name: str, values: Tensor) -> Tensor:
         """(B, T) float32 that sum to one over the real positions of each row."""
-        if values.shape[1] == self._weights.shape[1]:
+        if QFORMER in name.split("."):
+            read = positions_read(name, values.shape[1], self._instruction)
+            if read is not None:
+                return read.float() / read.sum(dim=1, keepdim=True).float()
+        elif values.shape[1] == self._weights.shape[1]:
             return self._weights
         # cross-attention reads the source, which is never padded
         return values.new_full(values.shape[:2], 1 / values.shape[1])

@@ -195,9 +195,17 @@ class BeforeFit(Method):
 
 
 class AfterFit(Method):
-    """A method that lets every entry train and decides afterwards what of each move is kept."""
+    """A method that lets every entry train and decides afterwards what of each move is kept.
+
+    Attributes:
+        of_patches: what merges the patches that this method has made of several models, where it cannot decide again
+            without the data of their runs; None = itself.
+        merges: class names of the methods whose patches alone it merges; empty = any tuned models.
+    """
 
     stage: ClassVar[Stage] = "after_fit"
+    of_patches: ClassVar["type[AfterFit] | None"] = None
+    merges: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def mask(self, layer: Layer) -> Tensor:

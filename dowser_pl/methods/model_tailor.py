@@ -16,6 +16,10 @@ The released code differs from the derivation, and each difference is an option;
   cost, `tuned^2` instead.
 - `compensation_sign`: the code adds the compensation that the derivation subtracts.
 
+Several tasks: each model is tailored by itself, with the data of its task, and `Stitch` adds up what is left of them.
+The release has no code of it, and the text of the paper was not read for it, so that the rule for entries which several
+patches hold is an option: the equation of one patch, summed over the tasks, adds their moves up.
+
 Not as the code: exactly k entries; a row whose entries all moved alike gets zeros, not NaN; all matrices see the
 inputs of the tuned model, while the code tailors layer by layer and feeds each from the tailored ones before it.
 """
@@ -27,16 +31,55 @@ from torch import Tensor
 
 from dowser_pl.errors import DowserError
 from dowser_pl.functional.masks import num_trainable
-from dowser_pl.functional.merges import mean_of_moves
+from dowser_pl.functional.merges import mean_of_moves, sum_of_moves
 from dowser_pl.functional.optimal_brain_surgeon import fused_score, inverse_factor, reverted
 from dowser_pl.functional.selection import highest
 from dowser_pl.methods.base import AfterFit, Layer, Need, Reference
 
-__all__ = ["CompensationSign", "ModelTailor", "Selection", "Sensitivity"]
+__all__ = ["CompensationSign", "ModelTailor", "Overlap", "Selection", "Sensitivity", "Stitch"]
 
 CompensationSign = Literal["derivation", "released"]
 Selection = Literal["matrix", "block"]
 Sensitivity = Literal["move", "weight"]
+Overlap = Literal["sum", "mean"]
+
+_REFERENCE = Reference(
+    title="Model Tailor: Mitigating Catastrophic Forgetting in Multi-modal Large Language Models",
+    authors="Zhu, Sun, Li, Shen, Yan, Ding, Kuang, Wu",
+    year=2024,
+    arxiv="2402.12048",
+)
+
+
+class Stitch(AfterFit):
+    """Stitch the decorated patches of several tasks onto their base: `base + sum_t mask_t * (tailored_t - base)`.
+
+    Args:
+        overlap: of an entry that several patches move, the `sum` of the moves, or their `mean`.
+    """
+
+    reference: ClassVar[Reference] = _REFERENCE
+    merges = ("ModelTailor", "Stitch")
+    update_ratio: None = None
+
+    def __init__(self, overlap: Overlap = "sum") -> None:
+        if overlap not in get_args(Overlap):
+            raise DowserError(f"overlap must be one of {', '.join(get_args(Overlap))}, got {overlap!r}")
+        self.overlap = overlap
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The tailored weights."""
+        return frozenset({"tuned"})
+
+    def mask(self, layer: Layer) -> Tensor:
+        """(O, I) bool, what the patch moved."""
+        return layer.measured("tuned") != layer.weight
+
+    def merge_all(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> Tensor:
+        """(O, I): the base with the moves of all patches."""
+        add_up = sum_of_moves if self.overlap == "sum" else mean_of_moves
+        return add_up(layers[0].weight, [layer.measured("tuned") for layer in layers], masks)
 
 
 class ModelTailor(AfterFit):
@@ -52,13 +95,8 @@ class ModelTailor(AfterFit):
         block_size: columns of a block.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        title="Model Tailor: Mitigating Catastrophic Forgetting in Multi-modal Large Language Models",
-        authors="Zhu, Sun, Li, Shen, Yan, Ding, Kuang, Wu",
-        year=2024,
-        arxiv="2402.12048",
-    )
-
+    reference: ClassVar[Reference] = _REFERENCE
+    of_patches = Stitch
     update_ratio: float
 
     def __init__(
@@ -108,11 +146,6 @@ class ModelTailor(AfterFit):
     def merge(self, layer: Layer, mask: Tensor) -> Tensor:
         """(O, I): the patch, decorated, on the base."""
         return self._reverted(layer, self._factor(layer), lambda part, _: mask[:, part])[0]
-
-    def merge_all(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> Tensor:
-        """(O, I): the decorated patches of all models stitched onto the base; where they overlap, their mean."""
-        decorated = [self.merge(layer, mask) for layer, mask in zip(layers, masks, strict=True)]
-        return mean_of_moves(layers[0].weight, decorated, masks)
 
     def _factor(self, layer: Layer) -> Tensor:
         return inverse_factor(layer.measured("input_gram"), self.damping)

@@ -19,6 +19,7 @@ from dowser_pl.metrics.multiple_choice import MultipleChoice
 from dowser_pl.metrics.pope import POPEF1, POPEAccuracy
 from dowser_pl.metrics.protocols import (
     ANLS,
+    AOKVQAAccuracy,
     GQAAccuracy,
     RelaxedAccuracy,
     ScienceQA,
@@ -39,6 +40,7 @@ METRICS: dict[str, type[Metric]] = {
     "anls": ANLS,
     "relaxed_accuracy": RelaxedAccuracy,
     "gqa": GQAAccuracy,
+    "aokvqa": AOKVQAAccuracy,
     "exact_match_unpunctuated": UnpunctuatedMatch,
     "scienceqa": ScienceQA,
     "scienceqa_prefix": ScienceQAPrefix,
@@ -93,6 +95,7 @@ _NORMALISATION = {
     "rouge_l": "words as PTBTokenizer splits them, without Java",
     "meteor": "words as PTBTokenizer splits them, then those of METEOR 1.5",
     "gqa": "full stops at the end and case",
+    "aokvqa": "spaces",
     "scienceqa": "the letter, by the rules of LLaVA",
     "scienceqa_prefix": "the letter, by the rules of lmms-eval",
     "pope": "no or yes, from the first sentence",

@@ -25,6 +25,14 @@ class GQAAccuracy(AnswerMetric):
         return float(prediction.strip().rstrip(".").lower() in references)
 
 
+class AOKVQAAccuracy(AnswerMetric):
+    """Direct answers of A-OKVQA as its `evaluation/eval_predictions.py` counts them, letter by letter."""
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """1 if three people gave the answer, else a third for each who did."""
+        return min(1.0, references.count(prediction.strip()) / 3)
+
+
 class UnpunctuatedMatch(AnswerMetric):
     """Equality without case and without any ASCII punctuation, as lmms-eval compares answers of GQA."""
 

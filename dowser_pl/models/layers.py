@@ -1,4 +1,4 @@
-"""Which matrices of a model may be tuned, and its other parts; this file alone knows Hugging Face layer names.
+"""Which matrices of a model may be tuned, and its other parts; with `qformer.py` all that knows names of layers.
 
 A matrix is found by where it sits, never by one prefix: a layer of the text decoder (`get_decoder`, then its one list
 of repeated blocks), an `nn.Linear` inside it, and the words on the way to it. Fails closed: whatever inside a decoder
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.qformer import QFORMER, qformer_layers, qformer_matrices
 
 __all__ = [
     "PARTS",
@@ -250,7 +251,8 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
         model: the whole model; names are those of `model.named_modules()`.
         last_n_layers: how many decoder layers, counted from the output; None for all.
         targets: kinds of matrices, "attn" (self- and cross-attention) and "mlp", and names of matrices, such as
-            "q_proj", or as many last parts of a name as tell it from others, such as "EncDecAttention.q".
+            "q_proj", or as many last parts of a name as tell it from others, such as "EncDecAttention.q". "qformer" is
+            every matrix of all layers of the Q-Former, "qformer.crossattention.attention.query" those of a name.
 
     Returns:
         Run-time name to module, in model order. 4- and 8-bit layers of bitsandbytes are `nn.Linear` too: read
@@ -260,17 +262,22 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
         DowserError: nothing found, an argument out of range, or a layer that is not understood (see above).
     """
     _check_targets(targets)
+    found, met, there = _qformer_targets(model, targets)
+    in_decoder = [each for each in targets if each.partition(".")[0] != QFORMER]
+    if last_n_layers is not None and not in_decoder:
+        raise DowserError(
+            f"got last_n_layers={last_n_layers} and targets={list(targets)!r}, expected null, as it counts "
+            "layers of the text decoder, of which no matrix is tuned."
+        )
     names = {module: name for name, module in model.named_modules()}
     layers = decoder_layers(model)
     first = _first_layer(last_n_layers, len(layers))
-    found: dict[str, nn.Linear] = {}
-    met, there = set[str](), dict[str, None]()
     for index, layer in enumerate(layers):
         _refuse_unmaskable(names[layer], layer)
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear):
                 kind = _kind(names[layer], layer, name)
-                matched = {each for each in targets if each == kind or f".{name}".endswith(f".{each}")}
+                matched = {each for each in in_decoder if each == kind or f".{name}".endswith(f".{each}")}
                 if index >= first:
                     there[name.rpartition(".")[2]] = None
                     met |= matched
@@ -279,25 +286,41 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
     if not found or set(targets) - met - set(TARGETS):
         raise DowserError(
             f"got targets={list(targets)!r}, of which {sorted(set(targets) - met)} match no matrix to tune in "
-            f"{type(model).__name__}. Expected some of {list(TARGETS)}, or names of matrices in its decoder layers: "
-            f"{list(there)}."
+            f"{type(model).__name__}. Expected some of {list(TARGETS)}, or names of matrices: {list(there)}."
         )
     _refuse_tied(model, found)
     return found
 
 
+def _qformer_targets(
+    model: PreTrainedModel, targets: Sequence[str]
+) -> tuple[dict[str, nn.Linear], set[str], dict[str, None]]:
+    """Matrices of the Q-Former that are targets, the targets that are met, and what its matrices may be called."""
+    parts = {each: each.partition(".")[2] for each in targets if each.partition(".")[0] == QFORMER}
+    found: dict[str, nn.Linear] = {}
+    met, there = set[str](), dict[str, None]()
+    for full_name, name, module in qformer_matrices(model):
+        there |= {QFORMER: None, f"{QFORMER}.{name}": None}
+        if matched := {each for each, part in parts.items() if not part or f".{name}".endswith(f".{part}")}:
+            met |= matched
+            found[full_name] = module
+    for name, layer in qformer_layers(model).items() if found else ():
+        _refuse_unmaskable(name, layer)
+    return found, met, there
+
+
 def find_blocks(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Which decoder layer each matrix sits in.
+    """Which layer, of the decoder or of the Q-Former, each matrix sits in.
 
     Args:
         model: the whole model.
         names: run-time names from `find_layers`.
 
     Returns:
-        Name of the matrix to name of its decoder layer, in the order of `names`.
+        Name of the matrix to name of its layer, in the order of `names`.
     """
     runtime = {module: name for name, module in model.named_modules()}
-    blocks = [runtime[layer] for layer in decoder_layers(model)]
+    blocks = [*qformer_layers(model), *(runtime[layer] for layer in decoder_layers(model))]
     return {name: next(block for block in blocks if name.startswith(f"{block}.")) for name in names}
 
 

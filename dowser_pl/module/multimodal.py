@@ -203,7 +203,8 @@ class MultimodalModule(ProtectedModule):
             penalties, beams ...). It changes scores.
         last_n_layers: tune only the last n layers of the text decoder; None = all of them.
         targets: which matrices of those layers are tuned, under the mask of the method: kinds, `attn` and `mlp`, or
-            names as the model has them, such as `q_proj`.
+            names as the model has them, such as `q_proj`. `qformer` is every matrix in the layers of the Q-Former of
+            InstructBLIP and BLIP-2, `qformer.crossattention.attention.query` those of a name.
         lora: put low-rank adapters (peft) beside those matrices and tune these instead, with the method `Lora`;
             null = none.
         also_train: further parts to train in full, *without* a mask; nothing protects them.

@@ -25,7 +25,7 @@ from dowser_pl.patches.patch import KIND, Patch, exchange, tensor_digest
 from dowser_pl.patches.safetensors_file import FLOATING, Slot, as_bits, dtype_name, read, read_slots, write
 from dowser_pl.patches.tuned_folder import GENERATION, add_ends
 
-__all__ = ["apply_patches", "check_free", "remove_patch"]
+__all__ = ["apply_patches", "check_base", "check_free", "remove_patch"]
 
 
 def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch: bool = False) -> list[Applied]:
@@ -53,7 +53,7 @@ def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch:
         beneath = files.enter_context(Beneath(base, applied, slots))
         dtype = dtype_to_cast(base, opened, slots, applied, cast_to_patch)
         for patch in opened:
-            _verify(patch, base, slots, beneath, dtype)
+            check_base(patch, base, slots, beneath, dtype)
     grows = sum(converted_size(slot, dtype) - slot.nbytes for slot in slots.values())
     needed = folder_size(base) + grows + sum(path.stat().st_size for path in patches)
     with atomic_path(out, needed_bytes=needed) as folder:
@@ -109,8 +109,19 @@ def _add_ends(path: Path, folder: Path) -> dict[str, str | None] | None:
     return None if after == before else {"before": before, "after": file_digest(settings)}
 
 
-def _verify(patch: Patch, folder: Path, slots: dict[str, Slot], beneath: Beneath, dtype: torch.dtype | None) -> None:
-    """Every tensor of the patch against the base beneath the folder."""
+def check_base(patch: Patch, folder: Path, slots: dict[str, Slot], beneath: Beneath, dtype: torch.dtype | None) -> None:
+    """Every tensor of the patch against the base beneath the folder.
+
+    Args:
+        patch: opened.
+        folder: of a model.
+        slots: name -> where its tensors lie.
+        beneath: the patches that it has.
+        dtype: to which it is converted first; None = it stays as it is.
+
+    Raises:
+        DowserError: if the patch was made from another base.
+    """
     for name, target in resolve(patch, slots, folder).items():
         change, tensor = patch.change(name), cast(read(slots[target]), dtype)
         if tensor.dtype != change.values.dtype:

@@ -1,12 +1,12 @@
-"""A merge of model folders, matrix by matrix, as a new folder or as a patch: a base and tuned versions of it.
+"""A merge of tuned models, matrix by matrix, as a new folder or as a patch of their base.
 
 Of each model no more than one tensor is held at a time. The files are read more than once: to see what was tuned, to
 decide (several times where all matrices of a model share one budget), and to merge.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -19,88 +19,14 @@ from dowser_pl.files.atomic import atomic_path
 from dowser_pl.functional.merges import mean_of_moves
 from dowser_pl.masking.base_model import Change
 from dowser_pl.methods import AfterFit, Layer, Method, build_masks
-from dowser_pl.patches.applied import read_applied
 from dowser_pl.patches.apply import check_free
-from dowser_pl.patches.conversion import cast, converted_size
-from dowser_pl.patches.diff import change_between, check_same_tensors
-from dowser_pl.patches.dtypes import is_lossless
-from dowser_pl.patches.model_folder import copy_model, find_slots, folder_size
-from dowser_pl.patches.safetensors_file import CASTABLE, CODES, DTYPES, FLOATING, Slot, as_bits, dtype_name, read, write
-from dowser_pl.patches.tuned_folder import add_ends, ends_added
+from dowser_pl.patches.diff import change_between
+from dowser_pl.patches.model_folder import copy_model, find_slots
+from dowser_pl.patches.safetensors_file import FLOATING, as_bits, dtype_name, write
+from dowser_pl.patches.tuned_folder import add_ends
+from dowser_pl.patches.versions import Versions
 
-__all__ = ["Group", "Merge", "Versions"]
-
-
-class Versions:
-    """The folders, found to belong together.
-
-    Args:
-        base: a folder that `save_pretrained` wrote.
-        tuned: folders of tuned models, with the same tensors.
-
-    Attributes:
-        base: as given.
-        tuned: as given.
-        names: of all tensors, in the order of the base.
-        dtype: to which the base is converted as it is read, where the tuned models are in one that holds all its
-            numbers; None = as it is.
-
-    Raises:
-        DowserError: if a folder is no model, has other tensors than the base, or the base has patches.
-    """
-
-    def __init__(self, base: Path, tuned: Sequence[Path]) -> None:
-        if read_applied(base):
-            raise DowserError(f"{base} has patches, expected a base; take them off first (`patch remove`)")
-        self.base, self.tuned = base, list(tuned)
-        self._slots, self._tuned_slots = find_slots(base), [find_slots(folder) for folder in tuned]
-        self.names = list(self._slots)
-        self.dtype = _wider(self._slots, self._tuned_slots[0])
-        expected = _converted(self._slots, self.dtype)
-        for folder, slots in zip(self.tuned, self._tuned_slots, strict=True):
-            check_same_tensors(base, expected, folder, slots)
-
-    def before(self, name: str) -> Tensor:
-        """One tensor of the base, on the CPU."""
-        return cast(read(self._slots[name]), self.dtype)
-
-    def after(self, number: int, name: str) -> Tensor:
-        """The same tensor of a tuned model, counted from 0."""
-        return read(self._tuned_slots[number][name])
-
-    def differs(self, number: int, name: str) -> bool:
-        """Whether a tuned model has other bits in a tensor than the base."""
-        return not torch.equal(as_bits(self.before(name)), as_bits(self.after(number, name)))
-
-    def changed(self) -> list[str]:
-        """Names of the tensors in which any tuned model differs; reads everything once."""
-        return [name for name in self.names if any(self.differs(number, name) for number in range(len(self.tuned)))]
-
-    def is_matrix(self, name: str) -> bool:
-        """Whether a tensor has two dimensions and floating numbers to calculate with."""
-        slot = self._slots[name]
-        return len(slot.shape) == 2 and slot.code in CASTABLE
-
-    def num_bytes(self) -> int:
-        """Size of a copy of the base, converted."""
-        grows = sum(converted_size(slot, self.dtype) - slot.nbytes for slot in self._slots.values())
-        return folder_size(self.base) + grows
-
-
-def _wider(base: Mapping[str, Slot], tuned: Mapping[str, Slot]) -> torch.dtype | None:
-    """The one floating dtype of the tuned model, if the base has another and loses nothing in it."""
-    wanted = {slot.code for slot in tuned.values()} & CASTABLE
-    present = {slot.code for slot in base.values()} & CASTABLE
-    if len(wanted) != 1 or wanted == present:
-        return None
-    dtype = DTYPES[next(iter(wanted))]
-    return dtype if is_lossless(base, dtype) else None
-
-
-def _converted(slots: Mapping[str, Slot], dtype: torch.dtype | None) -> dict[str, Slot]:
-    if dtype is None:
-        return dict(slots)
-    return {n: replace(slot, code=CODES[dtype]) if slot.code in CASTABLE else slot for n, slot in slots.items()}
+__all__ = ["Group", "Merge"]
 
 
 @dataclass
@@ -134,6 +60,7 @@ class Merge:
 
     Attributes:
         merged: counts of what was merged, once written.
+        shared: entries of matrices of which several tuned models keep a move, once written.
         others: names of what the tuned models changed besides.
         taken: counts of those that were taken, once written.
         generation: tokens that end an answer of the tuned models and not of the base, as for `add_ends`.
@@ -145,13 +72,13 @@ class Merge:
     def __init__(self, versions: Versions, method: Method, take_others: bool = True, only: Sequence[str] = ()) -> None:
 
         self.versions, self.take_others = versions, take_others
-        self.method = _offline(method, len(versions.tuned))
+        self.method = _offline(method, versions)
         changed = versions.changed()
         self._matrices = [name for name in changed if versions.is_matrix(name) and _matches(name, only)]
         merged = set(self._matrices)
         self.others = [name for name in changed if name not in merged]
-        self.merged, self.taken = Group(), Group()
-        self.generation = ends_added(versions.base, versions.tuned)
+        self.merged, self.taken, self.shared = Group(), Group(), 0
+        self.generation = versions.generation()
         if not self._matrices:
             asked = f" that matches {' or '.join(only)}" if only else ""
             also = f"; {len(self.others)} other tensors were, first {self.others[0]}" if self.others else ""
@@ -190,7 +117,7 @@ class Merge:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, merged tensor and what of it differs from the base, of every tensor to write."""
-        self.merged, self.taken = Group(), Group()
+        self.merged, self.taken, self.shared = Group(), Group(), 0
         numbers = range(len(self.versions.tuned))
         before = lru_cache(maxsize=1)(self.versions.before)  # deciding and merging ask for the same one in a row
         after = lru_cache(maxsize=len(numbers))(self.versions.after)
@@ -205,6 +132,7 @@ class Merge:
             name = decided[0][0]
             layers = [version(name) for version in versions]
             merged = self.method.merge_all(layers, [mask for _, mask in decided])
+            self.shared += int((sum(mask.to(torch.int32) for _, mask in decided) > 1).sum())
             _check_finite(name, merged, before(name), *(after(number, name) for number in numbers))
             yield name, merged, self.merged.add(before(name), merged)
         for name in self.others if self.take_others else ():
@@ -226,9 +154,9 @@ class Merge:
         return mean_of_moves(before, values, [torch.ones_like(before, dtype=torch.bool)] * len(values))
 
 
-def _offline(method: Method, num_tuned: int) -> AfterFit:
-    """The method, if it can be applied to finished models."""
-    name = type(method).__name__
+def _offline(method: Method, versions: Versions) -> AfterFit:
+    """The method, if it can be applied to finished models, and to these."""
+    name, num_tuned = type(method).__name__, len(versions.tuned)
     if not isinstance(method, AfterFit):
         raise DowserError(
             f"{name} decides before or during training, expected a method that decides after it, by the tuned weights; "
@@ -242,6 +170,12 @@ def _offline(method: Method, num_tuned: int) -> AfterFit:
         )
     if num_tuned > 1 and type(method).merge_all is AfterFit.merge_all:
         raise DowserError(f"{name} merges one tuned model with its base, got {num_tuned}; give one, or use Ties")
+    for path, made_by in zip(versions.tuned, versions.methods, strict=True):
+        if method.merges and made_by not in method.merges:
+            raise DowserError(
+                f"{name} merges patches of {' and '.join(method.merges)}, got {path}, made by "
+                f"{made_by or 'nothing that is told'}; give runs of it, or their patch.safetensors"
+            )
     return method
 
 

@@ -60,16 +60,25 @@ def add_ends(folder: Path, generation: Mapping[str, Any]) -> None:
     edit(path, lambda text: with_value(text, _ENDS, together if len(together) > 1 else together[0]))
 
 
-def ends_added(base: Path, tuned: Iterable[Path]) -> dict[str, Any]:
-    """The tokens of tuned models, as for `add_ends`; empty if they all stop where their base does."""
+def ends_added(base: Path, tuned: Iterable[Path | Mapping[str, Any]]) -> dict[str, Any]:
+    """The tokens of tuned models, as for `add_ends`; empty if they all stop where their base does.
+
+    Args:
+        base: folder of the model they were tuned from.
+        tuned: their folders, or their tokens as the head of a patch has them.
+    """
     found: dict[str, Any] = {}
-    for folder in tuned:
-        missing = [token for token in _ends(folder) if token not in _ends(base)]
-        if missing:
-            own = read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    for model in tuned:
+        ends = _ends(model) if isinstance(model, Path) else _listed(model.get(_ENDS))
+        if any(token not in _ends(base) for token in ends):
+            own = _own_tokens(model) if isinstance(model, Path) else model
             tokens = {name: value for name, value in own.items() if name.endswith("_token_id")}
-            found = tokens | found | {_ENDS: [*dict.fromkeys([*_listed(found.get(_ENDS)), *_ends(folder)])]}
+            found = tokens | found | {_ENDS: [*dict.fromkeys([*_listed(found.get(_ENDS)), *ends])]}
     return found
+
+
+def _own_tokens(folder: Path) -> Mapping[str, Any]:
+    return read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
 
 
 def _ends(folder: Path) -> list[int]:

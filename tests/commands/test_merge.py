@@ -1,6 +1,7 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,8 +12,9 @@ from dowser_pl.commands.patch import main as patch
 from dowser_pl.functional.random_streams import stream
 from dowser_pl.methods import AfterFit
 from dowser_pl.models.sources import EMBEDDED
+from dowser_pl.patches.patch import save_patch
 from tests.commands.test_main import loaded_after
-from tests.patches.samples import load_folder, same_bits, save_base, save_tuned
+from tests.patches.samples import load_folder, naive_changes, same_bits, save_base, save_tuned
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,9 @@ def models(made, *tuned):
 
 def test_the_help_tells_the_methods_as_they_are():
     offered = {
-        name: cls
+        name: cls.of_patches or cls
         for name, cls in inspect.getmembers(methods, inspect.isclass)
-        if issubclass(cls, AfterFit) and not inspect.isabstract(cls) and cls().needs == {"tuned"}
+        if issubclass(cls, AfterFit) and not inspect.isabstract(cls) and (cls.of_patches or cls)().needs == {"tuned"}
     }
     assert METHODS.keys() == offered.keys()
     text = build_parser().format_help()
@@ -111,6 +113,58 @@ def test_a_patch_replaces_no_file_of_the_models(made, capsys, source):
     assert file.read_bytes() == before
 
 
+def tailored(path, base, tuned, method):
+    head = {"base": {"model": "tiny"}, "method": {"method": method}, "created_by": "a test"}
+    save_patch(path, naive_changes(base, tuned), head)
+    return path
+
+
+@pytest.mark.parametrize("overlap", ["sum", "mean"])
+def test_patches_of_several_tasks_are_stitched(made, tmp_path, capsys, overlap):
+    """From the files, in NumPy: every patch by its own mask, added up where patches overlap."""
+    runs = []
+    for name in ("one", "two"):
+        run_folder = tmp_path / name
+        run_folder.mkdir()
+        (run_folder / "report.json").write_text("{}")
+        tailored(run_folder / "patch.safetensors", made / "base", made / name, "ModelTailor")
+        runs += ["--tuned", run_folder]
+    options = ["--base", made / "base", *runs, "--method", "ModelTailor", "--method.overlap", overlap]
+    out = run(capsys, *options, "--out", tmp_path / "both")
+    assert out.splitlines()[0] == f"ModelTailor (overlap {overlap}), 2 tuned"
+    before, one, two, found = (
+        {name: tensor.double().numpy() for name, tensor in load_folder(folder).items()}
+        for folder in (made / "base", made / "one", made / "two", tmp_path / "both")
+    )
+    several = 0
+    for name, start in before.items():
+        masks = [each[name] != start for each in (one, two)]
+        moves = sum(np.where(mask, each[name] - start, 0.0) for mask, each in zip(masks, (one, two), strict=True))
+        count = masks[0].astype(int) + masks[1]
+        is_matrix = start.ndim == 2
+        several += int((count > 1).sum()) if is_matrix else 0
+        share = np.maximum(count, 1) if overlap == "mean" or not is_matrix else 1
+        np.testing.assert_allclose(found[name], start + moves / share, rtol=1e-6, atol=1e-6)
+        assert (found[name][count == 0] == start[count == 0]).all()
+    assert several > 100
+    assert f"{several:,} entries are moved by several of them." in out
+    run(capsys, *options, "--out", tmp_path / "both.safetensors")
+    assert patch(["apply", str(made / "base"), str(tmp_path / "both.safetensors"), "--out", str(tmp_path / "put")]) == 0
+    assert same_bits(load_folder(tmp_path / "put"), load_folder(tmp_path / "both"))
+    third = ["--base", made / "base", *runs[:2], "--tuned", tmp_path / "both.safetensors", "--method", "ModelTailor"]
+    run(capsys, *third, "--out", tmp_path / "three")
+
+
+def test_only_tailored_patches_of_one_base_are_stitched(made, tmp_path, capsys):
+    file = tailored(tmp_path / "p.safetensors", made / "base", made / "one", "ModelDowser")
+    stitch = ["--method", "ModelTailor", "--out", tmp_path / "out"]
+    told = error(capsys, "--base", made / "base", "--tuned", file, *stitch)
+    assert f"merges patches of ModelTailor and Stitch, got {file}, made by ModelDowser; give runs of it" in told
+    told = error(capsys, "--base", made / "two", "--tuned", file, *stitch)
+    assert f"{file} was made from another base than {made / 'two'}" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_embedded_world_is_a_base_of_models_in_full_precision(tmp_path, capsys):
     tuned = {name: tensor.float() for name, tensor in load_folder(EMBEDDED["embedded:world"]).items()}
     for name in [name for name in tuned if name.endswith("down_proj.weight")]:
@@ -127,9 +181,9 @@ def test_the_embedded_world_is_a_base_of_models_in_full_precision(tmp_path, caps
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "ModelTailor"], "needs the input gram of calibration data"),
+        (["--method", "ModelTailor"], "made by nothing that is told; give runs of it, or their patch.safetensors"),
         (["--method", "Magnitude"], "Magnitude decides before or during training"),
-        (["--method", "Daer"], "got --method Daer, expected one of: Dare, FAPM, Grafting, Ties, Wise"),
+        (["--method", "Daer"], "got --method Daer, expected one of: Dare, FAPM, Grafting, ModelTailor, Ties"),
         (["--method", "Layer"], "got --method Layer, expected one of"),
         (["--method", "Dare", "--method.drop", "1"], "Dare has no option --method.drop, expected one of: --method.upd"),
         (["--method", "Dare", "--method.seed", "1.5"], "expected a whole number such as 0"),

@@ -1,5 +1,7 @@
 """The processors of other families, as far as they can be built without torchvision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -20,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dowser_pl.data.encoders import build_encoder
-from tests.data.builders import build_tokenizer, chat_template, many_images, one_image, question, text_only
+from tests.data.builders import IMAGE, build_tokenizer, chat_template, many_images, one_image, question, text_only, turn
 from tests.data.test_labels import huggingface_mask
 
 SIZE = {"height": 16, "width": 16}
@@ -145,3 +147,29 @@ def test_instructblip_shows_its_qformer_the_question_only():
     assert decode(plain["input_ids"][0]) == "<image>" * 4 + "what colour is it?\nred</s>"
     inputs = encoder.evaluation_batch([question(one_image())])["inputs"]
     assert torch.equal(inputs["qformer_input_ids"][0], batch["qformer_input_ids"][0])
+    short = replace(one_image(), id="short", messages=[turn("user", IMAGE, "why?"), turn("assistant", "so")])
+    inputs = encoder.evaluation_batch([question(one_image()), question(short)])["inputs"]
+    seen = zip(inputs["qformer_input_ids"], inputs["qformer_attention_mask"].sum(dim=1).tolist(), strict=True)
+    assert ["what colour" in decode(ids[:length]) for ids, length in seen] == [True, False]
+    assert inputs["input_ids"][1, 4] == processor.tokenizer.pad_token_id  # behind the picture, as in its training
+    candidates = [replace(question(row), candidates=["red", "blue"]) for row in (one_image(), short)]
+    measured = encoder.evaluation_batch(candidates)["inputs"]
+    assert all("red" not in decode(ids) for part in measured for ids in part["qformer_input_ids"])
+    processor.qformer_tokenizer.model_max_length = 3
+    with pytest.raises(ValueError, match=r"one: .* \d+ tokens for the Q-Former, expected 3 at most"):
+        encoder.training_batch([one_image()])
+
+
+def test_instructblip_is_trained_on_an_answer_behind_a_space():
+    processor = InstructBlipProcessor(
+        BlipImageProcessorPil(size=SIZE), build_tokenizer(), build_tokenizer(), num_query_tokens=4
+    )
+    encoder = build_encoder(processor, "instructblip")
+    batch, _ = encoder.training_batch([one_image()])
+    decode = processor.tokenizer.decode
+    assert decode(batch["input_ids"][0]) == "<image>" * 4 + "what colour is it? red</s>"
+    assert decode(batch["labels"][0][batch["labels"][0] != -100]) == " red</s>"
+    assert decode(batch["qformer_input_ids"][0]) == "what colour is it?"
+    inputs = encoder.evaluation_batch([question(one_image())])["inputs"]
+    assert decode(inputs["input_ids"][0]) == "<image>" * 4 + "what colour is it?"
+    assert encoder.turn_ends() == ((processor.tokenizer.eos_token_id,), "")

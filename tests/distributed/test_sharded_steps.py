@@ -33,11 +33,12 @@ def inputs_of(family):
 def stepped(family, kind):
     """Losses of two passes and answers then, and what a matrix' gradients of each are: whole, on the first rank."""
     model, losses, taken = FAMILIES[family]().eval().requires_grad_(False), [], {}
-    for layer in find_layers(model, None, ["attn", "mlp"]).values():
+    targets = ["attn", "mlp", *(["qformer"] if "blip" in family else [])]
+    for layer in find_layers(model, None, targets).values():
         layer.weight.requires_grad_(True)
     if kind is not None:
         shard(model, kind)
-    layers = find_layers(model, None, ["attn", "mlp"])
+    layers = find_layers(model, None, targets)
     for name, layer in layers.items():
 
         def take(weight, name=name):
@@ -63,7 +64,7 @@ def compare_families(kind):
     odd = []
     for family in FAMILIES:
         (losses, gradients), (its_losses, its_gradients) = stepped(family, None), stepped(family, kind)
-        if losses != its_losses:
+        if its_losses[2:] != losses[2:] or its_losses[:2] != pytest.approx(losses[:2], rel=1e-6):
             odd.append(f"{family}: {losses} {its_losses}")
         for name, whole in gradients.items() if torch.distributed.get_rank() == 0 else ():
             for twice, two in zip(whole, its_gradients[name], strict=True):

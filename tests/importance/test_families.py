@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Blip2Processor, InstructBlipProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from dowser_pl.importance import FACTORS, PRODUCTS, Probe, measure, probing_mode, write_prompts
+from dowser_pl.importance.prompts import noise_images
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
-from tests.tiny_models import FAMILIES, tiny_tokenizer
+from tests.tiny_models import BOS, FAMILIES, IMAGE, tiny_tokenizer
 
 SETTINGS = Probe(num_prompts=4, num_probes=2, num_tokens=12, batch_size=4, seed=1)
 
@@ -41,3 +44,50 @@ def test_every_matrix_gets_factors_whatever_the_batch(family):
             scale = float(expected.max())
             assert scale > 0
             torch.testing.assert_close(got[statistic], expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def with_pictures(model, processor, batch_size):
+    layers = find_layers(model, None, ["qformer", "attn", "mlp"])
+    settings = replace(SETTINGS, batch_size=batch_size, noise_images=True)
+    with probing_mode(model):
+        prompts = write_prompts(
+            model, processor.tokenizer, settings, range(4), lambda part: noise_images(processor, settings, part)
+        )
+        return layers, prompts, measure(model, layers, prompts, settings, FACTORS + PRODUCTS)
+
+
+@pytest.mark.parametrize("family", ["instructblip", "blip2"])
+def test_pictures_reach_the_qformer(family):
+    model, processor = FAMILIES[family]().eval(), blip_processor(family)
+    torch.nn.init.normal_(model.query_tokens, generator=torch.Generator().manual_seed(0))  # zeros in a new model
+    layers, prompts, together = with_pictures(model, processor, 4)
+    _, _, alone = with_pictures(model, processor, 1)
+    for prompt in prompts:
+        assert prompt.tokens[:4].tolist() == [IMAGE] * 4 and int(prompt.tokens[4]) == BOS
+        assert prompt.image["pixel_values"].shape == (1, 3, 16, 16)
+    lengths = {int(prompt.image["qformer_attention_mask"].sum()) for prompt in prompts if family == "instructblip"}
+    assert len(lengths) > 1 or family == "blip2"  # so that some are padded
+    last = "qformer.encoder.layer.1"
+    unused = {f"{last}.intermediate.dense", f"{last}.output.dense"} & set(layers)  # nobody reads the last words
+    for name, layer in layers.items():
+        got = together.layers[name]
+        assert got["activation"].shape == (4, layer.in_features)
+        assert got["token_product"].shape == got["weight_square"].shape == layer.weight.shape
+        for statistic, expected in alone.layers[name].items():
+            scale = float(expected.max())
+            assert (scale > 0) == (statistic == "activation" or name not in unused), (name, statistic)
+            torch.testing.assert_close(got[statistic], expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_encoder_decoders_write_after_no_picture():
+    model = FAMILIES["instructblip_t5"]().eval()
+    with pytest.raises(ValueError, match="noise_images .* encoder-decoder .* set --dowser.probe.noise_images false"):
+        with_pictures(model, blip_processor("instructblip"), 4)
+
+
+def blip_processor(family):
+    images = BlipImageProcessorPil(size={"height": 16, "width": 16})
+    if family == "blip2":
+        return Blip2Processor(images, tiny_tokenizer(names_image=False), num_query_tokens=4)
+    words, asked = (tiny_tokenizer(names_image=False) for _ in range(2))
+    return InstructBlipProcessor(images, words, asked, num_query_tokens=4)

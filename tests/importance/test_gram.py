@@ -1,11 +1,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from dowser_pl.importance import InputGrams
 from dowser_pl.models.layers import find_layers
-from tests.tiny_models import tiny_llava
+from tests.tiny_models import IMAGE, tiny_instructblip, tiny_llava
 
 
 def batches(rows=3, seed=0):
@@ -137,3 +138,45 @@ def test_rows_that_were_flattened_are_told_apart_by_the_mask():
         linear(values.view(6, 2))
     expected = sum(torch.outer(h, h) for h in values[mask]) / 4
     assert torch.equal(grams.mean("m"), expected)
+
+
+def test_the_qformer_counts_its_own_positions():
+    """As every row alone, unpadded; also where instructions are as long as texts, or as the queries are many."""
+    model = tiny_instructblip().eval()
+    layers = find_layers(model, None, ["qformer", "attn", "mlp"])
+    for lengths in ((3, 7), (2, 4), (5, 1)):  # of texts behind 4 queries, and of instructions
+        together, alone = InputGrams(layers), InputGrams(layers)
+        rows = [blip_row(seed, *(max(1, length - seed) for length in lengths)) for seed in (0, 1)]
+        longest = {name: max(row[name].shape[1] for row in rows) for name in rows[0] if name != "pixel_values"}
+        padded = [
+            {n: pad(v, (0, longest[n] - v.shape[1])) if n in longest else v for n, v in row.items()} for row in rows
+        ]
+        both = {name: torch.cat([row[name] for row in padded]) for name in padded[0]}
+        for grams, batches in ((together, [both]), (alone, rows)):
+            with torch.no_grad(), grams:
+                for batch in batches:
+                    grams.start(batch["attention_mask"].bool(), instruction=batch["qformer_attention_mask"])
+                    model(**batch)
+        for name in layers:
+            torch.testing.assert_close(together.mean(name), alone.mean(name), rtol=1e-4, atol=1e-6)
+        counted = {
+            name.rpartition("layer.0.")[2]: count for name, count in together.counts.items() if "layer.0" in name
+        }
+        words = sum(int(row["qformer_attention_mask"].sum()) for row in rows)
+        assert counted["attention.attention.query"] == 2 * 4 + words
+        assert counted["intermediate.dense"] == counted["output.dense"] == words
+        assert counted["intermediate_query.dense"] == counted["crossattention.attention.query"] == 2 * 4
+        assert counted["crossattention.attention.key"] == 2 * 5  # patches and the class token
+
+
+def blip_row(seed, text, instruction):
+    generator = torch.Generator().manual_seed(seed)
+    words, asked = (torch.randint(8, 90, (1, length), generator=generator) for length in (text, instruction))
+    tokens = torch.cat([torch.full((1, 4), IMAGE), words], dim=1)
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "qformer_input_ids": asked,
+        "qformer_attention_mask": torch.ones_like(asked),
+        "pixel_values": torch.randn(1, 3, 16, 16, generator=generator),
+    }

@@ -105,9 +105,10 @@ def test_the_ends_are_tuned_and_base_bit_for_bit(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [1, 3])
 def test_entries_outside_every_mask_keep_the_bits_of_the_base(count, dtype):
-    methods = [Dare(0.2), Ties(0.3, scale=0.7), ModelTailor(0.2), ModelTailor(0.2, selection="block", block_size=16)]
+    methods = [Dare(0.2), Ties(0.3, scale=0.7)]
+    alone = [FAPM(0.2), Grafting(0.2), ModelTailor(0.2), ModelTailor(0.2, selection="block", block_size=16)]
     layers = versions(count, dtype=dtype)
-    for method in [*methods, *([FAPM(0.2), Grafting(0.2)] if count == 1 else [])]:
+    for method in [*methods, *(alone if count == 1 else [])]:
         masks = [method.mask(layer) for layer in layers]
         result = method.merge_all(layers, masks)
         outside = ~torch.stack(masks).any(dim=0)
@@ -293,13 +294,34 @@ def test_model_tailor_by_blocks_chooses_by_compensated_weights():
     )
 
 
-def test_model_tailor_stitches_patches():
-    layers, method = versions(2), ModelTailor(0.3)
-    masks = [method.mask(layer) for layer in layers]
-    one, two = (method.merge(layer, mask) for layer, mask in zip(layers, masks, strict=True))
-    both = masks[0] & masks[1]
-    assert bool(both.any())
-    stitched = method.merge_all(layers, masks)
-    torch.testing.assert_close(stitched[both], (one[both] + two[both]) / 2)
-    assert torch.equal(stitched[masks[0] & ~both], one[masks[0] & ~both])
-    assert torch.equal(stitched[masks[1] & ~both], two[masks[1] & ~both])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overlap", ["sum", "mean"])
+def test_patches_of_several_tasks_are_stitched(overlap, dtype):
+    """Each task is tailored by itself; then entry by entry, in plain numbers."""
+    layers, tailor = versions(3, dtype=dtype), ModelTailor(0.3)
+    tailored = [tailor.merge(layer, tailor.mask(layer)) for layer in layers]
+    patches = [Layer(layer.name, layer.weight, tuned=each) for layer, each in zip(layers, tailored, strict=True)]
+    stitch = tailor.of_patches(overlap)
+    stitched = merged(stitch, patches)
+    base, counts = layers[0].weight, set()
+    for row in range(base.shape[0]):
+        for column in range(base.shape[1]):
+            start = float(base[row, column])
+            there = [each for each in tailored if float(each[row, column]) != start]
+            moves = [float(each[row, column]) - start for each in there]
+            counts.add(len(moves))
+            total = sum(moves) / (1 if overlap == "sum" else max(1, len(moves)))
+            if len(moves) < 2:  # bit for bit
+                assert float(stitched[row, column]) == (float(there[0][row, column]) if there else start)
+            else:
+                assert float(stitched[row, column]) == pytest.approx(
+                    start + total, rel=1e-2 if dtype != BASE.dtype else 1e-5
+                )
+    assert counts == {0, 1, 2, 3}
+    assert same_bits(merged(stitch, patches[:1]), tailored[0])
+
+
+def test_what_stitch_is_asked():
+    with pytest.raises(ValueError, match="overlap must be one of sum, mean, got 'last'"):
+        ModelTailor.of_patches("last")
+    assert ModelTailor.of_patches.reference is ModelTailor.reference

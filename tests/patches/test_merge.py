@@ -1,18 +1,20 @@
 import json
 import re
+import shutil
 import weakref
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dowser_pl.files.digests import digest
 from dowser_pl.methods import FAPM, Dare, Full, Grafting, Layer, ModelTailor, Ties, Wise, build_masks
 from dowser_pl.patches.apply import apply_patches
-from dowser_pl.patches.merge import Merge, Versions
+from dowser_pl.patches.merge import Merge
 from dowser_pl.patches.patch import save_patch
 from dowser_pl.patches.safetensors_file import read
-from tests.patches.samples import fingerprints, load_folder, raw, same_bits, save_base, save_tuned
+from dowser_pl.patches.versions import Versions
+from tests.patches.samples import fingerprints, load_folder, make_patch, raw, same_bits, save_base, save_tuned
 
 FAMILY = ("q_proj.weight", "down_proj.weight")
 NORM = "language_model.model.norm.weight"
@@ -157,6 +159,54 @@ def test_a_narrower_base_is_widened(tmp_path):
         Versions(base, [tmp_path / "tuned"])
 
 
+@pytest.mark.parametrize("method", [Ties(0.15), Dare(0.3), Wise(0.5)], ids=lambda method: type(method).__name__)
+def test_a_patch_is_merged_as_the_folder_that_it_makes(folders, tmp_path, method):
+    base, tuned = folders
+    patches = [make_patch(tmp_path / f"{n}.safetensors", base, folder) for n, folder in enumerate(tuned)]
+    Merge(Versions(base, tuned), method).write_folder(tmp_path / "folders")
+    for number, mixed in enumerate((patches, [tuned[0], patches[1]], [patches[0], tuned[1]])):
+        merge = Merge(Versions(base, mixed), method)
+        merge.write_folder(tmp_path / str(number))
+        assert same_bits(load_folder(tmp_path / str(number)), load_folder(tmp_path / "folders"))
+
+
+def test_a_patch_of_another_base_is_refused(folders, tmp_path):
+    base, tuned = folders
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    (file,) = (
+        f for f in other.glob("*.safetensors") if "language_model.model.layers.2.mlp.down_proj.weight" in load_file(f)
+    )
+    tensors = load_file(file)
+    tensors["language_model.model.layers.2.mlp.down_proj.weight"][0, 0] += 1
+    save_file(tensors, file, {"format": "pt"})
+    patches = [
+        make_patch(tmp_path / "a.safetensors", base, tuned[0]),
+        make_patch(tmp_path / "b.safetensors", other, tuned[1]),
+    ]
+    with pytest.raises(
+        ValueError, match=r"b.safetensors was made from another base than .*down_proj.weight has digest"
+    ):
+        Versions(base, patches)
+    with pytest.raises(ValueError, match=r"a.safetensors was made from another base than"):
+        Versions(other, patches)
+
+
+def test_a_narrower_base_is_widened_for_a_patch(tmp_path):
+    base = save_base(tmp_path / "base", torch.bfloat16)
+    wide = {name: tensor.float() for name, tensor in load_folder(base).items()}
+    name = next(name for name in wide if name.endswith(FAMILY))
+    tuned = {**wide, name: wide[name] + 0.01}
+    for folder, tensors in (("wide", wide), ("tuned", tuned)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    patch = make_patch(tmp_path / "p.safetensors", tmp_path / "wide", tmp_path / "tuned")
+    merge = Merge(Versions(base, [patch]), Wise(1.0))
+    assert merge.versions.dtype == torch.float32
+    merge.write_folder(tmp_path / "out")
+    assert same_bits(load_folder(tmp_path / "out"), tuned)
+
+
 def test_what_cannot_be_merged_is_refused_before_anything_is_written(folders, tmp_path):
     base, tuned = folders
     with pytest.raises(ValueError, match="Full decides before or during training.*fit --dowser.method Full"):
@@ -195,7 +245,7 @@ def test_few_tensors_are_held_at_a_time(folders, tmp_path, monkeypatch, method):
         most = max(most, sum(one() is not None for one in held))
         return tensor
 
-    monkeypatch.setattr("dowser_pl.patches.merge.read", watched)
+    monkeypatch.setattr("dowser_pl.patches.versions.read", watched)
     Merge(Versions(base, tuned), method).write_folder(tmp_path / "out")
     assert len(held) > 100
     assert most <= 6

@@ -41,6 +41,7 @@ from dowser_pl.importance.prompts import noise_images
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
 from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.models.qformer import QFORMER
 from dowser_pl.models.text_only import reads_images, tokenizer_of
 
 __all__ = ["Importance", "ImportancePass", "ImportanceRunner", "Precision", "behaviour", "cache_key"]
@@ -154,6 +155,7 @@ class ImportanceRunner:
         text = text_model(self.pl_module.network)
         rows = self._rows(num_prompts) if self.probe.inputs == "rows" else []
         with_pictures = self.probe.noise_images or any(row.image for row in rows)
+        self._check_reached()
         model = self.pl_module.network if with_pictures else text
         bar = tqdm(total=len(missing), desc="Importance pass", unit="prompt", disable=collectives.rank() > 0)
         with bar, probing_mode(model), torch.enable_grad(), self.precision.context():
@@ -174,6 +176,16 @@ class ImportanceRunner:
             bar.update(len(missing) - bar.n)  # other processes did the rest
             self.seconds["probes"] = self.seconds.get("probes", 0.0) + time.monotonic() - start
         return known
+
+    def _check_reached(self) -> None:
+        """Refuse matrices that text alone does not pass through."""
+        unseen = [name for name in self.layers if QFORMER in name.split(".")]
+        if unseen and not self.probe.noise_images:
+            raise DowserError(
+                f"got {len(unseen)} matrices of the Q-Former among the targets, first {unseen[0]}, and prompts without "
+                "pictures, expected one in every prompt: the Q-Former runs on pictures alone. Set "
+                "--dowser.probe.noise_images true, or leave them out of model.targets"
+            )
 
     def _rows(self, number: int) -> list[Prompt]:
         """So many of what the base wrote."""

@@ -160,7 +160,7 @@ class Merging:
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), InputGrams(layers) as grams:
             for batch in self._batches():
                 batch.pop("ids", None)
-                grams.start(batch["attention_mask"].bool())
+                grams.start(batch["attention_mask"].bool(), instruction=batch.get("qformer_attention_mask"))
                 network(**batch, use_cache=False)
         network.train()
         for name, total in grams.sums.items():

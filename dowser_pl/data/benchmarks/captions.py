@@ -12,12 +12,17 @@ from dowser_pl.data.reading.sources import Row
 
 
 def coco(files: Files) -> Iterator[Row]:
-    """COCO captions and NoCaps: `images[]` with `id, file_name`, and `annotations[]` with `image_id, caption`."""
-    content = files.json("captions")
+    """COCO captions and NoCaps: `images[]` with `id, file_name`, and `annotations[]` with `image_id, caption`.
+
+    Splits of NoCaps by domain are those of its images whose `domain` begins with the setting of that name.
+    """
+    content, domain = files.json("captions"), files.settings.get(files.split, "")
     captions: dict[int, list[str]] = {}
     for entry in content.get("annotations", []):
         captions.setdefault(entry["image_id"], []).append(entry["caption"])
     for entry in content["images"]:
+        if domain and not entry["domain"].startswith(domain):
+            continue
         row = {"id": entry["id"], "image": entry["file_name"]}
         yield row | ({"captions": captions[entry["id"]]} if entry["id"] in captions else {})
 

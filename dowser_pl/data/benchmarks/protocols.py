@@ -4,11 +4,14 @@
   not have, those of the fork that Model-Dowser published with its data (6efd4e1): OK-VQA and OCR-VQA by a single word
   or phrase, the five instructions for captions, IconQA with "Answer: B" for an answer, and ImageNet-R. VizWiz' second
   line, and the layout of ScienceQA's question, are as others quote LLaVA's own question files, which were not seen.
+- `instructblip`: the instructions of InstructBLIP's evaluation (github.com/salesforce/LAVIS, 506965b,
+  lavis/projects/instructblip), which has COCO, NoCaps and OK-VQA; all other captions and short answers are asked in the
+  same words. Questions are written as its `blip_question` does. It writes answers by five beams with penalties.
 - `lmms-eval`: the task files of lmms-eval (75571cf). It has no OCR-VQA and no ImageNet-R; its IconQA scores answers
   that its data set alone has. Where a task sets no number of new tokens, it is the 1024 of its model `llava_hf`.
 
-Both answer greedily. `llava` pads pictures to squares, as these scripts do of a model whose `image_aspect_ratio` is
-"pad", LLaVA-1.5's; `lmms-eval` leaves them to the processor. Captions are scored by CIDEr without Java, in place of the
+All answer greedily. `llava` pads pictures to squares, as these scripts do of a model whose `image_aspect_ratio` is
+"pad", LLaVA-1.5's; the others leave them to the processor. Captions are scored by CIDEr without Java, in place of the
 seven numbers of lmms-eval.
 """
 
@@ -34,8 +37,9 @@ class Protocol:
 
     Attributes:
         prompts: templates of the question with the fields `question`, `Question` (its first letter a capital, all
-            others small), `hint`, `options` (lettered lines) and `ocr`. A line whose fields are all empty is left out.
-            Of several, the id of the question decides which one it is asked by.
+            others small), `plain_question` (small letters, without the marks `.!"()*#:;~`), `hint`, `options` (lettered
+            lines) and `ocr`. A line whose fields are all empty is left out. Of several, the id of the question decides
+            which one it is asked by.
         metric: see `TaskFile`.
         max_new_tokens: how long an answer may be.
         answer: template of the right answer of a question with options, with `letter` and `text`; "" = both count.
@@ -66,6 +70,7 @@ class Protocol:
         fields = {
             "question": question,
             "Question": question.capitalize(),
+            "plain_question": question.lower().translate(_MARKS).rstrip(),
             "hint": row.get("hint", ""),
             "ocr": row.get("ocr", ""),
             "options": "\n".join(options) if with_options else "",
@@ -91,6 +96,9 @@ def checked_padding(padding: str | None) -> str | None:
     if padding not in (None, *PADDINGS):
         raise DowserError(f"padding: got {padding!r}, expected {' or '.join(PADDINGS)}.")
     return padding
+
+
+_MARKS = str.maketrans("", "", '.!"()*#:;~')
 
 
 def _lines(prompt: str, fields: Mapping[str, str]) -> list[str]:
@@ -123,6 +131,7 @@ def _asked(prompt: str, metric: str, tokens: int, answer: str = "") -> Protocol:
 
 
 _SHORT = "{question}\n" + _WORD
+_SHORT_ANSWER = "Question: {plain_question} Short Answer:"
 _LLAVA_CAPTION = Protocol(_CAPTIONS, "cider", 128)
 _LLAVA_OPTIONS = "{hint}\n{question}\n{options}\n"
 _SCIENCE = "Context: {hint}\n{question}\n{options}\n" + _LETTER
@@ -143,6 +152,7 @@ _CAPTION_SETS = ("coco_caption", "coco_karpathy", "flickr30k", "flickr30k_token"
 _LLAVA: dict[str, Protocol] = {
     "textvqa": _asked("{question}\nReference OCR token: {ocr}\n" + _WORD, "vqa", 128),
     "okvqa": _asked(_SHORT, "vqa", 128),
+    "aokvqa": _asked(_SHORT, "aokvqa", 128),
     "vqav2": _asked(_SHORT, "vqa", 128),
     "vizwiz": _asked("{question}\n" + _UNANSWERABLE, "vqa", 128),
     "gqa": _asked(_SHORT, "gqa", 128),
@@ -159,6 +169,12 @@ _LLAVA: dict[str, Protocol] = {
 }
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "llava": {name: replace(asked, padding="square") for name, asked in _LLAVA.items()},
+    "instructblip": {
+        **dict.fromkeys(("okvqa", "vqav2"), _asked(_SHORT_ANSWER, "vqa", 10)),
+        "gqa": _asked(_SHORT_ANSWER, "gqa", 10),
+        "aokvqa": _asked(_SHORT_ANSWER, "aokvqa", 10),
+        **dict.fromkeys(_CAPTION_SETS, _asked("A short image caption.", "cider", 80)),
+    },
     "lmms-eval": {
         "textvqa": _asked("{Question}\n" + _WORD, "vqa", 1024),
         "okvqa": _asked("{question}\n" + _UNANSWERABLE, "vqa", 1024),

@@ -1,4 +1,4 @@
-"""Layouts of questions with short answers: TextVQA, the VQA pair of files, VizWiz, GQA, OCR-VQA.
+"""Layouts of questions with short answers: TextVQA, the VQA pair of files, A-OKVQA, VizWiz, GQA, OCR-VQA.
 
 A layout turns the files of a benchmark into plain rows: `id`, `image` (below the folder of the pictures), `question`,
 and what is right under `answers`; without that key nobody has answered.
@@ -67,6 +67,19 @@ def vqa(files: Files) -> Iterator[Row]:
         image = files.settings["image"].format(year=files.settings[files.split], id=int(entry["image_id"]))
         row = {"id": number, "image": image, "question": entry["question"]}
         yield row | _answered(answers.get(number))
+
+
+def aokvqa(files: Files) -> Iterator[Row]:
+    """A-OKVQA 1.0: a list with `question_id, image_id, question, direct_answers` (ten texts); images of COCO 2017.
+
+    The options are not read: it is asked for direct answers. Questions for which the authors count none
+    (`difficult_direct_answer`) are left out of the validation split, as in their own script.
+    """
+    for entry in files.json("questions"):
+        if files.split == "val" and entry["difficult_direct_answer"]:
+            continue
+        row = {"id": entry["question_id"], "image": f"{entry['image_id']:012d}.jpg", "question": entry["question"]}
+        yield row | _answered(entry.get("direct_answers"))
 
 
 def vizwiz(files: Files) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from dowser_pl.data.benchmarks.captions import coco, karpathy, tokens
 from dowser_pl.data.benchmarks.choices import classes, mmbench, pope, problems, records
 from dowser_pl.data.benchmarks.files import Files
-from dowser_pl.data.benchmarks.questions import gqa, ocrvqa, textvqa, vizwiz, vqa
+from dowser_pl.data.benchmarks.questions import aokvqa, gqa, ocrvqa, textvqa, vizwiz, vqa
 from dowser_pl.data.reading.sources import Row
 from dowser_pl.errors import DowserError, nearest_of
 
@@ -128,6 +128,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         optional=("ocr",),
     ),
     "okvqa": _vqa("okvqa.allenai.org", "", ""),
+    "aokvqa": Benchmark(
+        aokvqa,
+        {"questions": "aokvqa_v1p0_{split}.json", "images": "{split}2017"},
+        {"val": {}, "train": {}, "test": {}},
+        "github.com/allenai/aokvqa (version 1.0), images of COCO 2017",
+    ),
     "vqav2": _vqa("visualqa.org (VQA v2.0)", "v2_", "v2_", "2.0"),
     "vizwiz": Benchmark(
         vizwiz,
@@ -180,8 +186,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "nocaps": Benchmark(
         coco,
         {"captions": "nocaps_val_4500_captions.json|annotations/nocaps_val_4500_captions.json", "images": "val|images"},
-        {"val": {}},
+        {"val": {}, "in-domain": {}, "near-domain": {}, "out-domain": {}},
         "nocaps.org",
+        {"in-domain": "in", "near-domain": "near", "out-domain": "out"},
     ),
     "iconqa": Benchmark(
         problems,

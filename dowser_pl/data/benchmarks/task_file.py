@@ -34,7 +34,8 @@ class TaskFile:
         split: of a data set that has several; None = of a benchmark the one that results are published on.
         benchmark: the published set whose official files are read, such as textvqa or gqa, instead of `file`.
         root: the folder with the files of the benchmark; None = `root` of the data module, in which it starts.
-        protocol: whose words, metric and `max_new_tokens` the benchmark is asked with: "llava" or "lmms-eval".
+        protocol: whose words, metric and `max_new_tokens` the benchmark is asked with: "llava", "instructblip" or
+            "lmms-eval".
         paths: of files of the benchmark that lie elsewhere, below `root` or absolute: what it holds -> path.
         padding: of pictures for a processor that cuts out the centre (LLaVA-1.5's): "square" pads them with its mean
             colour before, as the original LLaVA; "processor" has them cut; None = that of the data module, or if it has

@@ -58,6 +58,20 @@ def vqa(root: Path, prefix: str = "", version: str = "2.0", split: str = "val", 
     draw(*((images or root / year) / f"COCO_{year}_{number:012d}.jpg" for number in (42, 73)))
 
 
+def aokvqa(root: Path, split: str = "val") -> None:
+    rows = [
+        {"question_id": "22MexNkBPpdZGX6sxbxVBH", "image_id": 42, "question": "What's awaited (here)?"},
+        {"question_id": "2EK8nK2hYpsGZjRTdAg8rR", "image_id": 73, "question": "Why wait?"},
+        {"question_id": "2ZfTFDBsnsBe7RBoTnoHJn", "image_id": 73, "question": "Who waits?"},
+    ]
+    answers = [["train"] * 2 + ["cab"] * 8, ["train"] * 10, ["man"] * 10]
+    for row, direct, difficult in zip(rows, answers, (False, True, False), strict=True):
+        row |= {"split": split, "choices": ["skateboarder", "train", "delivery", "cab"], "correct_choice_idx": 3}
+        row |= {"direct_answers": direct, "difficult_direct_answer": difficult, "rationales": ["A train would ..."] * 3}
+    put(root / f"aokvqa_v1p0_{split}.json", rows)
+    draw(*(root / f"{split}2017" / f"{number:012d}.jpg" for number in (42, 73)))
+
+
 def vizwiz(root: Path) -> None:
     rows = [{"image": "VizWiz_val_00000000.jpg", "question": "Ok. There is another picture I hope it is a better one."}]
     rows[0] |= {"answers": [{"answer_confidence": "yes", "answer": "unanswerable"}] * 10, "answerable": 0}
@@ -115,14 +129,22 @@ def coco(root: Path, year: str = "val2014") -> None:
     draw(*(root / year / image["file_name"] for image in images))
 
 
+DOMAINS = ("near-domain", "in-domain", "out-domain")
+
+
 def nocaps(root: Path, count: int = 1) -> None:
     names = [f"{number:04d}ea2087020901" for number in range(13, 13 + count)]
     images = [
-        {"id": number, "file_name": f"{name}.jpg", "open_images_id": name, "domain": "near"}
+        {
+            "id": number,
+            "file_name": f"{name}.jpg",
+            "open_images_id": name,
+            "domain": DOMAINS[number % 3],
+        }
         for number, name in enumerate(names)
     ]
     annotations = [
-        {"id": 10 * image + n, "image_id": image, "caption": f"A {('baby', 'dog')[image]} {n}."}
+        {"id": 10 * image + n, "image_id": image, "caption": f"A {('baby', 'dog')[image % 2]} {n}."}
         for image in range(count)
         for n in range(10)
     ]

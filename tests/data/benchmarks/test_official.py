@@ -20,6 +20,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'.\n" + WORD
 TEN = ["red"] * 3 + ["blue"] * 7
 DAKOTA = ["nous les gosses", "dakota", "clos culombu", *["dakota"] * 7]
+TRAIN_OR_CAB = ["train"] * 2 + ["cab"] * 8
 DOG, CAT = "A. dog\nB. cat", "A. cat\nB. dog"
 CHART = 'Read the "chart"'
 
@@ -51,6 +52,10 @@ EXPECTED = {
         (34603, f"what does the small white text spell?\n{WORD}", ["copenhagen"] * 10, ["5e2ab70b1ae25ec0.jpg"]),
     ],
     "okvqa": VQA,
+    "aokvqa": [
+        ("22MexNkBPpdZGX6sxbxVBH", f"What's awaited (here)?\n{WORD}", TRAIN_OR_CAB, ["000000000042.jpg"]),
+        ("2ZfTFDBsnsBe7RBoTnoHJn", f"Who waits?\n{WORD}", ["man"] * 10, ["000000000073.jpg"]),
+    ],
     "vizwiz": [
         (
             "VizWiz_val_00000000.jpg",
@@ -139,6 +144,29 @@ def test_a_question_of_the_test_split_is_open(tmp_path):
     )
     task = read_task(TaskFile(benchmark="vqav2", root=str(tmp_path), split="test-dev"), labelled=False)
     assert task.questions[0].given == {"images": ["COCO_test2015_000000000001.jpg"], "id": 10}
+
+
+def test_instructblips_own_words(tmp_path):
+    official_files.aokvqa(tmp_path)
+    official_files.vqa(tmp_path)
+    official_files.nocaps(tmp_path, 2)
+    ids, said, answers, _ = zip(*asked(tmp_path, "aokvqa", protocol="instructblip"), strict=True)
+    assert ids[0] == "22MexNkBPpdZGX6sxbxVBH" and answers[1] == ["man"] * 10
+    assert list(said) == ["Question: what's awaited here? Short Answer:", "Question: who waits? Short Answer:"]
+    assert asked(tmp_path, "okvqa", protocol="instructblip")[0][1] == "Question: what colour? Short Answer:"
+    for domain, count in (("val", 2), ("in-domain", 1), ("near-domain", 1)):
+        found = asked(tmp_path, "nocaps", protocol="instructblip", split=domain, metric="exact_match")
+        assert [row[1] for row in found] == ["A short image caption."] * count
+    assert found[0][0] == 0
+    with pytest.raises(ValueError, match="got no row of split out-domain"):
+        asked(tmp_path, "nocaps", split="out-domain")
+
+
+def test_all_questions_of_aokvqa_are_trained_on(tmp_path):
+    official_files.aokvqa(tmp_path, "train")
+    data = ConversationData(root=str(tmp_path), train_benchmark=TaskFile(benchmark="aokvqa"), holdout=0)
+    expected = [("What's awaited (here)?", "cab"), ("Why wait?", "train"), ("Who waits?", "man")]
+    assert turns(data) == [(f"{question}\n{WORD}", answer) for question, answer in expected]
 
 
 def test_pictures_are_decoded_when_they_are_asked_for(tmp_path):
@@ -422,7 +450,7 @@ def test_paths_replace_any_place(tmp_path):
     [
         ({"benchmark": "textvq"}, "did you mean textvqa"),
         ({"benchmark": "gqa", "split": "val"}, "got split 'val', expected one of testdev"),
-        ({"benchmark": "gqa", "protocol": "lava"}, "expected one of llava, lmms-eval"),
+        ({"benchmark": "gqa", "protocol": "lava"}, "expected one of llava, instructblip, lmms-eval"),
         ({"benchmark": "gqa", "file": "x.json"}, "got file as well"),
         ({"benchmark": "gqa", "image_folder": "x"}, "got image_folder as well"),
         ({"name": "t"}, "a name and a file, or a benchmark"),

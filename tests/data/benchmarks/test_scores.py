@@ -30,6 +30,13 @@ def okvqa(root, said):
     return sum(vqa_rule(said[e["question_id"]], [a["answer"] for a in e["answers"]]) for e in data) / len(data)
 
 
+def aokvqa(root, said):
+    entries = json.loads((root / "aokvqa_v1p0_val.json").read_text())
+    counted = [entry for entry in entries if entry["difficult_direct_answer"] is False]
+    hits = [sum(said[e["question_id"]] == answer for answer in e["direct_answers"]) for e in counted]
+    return sum(min(1.0, number / 3) for number in hits) / len(counted)
+
+
 def gqa(root, said):
     data = official(root, "testdev_balanced_questions.json")
     return sum(said[number].rstrip(".").lower() == entry["answer"] for number, entry in data.items()) / len(data)
@@ -77,6 +84,7 @@ def pope(root, said):
 CASES = {
     "textvqa": (textvqa, {34602: "dakota", 34603: "oslo"}, 0.5),
     "okvqa": (okvqa, {420000: "red", 730001: "green"}, 0.45),
+    "aokvqa": (aokvqa, {"22MexNkBPpdZGX6sxbxVBH": "train", "2ZfTFDBsnsBe7RBoTnoHJn": "Man"}, 1 / 3),
     "gqa": (gqa, {"201307251": "No.", "201640614": "the woman"}, 0.5),
     "ocrvqa": (
         ocrvqa,
