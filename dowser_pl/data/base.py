@@ -9,7 +9,8 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   inputs (dict of tensors), "references": list of list of str, "ids": list of str}`, and if predictions shall tell more
   than its id, `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and as
   `"inputs"` training batches that have each candidate behind its question, in order.
-- `chat_template`, optional: Jinja text, path or "plain", if not that of the processor: answers end as it closes turns.
+- `chat_template`, optional: Jinja text, path, "plain" or name, if not that of the processor; answers end as it closes
+  turns.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
 - `training_pictures(number, seed)`, optional: Pillow images of training rows, the same on every process, for own rows.
@@ -223,8 +224,8 @@ class MultimodalData(EvaluatedData):
             tokens: a row whose image tokens do not fit is refused. "auto" = as many as the largest image takes that
             the processor makes of any, and 2048 for text; None = no limit.
         seed: of the order of the training rows, which is a pure function of this and the epoch.
-        chat_template: Jinja text, a path to a file with it, or "plain", instead of the processor's own; needed for
-            models that come without (InstructBLIP, base models).
+        chat_template: Jinja text, a path to a file with it, "plain", or the name of one of several that the processor
+            has, instead of its default; needed for models that come without (InstructBLIP, base models).
         evaluation_cache_mb: memory for the encoded batches of each evaluation set, so that images are decoded once
             and not once per epoch; a larger set is not kept at all. 0 = never.
         split_batches: share `batch_size` rows among the processes, so that training takes the same steps on any
