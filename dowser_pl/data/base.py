@@ -9,8 +9,7 @@ What any data module (this one or your own plain `LightningDataModule`) owes the
   inputs (dict of tensors), "references": list of list of str, "ids": list of str}`, and if predictions shall tell more
   than its id, `"told"`: per row a dict for JSON. For metrics of likelihood `"candidates"`: list of list of str, and as
   `"inputs"` training batches that have each candidate behind its question, in order.
-- `chat_template`, optional: Jinja text, path, "plain" or name, if not that of the processor; answers end as it closes
-  turns.
+- `chat_template`, optional: Jinja text, path, "plain" or name, if not the processor's: answers end as it closes turns.
 - `calibration_dataloader()`, optional: training batches that are the same whenever it is asked, for methods that
   measure the tuned model on data. Without it the first batches of `train_dataloader()` are taken.
 - `training_pictures(number, seed)`, optional: Pillow images of training rows, the same on every process, for own rows.

@@ -140,9 +140,10 @@ def load_processor(
     source = find_source(path)
     config = read_config(path, source, trust_remote_code)
     auto_class(path, config)  # what no processor would help
-    kind = AutoTokenizer if reads_text_alone(config) else AutoProcessor
+    kind: Any = AutoTokenizer if reads_text_alone(config) else AutoProcessor
+    known = {"config": config} if kind is AutoProcessor else {}  # by which it finds classes that folders do not name
     with explained(path):
-        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code, **known)
     if kind is AutoProcessor:
         _check_processor(path, processor)
     if reads_images(processor) and not isinstance(processor.image_processor, PilBackend):
