@@ -43,7 +43,7 @@ def _lay(upper: dict, lower: dict) -> None:
 
 
 def test_there_is_one_for_every_model_and_task():
-    assert len(EXPERIMENTS) == 12
+    assert len(EXPERIMENTS) == 20
     assert {name.split("/")[1] for name in EXPERIMENTS} == {"model_dowser", "model_tailor", "spider"}
 
 
@@ -58,7 +58,9 @@ def test_settings_are_the_published_ones(name):
     assert model["last_n_layers"] == (12 if tailor else 20)
     assert model["optimizer"]["init_args"] == {"lr": 1e-4 if tailor else 2e-5, "weight_decay": 0.0}
     assert config["trainer"]["max_epochs"] == (1 if tailor else 5)
-    assert data["max_length"] == 2048 and model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
+    nvila = run.startswith("nvila")
+    assert model["path"].endswith("NVILA-Lite-2B") == nvila and data["max_length"] == (4096 if nvila else 2048)
+    assert model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
     assert [each["benchmark"] for each in data["tasks"] if each.get("role") != "downstream"] == (
         UPSTREAM[run.split("_")[0] if tailor else "model_dowser"]
     )
