@@ -90,6 +90,7 @@ def test_the_real_models_numbers(tmp_path):
             {"image_aspect_ratio": "dynamic_s2"},
             "got image_aspect_ratio 'dynamic_s2' in config.json of .*expected dyn",
         ),
+        ({"mm_projector_cfg": {"mm_projector_type": "mlp2x_gelu"}}, "got mm_projector_type 'mlp2x_gelu' in config"),
         ({"chat_template": "vicuna_v1"}, "got chat_template 'vicuna_v1' in config.json of .*expected qwen2"),
     ],
 )

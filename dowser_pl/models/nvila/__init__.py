@@ -1,0 +1,1 @@
+"""NVILA, which transformers has no classes for."""
