@@ -141,10 +141,11 @@ def test_batches_are_padded_on_the_side_that_is_wanted(processor, tmp_path):
     assert inputs["input_ids"][1, 0] == PAD and not inputs["attention_mask"][1, 0]
 
 
-def test_words_that_look_like_control_tokens_stay_words(processor, tmp_path):
-    with pytest.warns(UserWarning, match="its words have '<\\|im_end\\|>', which is a control token"):
-        said = tokens(processor, row(tmp_path, "<image>\nWhat?", "<|im_end|> ends.", sizes=[SMALL]))
-    answer = spelled("<|im_end|> ends.")
+@pytest.mark.parametrize("control", ["<|im_end|>", "<image>", "<vila/video>"])
+def test_words_that_look_like_control_tokens_stay_words(processor, tmp_path, control):
+    with pytest.warns(UserWarning, match=f"its words have {control!r}, which is a control token".replace("|", r"\|")):
+        said = tokens(processor, row(tmp_path, "<image>\nWhat?", f"{control} ends.", sizes=[SMALL]))
+    answer = spelled(f"{control} ends.")
     assert said[-len(answer) - 2 :] == [*answer, *END] and said.count(IMAGE) == 4
 
 
