@@ -3,6 +3,7 @@
 All of it is found from `config.json` and the files of the processor, before a weight is read.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def check_agreement(path: str, source: str, processor: Processor, config: PreTra
     """
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = _hollow(config) if known else None
-    _check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model))
+    _check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model), getattr(model, "tokens_without_rows", ()))
     if not reads_images(processor):
         return []
     if model is None or _image_token_id(config) is None:
@@ -82,9 +83,9 @@ def _num_rows(config: PreTrainedConfig, model: PreTrainedModel | None) -> int | 
     return int(weight.shape[0])
 
 
-def _check_vocabulary(path: str, tokenizer: Any, rows: int | None) -> None:
+def _check_vocabulary(path: str, tokenizer: Any, rows: int | None, rowless: Collection[str]) -> None:
     """Every id that the tokenizer can write needs a row of the embedding; rows without a token are padding."""
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    vocabulary: dict[str, int] = {token: n for token, n in tokenizer.get_vocab().items() if token not in rowless}
     outside = sorted((index, token) for token, index in vocabulary.items() if rows is not None and index >= rows)
     if outside:
         named = ", ".join(f"{token!r} ({index})" for index, token in outside[:5])
