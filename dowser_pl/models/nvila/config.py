@@ -47,6 +47,8 @@ class NVILAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Make configs of the two parts."""
+        for name in ("model_type", "auto_map"):  # of NVIDIA's folder: nvila_lite, and code that is not needed
+            kwargs.pop(name, None)
         for name, kind in self.sub_configs.items():
             given = getattr(self, name)
             setattr(self, name, given if isinstance(given, kind) else kind(**given or {}))

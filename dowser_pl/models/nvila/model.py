@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
@@ -119,6 +120,7 @@ class NVILAForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 AutoConfig.register(NVILAConfig.model_type, NVILAConfig)
+CONFIG_MAPPING.register("nvila_lite", NVILAConfig)  # that of NVIDIA's folders, which is read as ours
 AutoModelForImageTextToText.register(NVILAConfig, NVILAForConditionalGeneration)
 register_checkpoint_conversion_mapping(
     NVILAConfig.model_type,

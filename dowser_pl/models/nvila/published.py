@@ -46,7 +46,7 @@ def own_settings(path: Any, found: dict[str, Any], hub: Mapping[str, Any]) -> di
         hub: among others, how transformers was told to look in the hub.
 
     Returns:
-        New settings; without code that comes with the model, which is not needed.
+        New settings.
 
     Raises:
         DowserError: it is none of this family, or one that is not built here.
@@ -54,16 +54,15 @@ def own_settings(path: Any, found: dict[str, Any], hub: Mapping[str, Any]) -> di
     where = {name: hub[name] for name in HUB if name in hub}
     if "llm_cfg" in found:
         return _of_vila(path, found, where)
-    own = {name: value for name, value in found.items() if name != "auto_map"}
     if found.get("model_type") == "nvila_lite":
-        return {"downsample": 3, **own, "model_type": "nvila"}
+        return {"downsample": 3} | found | {"model_type": "nvila"}
     if found.get("model_type") != "nvila" or "downsample" not in found:
         named = "without downsample, which is the dynamic_s2 one" if found.get("model_type") == "nvila" else ""
         raise DowserError(
             f"got a model of type {found.get('model_type')!r} at {path}{f' {named}' if named else ''}, expected "
             f"nvila_lite, or a folder of VILA. {_LITE}"
         )
-    return own
+    return found
 
 
 def _of_vila(path: Any, found: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
