@@ -3,6 +3,7 @@
 All of it is found from `config.json` and the files of the processor, before a weight is read.
 """
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
@@ -171,7 +172,16 @@ class _EnoughError(Exception):
 
 
 def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model with zeros for weights, which take no memory, that stops where its text decoder would begin."""
+    """The model with zeros for weights, which take no memory, that stops where its text decoder would begin.
+
+    Where features are those of a layer counted from the last, the tower keeps no more layers than that takes: a whole
+    one runs for a minute over the 13 tiles of an NVILA.
+    """
+    config = copy.deepcopy(config)
+    layer = getattr(config, "vision_feature_layer", None)
+    tower: Any = getattr(config, "vision_config", None)
+    if isinstance(layer, int) and layer < 0 and hasattr(tower, "num_hidden_layers"):
+        tower.num_hidden_layers = min(tower.num_hidden_layers, 1 - layer)
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):  # draws weights, then drops them
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     for module in model.modules():
