@@ -10,9 +10,22 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from dowser_pl.cli.arguments import resolve_configs
 from dowser_pl.cli.main import main
+from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from dowser_pl.reporting import read_report
 from tests.data.benchmarks import official_files
-from tests.tiny_models import EOS, TEXT, make_processor_folder, save_tiny_instructblip, tiny_instructblip, tiny_llava
+from tests.tiny_models import (
+    EOS,
+    TEXT,
+    build,
+    make_processor_folder,
+    save_tiny_instructblip,
+    tiny_instructblip,
+    tiny_llava,
+)
+from tests.tiny_nvila import TEXT as NVILA_TEXT
+from tests.tiny_nvila import VISION as NVILA_VISION
+from tests.tiny_nvila_processor import ENDOFTEXT, tiny_nvila_processor
+from tests.tiny_nvila_processor import IMAGE as NVILA_IMAGE
 
 FOLDER = Path(__file__).parents[1] / "configs" / "paper"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER.parent).with_suffix("")) for path in FOLDER.glob("[ms]*/*_*.yaml"))
@@ -106,10 +119,14 @@ def models(tmp_path_factory) -> dict[str, Path]:
     llava.save_pretrained(folder / "llava")
     text = LlamaConfig(**(TEXT | {"num_hidden_layers": 32, "max_position_embeddings": 2048}))
     blip = save_tiny_instructblip(folder / "instructblip", brief(tiny_instructblip(text_config=text)))
-    return {"llava": make_processor_folder(folder / "llava"), "instructblip": blip}
+    parts = {"text_config": NVILA_TEXT | {"num_hidden_layers": 28, "tie_word_embeddings": False}}
+    config = NVILAConfig(**parts, vision_config=NVILA_VISION, image_token_id=NVILA_IMAGE)
+    brief(build(NVILAForConditionalGeneration, config, 0), ENDOFTEXT).save_pretrained(folder / "nvila")
+    tiny_nvila_processor().save_pretrained(folder / "nvila")
+    return {"llava": make_processor_folder(folder / "llava"), "instructblip": blip, "nvila": folder / "nvila"}
 
 
-def brief(model: PreTrainedModel) -> PreTrainedModel:
+def brief(model: PreTrainedModel, end: int = EOS) -> PreTrainedModel:
     """The model, whose every token says in its first dimension, which the layers hardly move, that the end is near."""
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = 8.0
@@ -118,7 +135,7 @@ def brief(model: PreTrainedModel) -> PreTrainedModel:
                 weight.mul_(0.02)
         head = model.get_output_embeddings().weight
         head[:, 0] = 0.0
-        head[EOS, 0] = 2.0
+        head[end, 0] = 2.0
     return model
 
 

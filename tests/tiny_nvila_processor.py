@@ -102,7 +102,7 @@ def write_processor_files(folder: Path, layout: Layout, media: bool | None = Non
         told = {"model_type": "llava_llama" if layout == "original" else "vila", "llm_cfg": text}
         told |= {"vision_tower_cfg": vision, "mm_projector_cfg": {"mm_projector_type": "mlp_downsample_3x3_fix"}}
         told |= {"chat_template": None, **shared}
-        (folder / "llm" / "config.json").write_text(json.dumps(text))
-        (folder / "vision_tower" / "config.json").write_text(json.dumps(vision))
+        for part in ("llm", "vision_tower"):
+            (folder / part / "config.json").write_text(json.dumps((told | config)[f"{part}_cfg"]))
     (folder / "config.json").write_text(json.dumps(told | config))
     return folder

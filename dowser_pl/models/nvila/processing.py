@@ -30,17 +30,16 @@ from transformers.utils import cached_file
 
 from dowser_pl.errors import DowserError
 from dowser_pl.models.nvila.config import NVILAConfig
+from dowser_pl.models.nvila.published import HUB, MEDIA
 from dowser_pl.models.nvila.tiles import NVILAImageProcessor
 
 __all__ = ["NVILAProcessor"]
 
-_IMAGE, _VIDEO = "<image>", "<vila/video>"
-_ADDED = ("<vila/sentinel>", _IMAGE, _VIDEO)  # in the order in which VILA gives them numbers
+_IMAGE, _VIDEO = MEDIA[1:]
 _TURN_END = "<|im_end|>"
 _TURNS, _CHAT = ((Path(__file__).parent / f"{name}.jinja").read_text(encoding="utf-8") for name in ("turns", "chat"))
 _LINE = "{%- set newline_after_image = true -%}\n"
 _SAID = [{"role": role, "content": f"the {role}"} for role in ("system", "user", "assistant", "user")]
-_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 class NVILAProcessor(ProcessorMixin):
@@ -65,7 +64,7 @@ class NVILAProcessor(ProcessorMixin):
         image_seq_length: int = 121,
     ) -> None:
         if _IMAGE not in tokenizer.added_tokens_encoder:
-            new = [AddedToken(token, special=True, normalized=False) for token in _ADDED]
+            new = [AddedToken(token, special=True, normalized=False) for token in MEDIA]
             tokenizer.add_tokens(new, special_tokens=True)
         self.image_seq_length = image_seq_length
         self.image_token, self.video_token = _IMAGE, _VIDEO
@@ -219,11 +218,11 @@ def _named(name: str, path: Any) -> dict[str, str]:
 
 
 def _config(path: Any, kwargs: Mapping[str, Any]) -> Any:
-    return NVILAConfig.from_pretrained(path, **{name: kwargs[name] for name in _HUB if name in kwargs})
+    return NVILAConfig.from_pretrained(path, **{name: kwargs[name] for name in HUB if name in kwargs})
 
 
 def _has(path: Any, name: str, kwargs: Mapping[str, Any]) -> bool:
-    options = {name: kwargs[name] for name in _HUB if name in kwargs}
+    options = {name: kwargs[name] for name in HUB if name in kwargs}
     return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options) is not None
 
 

@@ -9,12 +9,15 @@ from dowser_pl.data.encoders import build_encoder
 from dowser_pl.data.rows import Conversation
 from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.errors import DowserError
+from dowser_pl.models.agreement import check_agreement
+from dowser_pl.models.loading import load_model, load_processor, read_config
 from dowser_pl.models.nvila.config import NVILAConfig
 from dowser_pl.models.nvila.processing import NVILAProcessor
 from dowser_pl.models.nvila.tiles import NVILAImageProcessor
 from tests.data.builders import IMAGE as PICTURE
 from tests.data.builders import turn
 from tests.tiny_models import tiny_tokenizer
+from tests.tiny_nvila import save_nvila
 from tests.tiny_nvila_processor import (
     LAYOUTS,
     QWEN2_TEMPLATE,
@@ -45,6 +48,20 @@ def test_every_layout_gives_the_same_processor(layout, tmp_path):
     assert isinstance(processor, NVILAProcessor) and isinstance(processor.image_processor, NVILAImageProcessor)
     assert same(encoded(processor), encoded(tiny_nvila_processor()))
     assert processor.chat_template == tiny_nvila_processor().chat_template
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_agrees_with_its_model(layout, tmp_path):
+    """As many image tokens as the model has features for them, whatever the folders are."""
+    save_nvila(tmp_path / "model", layout)
+    said = []
+    processor = load_processor(str(tmp_path / "model"), say=said.append)
+    assert isinstance(processor, NVILAProcessor) and said == []
+    assert processor.image_token_id == load_model(str(tmp_path / "model")).config.image_token_id
+    processor.image_seq_length = 9
+    config = read_config("model", str(tmp_path / "model"))
+    with pytest.raises(DowserError, match="writes 117 image tokens for one of 64x48 pixels, which the model refuses"):
+        check_agreement("model", str(tmp_path / "model"), processor, config)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -90,7 +107,7 @@ def test_the_real_models_numbers(tmp_path):
             {"image_aspect_ratio": "dynamic_s2"},
             "got image_aspect_ratio 'dynamic_s2' in config.json of .*expected dyn",
         ),
-        ({"mm_projector_cfg": {"mm_projector_type": "mlp2x_gelu"}}, "got mm_projector_type 'mlp2x_gelu' in config"),
+        ({"mm_projector_cfg": {"mm_projector_type": "mlp2x_gelu"}}, "got mm_projector_type 'mlp2x_gelu' in .*, exp"),
         ({"chat_template": "vicuna_v1"}, "got chat_template 'vicuna_v1' in config.json of .*expected qwen2"),
     ],
 )
