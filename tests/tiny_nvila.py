@@ -185,7 +185,11 @@ def save_nvila(
         projector = {"architectures": ["MultimodalProjector"], "model_type": "v2l_projector"}
         projector |= {"mm_projector_type": KINDS[downsample], "torch_dtype": told}
         settings = {"llm_cfg": text, "vision_tower_cfg": vision, "mm_projector_cfg": projector}
-        settings |= {"architectures": [architecture], "model_dtype": f"torch.{told}", "hidden_size": text["hidden_size"]}
+        settings |= {
+            "architectures": [architecture],
+            "model_dtype": f"torch.{told}",
+            "hidden_size": text["hidden_size"],
+        }
         settings |= {"mm_vision_select_layer": -2, "mm_vision_select_feature": "cls_patch"}
         settings |= {"dynamic_s2": False, "s2": False, "ps3": False}
         if layout == "remote":

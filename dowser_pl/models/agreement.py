@@ -48,7 +48,9 @@ def check_agreement(path: str, source: str, processor: Processor, config: PreTra
     """
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = _hollow(config) if known else None
-    _check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model), getattr(model, "tokens_without_rows", ()))
+    _check_vocabulary(
+        path, tokenizer_of(processor), _num_rows(config, model), getattr(model, "tokens_without_rows", ())
+    )
     if not reads_images(processor):
         return []
     if model is None or _image_token_id(config) is None:

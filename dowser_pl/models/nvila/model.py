@@ -57,7 +57,7 @@ class NVILAModel(LlavaModel):
     def __init__(self, config: NVILAConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector: nn.Module = NVILAProjector(config)
+        self.multi_modal_projector: nn.Module = NVILAProjector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
         words = self.language_model.embed_tokens
         words.__class__, words.image_token_id = Words, config.image_token_id
