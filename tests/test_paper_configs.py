@@ -10,9 +10,22 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from dowser_pl.cli.arguments import resolve_configs
 from dowser_pl.cli.main import main
+from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from dowser_pl.reporting import read_report
 from tests.data.benchmarks import official_files
-from tests.tiny_models import EOS, TEXT, make_processor_folder, save_tiny_instructblip, tiny_instructblip, tiny_llava
+from tests.tiny_models import (
+    EOS,
+    TEXT,
+    build,
+    make_processor_folder,
+    save_tiny_instructblip,
+    tiny_instructblip,
+    tiny_llava,
+)
+from tests.tiny_nvila import TEXT as NVILA_TEXT
+from tests.tiny_nvila import VISION as NVILA_VISION
+from tests.tiny_nvila_processor import ENDOFTEXT, tiny_nvila_processor
+from tests.tiny_nvila_processor import IMAGE as NVILA_IMAGE
 
 FOLDER = Path(__file__).parents[1] / "configs" / "paper"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER.parent).with_suffix("")) for path in FOLDER.glob("[ms]*/*_*.yaml"))
@@ -43,7 +56,7 @@ def _lay(upper: dict, lower: dict) -> None:
 
 
 def test_there_is_one_for_every_model_and_task():
-    assert len(EXPERIMENTS) == 12
+    assert len(EXPERIMENTS) == 20
     assert {name.split("/")[1] for name in EXPERIMENTS} == {"model_dowser", "model_tailor", "spider"}
 
 
@@ -58,7 +71,9 @@ def test_settings_are_the_published_ones(name):
     assert model["last_n_layers"] == (12 if tailor else 20)
     assert model["optimizer"]["init_args"] == {"lr": 1e-4 if tailor else 2e-5, "weight_decay": 0.0}
     assert config["trainer"]["max_epochs"] == (1 if tailor else 5)
-    assert data["max_length"] == 2048 and model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
+    nvila = run.startswith("nvila")
+    assert model["path"].endswith("NVILA-Lite-2B") == nvila and data["max_length"] == (4096 if nvila else 2048)
+    assert model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
     assert [each["benchmark"] for each in data["tasks"] if each.get("role") != "downstream"] == (
         UPSTREAM[run.split("_")[0] if tailor else "model_dowser"]
     )
@@ -104,10 +119,14 @@ def models(tmp_path_factory) -> dict[str, Path]:
     llava.save_pretrained(folder / "llava")
     text = LlamaConfig(**(TEXT | {"num_hidden_layers": 32, "max_position_embeddings": 2048}))
     blip = save_tiny_instructblip(folder / "instructblip", brief(tiny_instructblip(text_config=text)))
-    return {"llava": make_processor_folder(folder / "llava"), "instructblip": blip}
+    parts = {"text_config": NVILA_TEXT | {"num_hidden_layers": 28, "tie_word_embeddings": False}}
+    config = NVILAConfig(**parts, vision_config=NVILA_VISION, image_token_id=NVILA_IMAGE)
+    brief(build(NVILAForConditionalGeneration, config, 0), ENDOFTEXT).save_pretrained(folder / "nvila")
+    tiny_nvila_processor().save_pretrained(folder / "nvila")
+    return {"llava": make_processor_folder(folder / "llava"), "instructblip": blip, "nvila": folder / "nvila"}
 
 
-def brief(model: PreTrainedModel) -> PreTrainedModel:
+def brief(model: PreTrainedModel, end: int = EOS) -> PreTrainedModel:
     """The model, whose every token says in its first dimension, which the layers hardly move, that the end is near."""
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = 8.0
@@ -116,7 +135,7 @@ def brief(model: PreTrainedModel) -> PreTrainedModel:
                 weight.mul_(0.02)
         head = model.get_output_embeddings().weight
         head[:, 0] = 0.0
-        head[EOS, 0] = 2.0
+        head[end, 0] = 2.0
     return model
 
 

@@ -129,7 +129,7 @@ class ConversationData(MultimodalData):
         max_length: longest training row in tokens, images included; longer rows lose text at the end. "auto" = room
             for the largest image that the processor makes and 2048 tokens of text; None = no limit.
         seed: of the order of the training rows.
-        chat_template: Jinja text, path or "plain", instead of the model's own; see `MultimodalData`.
+        chat_template: Jinja text, path, "plain" or name, instead of the model's own; see `MultimodalData`.
         evaluation_cache_mb: memory for the encoded batches of each evaluation set; 0 = encode anew every time.
         split_batches: share `batch_size` rows among the processes, for the same steps on any number of them.
         choose_on: evaluation sets of other questions, on which a run makes its choices (`budget.max_upstream_drop`);

@@ -45,7 +45,8 @@ class ChatTemplate:
 
     Args:
         processor: renders, and has the default template.
-        template: Jinja text, a path, "plain" or "instructblip"; None = the one of the processor or of its tokenizer.
+        template: Jinja text, a path, "plain" or "instructblip", or the name of one of several that the processor has;
+            None = the one of the processor or of its tokenizer.
 
     Raises:
         DowserError: there is none, or the path does not exist.
@@ -246,11 +247,13 @@ def find_template(processor: Processor, template: str | None) -> str:
     if template is not None:
         if "{" in template:
             return template
+        if (named := own_template(processor, template)) is not None:
+            return named
         path = Path(template).expanduser()
         if not path.is_file():
             raise DowserError(
-                f'chat_template: expected Jinja text, the path of a file with it, "plain" or "instructblip"; got '
-                f"{template!r}."
+                'chat_template: expected Jinja text, the path of a file with it, "plain", "instructblip", or the name of '
+                f"one of the processor's own; got {template!r}."
             )
         return path.read_text(encoding="utf-8")
     if (own := own_template(processor)) is not None:
@@ -262,14 +265,13 @@ def find_template(processor: Processor, template: str | None) -> str:
     )
 
 
-def own_template(processor: Processor) -> str | None:
-    """The Jinja text of the processor or of its tokenizer; None if neither has one."""
+def own_template(processor: Processor, name: str = "default") -> str | None:
+    """The Jinja text of that name, of the processor or of its tokenizer; None if neither has one."""
     for owner in (processor, tokenizer_of(processor)):
         found = getattr(owner, "chat_template", None)
-        if isinstance(found, dict):
-            found = found.get("default")
-        if found:
-            return str(found)
+        named = found if isinstance(found, dict) else {"default": found}
+        if named.get(name):
+            return str(named[name])
     return None
 
 

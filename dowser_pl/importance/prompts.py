@@ -183,8 +183,14 @@ def write_prompts(
         The prompts, in order.
 
     Raises:
-        DowserError: if the vocabulary has no ordinary token to start from.
+        DowserError: if the vocabulary has no ordinary token to start from, or `authors` is asked of an
+            encoder-decoder.
     """
+    if settings.form == "authors" and model.config.is_encoder_decoder:
+        raise DowserError(
+            "probe.form authors is of models that go on with a text, and this one has an encoder, which their code "
+            "does not know. Fix: set --dowser.probe.form paper"
+        )
     ending = Ending(own_ends(model, tokenizer)) if ending is None else ending
     ordinary, special = split_vocabulary(tokenizer, ending)
     writer = _Writer(model, tokenizer, settings, ordinary, special, images, text_inputs, ending)
@@ -232,15 +238,32 @@ class _Writer:
             prefix = _prefix(self.ordinary, self.settings, index)
             forced[row, : len(prefix)] = prefix
         image: dict[str, Tensor] = {}
+        begin = self.tokenizer.bos_token_id
+        if self.settings.form == "authors":
+            start = torch.full((len(batch), 1), 1 if begin is None else begin)
+            return self._as_authors(batch, self._write(batch, start, forced, {}, None), forced)
         if self.images is not None:
             encoded = self.images(batch)
             image = {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
             start = image.pop("input_ids")
-        elif self.tokenizer.bos_token_id is not None:
-            start = torch.full((len(batch), 1), self.tokenizer.bos_token_id)
+        elif begin is not None:
+            start = torch.full((len(batch), 1), begin)
         else:  # no BOS in this family: the first random token starts the text
             start, forced = forced[:, :1], forced[:, 1:]
         return self._write(batch, start, forced, image, None)
+
+    def _as_authors(self, batch: range, prompts: list[Prompt], forced: Tensor) -> list[Prompt]:
+        """What was written alone, behind the image where there is one: `generate` over embeddings returns no more."""
+        encoded = self.images(batch) if self.images is not None else [{} for _ in batch]
+        starts = [image.pop("input_ids", forced.new_empty(1, 0))[0] for image in encoded]
+        lengths = 1 + (forced >= 0).sum(dim=1)
+        return [
+            Prompt(
+                torch.cat([start, prompt.tokens[length:]]),
+                image={name: value for name, value in image.items() if name != "attention_mask"},
+            )
+            for prompt, length, start, image in zip(prompts, lengths, starts, encoded, strict=True)
+        ]
 
     @torch.no_grad()
     def _write(
@@ -312,7 +335,8 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
             f"{type(processor).__name__} has no image token, so probe.noise_images cannot place an image; "
             "set --dowser.probe.noise_images false"
         )
-    start = (processor.tokenizer.bos_token or "") + ("" if in_front else str(token))
+    as_authors = settings.form == "authors"
+    start = ("" if as_authors else processor.tokenizer.bos_token or "") + ("" if in_front else str(token))
     encoded = []
     for index in indices:
         random = stream(settings.seed, "noise", index)
@@ -321,6 +345,8 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
         made = dict(processor(text=[start], images=[image], return_tensors="pt", add_special_tokens=False))
         if "qformer_input_ids" in made:
             made |= _random_instruction(processor.qformer_tokenizer, settings, index)
+        if as_authors:
+            made["pixel_values"] = torch.randn(made["pixel_values"].shape, generator=random)
         encoded.append(made)
     return encoded
 

@@ -39,6 +39,9 @@ class Probe:
         seed: of prefixes, sampling, noise and probes.
         inputs: what the model is asked: `prompts`, texts that it writes after a few random tokens (as published); or
             `rows`, those of `dowser.rows`, with pictures where it sees them, whose lengths and sampling are set there.
+        form: what of a prompt is probed: `paper`, all of it, written after an image where it has one; or `authors`, as
+            their release (6efd4e1) does: what the model wrote alone, after token 1 where the tokenizer has no BOS. An
+            image is normal noise as the model sees it there, put before a text that was written without it.
     """
 
     num_prompts: int | Literal["auto"] = 128
@@ -57,6 +60,7 @@ class Probe:
     batch_size: int = 16
     seed: int = 0
     inputs: Literal["prompts", "rows"] = "prompts"
+    form: Literal["paper", "authors"] = "paper"
 
     @property
     def most_prompts(self) -> int:
@@ -87,6 +91,10 @@ class Probe:
                 f"probe.inputs is prompts or rows, got {self.inputs} with noise_images {self.noise_images}; rows have "
                 "pictures of noise where --dowser.rows.sources has noise"
             )
+        if self.form not in ("paper", "authors") or (self.inputs == "rows" and self.form != "paper"):
+            raise DowserError(
+                f"probe.form is paper or authors, and of prompts alone, got {self.form} with inputs {self.inputs}"
+            )
         if self.positions not in ("last", "all") or self.keep not in ("auto", "needed", "all"):
             raise DowserError(
                 "probe.positions is last or all, and probe.keep auto, needed or all; got "
@@ -95,7 +103,8 @@ class Probe:
 
     def identity(self) -> dict[str, object]:
         """The settings that one prompt's factors depend on; how many prompts there are is not among them."""
-        return {name: value for name, value in asdict(self).items() if name not in _NO_IDENTITY}
+        found = {name: value for name, value in asdict(self).items() if name not in _NO_IDENTITY}
+        return found if self.form != "paper" else {name: value for name, value in found.items() if name != "form"}
 
 
 Source = Literal["text", "chat", "turn", "noise", "blank", "train", "shuffle", "mosaic"]

@@ -3,6 +3,8 @@
 All of it is found from `config.json` and the files of the processor, before a weight is read.
 """
 
+import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -46,7 +48,8 @@ def check_agreement(path: str, source: str, processor: Processor, config: PreTra
     """
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = _hollow(config) if known else None
-    check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model))
+    rowless = getattr(model, "tokens_without_rows", ())
+    check_vocabulary(path, tokenizer_of(processor), _num_rows(config, model), rowless)
     if not reads_images(processor):
         return []
     if model is None or _image_token_id(config) is None:
@@ -82,18 +85,19 @@ def _num_rows(config: PreTrainedConfig, model: PreTrainedModel | None) -> int | 
     return int(weight.shape[0])
 
 
-def check_vocabulary(path: str, tokenizer: Any, rows: int | None) -> None:
+def check_vocabulary(path: str, tokenizer: Any, rows: int | None, rowless: Collection[str] = ()) -> None:
     """Refuse a tokenizer that can write ids without a row of the embedding; rows without a token are padding.
 
     Args:
         path: of the model, for the message.
         tokenizer: of it.
         rows: of the embedding; None = not known.
+        rowless: tokens that the model replaces before it looks them up.
 
     Raises:
         DowserError: naming the first of them.
     """
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    vocabulary: dict[str, int] = {token: n for token, n in tokenizer.get_vocab().items() if token not in rowless}
     outside = sorted((index, token) for token, index in vocabulary.items() if rows is not None and index >= rows)
     if outside:
         named = ", ".join(f"{token!r} ({index})" for index, token in outside[:5])
@@ -179,7 +183,16 @@ class _EnoughError(Exception):
 
 
 def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model with zeros for weights, which take no memory, that stops where its text decoder would begin."""
+    """The model with zeros for weights, which take no memory, that stops where its text decoder would begin.
+
+    Where features are those of a layer counted from the last, the tower keeps no more layers than that takes: a whole
+    one runs for a minute over the 13 tiles of an NVILA.
+    """
+    config = copy.deepcopy(config)
+    layer = getattr(config, "vision_feature_layer", None)
+    tower: Any = getattr(config, "vision_config", None)
+    if isinstance(layer, int) and layer < 0 and hasattr(tower, "num_hidden_layers"):
+        tower.num_hidden_layers = min(tower.num_hidden_layers, 1 - layer)
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):  # draws weights, then drops them
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     for module in model.modules():

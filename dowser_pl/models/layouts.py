@@ -8,15 +8,14 @@ from typing import Any
 
 from dowser_pl.errors import DowserError, MissingFileError
 
-__all__ = ["check_folder", "check_pointers", "foreign", "foreign_config"]
+__all__ = ["check_folder", "check_pointers", "foreign", "foreign_config", "parts_of", "text_folder"]
 
 _CONVERTED = "take a converted model, such as one whose name ends in -hf (llava-hf/llava-1.5-7b-hf)"
 _CONVERT = f"convert it with the script of its family in transformers, or {_CONVERTED}"
 _ORIGINAL_LLAVA = "a model in the layout of the original LLaVA code"
-_VILA = "a model in the layout of VILA or NVILA (parts in folders of their own)"
-_NO_VILA = (
-    "transformers has no class for it; take a model of another family, or a checkpoint converted for transformers"
-)
+_VILA = "parts of a model in the layout of VILA or NVILA"
+_WHOLE_VILA = "fetch the whole model: config.json, and the folders llm, vision_tower and mm_projector"
+_PARTS = ("llm", "vision_tower", "mm_projector")
 _SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -33,7 +32,7 @@ _FOREIGN = (
     (r"adapter_config\.json|non_lora_trainables\.bin", "an adapter (LoRA) only",
      "merge the adapter into its base model (PeftModel.merge_and_unload), save the result, and name that folder"),
     (r"mm_projector\.bin", f"the projector of {_ORIGINAL_LLAVA}", _CONVERT),
-    (r"mm_projector", _VILA, _NO_VILA),
+    (r"mm_projector", _VILA, _WHOLE_VILA),
     (r"params\.json|consolidated.*\.(safetensors|pth)|tekken\.json", "weights in the layout of Mistral or Meta",
      _CONVERT),
     (r".*\.gguf", "weights in GGUF, which are for inference",
@@ -60,13 +59,31 @@ def foreign(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def foreign_config(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The same for what `config.json` says: original LLaVA and VILA have one that other code reads."""
+    """The same for what `config.json` says: original LLaVA has one that other code reads."""
     architectures = " ".join(config.get("architectures") or [])
-    if "llm_cfg" in config or "VILA" in architectures or "LlavaLlamaModel" in architectures:
-        return _VILA, _NO_VILA
     if "mm_vision_tower" in config or re.search(r"\bLlava\w*ForCausalLM\b", architectures):
         return _ORIGINAL_LLAVA, _CONVERT
     return None
+
+
+def parts_of(folder: Path) -> dict[str, Path]:
+    """What the names of tensors begin with -> the folder in which they are stored without that.
+
+    One folder, nothing: `save_pretrained` of transformers. Three, by their names: `llm.`, `vision_tower.` and
+    `mm_projector.`, as VILA keeps NVILA; with them its tensors have the names of NVILA in one folder.
+
+    Args:
+        folder: of a model.
+    """
+    is_whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if is_whole or not all((folder / part).is_dir() for part in _PARTS):
+        return {"": folder}
+    return {f"{part}.": folder / part for part in _PARTS}
+
+
+def text_folder(folder: Path) -> Path:
+    """Where the settings of the language model lie: config.json with its end tokens, and generation_config.json."""
+    return parts_of(folder).get("llm.", folder)
 
 
 def check_folder(path: str, folder: Path) -> None:
@@ -81,8 +98,10 @@ def check_folder(path: str, folder: Path) -> None:
         DowserError: what it is, and the way out.
     """
     names = sorted(entry.name for entry in folder.iterdir())
-    check_pointers(path, folder)
-    settings = {name: _read(path, folder / name) for name in _SETTINGS if name in names}
+    settings: dict[str, dict[str, Any]] = {}
+    for place in dict.fromkeys([*parts_of(folder).values(), folder]):
+        check_pointers(path, place)
+        settings = {name: _read(path, place / name) for name in _SETTINGS if (place / name).is_file()}
     whole = "config.json" in names
     if whole and "adapter_config.json" not in names:
         found = foreign_config(settings["config.json"])

@@ -21,6 +21,7 @@ from transformers.image_processing_backends import PilBackend
 from dowser_pl.errors import DowserError
 from dowser_pl.models.agreement import check_agreement
 from dowser_pl.models.layouts import foreign_config
+from dowser_pl.models.nvila import NVILAConfig, is_nvila
 from dowser_pl.models.quantized import Quantization, pack_empty, quantization_options
 from dowser_pl.models.sources import cached_snapshot, explained, find_source
 from dowser_pl.models.text_only import Processor, auto_class, reads_images, reads_text_alone, tokenizer_of
@@ -63,12 +64,14 @@ def load_model(
     if dtype not in get_args(Dtype):
         raise DowserError(f"got dtype={dtype!r}, expected one of {list(get_args(Dtype))}.")
     source = find_source(path)
-    model_class = auto_class(path, read_config(path, source, trust_remote_code))
+    config = read_config(path, source, trust_remote_code)
+    model_class = auto_class(path, config)
     if Path(source).is_dir():
         weight_files(path, Path(source))
     with explained(path):
         loaded: Any = model_class.from_pretrained(
             source,
+            config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
@@ -98,7 +101,10 @@ def read_config(path: str, source: str, trust_remote_code: bool = False) -> PreT
         DowserError: it is damaged, of an unknown model, or of other code than transformers.
     """
     with explained(path):
-        found = foreign_config(PreTrainedConfig.get_config_dict(source)[0])
+        said = PreTrainedConfig.get_config_dict(source)[0]
+        if is_nvila(said):
+            return NVILAConfig.from_pretrained(source)
+        found = foreign_config(said)
         if found is None:
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             return config
@@ -140,9 +146,10 @@ def load_processor(
     source = find_source(path)
     config = read_config(path, source, trust_remote_code)
     auto_class(path, config)  # what no processor would help
-    kind = AutoTokenizer if reads_text_alone(config) else AutoProcessor
+    kind: Any = AutoTokenizer if reads_text_alone(config) else AutoProcessor
+    known = {"config": config} if kind is AutoProcessor else {}  # by which it finds classes that folders do not name
     with explained(path):
-        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code, **known)
     if kind is AutoProcessor:
         _check_processor(path, processor)
     if reads_images(processor) and not isinstance(processor.image_processor, PilBackend):

@@ -197,6 +197,8 @@ def explained(path: str) -> Iterator[None]:
     """
     try:
         yield
+    except DowserError:
+        raise
     except SafetensorError as error:
         raise DowserError(
             f"the weights of {path} are damaged ({error}), expected whole safetensors files. Fix: copy or download "

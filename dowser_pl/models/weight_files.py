@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dowser_pl.errors import DowserError
-from dowser_pl.models.layouts import foreign
+from dowser_pl.models.layouts import foreign, parts_of
 
 __all__ = ["WeightFiles", "weight_files"]
 
@@ -14,7 +14,7 @@ _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 
 
 def weight_files(path: str, folder: Path) -> list[Path]:
-    """The files that transformers reads the weights of a folder from.
+    """The files that the weights of a folder are read from, those of each of its parts.
 
     Args:
         path: as the user wrote it.
@@ -23,6 +23,14 @@ def weight_files(path: str, folder: Path) -> list[Path]:
     Raises:
         DowserError: there are none, two sets of them, or some that the index names are missing.
     """
+    parts = parts_of(folder)
+    if list(parts) == [""]:
+        return _of_one(path, folder)
+    return [file for part in parts.values() for file in _of_one(str(Path(path) / part.name), part)]
+
+
+def _of_one(path: str, folder: Path) -> list[Path]:
+    """Those that transformers reads."""
     if all((folder / name).is_file() for name in _NAMES[:2]):
         named = _shards(folder / _NAMES[1])
         if _NAMES[0] not in named:

@@ -40,7 +40,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_llava(template: str | None = None) -> LlavaProcessor:
+def build_llava(template: str | dict[str, str] | None = None) -> LlavaProcessor:
     """16 x 16 images, four image tokens each."""
     size = {"height": 16, "width": 16}
     return LlavaProcessor(

@@ -68,6 +68,7 @@ def test_where_the_template_comes_from(tmp_path):
         (ChatTemplate(build_llava("own"), str(path)), "from a file 2"),
         (ChatTemplate(build_llava("own"), "given {{ messages | length }}"), "given 2"),
         (ChatTemplate(bare), "of the tokenizer"),
+        (ChatTemplate(build_llava({"default": "own", "tools": "named"}), "tools"), "named"),
     ]:
         assert template.render(messages) == expected
 

@@ -5,6 +5,7 @@ from transformers import GenerationConfig
 from dowser_pl.importance import Probe, write_prompts
 from dowser_pl.importance.prompts import noise_images
 from dowser_pl.models.generation import Ending
+from dowser_pl.models.layers import text_model
 from tests.tiny_models import (
     BOS,
     EOS,
@@ -12,6 +13,7 @@ from tests.tiny_models import (
     SPECIAL_TOKENS,
     VISION_END,
     make_processor,
+    tiny_instructblip_t5,
     tiny_llava,
     tiny_qwen2_5_vl,
 )
@@ -105,6 +107,47 @@ def test_noise_images_stand_before_the_text(model):
         assert image_tokens > 1 and prompt.tokens[0] == BOS
         assert prompt.image["pixel_values"].shape[0] == 1
     assert not torch.equal(prompts[0].image["pixel_values"], prompts[1].image["pixel_values"])
+
+
+class TestAsTheAuthorsHaveThem:
+    """`generate` over embeddings returns new tokens alone, so that their code probes a text without its start."""
+
+    settings = Probe(num_prompts=12, num_tokens=24, batch_size=5, seed=3, form="authors")
+
+    def test_what_was_written_alone(self, model):
+        for whole, written in zip(write(model), write(model, self.settings), strict=True):
+            start = len(whole.tokens) - len(written.tokens)
+            assert 2 <= start <= 6 and len(written.tokens) >= 1  # BOS and one to five tokens
+            assert torch.equal(whole.tokens[start:], written.tokens)
+
+    def test_token_1_begins_where_there_is_no_bos(self, model):
+        tokenizer = make_processor().tokenizer
+        assert tokenizer.bos_token_id == 1
+        tokenizer.bos_token = None
+        without = write_prompts(model, tokenizer, self.settings, range(12))
+        expected = write(model, self.settings)
+        assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(expected, without, strict=True))
+
+    def test_an_image_is_put_before_a_text_that_was_written_without_it(self, model):
+        prompts = write(model, self.settings, lambda indices: noise_images(make_processor(), self.settings, indices))
+        for prompt, text in zip(prompts, write(model, self.settings), strict=True):
+            assert prompt.tokens.tolist() == [IMAGE] * 4 + text.tokens.tolist()
+            assert prompt.image.keys() == {"pixel_values"}
+        noise = torch.cat([prompt.image["pixel_values"] for prompt in prompts])
+        assert noise.shape == (12, 3, 16, 16) and len(noise.unique()) > 9000
+        assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03  # 9,216 draws
+
+    def test_only_prompts_of_decoders(self):
+        with pytest.raises(ValueError, match="probe.form is paper or authors, and of prompts alone, got authors with"):
+            Probe(form="authors", inputs="rows")
+        with pytest.raises(ValueError, match="probe.form is paper or authors.*got theirs"):
+            Probe(form="theirs")
+        model = text_model(tiny_instructblip_t5())
+        with pytest.raises(ValueError, match="probe.form authors is of models that go on with a text"):
+            write_prompts(model, make_processor().tokenizer, self.settings, range(2))
+
+    def test_files_measured_with_the_papers_form_stay_valid(self):
+        assert "form" not in Probe().identity() and self.settings.identity()["form"] == "authors"
 
 
 def test_models_without_bos_start_with_a_random_word():

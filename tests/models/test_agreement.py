@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import (
     Blip2Processor,
+    CLIPVisionConfig,
     InstructBlipProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -258,3 +259,12 @@ def test_the_check_leaves_the_random_state_of_the_run_alone(folder: Path) -> Non
     before = torch.get_rng_state()
     load_processor(str(folder))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("layer", "kept"), [(-2, 3), (-1, 2), (-9, 4), (1, 4), ([-1, -2], 4)])
+def test_the_tower_that_is_tried_is_no_deeper_than_its_features(layer: Any, kept: int) -> None:
+    vision = VISION | {"num_hidden_layers": 4}
+    config = tiny_llava().config
+    config.vision_config, config.vision_feature_layer = CLIPVisionConfig(**vision), layer
+    assert _hollow(config).config.vision_config.num_hidden_layers == kept
+    assert config.vision_config.num_hidden_layers == 4
