@@ -196,9 +196,8 @@ def save_nvila(
             code = {"AutoConfig": "modeling_vila.VILAConfig", "AutoModel": "modeling_vila.VILAForCausalLM"}
             settings |= {"auto_map": {"AutoProcessor": "auto_processor.VILAProcessor", **code}}
         write_processor_files(folder, layout, **settings | config)
-        for part, own in {"llm": text, "vision_tower": vision, "mm_projector": projector}.items():
-            (folder / part).mkdir(exist_ok=True)
-            (folder / part / "config.json").write_text(json.dumps(own, indent=2))
+        (folder / "mm_projector").mkdir()
+        (folder / "mm_projector" / "config.json").write_text(json.dumps(projector, indent=2))
         if layout == "remote":
             (folder / "modeling_vila.py").write_text("raise RuntimeError('code that came with the model was run')\n")
         generation = folder / "llm" / "generation_config.json"

@@ -252,8 +252,8 @@ def find_template(processor: Processor, template: str | None) -> str:
         path = Path(template).expanduser()
         if not path.is_file():
             raise DowserError(
-                'chat_template: expected Jinja text, the path of a file with it, "plain", "instructblip", or the name of '
-                f"one of the processor's own; got {template!r}."
+                'chat_template: expected Jinja text, the path of a file with it, "plain", "instructblip", or the name '
+                f"of one of the processor's own; got {template!r}."
             )
         return path.read_text(encoding="utf-8")
     if (own := own_template(processor)) is not None:

@@ -23,7 +23,7 @@ from dowser_pl.patches.dtypes import check_narrowable, describe_widening, dtype_
 from dowser_pl.patches.model_folder import copy_model, find_slots, folder_size, resolve
 from dowser_pl.patches.patch import KIND, Patch, exchange, tensor_digest
 from dowser_pl.patches.safetensors_file import FLOATING, Slot, as_bits, dtype_name, read, read_slots, write
-from dowser_pl.patches.tuned_folder import GENERATION, add_ends
+from dowser_pl.patches.tuned_folder import add_ends, generation_file
 
 __all__ = ["apply_patches", "check_base", "check_free", "remove_patch"]
 
@@ -101,7 +101,7 @@ def _digests(patches: Sequence[Path], applied: Sequence[Applied]) -> list[str]:
 
 def _add_ends(path: Path, folder: Path) -> dict[str, str | None] | None:
     """Make a folder that is ours stop where the model of a patch does; what is needed to undo that."""
-    settings = folder / GENERATION
+    settings = generation_file(folder)
     before = settings.read_bytes().decode() if settings.is_file() else None
     with Patch.open(path) as patch:
         add_ends(folder, patch.head["base"].get("generation") or {})
@@ -203,11 +203,11 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
     _each_restored(folder, len(applied), last, write_back=False)
     if last.widened is not None:
         check_narrowable(folder, last.widened)
-    settings = folder / GENERATION
+    settings = generation_file(folder)
     if last.ends is not None and not (settings.is_file() and file_digest(settings) == last.ends["after"]):
         raise DowserError(
-            f"{GENERATION} in {folder} was changed after the patch was applied. Nothing was written; undo that change, "
-            "or apply the patch to its base again and go on from there"
+            f"{settings.name} in {folder} was changed after the patch was applied. Nothing was written; undo that "
+            "change, or apply the patch to its base again and go on from there"
         )
     with atomic_path(out or folder, needed_bytes=folder_size(folder, everything=True)) as new:
         copy_model(folder, new, everything=True)
@@ -215,7 +215,7 @@ def remove_patch(folder: Path, out: Path | None = None, patch: Path | None = Non
         if last.widened is not None:
             narrow(new, last.widened, folder)
         if last.ends is not None:
-            _write_or_remove(new / GENERATION, last.ends["before"])
+            _write_or_remove(generation_file(new), last.ends["before"])
         undo_file(new, len(applied)).unlink()
         write_applied(new, applied[:-1])
     return last

@@ -12,7 +12,7 @@ import torch
 from dowser_pl.errors import DowserError
 from dowser_pl.patches.applied import Applied, Widening, file_digest
 from dowser_pl.patches.conversion import fits, write_under
-from dowser_pl.patches.model_folder import CONFIG, INDEX, find_shards, find_slots, resolve
+from dowser_pl.patches.model_folder import described_in, find_shards, find_slots, resolve
 from dowser_pl.patches.patch import Patch
 from dowser_pl.patches.safetensors_file import CASTABLE, CODES, FLOATING, Slot, dtype_name, read_header
 
@@ -82,9 +82,6 @@ def _differs(base: Path, patches: Sequence[Patch], slots: Mapping[str, Slot], co
     return any(slot.code in CASTABLE and slot.code != code for slot in targets)
 
 
-_DESCRIPTIONS = (CONFIG, INDEX)
-
-
 def describe_widening(base: Path, widened: Path) -> Widening:
     """What brings a converted folder back; reads every shard of the base once.
 
@@ -94,7 +91,7 @@ def describe_widening(base: Path, widened: Path) -> Widening:
     """
     before = {dtype_name(slot.dtype) for slot in find_slots(base).values() if slot.code in CASTABLE}
     shards = _shards(base)
-    described = [name for name in _DESCRIPTIONS if (widened / name).is_file()]
+    described = _described(widened)
     contents = {name: read_header(base / name)[0].decode() for name in shards}
     contents |= {name: (base / name).read_bytes().decode() for name in described}
     return Widening(
@@ -111,7 +108,7 @@ def check_narrowable(folder: Path, widening: Widening) -> None:
     Raises:
         DowserError: naming the first one.
     """
-    described = {name for name in _DESCRIPTIONS if (folder / name).is_file()}
+    described = set(_described(folder))
     odd = sorted(set(widening.contents) ^ {*_shards(folder), *described} or set(widening.written) ^ described)
     if odd:
         raise DowserError(_changed(folder, odd[0]))
@@ -150,6 +147,10 @@ def narrow(folder: Path, widening: Widening, called: Path) -> None:
 
 def _shards(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in find_shards(folder)]
+
+
+def _described(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in described_in(folder)]
 
 
 def _changed(folder: Path, name: str) -> str:

@@ -13,7 +13,8 @@ __all__ = ["edit", "read_object", "with_dtype", "with_total_size", "with_value"]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DTYPES = "|".join(sorted(dtype_name(dtype) for dtype in FLOATING))
-_DTYPE = re.compile(rf'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:{_DTYPES})"')
+# beside them VILA's model_dtype, which is an expression: torch.bfloat16
+_DTYPE = re.compile(rf'("(?:torch_)?dtype"\s*:\s*"|"model_dtype"\s*:\s*"torch\.)(?:torch\.)?(?:{_DTYPES})"')
 _TOTAL_SIZE = re.compile(r'("total_size"\s*:\s*)[0-9.eE+]+')
 
 
@@ -65,7 +66,7 @@ def with_value(text: str, key: str, value: Any, part: str | None = None) -> str:
 
 def with_dtype(text: str, dtype: str) -> str:
     """The text of a config with every floating `dtype`, also those of its parts (text_config ...), replaced."""
-    return _DTYPE.sub(rf'\g<1>"{dtype}"', text)
+    return _DTYPE.sub(rf'\g<1>{dtype}"', text)
 
 
 def with_total_size(text: str, size: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dowser_pl.errors import DowserError, nearest_names
+from dowser_pl.models.layouts import parts_of
 from dowser_pl.patches.conversion import rewrite
 from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size
 from dowser_pl.patches.patch import Patch
@@ -27,11 +28,13 @@ __all__ = [
     "SINGLE",
     "beside_weights",
     "copy_model",
+    "described_in",
     "find_pickled",
     "find_shards",
     "find_slots",
     "folder_size",
     "resolve",
+    "shards_in",
 ]
 
 CONFIG = "config.json"
@@ -43,17 +46,17 @@ _WEIGHTS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", 
 
 
 def find_slots(folder: Path) -> dict[str, Slot]:
-    """Name -> where it lies, over all shards of a model.
+    """Name -> where it lies, over all shards of a model; where it has parts, with the name of its part in front.
 
     Raises:
         DowserError: if the folder has no whole safetensors weights.
     """
     slots: dict[str, Slot] = {}
-    for shard in find_shards(folder):
-        for name, slot in read_slots(shard).items():
-            if name in slots:
-                raise DowserError(f"{name} lies in {slots[name].file} and in {shard}, expected it once; save it again")
-            slots[name] = slot
+    for prefix, part in parts_of(folder).items():
+        for shard in shards_in(part):
+            for name, slot in read_slots(shard).items():
+                if (other := slots.setdefault(prefix + name, slot)) is not slot:
+                    raise DowserError(f"{name} lies in {other.file} and in {shard}, expected it once; save it again")
     return slots
 
 
@@ -128,7 +131,16 @@ def beside_weights(folder: Path, apart_from: Path | None = None) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a model.
+    """The safetensors files of a model, part by part.
+
+    Raises:
+        DowserError: if there are none, or one is missing.
+    """
+    return [shard for part in parts_of(folder).values() for shard in shards_in(part)]
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """Those of one part of a model, or of a model without parts.
 
     Raises:
         DowserError: if there are none, or one is missing.
@@ -146,8 +158,14 @@ def find_shards(folder: Path) -> list[Path]:
     raise DowserError(f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder that save_pretrained wrote")
 
 
+def described_in(folder: Path) -> list[Path]:
+    """The files of a model that tell the dtype or the size of its weights."""
+    places = dict.fromkeys([folder, *parts_of(folder).values()])
+    return [place / name for place in places for name in (CONFIG, INDEX) if (place / name).is_file()]
+
+
 def find_pickled(folder: Path) -> list[Path]:
-    """The files of a model whose weights are pickled; none if it has safetensors, which transformers prefers."""
+    """The files of a part of a model whose weights are pickled; none if it has safetensors, which count first."""
     if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         return []
     single = folder / PICKLED
@@ -172,7 +190,8 @@ def _files(folder: Path, everything: bool) -> Iterable[Path]:
         yield from _walk(folder)
         return
     shards = find_shards(folder)
-    kept = {*shards, *beside_weights(folder), *([] if shards[0].name == SINGLE else [folder / INDEX])}
+    indexes = {shard.parent / INDEX for shard in shards if shard.name != SINGLE}
+    kept = {*shards, *beside_weights(folder), *indexes}
     yield from (path for path in _walk(folder) if path in kept or folder / PATCHES in path.parents)
 
 
@@ -189,8 +208,9 @@ def _is_beside(path: Path) -> bool:
 
 def _describe_dtype(folder: Path, dtype: torch.dtype) -> None:
     """What the files beside the weights say of their dtype and size."""
-    if (folder / INDEX).is_file():
-        size = sum(slot.nbytes for slot in find_slots(folder).values())
-        edit(folder / INDEX, lambda text: with_total_size(text, size))
-    if (folder / CONFIG).is_file():
-        edit(folder / CONFIG, lambda text: with_dtype(text, dtype_name(dtype)))
+    for path in described_in(folder):
+        if path.name == CONFIG:
+            edit(path, lambda text: with_dtype(text, dtype_name(dtype)))
+        else:
+            size = sum(slot.nbytes for shard in shards_in(path.parent) for slot in read_slots(shard).values())
+            edit(path, lambda text, size=size: with_total_size(text, size))  # type: ignore[misc]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.layouts import parts_of
 from dowser_pl.patches.conversion import new_header
-from dowser_pl.patches.model_folder import PICKLED, SINGLE, find_pickled, find_shards
+from dowser_pl.patches.model_folder import PICKLED, SINGLE, find_pickled, shards_in
 from dowser_pl.patches.safetensors_file import (
     CODES,
     DTYPES,
@@ -34,7 +35,7 @@ class Stored:
     """One tensor of a folder.
 
     Attributes:
-        name: in the files.
+        name: in the files, with that of its part in front where the folder has parts.
         code: its dtype as a safetensors file has it ("BF16").
         shape: its shape.
         nbytes: how many bytes.
@@ -59,12 +60,14 @@ class Shard:
     """One file of weights of a model folder.
 
     Attributes:
-        file: its name as a safetensors file.
+        file: its name as a safetensors file, with the folder of its part in front.
+        prefix: what its names lack of those of the tensors.
         tensors: name -> tensor, in the order in which they lie.
         header: what stands before them; for a pickled file, what a safetensors file of them would have there.
     """
 
     file: str
+    prefix: str
     tensors: dict[str, Stored]
     header: bytes
 
@@ -72,7 +75,10 @@ class Shard:
         """The header where tensors have these dtypes; the very bytes of the old one where none changes."""
         if all(codes[stored.name] == stored.code for stored in self.tensors.values()):
             return self.header
-        kinds = {name: (codes[name], each.shape, each.size_as(codes[name])) for name, each in self.tensors.items()}
+        kinds = {
+            name.removeprefix(self.prefix): (codes[name], each.shape, each.size_as(codes[name]))
+            for name, each in self.tensors.items()
+        }
         return new_header(kinds, json.loads(self.header).get(METADATA))
 
 
@@ -82,31 +88,37 @@ def shards_of(folder: Path) -> list[Shard]:
     Raises:
         DowserError: if there are none, or one is missing or damaged.
     """
-    pickled = find_pickled(folder)
-    return [_unpickled(path) for path in pickled] if pickled else [_shard(path) for path in find_shards(folder)]
+    found = []
+    for prefix, part in parts_of(folder).items():
+        place = "" if part == folder else f"{part.name}/"
+        pickled = find_pickled(part)
+        found += [_unpickled(path, place, prefix) for path in pickled]
+        found += [] if pickled else [_shard(path, place, prefix) for path in shards_in(part)]
+    return found
 
 
-def _shard(path: Path) -> Shard:
-    slots = read_slots(path)
+def _shard(path: Path, place: str, prefix: str) -> Shard:
     tensors = {
-        name: Stored(name, slot.code, slot.shape, slot.nbytes, partial(read, slot), partial(raw_bytes, slot))
-        for name, slot in slots.items()
+        prefix + name: Stored(
+            prefix + name, slot.code, slot.shape, slot.nbytes, partial(read, slot), partial(raw_bytes, slot)
+        )
+        for name, slot in read_slots(path).items()
     }
-    return Shard(path.name, tensors, read_header(path)[0])
+    return Shard(place + path.name, prefix, tensors, read_header(path)[0])
 
 
-def _unpickled(path: Path) -> Shard:
+def _unpickled(path: Path, place: str, prefix: str) -> Shard:
     tensors = {}
     for name, tensor in _load(path).items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in CODES:
             raise DowserError(f"{name} in {path} is no plain tensor; save the model again with save_pretrained")
-        code, shape = CODES[tensor.dtype], tuple(tensor.shape)
-        nbytes = tensor.numel() * tensor.element_size()
-        tensors[name] = Stored(name, code, shape, nbytes, tensor.detach, partial(as_bytes, tensor))
-    kinds = {name: (stored.code, stored.shape, stored.nbytes) for name, stored in tensors.items()}
-    header = new_header(kinds, {"format": "pt"})
+        code, shape, nbytes = CODES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.element_size()
+        tensors[name] = Stored(prefix + name, code, shape, nbytes, tensor.detach, partial(as_bytes, tensor))
+    header = new_header(
+        {name: (each.code, each.shape, each.nbytes) for name, each in tensors.items()}, {"format": "pt"}
+    )
     order = [name for name in json.loads(header) if name != METADATA]
-    return Shard(_renamed(path), {name: tensors[name] for name in order}, header)
+    return Shard(place + _renamed(path), prefix, {prefix + name: tensors[name] for name in order}, header)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.layouts import text_folder
 from dowser_pl.models.names import as_saved
 from dowser_pl.models.sources import stored_folder
 from dowser_pl.patches.dtypes import holds
 from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size, with_value
-from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights
+from dowser_pl.patches.layout import Layout, arranged, beside_as, is_other
+from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights, described_in
 from dowser_pl.patches.safetensors_file import (
     CASTABLE,
     CODES,
@@ -35,11 +37,14 @@ from dowser_pl.patches.safetensors_file import (
 )
 from dowser_pl.patches.stored import Shard, Stored, shards_of
 
-__all__ = ["GENERATION", "TunedFolder", "add_ends", "ends_added", "write_image_settings"]
+__all__ = ["TunedFolder", "add_ends", "ends_added", "generation_file", "write_image_settings"]
 
-
-GENERATION = "generation_config.json"
 _ENDS = "eos_token_id"
+
+
+def generation_file(folder: Path) -> Path:
+    """Where a model says how it writes, if it does."""
+    return text_folder(folder) / "generation_config.json"
 
 
 def add_ends(folder: Path, generation: Mapping[str, Any]) -> None:
@@ -50,7 +55,7 @@ def add_ends(folder: Path, generation: Mapping[str, Any]) -> None:
         generation: the tokens of the tuned model, `eos_token_id` among them, as a generation config has them; of
             a folder without such a file they become one.
     """
-    path, present = folder / GENERATION, _ends(folder)
+    path, present = generation_file(folder), _ends(folder)
     missing = [token for token in _listed(generation.get(_ENDS)) if token not in present]
     if not missing:
         return
@@ -78,14 +83,14 @@ def ends_added(base: Path, tuned: Iterable[Path | Mapping[str, Any]]) -> dict[st
 
 
 def _own_tokens(folder: Path) -> Mapping[str, Any]:
-    return read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    return read_object(path) if (path := generation_file(folder)).is_file() else {}
 
 
 def _ends(folder: Path) -> list[int]:
     """Where a model stops: by its generation config, or if it has none, by its config."""
-    if (folder / GENERATION).is_file():
-        return _listed(read_object(folder / GENERATION).get(_ENDS))
-    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if (path := generation_file(folder)).is_file():
+        return _listed(read_object(path).get(_ENDS))
+    config = read_object(path) if (path := text_folder(folder) / CONFIG).is_file() else {}
     return _listed(config.get(_ENDS)) or _listed((config.get("text_config") or {}).get(_ENDS))
 
 
@@ -100,39 +105,46 @@ class TunedFolder:
         base: folder of the base, in which nothing is written.
         tensors: name in its files -> tuned tensor, on any device, tied ones under each of their names. What the model
             does not hold stays as the base has it. Shapes are enough until `write`, so they may lie on `meta`.
-        dtype: of the tuned model.
+        dtype: of the tuned model; None = that of the base.
+        layout: of the new folder, of those that NVILA has; None = that of the base.
 
     Raises:
-        DowserError: if the folder is no model, or not that of these tensors.
+        DowserError: if the folder is no model, or not that of these tensors, or has no other layout.
     """
 
-    def __init__(self, base: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, layout: Layout | None = None
+    ) -> None:
         self.base, self.tensors = base, tensors
         self._shards = shards_of(base)
+        self._layout = layout if is_other(base, layout) else None
+        if self._layout is not None:
+            self._shards = arranged(self._shards, self._layout)
         self._stored = {name: each for shard in self._shards for name, each in shard.tensors.items()}
         self._names: dict[int, list[str]] = {}  # of every tensor, those that are in the files
         for name, tensor in tensors.items():
             self._names.setdefault(id(tensor), []).extend([name] if name in self._stored else [])
         self._check()
         self._dtype = dtype
-        self._converted = dtype != self._declared(dtype)
+        self._converted = dtype is not None and dtype != self._declared(dtype)
         self._codes = {name: self._code(stored) for name, stored in self._stored.items()}
         self._unchanged: dict[int, bool] = {}
 
     @classmethod
-    def of(cls, path: str, model: Any, state: Mapping[str, Tensor]) -> "TunedFolder":
+    def of(cls, path: str, model: Any, state: Mapping[str, Tensor], layout: Layout | None = None) -> "TunedFolder":
         """The folder of a transformers model.
 
         Args:
             path: of its base: a folder, or a hub id that is in the cache.
             model: tuned, without adapters beside its matrices.
             state: its state dict, put together where it is sharded over processes.
+            layout: of the new folder; None = that of the base.
 
         Raises:
             FileNotFoundError: if the base has no folder.
             DowserError: if the folder does not hold the model.
         """
-        return cls(stored_folder(path), as_saved(model, state), model.dtype)
+        return cls(stored_folder(path), as_saved(model, state), model.dtype, layout)
 
     @property
     def num_bytes(self) -> int:
@@ -148,24 +160,36 @@ class TunedFolder:
             generation: tokens of the model, as for `add_ends`.
         """
         folder.mkdir(parents=True)
-        for path in beside_weights(self.base, apart_from=folder):
-            target = folder / path.relative_to(self.base)
+        for name, content in self._beside(folder).items():
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            if isinstance(content, str):
+                target.write_text(content, encoding="utf-8")
+            else:
+                shutil.copyfile(content, target)
         for shard in self._shards:
             self._write_shard(shard, folder / shard.file)
-        self._write_index(folder)
-        if self._converted and (folder / CONFIG).is_file():
-            edit(folder / CONFIG, lambda text: with_dtype(text, dtype_name(self._dtype)))
+        for place in {Path(shard.file).parent for shard in self._shards}:
+            self._write_index(folder, place)
+        if self._converted and self._dtype is not None:
+            dtype = dtype_name(self._dtype)
+            for path in (path for path in described_in(folder) if path.name == CONFIG):
+                edit(path, lambda text: with_dtype(text, dtype))
         add_ends(folder, generation)
+
+    def _beside(self, folder: Path) -> Mapping[str, Path | str]:
+        if self._layout is not None:
+            return beside_as(self.base, self._layout, apart_from=folder)
+        return {path.relative_to(self.base).as_posix(): path for path in beside_weights(self.base, apart_from=folder)}
 
     def _write_shard(self, shard: Shard, path: Path) -> None:
         header = shard.header_with({name: self._codes[name] for name in shard.tensors})
         entries = {name: entry for name, entry in json.loads(header).items() if name != METADATA}
+        path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
-                file.write(self._content(shard.tensors[name]))
+                file.write(self._content(shard.tensors[shard.prefix + name]))
 
     @torch.no_grad()
     def _content(self, stored: Stored) -> bytes | memoryview:
@@ -203,9 +227,10 @@ class TunedFolder:
         return stored.code if both_floating and not self._converted and holds(stored.code, code) else code
 
     def _declared(self, default: torch.dtype) -> torch.dtype:
-        """The dtype in which transformers loads the base when nobody asks for one."""
+        """The dtype in which the base is loaded when nobody asks for one."""
         config = read_object(self.base / CONFIG) if (self.base / CONFIG).is_file() else {}
-        said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        named = (config.get(name) for name in ("dtype", "torch_dtype", "model_dtype"))
+        said = str(next(filter(None, named), None)).removeprefix("torch.")
         known = {dtype_name(dtype): dtype for dtype in FLOATING}
         stored = (DTYPES[each.code] for name, each in self._stored.items() if each.code in CASTABLE)
         return known[said] if said in known else next(stored, default)
@@ -221,23 +246,27 @@ class TunedFolder:
                 if got != expected:
                     raise DowserError(f"{place} has shape {got} in the loaded model and {expected} in {self.base}")
 
-    def _write_index(self, folder: Path) -> None:
-        if self._shards[0].file == SINGLE:
+    def _write_index(self, folder: Path, place: Path) -> None:
+        """That of one part, whose files lie in `place` of the folder."""
+        shards = [shard for shard in self._shards if Path(shard.file).parent == place]
+        if Path(shards[0].file).name == SINGLE:
             return
-        sizes = (stored.size_as(self._codes[name]) for name, stored in self._stored.items())
-        if (self.base / INDEX).is_file():
-            shutil.copyfile(self.base / INDEX, folder / INDEX)
-            if self._codes != {name: stored.code for name, stored in self._stored.items()}:
-                edit(folder / INDEX, lambda text: with_total_size(text, sum(sizes)))
+        here = {name: each for shard in shards for name, each in shard.tensors.items()}
+        sizes = (stored.size_as(self._codes[name]) for name, stored in here.items())
+        if self._layout is None and (self.base / place / INDEX).is_file():
+            shutil.copyfile(self.base / place / INDEX, folder / place / INDEX)
+            if any(self._codes[name] != stored.code for name, stored in here.items()):
+                edit(folder / place / INDEX, lambda text: with_total_size(text, sum(sizes)))
             return
-        places = {name: shard.file for shard in self._shards for name in shard.tensors}
+        places = {name.removeprefix(each.prefix): Path(each.file).name for each in shards for name in each.tensors}
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(places.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / place / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _PART = "image_processor"
+_PIXELS = ("size", "min_pixels", "max_pixels")  # what a run may change
 
 
 def write_image_settings(folder: Path, images: Any) -> None:
@@ -252,8 +281,7 @@ def write_image_settings(folder: Path, images: Any) -> None:
     except (OSError, ValueError, TypeError):  # none lies there, or one made by code alone: nothing to be changed
         return
     now = images.to_dict()
-    changed = {name: value for name, value in now.items() if name in own and own[name] != value}
-    changed = {name: value for name, value in changed.items() if not name.startswith("_")}
+    changed = {name: now[name] for name in _PIXELS if name in now and name in own and own[name] != now[name]}
     if not changed:
         return
     nested = _PART in read_object(folder / _PROCESSOR) if (folder / _PROCESSOR).is_file() else False

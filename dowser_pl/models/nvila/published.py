@@ -26,7 +26,7 @@ HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 DOWNSAMPLE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
 """Projectors of VILA that are built here -> patches in a row and column that become one token."""
 
-_TYPES = ("nvila", "nvila_lite")
+_TYPES = ("nvila", "nvila_lite", "vila")
 _KEPT = ("image_aspect_ratio", "min_tiles", "max_tiles", "chat_template", "model_dtype")
 _PARTS = {"llm_cfg": ("llm", "qwen2"), "vision_tower_cfg": ("vision_tower", "siglip_vision_model")}
 _LITE = "Fix: take an NVILA-Lite model"
@@ -56,10 +56,11 @@ def own_settings(path: Any, found: dict[str, Any], hub: Mapping[str, Any]) -> di
         return _of_vila(path, found, where)
     if found.get("model_type") == "nvila_lite":
         return {"downsample": 3} | found | {"model_type": "nvila"}
-    if found.get("model_type") != "nvila" or "downsample" not in found:
-        named = "without downsample, which is the dynamic_s2 one" if found.get("model_type") == "nvila" else ""
+    if "downsample" not in found:
+        kind = found.get("model_type")
+        what = {"nvila": ", which folds several scales of a picture (dynamic_s2)", "vila": ", without llm_cfg"}
         raise DowserError(
-            f"got a model of type {found.get('model_type')!r} at {path}{f' {named}' if named else ''}, expected "
+            f"got config.json of a model of type {kind!r} in {path}{what.get(str(kind), '')}, expected one of type "
             f"nvila_lite, or a folder of VILA. {_LITE}"
         )
     return found
@@ -73,7 +74,9 @@ def _of_vila(path: Any, found: dict[str, Any], where: dict[str, Any]) -> dict[st
             raise DowserError(f"got model_type {got!r} of {folder} in {path}, expected {expected}. {_LITE}")
     kind = parts["mm_projector_cfg"].get("mm_projector_type")
     if kind not in DOWNSAMPLE:
-        raise DowserError(f"got mm_projector_type {kind!r} in {path}, expected one of {list(DOWNSAMPLE)}. {_LITE}")
+        raise DowserError(
+            f"got mm_projector_type {kind!r} in config.json of {path}, expected one of {list(DOWNSAMPLE)}. {_LITE}"
+        )
     if (got := found.get("mm_vision_select_feature") or "cls_patch") != "cls_patch":
         raise DowserError(f"got mm_vision_select_feature {got!r} in config.json of {path}, expected cls_patch. {_LITE}")
     _, image, video = media_ids(path, where)
