@@ -218,7 +218,7 @@ class Answered:
     @property
     def count(self) -> int:
         """How many questions there are."""
-        return len(self.rows) if self.told is None else self.told.count
+        return (None if self.told is None else self.told.count) or len(self.rows)
 
     @property
     def standard_error(self) -> float | None:
