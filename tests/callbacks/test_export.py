@@ -161,6 +161,7 @@ def test_what_a_server_such_as_vllm_looks_for_is_in_the_folder(tmp_path, kind):
     """By its names, as docs/how-to/patches.md lists them."""
     base = tmp_path / "base"
     save_text_model(base) if kind == "text" else save_base(base, torch.float32, "100KB")
+    (base / "consolidated.safetensors").write_bytes(b"the base in another layout")
     data = TinyTextData(6) if kind == "text" else TinyData(6)
     data.chat_template = CHAT_TEMPLATE.replace("' </s>'", "' <unk>'")
     module, _ = fit(base, tmp_path / "run", data=data)
