@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from lightning.pytorch import Callback
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from dowser_pl.callbacks import Curve, Dowser
 from dowser_pl.commands.patch import main as main_patch
@@ -14,8 +14,8 @@ from dowser_pl.methods import Dare, Full, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.patches.apply import apply_patches
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
-from tests.tiny_models import CHAT_TEMPLATE, EOS, UNK, make_processor_folder, tiny_paligemma
-from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_models import CHAT_TEMPLATE, EOS, UNK, make_processor_folder, save_text_model, tiny_paligemma
+from tests.tiny_run import TinyData, TinyTextData, build_module, build_trainer
 
 
 @pytest.fixture
@@ -151,6 +151,34 @@ def test_the_model_stops_where_its_answers_end(base, tmp_path):
         apply_patches(base, [patch], tmp_path / name)
         undone = {"dowser_patches/applied.json", "dowser_patches/01.undo.safetensors"}
         assert differing(out, tmp_path / name) == undone, name
+
+
+LLAVA = {"image_token_index", "vision_feature_layer", "vision_feature_select_strategy", "text_config", "vision_config"}
+
+
+@pytest.mark.parametrize("kind", ["llava", "text"])
+def test_what_a_server_such_as_vllm_looks_for_is_in_the_folder(tmp_path, kind):
+    """By its names, as docs/how-to/patches.md lists them."""
+    base = tmp_path / "base"
+    save_text_model(base) if kind == "text" else save_base(base, torch.float32, "100KB")
+    (base / "consolidated.safetensors").write_bytes(b"the base in another layout")
+    data = TinyTextData(6) if kind == "text" else TinyData(6)
+    data.chat_template = CHAT_TEMPLATE.replace("' </s>'", "' <unk>'")
+    module, _ = fit(base, tmp_path / "run", data=data)
+    out = tmp_path / "run" / "model"
+    config = json.loads((out / "config.json").read_text())
+    assert {"architectures", "model_type", "dtype"} <= set(config)
+    assert config["architectures"] == [type(module.network).__name__]
+    weights = {path.name for path in out.glob("*.safetensors")}
+    named = {"model.safetensors"}
+    if kind == "llava":
+        assert set(config) >= LLAVA and AutoProcessor.from_pretrained(out).chat_template == CHAT_TEMPLATE
+        assert set(config["vision_config"]) >= {"image_size", "patch_size", "num_hidden_layers"}
+        named = set(json.loads((out / "model.safetensors.index.json").read_text())["weight_map"].values())
+    assert weights == named and not [*out.glob("*.bin"), *out.glob("*.pt")]
+    assert AutoTokenizer.from_pretrained(out).get_chat_template() == CHAT_TEMPLATE
+    ends = GenerationConfig.from_pretrained(out).to_diff_dict()["eos_token_id"]
+    assert set(ends) == set(module.ending().ids) == {EOS, UNK}
 
 
 class Between(Callback):

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dowser_pl import load_model, load_processor
+from dowser_pl import (
+    ModelDowser,
+    Probe,
+    choose_masks,
+    load_model,
+    load_processor,
+    measure_importance,
+    train_only,
+)
 from dowser_pl.patches import Patch
 from dowser_pl.patches.loaded import apply_to_model
 from tests.tiny_models import save_text_model, save_tiny_llava
@@ -33,14 +41,21 @@ def example(name):
 def test_an_example_trains_and_all_else_keeps_its_bits(name, tmp_path, capsys):
     folder = NAMES[name](tmp_path / "model")
     digest = example(name).main(str(folder), str(tmp_path / "run"))
-    assert len(digest) == 64 and capsys.readouterr().out
-    base = load_model(str(folder), dtype="float32")
+    assert capsys.readouterr().out
+    base, processor = load_model(str(folder), dtype="float32"), load_processor(str(folder))
+    masks = choose_masks(
+        measure_importance(base, processor, probe=Probe(num_prompts=16)), ModelDowser(update_ratio=0.1)
+    )
+    with train_only(base, masks) as trained:
+        assert digest == trained.frozen_digest, "all of them freeze the same, and know it by the same digest"
     before = {key: each.clone() for key, each in base.state_dict().items()}
     with Patch.open(tmp_path / "run" / "patch.safetensors") as patch:
         apply_to_model(base, patch)
     moved = {key for key, each in base.state_dict().items() if not each.equal(before[key])}
     assert moved and all(".layers." in key and "_proj." in key for key in moved)
-    assert load_processor(str(folder))
+    for key in moved:
+        mask = masks[key.removesuffix(".weight")]
+        assert base.state_dict()[key][~mask].equal(before[key][~mask])
 
 
 @pytest.mark.parametrize("name", NAMES)
