@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig, PreTrainedModel
 
 from dowser_pl.cli.arguments import resolve_configs
 from dowser_pl.cli.main import main
+from dowser_pl.models.layers import find_layers
 from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from dowser_pl.reporting import read_report
 from tests.data.benchmarks import official_files
@@ -33,8 +34,9 @@ BATCHES = {"model_dowser": 128, "spider": 128, "model_tailor_flickr30k": 64, "mo
 UPSTREAM = {
     "model_dowser": ["textvqa", "mmbench", "mmbench_cn", "gqa", "ocrvqa", "okvqa"],
     "llava": ["textvqa", "gqa", "vqav2", "mmbench", "mmbench_cn", "pope", "vizwiz", "scienceqa_img"],
-    "instructblip": ["coco_karpathy", "nocaps", "vqav2", "gqa"],
+    "instructblip": ["coco_karpathy", "nocaps_in", "nocaps_near", "nocaps_out", "aokvqa", "gqa", "vqav2"],
 }
+LEARNT = ("flickr30k", "okvqa")  # by Model Tailor
 
 
 def merged(name: str) -> dict:
@@ -66,22 +68,51 @@ def test_settings_are_the_published_ones(name):
     model, data = config["model"], config["data"]["init_args"]
     task = run.split("_", 1)[1]
     rows = data["batch_size"] * config["trainer"]["accumulate_grad_batches"]
-    assert rows == BATCHES.get(paper, BATCHES.get(f"{paper}_{task}")) and data["split_batches"]
-    tailor = paper == "model_tailor"
-    assert model["last_n_layers"] == (12 if tailor else 20)
-    assert model["optimizer"]["init_args"] == {"lr": 1e-4 if tailor else 2e-5, "weight_decay": 0.0}
-    assert config["trainer"]["max_epochs"] == (1 if tailor else 5)
-    nvila = run.startswith("nvila")
-    assert model["path"].endswith("NVILA-Lite-2B") == nvila and data["max_length"] == (4096 if nvila else 2048)
-    assert model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
-    assert [each["benchmark"] for each in data["tasks"] if each.get("role") != "downstream"] == (
-        UPSTREAM[run.split("_")[0] if tailor else "model_dowser"]
+    tailor, blip, nvila = paper == "model_tailor", run.startswith("instructblip"), run.startswith("nvila")
+    batch = 128 if blip else BATCHES.get(paper, BATCHES.get(f"{paper}_{task}"))
+    assert rows == batch and data["split_batches"]
+    assert (model["last_n_layers"], model["targets"]) == (
+        (None, ["qformer"]) if blip else (12 if tailor else 20, ["attn", "mlp"])
     )
+    rate = 1e-5 if blip else 1e-4 if tailor else 2e-5
+    assert model["optimizer"]["init_args"] == {"lr": rate, "weight_decay": 0.05 if blip else 0.0}
+    assert config["trainer"]["max_epochs"] == (1 if tailor else 5)
+    assert model["path"].endswith("NVILA-Lite-2B") == nvila
+    assert data["max_length"] == (416 if blip else 4096 if nvila else 2048)
+    assert model["scheduler"] == "cosine" and model["warmup_ratio"] == 0.03
+    upstream = UPSTREAM[run.split("_")[0] if tailor else "model_dowser"]
+    assert [named(each) for each in data["tasks"] if each.get("role") != "downstream"] == [
+        *upstream,
+        *(each for each in LEARNT if blip and each != task),
+    ]
+    words = [each.get("protocol") for each in (*data["tasks"], data["train_benchmark"])]
+    assert set(words) == {"instructblip" if blip else None}
+    assert data.get("chat_template") == ("instructblip" if blip else None)
     (learnt,) = (each["benchmark"] for each in data["tasks"] if each.get("role") == "downstream")
     assert learnt == data["train_benchmark"]["benchmark"] == (task if tailor else f"dowser_{task}")
     assert config["trainer"]["default_root_dir"] == f"runs/{name}"
     if tailor:
         assert config["dowser"]["calibration_batches"] * data["batch_size"] == 128
+
+
+def named(task: dict) -> str:
+    return task.get("name", task["benchmark"])
+
+
+def test_what_is_counted_as_trained_of_instructblip_is_all_that_is_not_frozen():
+    """The number that stands in the release of Model Tailor, and what of it is tailored here."""
+    config = InstructBlipConfig(
+        vision_config={"num_hidden_layers": 1},
+        qformer_config={"vocab_size": 30523},
+        text_config=LlamaConfig(num_hidden_layers=1),
+        num_query_tokens=32,
+    )
+    with torch.device("meta"):
+        model = InstructBlipForConditionalGeneration(config)
+    parts = (model.qformer, model.language_projection, model.vision_model.post_layernorm)
+    trained = model.query_tokens.numel() + sum(each.numel() for part in parts for each in part.parameters())
+    assert trained + model.qformer.config.max_position_embeddings == 188_837_888
+    assert sum(layer.weight.numel() for layer in find_layers(model, None, ["qformer"]).values()) == 161_611_776
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("parts/*.yaml")), ids=lambda path: path.stem)
@@ -100,7 +131,8 @@ def root(tmp_path_factory) -> Path:
     for name in ("textvqa", "gqa", "ocrvqa", "vizwiz", "scienceqa", "mmbench", "pope"):
         getattr(official_files, name)(root / name)
     official_files.mmbench(root / "mmbench", "mmbench_dev_cn_20231003.tsv")
-    official_files.nocaps(root / "nocaps", 2)
+    official_files.nocaps(root / "nocaps", 6)
+    official_files.aokvqa(root / "aokvqa", images=root / "coco" / "val2017")
     official_files.flickr30k(root / "flickr30k", "test")
     official_files.karpathy(root / "coco", "test")
     for split in ("train", "val"):
@@ -118,7 +150,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
     llava = brief(tiny_llava(num_hidden_layers=32, max_position_embeddings=2048))
     llava.save_pretrained(folder / "llava")
     text = LlamaConfig(**(TEXT | {"num_hidden_layers": 32, "max_position_embeddings": 2048}))
-    blip = save_tiny_instructblip(folder / "instructblip", brief(tiny_instructblip(text_config=text)))
+    deep = tiny_instructblip(text_config=text, num_hidden_layers=12, cross_attention_frequency=2)
+    torch.nn.init.normal_(deep.query_tokens, std=0.5, generator=torch.Generator().manual_seed(0))
+    blip = save_tiny_instructblip(folder / "instructblip", brief(deep))
     parts = {"text_config": NVILA_TEXT | {"num_hidden_layers": 28, "tie_word_embeddings": False}}
     config = NVILAConfig(**parts, vision_config=NVILA_VISION, image_token_id=NVILA_IMAGE)
     brief(build(NVILAForConditionalGeneration, config, 0), ENDOFTEXT).save_pretrained(folder / "nvila")
@@ -147,6 +181,8 @@ def test_two_steps_on_official_files(name, root, models, tmp_path, monkeypatch):
     changed = {"model.path": model, "trainer.max_steps": 2, "trainer.accelerator": "cpu", "data.root": root}
     main(["fit", "-c", name, *(word for key, value in changed.items() for word in (f"--{key}", str(value)))])
     report = read_report(Path("runs") / name)
-    asked = [each["benchmark"] for each in merged(name)["data"]["init_args"]["tasks"]]
+    asked = [named(each) for each in merged(name)["data"]["init_args"]["tasks"]]
     assert sorted(report.tasks) == sorted(asked)
-    assert all(task.protocol["name"] == "llava" for task in report.tasks.values())
+    words = "instructblip" if "instructblip" in name else "llava"
+    assert all(task.protocol["name"] == words for task in report.tasks.values())
+    assert report.frozen.changed == 0

@@ -242,11 +242,11 @@ def tiny_paligemma(seed: int = 0) -> PreTrainedModel:
     return build(PaliGemmaForConditionalGeneration, config, seed)
 
 
-def tiny_instructblip(seed: int = 0, text_config: object | None = None) -> PreTrainedModel:
+def tiny_instructblip(seed: int = 0, text_config: object | None = None, **qformer: object) -> PreTrainedModel:
     """InstructBLIP on Llama unless another text config is given: a Q-Former with four queries."""
     config = InstructBlipConfig(
         vision_config=VISION,
-        qformer_config=QFORMER,
+        qformer_config=QFORMER | qformer,
         text_config=text_config or LlamaConfig(**TEXT),
         num_query_tokens=4,
         image_token_index=IMAGE,

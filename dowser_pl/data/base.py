@@ -223,9 +223,8 @@ class MultimodalData(EvaluatedData):
             tokens: a row whose image tokens do not fit is refused. "auto" = as many as the largest image takes that
             the processor makes of any, and 2048 for text; None = no limit.
         seed: of the order of the training rows, which is a pure function of this and the epoch.
-        chat_template: Jinja text, a path to a file with it, "plain" or "instructblip", or the name of one of several
-            that the processor has, instead of its default; needed for models that come without (InstructBLIP, base
-            models).
+        chat_template: Jinja text, a path to a file with it, "plain", "instructblip", or a name among several of the
+            processor; needed for models that come without (InstructBLIP, base models).
         evaluation_cache_mb: memory for the encoded batches of each evaluation set, so that images are decoded once
             and not once per epoch; a larger set is not kept at all. 0 = never.
         split_batches: share `batch_size` rows among the processes, so that training takes the same steps on any

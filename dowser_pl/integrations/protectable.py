@@ -19,8 +19,9 @@ from dowser_pl.errors import DowserError
 from dowser_pl.integrations.plain import PlainModel
 from dowser_pl.masking import BaseModel, Protection, leave_out_of_buckets, trained_whole
 from dowser_pl.models.generation import generation_tokens
-from dowser_pl.models.layers import TARGETS, find_layers, named_part
+from dowser_pl.models.layers import TARGETS, find_layers
 from dowser_pl.models.names import saved_names
+from dowser_pl.models.parts import named_part
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.models.weight_files import WeightFiles
 

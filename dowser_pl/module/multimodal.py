@@ -39,10 +39,11 @@ from dowser_pl.masking import (
     trained_whole,
 )
 from dowser_pl.models.generation import generation_tokens
-from dowser_pl.models.layers import find_layers, named_part
+from dowser_pl.models.layers import find_layers
 from dowser_pl.models.loading import check_finite, files_of, load_model, load_processor, skeleton
 from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.names import SavedNames, saved_names
+from dowser_pl.models.parts import named_part
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.models.weight_files import WeightFiles
 from dowser_pl.module.evaluation import EvaluatedModule
@@ -248,15 +249,13 @@ class MultimodalModule(ProtectedModule):
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
-        self.quantization = quantization
-        self.trust_remote_code = trust_remote_code
+        self.quantization, self.trust_remote_code = quantization, trust_remote_code
         self.own_settings = generation == "model"
         self.last_n_layers, self.targets = last_n_layers, list(targets)
         self.lora = lora
         self.also_train, self.part_rates = list(also_train), dict(part_rates)
         self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.warmup_ratio = warmup_ratio
+        self.scheduler, self.warmup_ratio = scheduler, warmup_ratio
         self.model: PreTrainedModel | None = None
         self.adapters: Adapters | None = None  # of `lora`, once the model is loaded
 
@@ -305,7 +304,7 @@ class MultimodalModule(ProtectedModule):
 
     def _look_ahead(self) -> None:
         """Refuse, before weights are read, a model without such matrices, as GPT-2, whose are transposed."""
-        if not self.trust_remote_code:  # code of others may not be made for models without weights
+        if not self.trust_remote_code:  # that of others may not be made for models without weights
             find_layers(skeleton(self.path), self.last_n_layers, self.targets)
 
     def _sharding(self) -> ShardedStrategy | None:

@@ -17,9 +17,10 @@ from dowser_pl.errors import DowserError
 from dowser_pl.files.atomic import write_atomically
 from dowser_pl.functional.masks import num_trainable
 from dowser_pl.methods import AfterFit, BeforeFit, EachStep
-from dowser_pl.models.layers import decoder_layers, named_part
+from dowser_pl.models.layers import decoder_layers
 from dowser_pl.models.loading import skeleton
 from dowser_pl.models.lora import Adapters
+from dowser_pl.models.parts import named_part
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.planning.disk import disk_bytes
 from dowser_pl.planning.memory import Kept, Placement

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dowser_pl.models.layers import PARTS, find_layers, named_part, text_inputs, text_model
+from dowser_pl.models.layers import find_layers, text_inputs, text_model
+from dowser_pl.models.parts import PARTS, named_part
 from tests.tiny_models import FAMILIES, TEXT_FAMILIES, tiny_llava, tiny_paligemma
 
 TIED = {"paligemma", "instructblip_t5", "blip2", "gemma2", "gemma3"}

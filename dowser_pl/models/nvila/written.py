@@ -14,7 +14,7 @@ _KINDS = {2: "mlp_downsample_2x2_fix", 3: "mlp_downsample_3x3_fix"}
 
 
 def single_settings(base: Path) -> dict[str, Any]:
-    """Of a single folder: a `text_config`, a `vision_config`, and what VILA's root says of both.
+    """Settings of a single folder: a `text_config`, a `vision_config`, and what VILA's root says of both.
 
     Args:
         base: a folder of VILA.
@@ -27,7 +27,7 @@ def single_settings(base: Path) -> dict[str, Any]:
 
 
 def parts_settings(base: Path) -> dict[str, dict[str, Any]]:
-    """Of VILA's folders: the root's under "", and those of the three parts.
+    """Settings of VILA's folders: the root's under "", and those of the three parts.
 
     Args:
         base: a single folder.

@@ -58,7 +58,7 @@ def vqa(root: Path, prefix: str = "", version: str = "2.0", split: str = "val", 
     draw(*((images or root / year) / f"COCO_{year}_{number:012d}.jpg" for number in (42, 73)))
 
 
-def aokvqa(root: Path, split: str = "val") -> None:
+def aokvqa(root: Path, split: str = "val", images: Path | None = None) -> None:
     rows = [
         {"question_id": "22MexNkBPpdZGX6sxbxVBH", "image_id": 42, "question": "What's awaited (here)?"},
         {"question_id": "2EK8nK2hYpsGZjRTdAg8rR", "image_id": 73, "question": "Why wait?"},
@@ -69,7 +69,7 @@ def aokvqa(root: Path, split: str = "val") -> None:
         row |= {"split": split, "choices": ["skateboarder", "train", "delivery", "cab"], "correct_choice_idx": 3}
         row |= {"direct_answers": direct, "difficult_direct_answer": difficult, "rationales": ["A train would ..."] * 3}
     put(root / f"aokvqa_v1p0_{split}.json", rows)
-    draw(*(root / f"{split}2017" / f"{number:012d}.jpg" for number in (42, 73)))
+    draw(*((images or root / f"{split}2017") / f"{number:012d}.jpg" for number in (42, 73)))
 
 
 def vizwiz(root: Path) -> None:
