@@ -89,8 +89,13 @@ class Importance:
         """Write it as a file that `load` reads, and `fit` as `--dowser.factors_file` with the same settings.
 
         Raises:
-            DowserError: if the weights are not the base any more.
+            DowserError: if the weights are not the base any more, or nothing was measured.
         """
+        if not self.factors.layers:
+            raise DowserError(
+                "nothing was measured, as the method asks for nothing but weights: there is nothing to keep. Fix: "
+                "Masks.save, or measure_importance(..., method=ModelDowser())"
+            )
         self._check_base(self.digests)
         notes = {"agreement": None if self.agreement is None else self.agreement.as_dict()}
         save_factors(self.factors, Path(path), self.identity(), notes)

@@ -18,7 +18,7 @@ from dowser_pl.patches.loaded import apply_to_model
 from tests.integrations.untouched import left_untouched
 from tests.tiny_models import save_text_model, save_tiny_llava, tiny_llava
 
-FEW = {"per_source": 4}
+FEW, FEWER = {"per_source": 4}, {"per_source": 1, "moved": True}
 TOKENS = torch.tensor([[5, 9, 11, 20, 7, 3]])
 
 
@@ -77,6 +77,7 @@ def test_numbers_are_those_of_the_verb_bit_for_bit(tmp_path, folder, tuned):
     assert said[0].startswith("KL ") and said[-1].startswith("moved most: ")
 
 
+@pytest.mark.slow
 def test_pictures_and_seeds_are_those_of_the_verb(tmp_path, folder, tuned):
     (tmp_path / "pictures").mkdir()
     for number in range(2):
@@ -94,13 +95,12 @@ def test_a_base_that_is_held_gives_the_same(tmp_path, folder, tuned):
     with train_only(model, masks_of(model)) as trained:
         steps(model, trained)
         weights = {name: each.clone() for name, each in model.state_dict().items()}
-        found = [drift(model, processor, base, moved=True, per_source=2) for base in (None, trained, trained.entries)]
-        found.append(drift(model, processor, folder, moved=True, per_source=2))
+        found = [drift(model, processor, base, **FEWER) for base in (None, trained, trained.entries, folder)]
         assert all(torch.equal(each, weights[name]) for name, each in model.state_dict().items())
     model = loaded(folder)
     with Patch.open(tuned / "patch.safetensors") as patch:
         undo = apply_to_model(model, patch)
-    found.append(drift(model, processor, undo, moved=True, per_source=2))
+    found.append(drift(model, processor, undo, **FEWER))
     assert all(each == found[0] for each in found) and found[0].kl > 1e-4
     assert all(torch.equal(each, weights[name]) for name, each in model.state_dict().items())
     undo.remove()

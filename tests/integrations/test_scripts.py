@@ -125,6 +125,20 @@ def test_importance_of_another_model_is_refused(tmp_path, folder, importance):
         Importance.load(tmp_path / "i", other)
 
 
+@pytest.mark.slow
+def test_importance_of_rows_survives_a_file(tmp_path, model, processor):
+    probe = replace(SMALL_PROBE, inputs="rows")
+    measured = measure_importance(model, processor, probe=probe)
+    measured.save(tmp_path / "rows")
+    again = choose_masks(Importance.load(tmp_path / "rows", model))
+    assert all(torch.equal(again[name], mask) for name, mask in choose_masks(measured).items())
+
+
+def test_importance_of_nothing_is_not_kept(tmp_path, model, processor):
+    with pytest.raises(DowserError, match=r"nothing was measured, .*Fix: Masks\.save"):
+        measure_importance(model, processor, method=Magnitude(0.1)).save(tmp_path / "none")
+
+
 def test_importance_is_drawn(tmp_path, importance):
     importance.plot(tmp_path / "matters.png")
     assert (tmp_path / "matters.png").stat().st_size > 10_000
