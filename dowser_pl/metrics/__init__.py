@@ -20,6 +20,7 @@ from dowser_pl.metrics.pope import POPEF1, POPEAccuracy
 from dowser_pl.metrics.protocols import (
     ANLS,
     GQAAccuracy,
+    LowerMatch,
     RelaxedAccuracy,
     ScienceQA,
     ScienceQAPrefix,
@@ -39,6 +40,7 @@ METRICS: dict[str, type[Metric]] = {
     "anls": ANLS,
     "relaxed_accuracy": RelaxedAccuracy,
     "gqa": GQAAccuracy,
+    "exact_match_lower": LowerMatch,
     "exact_match_unpunctuated": UnpunctuatedMatch,
     "scienceqa": ScienceQA,
     "scienceqa_prefix": ScienceQAPrefix,
@@ -85,6 +87,7 @@ SCORER = "dowser_pl 1"
 _NORMALISATION = {
     "exact_match": "case, spaces, and marks at word ends",
     "exact_match_strict": "case and spaces",
+    "exact_match_lower": "case, and spaces at both ends",
     "exact_match_unpunctuated": "case and ASCII punctuation",
     "vqa": "EvalAI",
     "multiple_choice": "the letter, read from the ways models write it, or the text",

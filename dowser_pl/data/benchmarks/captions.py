@@ -14,12 +14,12 @@ from dowser_pl.data.reading.sources import Row
 def coco(files: Files) -> Iterator[Row]:
     """COCO captions and NoCaps: `images[]` with `id, file_name`, and `annotations[]` with `image_id, caption`."""
     content = files.json("captions")
-    captions: dict[int, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for entry in content.get("annotations", []):
-        captions.setdefault(entry["image_id"], []).append(entry["caption"])
+        captions.setdefault(str(entry["image_id"]), []).append(entry["caption"])
     for entry in content["images"]:
-        row = {"id": entry["id"], "image": entry["file_name"]}
-        yield row | ({"captions": captions[entry["id"]]} if entry["id"] in captions else {})
+        number, row = str(entry["id"]), {"id": entry["id"], "image": entry["file_name"]}
+        yield row | ({"captions": captions[number]} if number in captions else {})
 
 
 def karpathy(files: Files) -> Iterator[Row]:
