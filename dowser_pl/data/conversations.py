@@ -270,9 +270,7 @@ class ConversationData(MultimodalData):
     @cached_property
     def _reader(self) -> MessageReader:
         rows = self._source
-        folder = (
-            rows.files.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
-        )
+        folder = rows.images if isinstance(rows, OfficialRows) else image_folder(self._named_file, self.image_folder)
         decoding = self._decoding(self._train_padding)
         return MessageReader(folder, self.allow_urls, decoding=decoding, words_only=self._words_only)
 

@@ -196,7 +196,7 @@ def num_tokens(text: str, tokenizer: Any = None) -> int:
 
 def warn_of_short_answers(task: Task, references: list[list[str]], tokenizer: Any) -> None:
     """Say which questions no answer of `max_new_tokens` can get right, because every reference is longer."""
-    if task.metric not in ("exact_match", "exact_match_strict", "vqa"):
+    if task.metric not in ("exact_match", "exact_match_strict", "exact_match_lower", "vqa"):
         return
     least = [min(_counted(each, task.max_new_tokens, tokenizer)) for each in references]
     if too_long := [(length, text) for length, text in least if length > task.max_new_tokens]:

@@ -21,6 +21,7 @@ from dowser_pl.metrics.protocols import (
     ANLS,
     AOKVQAAccuracy,
     GQAAccuracy,
+    LowerMatch,
     RelaxedAccuracy,
     ScienceQA,
     ScienceQAPrefix,
@@ -41,6 +42,7 @@ METRICS: dict[str, type[Metric]] = {
     "relaxed_accuracy": RelaxedAccuracy,
     "gqa": GQAAccuracy,
     "aokvqa": AOKVQAAccuracy,
+    "exact_match_lower": LowerMatch,
     "exact_match_unpunctuated": UnpunctuatedMatch,
     "scienceqa": ScienceQA,
     "scienceqa_prefix": ScienceQAPrefix,
@@ -87,6 +89,7 @@ SCORER = "dowser_pl 1"
 _NORMALISATION = {
     "exact_match": "case, spaces, and marks at word ends",
     "exact_match_strict": "case and spaces",
+    "exact_match_lower": "case, and spaces at both ends",
     "exact_match_unpunctuated": "case and ASCII punctuation",
     "vqa": "EvalAI",
     "multiple_choice": "the letter, read from the ways models write it, or the text",

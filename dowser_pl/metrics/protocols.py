@@ -33,6 +33,14 @@ class AOKVQAAccuracy(AnswerMetric):
         return min(1.0, references.count(prediction.strip()) / 3)
 
 
+class LowerMatch(AnswerMetric):
+    """Equality in lower case, without spaces at both ends, as scripts of OCR-VQA, IconQA and ImageNet-R compare."""
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """1 if any reference is matched, else 0."""
+        return float(any(prediction.strip().lower() == reference.strip().lower() for reference in references))
+
+
 class UnpunctuatedMatch(AnswerMetric):
     """Equality without case and without any ASCII punctuation, as lmms-eval compares answers of GQA."""
 

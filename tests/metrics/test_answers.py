@@ -113,6 +113,7 @@ NOTHING = {
     "choice_likelihood_per_token": ["", " "],
     "exact_match": ["", " \n"],
     "exact_match_strict": ["", "\t"],
+    "exact_match_lower": ["", "\n"],
     "vqa": ["", ""],
     "multiple_choice": ["a dog", "I cannot tell"],
     "cider": ["", "..."],

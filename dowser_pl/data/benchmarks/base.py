@@ -100,7 +100,7 @@ def _found(task: TaskFile, folder: str | None) -> tuple[Rows, Path, Path | None]
     """The rows of a task, where their images start, and where those lie that are not there."""
     if task.benchmark is not None:
         rows = task.official().questions()
-        return rows, rows.files.images, None
+        return rows, rows.images, None
     file = str(task.file)
     beside = image_folder(file, None) if task.image_folder is None else None
     return read_rows(file, task.split), image_folder(file, task.image_folder or folder), beside

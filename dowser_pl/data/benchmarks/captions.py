@@ -17,14 +17,14 @@ def coco(files: Files) -> Iterator[Row]:
     Splits of NoCaps by domain are those of its images whose `domain` begins with the setting of that name.
     """
     content, domain = files.json("captions"), files.settings.get(files.split, "")
-    captions: dict[int, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for entry in content.get("annotations", []):
-        captions.setdefault(entry["image_id"], []).append(entry["caption"])
+        captions.setdefault(str(entry["image_id"]), []).append(entry["caption"])
     for entry in content["images"]:
         if domain and not entry["domain"].startswith(domain):
             continue
-        row = {"id": entry["id"], "image": entry["file_name"]}
-        yield row | ({"captions": captions[entry["id"]]} if entry["id"] in captions else {})
+        number, row = str(entry["id"]), {"id": entry["id"], "image": entry["file_name"]}
+        yield row | ({"captions": captions[number]} if number in captions else {})
 
 
 def karpathy(files: Files) -> Iterator[Row]:

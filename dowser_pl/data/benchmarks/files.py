@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ class Files:
         split: of it.
         paths: by what they hold: `images` is the folder of the pictures.
         settings: of the layout, where sets of one layout differ.
+        folders: that may hold the pictures; `images` is the first of them.
     """
 
     name: str
     split: str
     paths: Mapping[str, Path]
     settings: Mapping[str, str] = field(default_factory=dict)
+    folders: Sequence[Path] = ()
 
     @property
     def images(self) -> Path:
@@ -97,12 +99,14 @@ def find_files(
         )
     start = Path(root).expanduser()
     found: dict[str, Path] = {}
+    folders: list[Path] = []
     lines = []
     for key in wanted:
         places = [start / given[key]] if key in given else _places(start, wanted[key])
-        path = next((place for place in places if place.is_dir() == (key == IMAGES) and place.exists()), None)
-        if path is not None:
-            found[key] = path
+        there = [place for place in places if place.is_dir() == (key == IMAGES) and place.exists()]
+        if there:
+            found[key] = there[0]
+            folders = there if key == IMAGES else folders
         else:
             kind = "folder" if key == IMAGES else "file"
             near = _similar(places)
@@ -111,7 +115,7 @@ def find_files(
             )
     if lines:
         raise MissingFileError(f"benchmark {name}, split {split}, of {source}: " + "\n  ".join(lines))
-    return Files(name, split, found, settings)
+    return Files(name, split, found, settings, folders)
 
 
 def _similar(places: list[Path]) -> str:

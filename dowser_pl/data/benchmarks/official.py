@@ -31,6 +31,14 @@ def spread(count: int, limit: int | None) -> Sequence[int]:
 
 
 _INSIDE = "base64"
+_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".gif", ".webp")
+_LOOKED_AT = 100
+
+
+def lying(folder: Path, image: str) -> str | None:
+    """The name of a picture in a folder, which may have another ending there than the files of a benchmark say."""
+    stem = image.rpartition(".")[0] or image
+    return next((name for name in (image, *(stem + end for end in _ENDINGS)) if (folder / name).is_file()), None)
 
 
 def _apart(row: Row, pictures: dict[str, int]) -> Row:
@@ -47,14 +55,14 @@ class OfficialRows(Rows):
     that show them.
 
     Args:
-        files: that they are of.
+        files: that they are of; of folders of pictures the first that has any of the first rows is taken.
         rows: all of them.
         hint: what to say where pictures are missing.
         limit: keep so many rows, evenly spread; None = all.
     """
 
     def __init__(self, files: Files, rows: Iterator[Row], hint: str, limit: int | None = None) -> None:
-        self.files, self._hint = files, hint
+        self.files, self.images, self._hint = files, files.images, hint
         pictures: dict[str, int] = {}
         lines = [json.dumps(_apart(row, pictures), ensure_ascii=False).encode() for row in rows]
         self._lines = [lines[number] for number in spread(len(lines), limit)]
@@ -63,6 +71,9 @@ class OfficialRows(Rows):
         for line in (*self._lines, *map(str.encode, self._pictures)):
             checksum = zlib.crc32(line, checksum)
         super().__init__(torch.tensor([len(line) for line in self._lines]), f"{checksum:08x}-{len(self._lines)}")
+        shown = [image for line in self._lines[:_LOOKED_AT] if isinstance(image := json.loads(line).get("image"), str)]
+        holding = (folder for folder in files.folders if any(lying(folder, image) for image in shown))
+        self.images = next(holding, self.images)
 
     def entry(self, number: int) -> tuple[str, Any]:
         """The name of the benchmark with the place of a row, and the row."""
@@ -70,7 +81,9 @@ class OfficialRows(Rows):
 
     def _row(self, number: int) -> Row:
         row: Row = json.loads(self._lines[number])
-        return row | {"image": {_INSIDE: self._pictures[row["image"]]}} if type(row.get("image")) is int else row
+        if isinstance(image := row.get("image"), str):
+            return row | {"image": lying(self.images, image) or image}
+        return row if image is None else row | {"image": {_INSIDE: self._pictures[image]}}
 
     def with_pictures(self, numbers: Sequence[int], skip_bad: bool) -> Sequence[int]:
         """The rows whose pictures are there; all that are not are told in one line.
@@ -89,7 +102,7 @@ class OfficialRows(Rows):
             return numbers
         told = (
             f"benchmark {self.files.name}, split {self.files.split}: {len(lost)} of {len(there)} pictures are not in "
-            f"{self.files.images}, the first is {lost[0]}."
+            f"{self.images}, the first is {lost[0]}."
         )
         if skip_bad and kept:
             count = f"{len(numbers) - len(kept)} of {len(numbers)} rows"
@@ -103,7 +116,7 @@ class OfficialRows(Rows):
         if not isinstance(image, str):  # none, or in the row itself
             return True
         if image not in there:
-            there[image] = (self.files.images / image).is_file()
+            there[image] = lying(self.images, image) is not None
         return there[image]
 
 

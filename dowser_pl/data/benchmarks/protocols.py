@@ -135,14 +135,14 @@ _SHORT_ANSWER = "Question: {plain_question} Short Answer:"
 _LLAVA_CAPTION = Protocol(_CAPTIONS, "cider", 128)
 _LLAVA_OPTIONS = "{hint}\n{question}\n{options}\n"
 _SCIENCE = "Context: {hint}\n{question}\n{options}\n" + _LETTER
-_UCIT = _asked("{question}", "exact_match_strict", 256)
+_UCIT = _asked("{question}", "exact_match_lower", 256)
 _UCIT_CAPTION = _asked("{question}", "cider", 256)
 
 _RECORDS: dict[str, Protocol] = {
     "dowser_coco": _asked("{question}", "cider", 128),
     "dowser_flickr30k": _asked("{question}", "cider", 128),
-    "dowser_iconqa": _asked("{question}", "exact_match_strict", 128),
-    "dowser_imagenet_r": _asked("{question}", "exact_match_strict", 128),
+    "dowser_iconqa": _asked("{question}", "exact_match_lower", 128),
+    "dowser_imagenet_r": _asked("{question}", "exact_match_lower", 128),
     "ucit_flickr30k": _UCIT_CAPTION,
     "ucit_vizwiz": _UCIT_CAPTION,
     **dict.fromkeys(("ucit_iconqa", "ucit_imagenet_r", "ucit_arxivqa", "ucit_clevr"), _UCIT),
@@ -156,12 +156,12 @@ _LLAVA: dict[str, Protocol] = {
     "vqav2": _asked(_SHORT, "vqa", 128),
     "vizwiz": _asked("{question}\n" + _UNANSWERABLE, "vqa", 128),
     "gqa": _asked(_SHORT, "gqa", 128),
-    "ocrvqa": _asked(_SHORT, "exact_match_strict", 128),
+    "ocrvqa": _asked(_SHORT, "exact_match_lower", 128),
     "mmbench": _asked(_LLAVA_OPTIONS + _LETTER, "mmbench", 1024),
     "mmbench_cn": _asked(_LLAVA_OPTIONS + "请直接回答选项字母。", "mmbench", 1024),
     **dict.fromkeys(_CAPTION_SETS, _LLAVA_CAPTION),
-    "iconqa": _asked("{question}\n{options}", "exact_match_strict", 128, "Answer: {letter}"),
-    "imagenet_r": _asked(_OBJECT, "exact_match_strict", 128),
+    "iconqa": _asked("{question}\n{options}", "exact_match_lower", 128, "Answer: {letter}"),
+    "imagenet_r": _asked(_OBJECT, "exact_match_lower", 128),
     "scienceqa": _asked(_SCIENCE, "scienceqa", 1024),
     "scienceqa_img": _asked(_SCIENCE, "scienceqa", 1024),
     "pope": _asked(_SHORT, "pope", 128),
@@ -187,7 +187,7 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
         "coco_karpathy": _asked(_BRIEFLY, "cider", 64),
         "scienceqa": _asked(_SCIENCE, "scienceqa_prefix", 16),
         "scienceqa_img": _asked(_SCIENCE, "scienceqa_prefix", 16),
-        "pope": _asked(_SHORT, "exact_match_strict", 128),
+        "pope": _asked(_SHORT, "exact_match_lower", 128),
     },
 }
 

@@ -57,16 +57,16 @@ def vqa(files: Files) -> Iterator[Row]:
     answers: dict[Any, Any] = {}
     if "annotations" in files.paths:
         annotated = files.json("annotations")
-        answers = {entry["question_id"]: entry["answers"] for entry in annotated["annotations"]}
+        answers = {str(entry["question_id"]): entry["answers"] for entry in annotated["annotations"]}
     if version := files.settings.get("version"):
         files.check("questions", content.get("info", {}).get("version"), version, "info.version")
     for entry in content["questions"]:
         number = entry["question_id"]
-        if answers and number not in answers:
+        if answers and str(number) not in answers:
             raise files.wrong("annotations", f"no answers to question {number}", "those to the same split's questions")
         image = files.settings["image"].format(year=files.settings[files.split], id=int(entry["image_id"]))
         row = {"id": number, "image": image, "question": entry["question"]}
-        yield row | _answered(answers.get(number))
+        yield row | _answered(answers.get(str(number)))
 
 
 def aokvqa(files: Files) -> Iterator[Row]:
@@ -99,16 +99,14 @@ def gqa(files: Files) -> Iterator[Row]:
 def ocrvqa(files: Files) -> Iterator[Row]:
     """OCR-VQA: an object by book with parallel `questions, answers`, `split` 1, 2 or 3, and `imageURL`.
 
-    Images are `{book}{ending of the URL}`, as the official script saves them, or `{book}.jpg`, as others do. Questions
-    have no ids of their own: theirs is `{book}/{place in the list}`, counted from 0.
+    Images are `{book}{ending of the URL}`, as the official script saves them; others save all as `.jpg`. Questions have
+    no ids of their own: theirs is `{book}/{place in the list}`, counted from 0.
     """
     wanted = files.settings[files.split]
     for book, entry in files.json("questions").items():
         if str(entry["split"]) != wanted:
             continue
         image = f"{book}{PurePosixPath(entry['imageURL']).suffix}"
-        if not (files.images / image).is_file() and (files.images / f"{book}.jpg").is_file():
-            image = f"{book}.jpg"
         pairs = zip(entry["questions"], entry["answers"], strict=True)
         for place, (question, answer) in enumerate(pairs):
             yield {"id": f"{book}/{place}", "image": image, "question": question, "answers": [answer]}

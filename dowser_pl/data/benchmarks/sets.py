@@ -65,17 +65,32 @@ _KARPATHY = "Karpathy's caption_datasets.zip"
 _TRAINED: dict[str, dict[str, str]] = {"test": {}, "val": {}, "train": {}}
 
 
+def _below(file: str, *folders: str) -> str:
+    """The places of a file, which some keep in a folder of that kind of files."""
+    return "|".join([file, *(f"{folder}/{file}" for folder in folders)])
+
+
+def _coco_images(folder: str) -> str:
+    """The places of a folder of COCO's pictures, which other sets share."""
+    return "|".join([_below(folder, "images", "coco", "../coco"), "images"])
+
+
+def _images(folder: str) -> str:
+    return "|".join([_below(folder, "images"), "images"])
+
+
 def _vqa(source: str, prefix: str, answers: str, version: str = "") -> Benchmark:
+    asked = prefix + "OpenEnded_mscoco_{split}%s_questions.json"
     files = {
-        "questions": prefix + "OpenEnded_mscoco_{split}2014_questions.json",
-        "annotations": answers + "mscoco_{split}2014_annotations.json",
-        "images": "{split}2014",
+        "questions": _below(asked % 2014, "questions", "Questions"),
+        "annotations": _below(answers + "mscoco_{split}2014_annotations.json", "annotations", "Annotations"),
+        "images": _coco_images("{split}2014"),
     }
     open_ones = {
         split: {
-            "questions": prefix + "OpenEnded_mscoco_{split}2015_questions.json",
+            "questions": _below(asked % 2015, "questions", "Questions"),
             "annotations": "",
-            "images": "test2015",
+            "images": _coco_images("test2015"),
         }
         for split in ("test", "test-dev")
     }
@@ -85,7 +100,7 @@ def _vqa(source: str, prefix: str, answers: str, version: str = "") -> Benchmark
 
 def _mmbench(file: str) -> Benchmark:
     source = "download.openmmlab.com/mmclassification/datasets/mmbench"
-    return Benchmark(mmbench, {"questions": file}, {"dev": {}}, source)
+    return Benchmark(mmbench, {"questions": file}, {"dev": {}, "test": {}}, source)
 
 
 def _science(**settings: str) -> Benchmark:
@@ -117,12 +132,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         {
             "questions": "TextVQA_0.5.1_{split}.json",
             "ocr": "llava_textvqa_val_v051_ocr.jsonl|TextVQA_Rosetta_OCR_v0.2_{split}.json",
-            "images": "train_images",
+            "images": _images("train_images"),
         },
         {
             "val": {},
             "train": {"ocr": "TextVQA_Rosetta_OCR_v0.2_train.json"},
-            "test": {"ocr": "TextVQA_Rosetta_OCR_v0.2_test.json", "images": "test_images"},
+            "test": {"ocr": "TextVQA_Rosetta_OCR_v0.2_test.json", "images": _images("test_images")},
         },
         "textvqa.org/dataset (version 0.5.1)",
         optional=("ocr",),
@@ -137,7 +152,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "vqav2": _vqa("visualqa.org (VQA v2.0)", "v2_", "v2_", "2.0"),
     "vizwiz": Benchmark(
         vizwiz,
-        {"questions": "{split}.json|Annotations/{split}.json|annotations/{split}.json", "images": "{split}"},
+        {"questions": "{split}.json|Annotations/{split}.json|annotations/{split}.json", "images": _images("{split}")},
         {"val": {}, "train": {}, "test": {}},
         "vizwiz.org",
     ),
@@ -155,37 +170,43 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"train": "1", "val": "2", "test": "3"},
         hint="Many URLs of the set are dead: `skip_bad_rows: true` leaves these questions out and counts them.",
     ),
-    "mmbench": _mmbench("mmbench_dev_20230712.tsv"),
-    "mmbench_cn": _mmbench("mmbench_dev_cn_20231003.tsv"),
+    "mmbench": _mmbench("mmbench_{split}_20230712.tsv"),
+    "mmbench_cn": _mmbench("mmbench_{split}_cn_20231003.tsv"),
     "coco_caption": Benchmark(
         coco,
-        {"captions": "annotations/captions_{split}.json", "images": "{split}"},
+        {"captions": "annotations/captions_{split}.json", "images": _coco_images("{split}")},
         {"val2014": {}, "train2014": {}, "val2017": {}, "train2017": {}},
         _COCO,
     ),
     "coco_karpathy": Benchmark(
         karpathy,
-        {"captions": "dataset_coco.json", "images": "."},
+        {"captions": "dataset_coco.json", "images": ".|images|coco|../coco"},
         _TRAINED,
         f"{_KARPATHY} (images in train2014 and val2014)",
         {"dataset": "coco"},
     ),
     "flickr30k": Benchmark(
         karpathy,
-        {"captions": "dataset_flickr30k.json", "images": "flickr30k-images|images"},
+        {"captions": "dataset_flickr30k.json", "images": "flickr30k-images|flickr30k_images|images"},
         _TRAINED,
         f"{_KARPATHY} and shannon.cs.illinois.edu/DenotationGraph",
         {"dataset": "flickr30k"},
     ),
     "flickr30k_token": Benchmark(
         tokens,
-        {"captions": "results_20130124.token|flickr30k/results_20130124.token", "images": "flickr30k-images|images"},
+        {
+            "captions": "results_20130124.token|flickr30k/results_20130124.token",
+            "images": "flickr30k-images|flickr30k_images|images",
+        },
         {"all": {}},
         "shannon.cs.illinois.edu/DenotationGraph",
     ),
     "nocaps": Benchmark(
         coco,
-        {"captions": "nocaps_val_4500_captions.json|annotations/nocaps_val_4500_captions.json", "images": "val|images"},
+        {
+            "captions": _below("nocaps_val_4500_captions.json", "annotations"),
+            "images": _images("val"),
+        },
         {"val": {}, "in-domain": {}, "near-domain": {}, "out-domain": {}},
         "nocaps.org",
         {"in-domain": "in", "near-domain": "near", "out-domain": "out"},
@@ -211,7 +232,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "scienceqa_img": _science(pictures="only"),
     "pope": Benchmark(
         pope,
-        {kind: f"coco/coco_pope_{kind}.json" for kind in ("random", "popular", "adversarial")} | {"images": "val2014"},
+        {
+            **{kind: _below(f"coco/coco_pope_{kind}.json", "output") for kind in ("random", "popular", "adversarial")},
+            "images": _coco_images("val2014"),
+        },
         {
             "all": {},
             "random": {"popular": "", "adversarial": ""},
