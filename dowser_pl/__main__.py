@@ -34,7 +34,7 @@ OFFLINE_VERBS = {
     "bench": "compare methods, each tuned on its own, over seeds, tasks and depths",
     "drift": "measure without data how far a tuned model is from its base",
     "chat": "ask a tuned model and its base the same questions, in the terminal",
-    "merge": "merge tuned models with their base: DARE, FAPM, TIES, grafting, interpolation",
+    "merge": "merge tuned models with their base: DARE, FAPM, TIES, grafting, interpolation, stitching",
     "push": "upload model and patch of a run to the Hugging Face hub, with a card of its report",
 }
 HELPS = {("--help-all",): full_help, ("-h", "--help"): short_help}
