@@ -84,7 +84,7 @@ def metric_name(metric: str | Mapping[str, Mapping[str, Any] | None]) -> str:
     return f"{name}{ending}" if is_on else str(name)
 
 
-SCORER = "dowser_pl 1"
+SCORER = "dowser_pl 2"
 """Who scores, with a number that is raised where a metric gives other numbers than before for the same answers."""
 _NORMALISATION = {
     "exact_match": "case, spaces, and marks at word ends",

@@ -42,7 +42,7 @@ def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
         "max_new_tokens": 4,
         "metric": "gqa",
         "normalisation": "full stops at the end and case",
-        "scorer": "dowser_pl 1",
+        "scorer": "dowser_pl 2",
         "benchmark": "gqa",
         "split": "testdev",
         "prompts": ["{question}\nAnswer the question using a single word or phrase."],
@@ -51,7 +51,7 @@ def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
     }
     table = " ".join(text_table(report).split())
     assert (
-        "protocol llava iconqa: exact_match_lower, 128 new tokens; scored by dowser_pl 1; pictures padded to squares"
+        "protocol llava iconqa: exact_match_lower, 128 new tokens; scored by dowser_pl 2; pictures padded to squares"
         in table
     )
     assert "protocol llava (changed) gqa: gqa, 4 new tokens; pope f1: pope_f1, 4 new tokens; scored by" in table

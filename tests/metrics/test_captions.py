@@ -5,6 +5,11 @@ import shutil
 from collections import Counter
 
 import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from dowser_pl.data import TaskFile
 from dowser_pl.errors import DowserError
@@ -116,3 +121,23 @@ def test_a_program_that_fails_is_told(monkeypatch, tmp_path):
     metric.update(["a zebra"], [["a zebra"]])
     with pytest.raises(DowserError, match="meteor: its Java program failed: no memory"):
         metric.compute()
+
+
+@WITH_JAVA
+@pytest.mark.slow
+def test_captions_score_as_with_the_published_tokenizer():
+    captions = [
+        ["A man riding a wave on top of a surfboard.", "A surfer's board, isn't it?", "He can't stop; he cannot!"],
+        ["Two dogs (brown & white) play with a frisbee.", "dogs at 10:30 a.m. in the U.S.", "Dogs -- in the snow..."],
+        ['A "STOP" sign near 5th Ave. & St. John', "a red stop sign/post", "An old-fashioned sign, 3.5 meters high"],
+        ["A plate of food with caf\u00e9-style fries", "Food [on a plate]", "Fries"],
+    ]
+    said = ["a man is surfing on a wave", "Brown and white dogs (two) in the snow.", "A stop sign near 5th Ave.", ""]
+    tokenizer = PTBTokenizer()
+    right = tokenizer.tokenize({n: [{"caption": each} for each in row] for n, row in enumerate(captions)})
+    mine = tokenizer.tokenize({n: [{"caption": each}] for n, each in enumerate(said)})
+    for name, scorer in (("cider", Cider()), ("bleu4", Bleu(4)), ("rouge_l", Rouge()), ("meteor", Meteor())):
+        expected = scorer.compute_score(right, mine)[0]
+        metric = build_metric(name)
+        metric.update(said, captions)
+        assert float(metric.compute()) == pytest.approx(expected[3] if name == "bleu4" else expected, abs=1e-6), name

@@ -28,6 +28,9 @@ REFERENCES = [
         ("you're they've we'd I'm he'll", "you 're they 've we 'd i 'm he 'll"),
         ("t-shirts cost $3.50 or 50% off", "t-shirts cost $ 3.50 or 50 % off"),
         ("a wave.on top", "a wave.on top"),
+        ("Mr. Jones (left) cannot see St. Ives, vs. me.", "mr. jones -lrb- left -rrb- can not see st. ives vs. me"),
+        ("plan B. and t.v. or U.S", "plan b. and t.v. or u.s"),
+        ("[x] {y} gonna, lemme; wannabe.", "-lsb- x -rsb- -lcb- y -rcb- gon na lem me wannabe"),
     ],
 )
 def test_tokens_are_those_of_the_published_tokenizer(text: str, expected: str) -> None:

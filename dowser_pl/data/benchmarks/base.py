@@ -85,7 +85,7 @@ def read_task(
             raise DowserError(f"{name}: {error}") from error
         unread.append(frozenset(_unread(row)))
 
-    asked = numbers = spread(len(rows), task.limit)
+    asked = numbers = _asked(rows, task)
     if isinstance(rows, OfficialRows) and not words_only:
         numbers = rows.with_pictures(asked, skip_bad_rows)
     good = keep_good(rows, look, skip_bad_rows, task.name, numbers, light=not skip_bad_rows)
@@ -94,6 +94,18 @@ def read_task(
     longest = task.max_new_tokens or _MAX_NEW_TOKENS.get(metric_key, 16)
     told, server = task.told_protocol(), server_file(rows.files, len(rows)) if isinstance(rows, OfficialRows) else None
     return Task(task.name, task.role, metric_key, questions, longest, len(asked) - len(good), told, server)
+
+
+def _asked(rows: Rows, task: TaskFile) -> Sequence[int]:
+    """The numbers of the rows that a limit leaves; where a question counts by all of its turns, whole questions."""
+    if task.limit is None or task.metric != "mmbench":
+        return spread(len(rows), task.limit)
+    turns: dict[str, list[int]] = {}
+    for number, (_, row) in enumerate(rows):
+        turns.setdefault(str((row.get("references") or [number])[0]), []).append(number)
+    questions = list(turns.values())
+    chosen = spread(len(questions), max(1, task.limit * len(questions) // len(rows)))
+    return sorted(number for place in chosen for number in questions[place])
 
 
 def _found(task: TaskFile, folder: str | None) -> tuple[Rows, Path, Path | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,10 +110,10 @@ def find_files(
             folders = there if key == IMAGES else folders
         else:
             kind = "folder" if key == IMAGES else "file"
+            others = ", ".join(os.path.relpath(place, start) for place in places[1:])
+            nor = f", nor as {others} below {start}" if others else ""
             near = _similar(places)
-            lines.append(
-                f"no {kind} of {key} at {' or '.join(map(str, places))} (`paths: {{{key}: ...}}` overrides){near}"
-            )
+            lines.append(f"no {kind} of {key} at {places[0]}{nor} (`paths: {{{key}: ...}}` overrides){near}")
     if lines:
         raise MissingFileError(f"benchmark {name}, split {split}, of {source}: " + "\n  ".join(lines))
     return Files(name, split, found, settings, folders)

@@ -158,7 +158,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "gqa": Benchmark(
         gqa,
-        {"questions": "testdev_balanced_questions.json|questions/testdev_balanced_questions.json", "images": "images"},
+        {
+            "questions": _below("testdev_balanced_questions.json", "questions", "questions1.2", "data/questions1.2"),
+            "images": "images|data/images",
+        },
         {"testdev": {}},
         "cs.stanford.edu/people/dorarad/gqa (version 1.2)",
     ),

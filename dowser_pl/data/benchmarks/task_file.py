@@ -28,7 +28,8 @@ class TaskFile:
         image_folder: where image paths start; None = that of the data module, and for what is not there, or if it has
             none, the folder of `file`.
         max_new_tokens: how long an answer may be; None = 128 for captions, 16 for all others, or that of the benchmark.
-        limit: use so many rows, evenly spread over the file; None = all.
+        limit: use so many rows, evenly spread over the file (of MMBench whole questions with all their turns, so that
+            it may be some more or fewer); None = all.
         prompt_suffix: written on a new line below each question, e.g. "Answer with a single word."; the whole
             question where rows have none, as in files of captions.
         split: of a data set that has several; None = of a benchmark the one that results are published on.

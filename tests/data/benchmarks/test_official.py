@@ -546,3 +546,21 @@ def test_a_task_tells_its_protocol(tmp_path):
     }
     other = read_task(TaskFile(benchmark="textvqa", root=str(tmp_path), protocol="lmms-eval"))
     assert (other.protocol["name"], other.protocol["ocr_tokens"]) == ("lmms-eval", False)
+
+
+def test_a_limit_leaves_questions_of_mmbench_whole(tmp_path):
+    official_files.mmbench(tmp_path)
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    head, first, second, turned = path.read_text().splitlines()
+    others = [second.replace("252", str(number), 1) for number in range(300, 309)]
+    path.write_text("\n".join([head, first, second, *others, turned]) + "\n")
+
+    def ids(limit):
+        task = TaskFile(benchmark="mmbench", root=str(tmp_path), limit=limit)
+        return [question.given["id"] for question in read_task(task).questions]
+
+    whole = ids(None)
+    for limit in range(1, 13):
+        found = ids(limit)
+        assert (241 in found) == (1000241 in found) and abs(len(found) - limit) <= 2
+        assert found == [number for number in whole if number in found]
