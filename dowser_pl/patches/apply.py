@@ -58,14 +58,14 @@ def apply_patches(
         opened = [files.enter_context(Patch.open(path)) for path in patches]
         beneath = files.enter_context(Beneath(base, applied, slots))
         dtype = dtype_to_cast(base, opened, slots, applied, cast_to_patch)
+        if rearranged is not None and (applied or dtype is not None):
+            why = "has patches, which" if applied else "must be converted to the dtype of the patch, which afterwards"
+            raise DowserError(
+                f"{base} {why} could not be undone in another layout; write its base in that layout first "
+                "(`patch export --layout`), then apply the patches to that"
+            )
         for patch in opened:
             _verify(patch, base, slots, beneath, dtype)
-    if rearranged is not None and (applied or dtype is not None):
-        why = "has patches, which" if applied else "must be converted to the dtype of the patch, which afterwards"
-        raise DowserError(
-            f"{base} {why} could not be undone in another layout; write its base in that layout first (`patch export "
-            "--layout`), then apply the patches to that"
-        )
     grows = sum(converted_size(slot, dtype) - slot.nbytes for slot in slots.values())
     needed = folder_size(base) + grows + sum(path.stat().st_size for path in patches)
     with atomic_path(out, needed_bytes=needed) as folder:
