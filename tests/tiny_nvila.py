@@ -178,6 +178,8 @@ def save_nvila(
     if layout == "hf":
         settings = {"text_config": text, "vision_config": vision, "torch_dtype": told}
         settings |= {"architectures": ["NVILALiteForConditionalGeneration"]}
+        if downsample == 2:  # published with several scales alone, which no `downsample` is said of
+            settings |= {"model_type": "nvila", "downsample": 2}
         write_processor_files(folder, layout, **settings | config)
         generation = folder / "generation_config.json"
     else:

@@ -15,7 +15,9 @@ from dowser_pl.files.atomic import atomic_path
 from dowser_pl.masking import TunedModule, tuned_module
 from dowser_pl.models.generation import generation_tokens
 from dowser_pl.models.lora import Adapters, adapters_of
+from dowser_pl.models.sources import stored_folder
 from dowser_pl.models.text_only import reads_images
+from dowser_pl.patches.layout import Layout, is_other
 from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, write_image_settings
 
 __all__ = ["Export"]
@@ -34,10 +36,12 @@ class Export(Callback):
 
     Args:
         enabled: write the folders when training ends.
+        layout: of those that NVILA has, `hf` (one folder) or `original` (three, VILA's); None = that of the base.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, layout: Layout | None = None) -> None:
         self.enabled = enabled
+        self.layout = layout
         self._like_base = True  # whether the model has a folder to be written like
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,8 +61,10 @@ class Export(Callback):
         if not trainer.is_global_zero:
             return
         self._like_base = True
+        if self.layout is not None:
+            is_other(stored_folder(module.path), self.layout)  # refuses what has none
         try:
-            TunedFolder.of(module.path, module.network, _plain(adapters, _shapes(state)))
+            TunedFolder.of(module.path, module.network, _plain(adapters, _shapes(state)), self.layout)
         except (ValueError, FileNotFoundError) as error:
             self._like_base = False
             rank_zero_warn(
@@ -100,7 +106,7 @@ class Export(Callback):
                 add_ends(temporary, tokens)
             return
         try:
-            folder = TunedFolder.of(module.path, network, state)
+            folder = TunedFolder.of(module.path, network, state, self.layout)
         except (ValueError, FileNotFoundError) as error:
             raise DowserError(
                 f"the files of {module.path} changed while the model was tuned, expected them as they were, because "

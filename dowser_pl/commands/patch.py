@@ -31,6 +31,11 @@ def add_apply(parser: argparse.ArgumentParser) -> None:
         "(float16 to bfloat16), which removing does not undo; a conversion that loses none (float16 to float32) needs "
         "no option and is undone",
     )
+    parser.add_argument(
+        "--layout",
+        choices=("hf", "original"),
+        help="write an NVILA as one folder (hf) or as VILA's three (original), if not as BASE has it",
+    )
 
 
 def add_remove(parser: argparse.ArgumentParser) -> None:
@@ -60,14 +65,21 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         metavar="RUN_OR_CKPT",
-        help="folder of a run, one of its checkpoints, or a patch to write anew",
+        help="folder of a run, one of its checkpoints, or a patch to write anew; with --layout a model folder",
     )
-    parser.add_argument("--out", metavar="PATH", required=True, help="the patch file, such as patch.safetensors")
+    parser.add_argument(
+        "--out", metavar="PATH", required=True, help="the patch file, such as patch.safetensors, or the model folder"
+    )
     parser.add_argument(
         "--format",
         choices=("patch", "sparse-update"),
         default="patch",
         help="sparse-update: of each tensor flat positions (int32) and values, as engines take updates in place",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("hf", "original"),
+        help="write an NVILA as one folder (hf) or as VILA's three (original), every tensor byte for byte",
     )
 
 
@@ -76,7 +88,11 @@ SUB_VERBS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]]
     "info": ("say what a patch changes, and of which base", "", add_info),
     "apply": ("write a copy of a base model with patches applied", ORDER, add_apply),
     "remove": ("take the last patch off again, byte for byte", "Patches come off last to first.", add_remove),
-    "export": ("make a patch out of a checkpoint", "The base is not needed; the run need not have ended.", add_export),
+    "export": (
+        "make a patch out of a checkpoint, or of an NVILA its other layout",
+        "The base is not needed; the run need not have ended.",
+        add_export,
+    ),
     "diff": ("make a patch out of a base and a tuned model", "", add_diff),
 }
 

@@ -17,7 +17,7 @@ from dowser_pl.patches.diff import difference
 from dowser_pl.patches.from_checkpoint import CheckpointPatch, read_checkpoint_patch
 from dowser_pl.patches.patch import Patch, save_patch
 from dowser_pl.patches.sparse_update import save_sparse_update
-from dowser_pl.patches.tuned_folder import ends_added
+from dowser_pl.patches.tuned_folder import ends_added, rearrange
 from dowser_pl.reporting import read_report
 from dowser_pl.reporting.provenance import installed_version, provenance
 
@@ -127,8 +127,8 @@ def run_info(options: Namespace, argv: Sequence[str]) -> str:
 
 def run_apply(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - one signature for all
     """Write a patched copy of a model folder."""
-    out = Path(options.out)
-    applied = apply_patches(model_folder(options.base), [Path(path) for path in options.patches], out, options.cast)
+    out, patches = Path(options.out), [Path(path) for path in options.patches]
+    applied = apply_patches(model_folder(options.base), patches, out, options.cast, options.layout)
     return "\n".join(
         [
             applied_table(applied),
@@ -166,8 +166,11 @@ def run_diff(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - 
 
 
 def run_export(options: Namespace, argv: Sequence[str]) -> str:  # noqa: ARG001 - one signature for all
-    """Make a patch, or a sparse update, out of a checkpoint or of a patch."""
+    """Make a patch, or a sparse update, out of a checkpoint or of a patch; or a model in its other layout."""
     source, out = Path(options.run), Path(options.out)
+    if options.layout is not None:
+        rearrange(model_folder(options.run), out, options.layout)
+        return f"{options.run} written to {out} in the layout {options.layout}, every tensor byte for byte."
     if source.is_file() and source.suffix == ".safetensors":
         with Patch.open(source) as patch:
             changes, head = {name: patch.change(name) for name in patch.names}, patch.head

@@ -100,8 +100,9 @@ def check_folder(path: str, folder: Path) -> None:
     names = sorted(entry.name for entry in folder.iterdir())
     settings: dict[str, dict[str, Any]] = {}
     for place in dict.fromkeys([*parts_of(folder).values(), folder]):
-        check_pointers(path, place)
-        settings = {name: _read(path, place / name) for name in _SETTINGS if (place / name).is_file()}
+        called = path if place == folder else str(Path(path) / place.name)
+        check_pointers(called, place)
+        settings = {name: _read(called, place / name) for name in _SETTINGS if (place / name).is_file()}
     whole = "config.json" in names
     if whole and "adapter_config.json" not in names:
         found = foreign_config(settings["config.json"])

@@ -21,7 +21,7 @@ from transformers.image_processing_backends import PilBackend
 from dowser_pl.errors import DowserError
 from dowser_pl.models.agreement import check_agreement
 from dowser_pl.models.layouts import foreign_config
-from dowser_pl.models.nvila import NVILAConfig, is_nvila
+from dowser_pl.models.nvila import NVILAConfig, NVILAProcessor, is_nvila
 from dowser_pl.models.quantized import Quantization, pack_empty, quantization_options
 from dowser_pl.models.sources import cached_snapshot, explained, find_source
 from dowser_pl.models.text_only import Processor, auto_class, reads_images, reads_text_alone, tokenizer_of
@@ -147,10 +147,11 @@ def load_processor(
     config = read_config(path, source, trust_remote_code)
     auto_class(path, config)  # what no processor would help
     kind: Any = AutoTokenizer if reads_text_alone(config) else AutoProcessor
-    known = {"config": config} if kind is AutoProcessor else {}  # by which it finds classes that folders do not name
+    if isinstance(config, NVILAConfig):  # its folders name the processor of SigLIP, or code of their own
+        kind = NVILAProcessor
     with explained(path):
-        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code, **known)
-    if kind is AutoProcessor:
+        processor: Any = kind.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if kind is not AutoTokenizer:
         _check_processor(path, processor)
     if reads_images(processor) and not isinstance(processor.image_processor, PilBackend):
         with explained(path):

@@ -20,15 +20,18 @@ from dowser_pl.files.sealed import reseal
 from dowser_pl.patches.applied import Applied, Beneath, file_digest, read_applied, undo_file, write_applied
 from dowser_pl.patches.conversion import cast, converted_size
 from dowser_pl.patches.dtypes import check_narrowable, describe_widening, dtype_to_cast, is_lossless, narrow
+from dowser_pl.patches.layout import Layout, is_other
 from dowser_pl.patches.model_folder import copy_model, find_slots, folder_size, resolve
 from dowser_pl.patches.patch import KIND, Patch, exchange, tensor_digest
 from dowser_pl.patches.safetensors_file import FLOATING, Slot, as_bits, dtype_name, read, read_slots, write
-from dowser_pl.patches.tuned_folder import add_ends, generation_file
+from dowser_pl.patches.tuned_folder import TunedFolder, add_ends, generation_file
 
 __all__ = ["apply_patches", "check_base", "check_free", "remove_patch"]
 
 
-def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch: bool = False) -> list[Applied]:
+def apply_patches(
+    base: Path, patches: Sequence[Path], out: Path, cast_to_patch: bool = False, layout: Layout | None = None
+) -> list[Applied]:
     """Write a copy of a model folder with patches applied, first to last.
 
     Args:
@@ -37,27 +40,39 @@ def apply_patches(base: Path, patches: Sequence[Path], out: Path, cast_to_patch:
         out: the new folder.
         cast_to_patch: convert every floating tensor of the new folder to the dtype of the patches even where that
             loses digits. A conversion that loses none is made without asking, and undone when its patch comes off.
+        layout: of the new folder, of those that NVILA has; None = that of the base.
 
     Returns:
         What was done, one entry for each of `patches`.
 
     Raises:
-        DowserError: if a patch does not belong to the base, is there already, is damaged, or the folder is no model.
+        DowserError: if a patch does not belong to the base, is there already, is damaged, or the folder is no model
+            or has no such layout.
         OSError: if the disk is full.
     """
     check_free(out, base)
     applied, slots = read_applied(base), find_slots(base)
+    rearranged = TunedFolder(base, {}, None, layout) if is_other(base, layout) else None
     digests = _digests(patches, applied)
     with ExitStack() as files:
         opened = [files.enter_context(Patch.open(path)) for path in patches]
         beneath = files.enter_context(Beneath(base, applied, slots))
         dtype = dtype_to_cast(base, opened, slots, applied, cast_to_patch)
+        if rearranged is not None and (applied or dtype is not None):
+            why = "has patches, which" if applied else "must be converted to the dtype of the patch, which afterwards"
+            raise DowserError(
+                f"{base} {why} could not be undone in another layout; write its base in that layout first "
+                "(`patch export --layout`), then apply the patches to that"
+            )
         for patch in opened:
             check_base(patch, base, slots, beneath, dtype)
     grows = sum(converted_size(slot, dtype) - slot.nbytes for slot in slots.values())
     needed = folder_size(base) + grows + sum(path.stat().st_size for path in patches)
     with atomic_path(out, needed_bytes=needed) as folder:
-        copy_model(base, folder, dtype)
+        if rearranged is not None:
+            rearranged.write(folder, {})
+        else:
+            copy_model(base, folder, dtype)
         widened = describe_widening(base, folder) if dtype is not None and is_lossless(slots, dtype) else None
         slots = find_slots(folder)
         for path, digest in zip(patches, digests, strict=True):

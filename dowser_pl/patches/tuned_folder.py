@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from dowser_pl.errors import DowserError
+from dowser_pl.files.atomic import atomic_path
 from dowser_pl.models.layouts import text_folder
 from dowser_pl.models.names import as_saved
 from dowser_pl.models.sources import stored_folder
 from dowser_pl.patches.dtypes import holds
 from dowser_pl.patches.json_text import edit, read_object, with_dtype, with_total_size, with_value
 from dowser_pl.patches.layout import Layout, arranged, beside_as, is_other
-from dowser_pl.patches.model_folder import CONFIG, INDEX, SINGLE, beside_weights, described_in
+from dowser_pl.patches.model_folder import CONFIG, INDEX, PATCHES, SINGLE, beside_weights, described_in
 from dowser_pl.patches.safetensors_file import (
     CASTABLE,
     CODES,
@@ -37,7 +38,7 @@ from dowser_pl.patches.safetensors_file import (
 )
 from dowser_pl.patches.stored import Shard, Stored, shards_of
 
-__all__ = ["TunedFolder", "add_ends", "ends_added", "generation_file", "write_image_settings"]
+__all__ = ["TunedFolder", "add_ends", "ends_added", "generation_file", "rearrange", "write_image_settings"]
 
 _ENDS = "eos_token_id"
 
@@ -261,6 +262,29 @@ class TunedFolder:
         places = {name.removeprefix(each.prefix): Path(each.file).name for each in shards for name in each.tensors}
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(places.items()))}
         (folder / place / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def rearrange(base: Path, out: Path, layout: Layout) -> None:
+    """Write an NVILA in its other layout, every tensor byte for byte.
+
+    Args:
+        base: folder of the model, without patches applied to it.
+        out: the new folder.
+        layout: of the new folder.
+
+    Raises:
+        DowserError: it is no NVILA, has that layout or patches already, or there is something at `out`.
+        OSError: if the disk is full.
+    """
+    if not is_other(base, layout):
+        raise DowserError(f"{base} has the layout {layout!r} already, expected the other one; use it as it is")
+    if (base / PATCHES).is_dir():
+        raise DowserError(f"{base} has patches, which could not be taken off in another layout; rearrange its base")
+    if out.exists():
+        raise DowserError(f"{out} exists already and is not overwritten; name a new folder with --out")
+    folder = TunedFolder(base, {}, None, layout)
+    with atomic_path(out, needed_bytes=folder.num_bytes) as temporary:
+        folder.write(temporary, {})
 
 
 _PREPROCESSOR = "preprocessor_config.json"

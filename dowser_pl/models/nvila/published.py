@@ -27,7 +27,7 @@ DOWNSAMPLE = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_
 """Projectors of VILA that are built here -> patches in a row and column that become one token."""
 
 _TYPES = ("nvila", "nvila_lite", "vila")
-_KEPT = ("image_aspect_ratio", "min_tiles", "max_tiles", "chat_template", "model_dtype")
+_KEPT = ("image_aspect_ratio", "min_tiles", "max_tiles", "chat_template")
 _PARTS = {"llm_cfg": ("llm", "qwen2"), "vision_tower_cfg": ("vision_tower", "siglip_vision_model")}
 _LITE = "Fix: take an NVILA-Lite model"
 
