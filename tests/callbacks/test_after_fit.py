@@ -74,6 +74,7 @@ def grams(module, layers):
     return {name: (total / count).float() for name, total in sums.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_final_model_is_what_the_method_makes_of_the_trained_one(model_folder, tmp_path, trained, name):
     method, (tuned, report_of_tuned) = METHODS[name], trained

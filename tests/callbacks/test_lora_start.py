@@ -133,6 +133,7 @@ def moment_of(base, name, rows):
     return (torch.cat(taken).T @ torch.cat(taken) / sum(map(len, taken))).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", SMALL)
 def test_it_begins_as_the_base_and_is_exported_relative_to_it(model_folder, tmp_path, monkeypatch, rule):
     kept, said = [], Said()

@@ -13,6 +13,7 @@ from tests.data.benchmarks import official_files
 from tests.tiny_models import save_tiny_llava
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("iconqa", "gqa", "pope"):
@@ -62,6 +63,7 @@ def test_train_and_evaluate_on_official_files(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_validate_and_test_print_the_table_of_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     official_files.gqa(tmp_path / "sets" / "gqa")
@@ -76,6 +78,7 @@ def test_validate_and_test_print_the_table_of_evaluate(tmp_path, monkeypatch, ca
         assert "less 1" not in said
 
 
+@pytest.mark.slow
 def test_predict_writes_what_servers_take(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("gqa", "mmbench", "pope"):

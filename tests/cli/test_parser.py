@@ -7,7 +7,7 @@ from dowser_pl.__main__ import main
 TYPOS = {
     "report --jsn x runs": "there is no option --jsn; did you mean --json? Help: python -m dowser_pl report --help",
     "report --plt x runs": "did you mean --plot?",
-    "report": "the following arguments are required: RUN. Help: python -m dowser_pl report --help",
+    "report": "there is nothing to report. Fix: name a run, or files by --base and --tuned",
     "patch appl": "did you mean apply? Help: python -m dowser_pl patch --help",
     "patch remove a b c": "not understood: c.",
     "patch apply a b --out c --csat": "there is no option --csat; did you mean --cast?",

@@ -75,6 +75,7 @@ def test_lines_are_questions_until_an_empty_one(base, run, capsys, monkeypatch):
     assert out.endswith("2 questions.\n")
 
 
+@pytest.mark.slow
 def test_a_model_of_text_alone_and_its_adapter(tmp_path, image, capsys):
     base = save_text_model(tmp_path / "base", "llama")
     folder = fit(tmp_path / "run", base, Lora(), TinyTextData(), lora=LoraSettings(r=4))

@@ -111,6 +111,7 @@ def answers(out="out"):
     return found
 
 
+@pytest.mark.slow
 def test_two_folders_are_scored_and_compared(models, two, again):
     found = json.loads(Path("out", "evaluation.json").read_text())
     first, second = found["models"]

@@ -45,6 +45,7 @@ def lonely() -> tuple[bool, str | None]:
     return distributed.is_initialized(), os.environ.get("WORLD_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_every_rank_hands_back_its_result_and_starts_afresh(ranks):
     first, second = run(sum_of_ranks, 10, ranks=ranks), run(sum_of_ranks, 10, ranks=ranks)

@@ -52,6 +52,7 @@ def said_by_verbs(folder, model):
     return said
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_spread_is_refused_by_verbs_that_do_not_train(model_folder, tmp_path):
     for said in run(said_by_verbs, tmp_path, model_folder):
         assert len(said) == 4

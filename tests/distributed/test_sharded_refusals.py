@@ -62,6 +62,7 @@ def differing(folder, model, kind):
     fit(folder, model, strategy=kind, callbacks=(Blind(),), module={"also_train": ["projector"]})
 
 
+@pytest.mark.slow
 @one_fast
 def test_a_trained_projector_needs_images_on_all_ranks_or_none(model_folder, tmp_path, kind):
     for outcome in outcomes(differing, tmp_path, model_folder, kind):

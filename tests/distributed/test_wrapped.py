@@ -133,7 +133,8 @@ def test_two_processes_get_the_masks_and_numbers_of_one():
 
 @pytest.fixture
 def accelerate():
-    """Whose settings are those of the whole process."""
+    """Whose settings are those of the whole process; a Trainer of another test may have made its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -169,6 +169,7 @@ def test_what_cannot_be_evaluated_is_refused(files):
         evaluate(model, processor, tasks, batch_size=0)
 
 
+@pytest.mark.slow
 def test_before_and_after_as_the_page_prints_it(tmp_path, monkeypatch, capsys):
     (block,) = (each for each in blocks(PAGE) if each.text.startswith("tasks = "))
     (tmp_path / "my").mkdir()

@@ -107,6 +107,7 @@ def recomputing():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["dense", "compact"])
 @pytest.mark.parametrize(
     "build", [with_dropout, with_tied_head, recomputing, lambda: tiny_llama().requires_grad_(False)]

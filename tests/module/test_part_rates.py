@@ -23,6 +23,7 @@ def fit(model_folder, folder, steps=2, ckpt_path=None, **options):
     return module, trainer
 
 
+@pytest.mark.slow
 def test_a_part_moves_at_its_own_rate_and_all_others_at_that_of_the_optimizer(model_folder, tmp_path):
     """SGD moves in proportion to the rate, so the first step at a tenth of it is a tenth as long."""
     parts = ["projector", "norms"]
