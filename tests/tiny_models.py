@@ -65,6 +65,8 @@ from transformers import (
     T5Config,
 )
 
+from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
+
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>", "<vision_start>", "<vision_end>"]
 PAD, BOS, EOS, UNK, IMAGE, VIDEO, VISION_START, VISION_END = range(8)
 WORDS = (
@@ -242,6 +244,17 @@ def tiny_paligemma(seed: int = 0) -> PreTrainedModel:
     return build(PaliGemmaForConditionalGeneration, config, seed)
 
 
+def tiny_nvila(seed: int = 0) -> PreTrainedModel:
+    """NVILA: 4 x 4 patches of a 16 x 16 tile are folded to four image tokens, the last ones with zeros beside."""
+    config = NVILAConfig(
+        text_config=Qwen2Config(**TEXT),
+        vision_config=SiglipVisionConfig(**VISION | {"patch_size": 4}, vision_use_head=False),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+    return build(NVILAForConditionalGeneration, config, seed)
+
+
 def tiny_instructblip(seed: int = 0, text_config: object | None = None, **qformer: object) -> PreTrainedModel:
     """InstructBLIP on Llama unless another text config is given: a Q-Former with four queries."""
     config = InstructBlipConfig(
@@ -321,6 +334,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "idefics3": tiny_idefics3,
     "smolvlm": tiny_smolvlm,
     "paligemma": tiny_paligemma,
+    "nvila": tiny_nvila,
     "instructblip": tiny_instructblip,
     "instructblip_t5": tiny_instructblip_t5,
     "blip2": tiny_blip2,

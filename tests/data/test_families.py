@@ -22,6 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from dowser_pl.data.encoders import build_encoder
+from dowser_pl.models.nvila import NVILAImageProcessor, NVILAProcessor
 from tests.data.builders import IMAGE, build_tokenizer, chat_template, many_images, one_image, question, text_only, turn
 from tests.data.test_labels import huggingface_mask
 
@@ -87,7 +88,12 @@ def internvl(template):
     return InternVL(images, tokenizer, None, image_seq_length=4, chat_template=template)
 
 
-FAMILIES = [llava_next, idefics3, gemma3, qwen2_5_vl, internvl]
+def nvila(template):
+    images = NVILAImageProcessor(size=SIZE, max_patches=4)
+    return NVILAProcessor(images, build_tokenizer(), template, image_seq_length=4)
+
+
+FAMILIES = [llava_next, idefics3, gemma3, qwen2_5_vl, internvl, nvila]
 
 
 @pytest.mark.parametrize("build", FAMILIES)

@@ -17,7 +17,7 @@ from dowser_pl.data.images import ImageFile
 from dowser_pl.data.loaders import LEFT_OUT, TrainingBatches
 from dowser_pl.errors import FileError
 from tests.data.builders import IMAGE, build_llava, chat_template, one_image, picture, question, text_only, turn
-from tests.data.test_families import FAMILIES, qwen2_5_vl
+from tests.data.test_families import FAMILIES, nvila, qwen2_5_vl
 from tests.data.test_resume import Diary
 
 pytestmark = pytest.mark.filterwarnings("ignore:left out:UserWarning")
@@ -94,6 +94,8 @@ def test_text_that_looks_like_python_is_text(build):
     learnt = encoder.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
     assert said in learnt
     encoder.evaluation_batch([question(row)])
+    if build is nvila:  # makes one text of the parts of a turn for templates such as this
+        return
     objects = build_encoder(build("{% for m in messages %}{{ m['content'] }}{% endfor %}"))
     with pytest.raises(ValueError, match="^python: .*prints the message parts as Python objects"):
         objects.training_batch([row])

@@ -31,6 +31,7 @@ from dowser_pl.importance.drift import measure_drift
 from dowser_pl.importance.writing import RowWriter
 from dowser_pl.models.generation import Ending, own_ends
 from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from tests.data import test_families as processors
 from tests.data.builders import chat_template
 from tests.tiny_models import QWEN_VISION, TEXT, VISION, build
@@ -84,7 +85,13 @@ def qwen2_5_vl(text, ids):
     return Qwen2_5_VLForConditionalGeneration, config
 
 
-@pytest.mark.parametrize("family", [llava_next, idefics3, internvl, gemma3, qwen2_5_vl])
+def nvila(text, ids):
+    vision = SiglipVisionConfig(**VISION | {"patch_size": 4}, vision_use_head=False)
+    config = NVILAConfig(text_config=Qwen2Config(**text), vision_config=vision, image_token_id=ids("<image>"))
+    return NVILAForConditionalGeneration, config
+
+
+@pytest.mark.parametrize("family", [llava_next, idefics3, internvl, gemma3, qwen2_5_vl, nvila])
 def test_a_family_writes_reads_and_makes_again_rows_of_every_source(family):
     processor = getattr(processors, family.__name__)(chat_template())
     tokenizer = processor.tokenizer

@@ -182,6 +182,7 @@ FAMILIES = {
     "idefics3": (families.idefics3, fewer("image_seq_len")),
     "qwen2_5_vl": (families.qwen2_5_vl, no_merge),
     "internvl": (families.internvl, fewer("image_seq_length")),
+    "nvila": (families.nvila, fewer("image_seq_length")),
     "paligemma": (paligemma, fewer("image_seq_length")),
     "instructblip": (instructblip, fewer("num_query_tokens")),
     "instructblip_t5": (instructblip, fewer("num_query_tokens")),

@@ -42,6 +42,7 @@ EXPECTED = {
     "internvl": ("model.language_model.layers", 3, LLAMA),
     "idefics3": ("model.text_model.layers", 3, LLAMA),
     "smolvlm": ("model.text_model.layers", 3, LLAMA),
+    "nvila": ("model.language_model.layers", 3, LLAMA),
     "paligemma": ("model.language_model.layers", 3, LLAMA),
     "instructblip": ("language_model.model.layers", 3, LLAMA),
     "instructblip_t5": ("language_model.decoder.block", 2, T5),

@@ -20,6 +20,7 @@ PROJECTORS = {
     "idefics3": {"model.connector"},
     "smolvlm": {"model.connector"},
     "paligemma": {"model.multi_modal_projector"},
+    "nvila": {"model.multi_modal_projector"},
     "instructblip": {"query_tokens", "qformer", "language_projection"},
     "instructblip_t5": {"query_tokens", "qformer", "language_projection"},
     "blip2": {"query_tokens", "qformer", "language_projection"},
