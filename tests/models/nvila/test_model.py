@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from dowser_pl.models.layers import find_layers, named_part
+from dowser_pl.models.layers import find_layers
 from dowser_pl.models.loading import load_model, skeleton
 from dowser_pl.models.names import saved_names
 from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from dowser_pl.models.nvila.projector import NVILAProjector
+from dowser_pl.models.parts import named_part
 from tests.tiny_nvila import (
     REAL_TEXT,
     REAL_VISION,
