@@ -103,7 +103,9 @@ class NVILAForConditionalGeneration(LlavaForConditionalGeneration):
             config = NVILAConfig.from_pretrained(path, **where)
         folder = Path(path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja"], **where))
+            folder = Path(
+                snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt"], **where)
+            )
         parts = parts_of(folder)
         if list(parts) == [""]:
             return super().from_pretrained(path, *args, config=config, **kwargs)

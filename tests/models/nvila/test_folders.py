@@ -1,6 +1,7 @@
 """NVILA's folders in all layouts: read the same, and what they lack or hold instead is named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_head_of_its_own_and_the_fold_of_two(layout: Layout, tmp_path: Path) -
     written = save_nvila(tmp_path, layout, downsample=2, tied=False)
     model = load_model(str(tmp_path))
     assert model.config.downsample == 2
+    assert same(as_saved(model, model.state_dict()), written)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tied_head_that_is_in_the_files_as_well(layout: Layout, tmp_path: Path) -> None:
+    written = save_nvila(tmp_path, layout)
+    file = tmp_path / ("model.safetensors" if layout == "hf" else "llm/model.safetensors")
+    weights, prefix = load_file(file), "llm." if layout == "hf" else ""
+    weights[f"{prefix}lm_head.weight"] = weights[f"{prefix}model.embed_tokens.weight"].clone()
+    save_file(weights, file, metadata={"format": "pt"})
+    model = load_model(str(tmp_path))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    written["llm.lm_head.weight"] = written["llm.model.embed_tokens.weight"]
     assert same(as_saved(model, model.state_dict()), written)
 
 
@@ -174,3 +188,22 @@ def test_the_numbers_of_the_tokens_without_a_tokenizer(tmp_path: Path) -> None:
         load_model(str(tmp_path))
     (tmp_path / "llm" / "added_tokens.json").write_text(json.dumps({"<|endoftext|>": 258, "[PAD]": 262}))
     assert load_model(str(tmp_path)).config.image_token_id == 264
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_from_the_cache_of_the_hub(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = tmp_path / "models--owner--nvila"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text("0" * 40)
+    written = save_nvila(entry / "snapshots" / ("0" * 40), layout, shards=2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = NVILAForConditionalGeneration.from_pretrained("owner/nvila", cache_dir=tmp_path, local_files_only=True)
+    assert same({saved: model.state_dict()[name] for name, saved in saved_names(model).items()}, written)
+    monkeypatch.setattr("dowser_pl.models.sources.try_to_load_from_cache", _found_in(entry / "snapshots" / ("0" * 40)))
+    again = load_model("owner/nvila")
+    assert same(dict(again.state_dict()), dict(model.state_dict()))
+    assert all("snapshots" in str(file) for file in files_of("owner/nvila").stamps)
+
+
+def _found_in(folder: Path) -> Callable[..., str]:
+    return lambda _, name: str(folder / name)
