@@ -1,4 +1,4 @@
-"""What a place is that holds weights but no Hugging Face model ready to be tuned; and the way out."""
+"""What lies in the folder of a model: its parts, and if it is none ready to be tuned, what else, and the way out."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from typing import Any
 
 from dowser_pl.errors import DowserError, MissingFileError
 
-__all__ = ["check_folder", "check_pointers", "foreign", "foreign_config", "parts_of", "text_folder"]
+__all__ = ["PARTS", "check_folder", "check_pointers", "foreign", "foreign_config", "parts_of", "text_folder"]
 
 _CONVERTED = "take a converted model, such as one whose name ends in -hf (llava-hf/llava-1.5-7b-hf)"
 _CONVERT = f"convert it with the script of its family in transformers, or {_CONVERTED}"
 _ORIGINAL_LLAVA = "a model in the layout of the original LLaVA code"
 _VILA = "parts of a model in the layout of VILA or NVILA"
 _WHOLE_VILA = "fetch the whole model: config.json, and the folders llm, vision_tower and mm_projector"
-_PARTS = ("llm", "vision_tower", "mm_projector")
+PARTS = ("llm", "vision_tower", "mm_projector")
 _SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -76,9 +76,9 @@ def parts_of(folder: Path) -> dict[str, Path]:
         folder: of a model.
     """
     is_whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    if is_whole or not all((folder / part).is_dir() for part in _PARTS):
+    if is_whole or not all((folder / part).is_dir() for part in PARTS):
         return {"": folder}
-    return {f"{part}.": folder / part for part in _PARTS}
+    return {f"{part}.": folder / part for part in PARTS}
 
 
 def text_folder(folder: Path) -> Path:

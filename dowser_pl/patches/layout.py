@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from dowser_pl.errors import DowserError
-from dowser_pl.models.layouts import parts_of
+from dowser_pl.models.layouts import PARTS, parts_of
+from dowser_pl.models.nvila.published import is_nvila
 from dowser_pl.models.nvila.written import parts_settings, single_settings
 from dowser_pl.patches.conversion import new_header
 from dowser_pl.patches.json_text import read_object
@@ -21,7 +22,6 @@ __all__ = ["Layout", "arranged", "beside_as", "is_other"]
 
 Layout = Literal["hf", "original"]
 
-_PARTS = ("llm", "vision_tower", "mm_projector")
 _SEEN = "preprocessor_config.json"
 _OWN = "processor_config.json"
 # What of a single folder belongs to the language model; the image processor is the tower's.
@@ -48,7 +48,7 @@ def is_other(base: Path, layout: Layout | None) -> bool:
     if layout is None:
         return False
     config = read_object(base / CONFIG)
-    if "llm_cfg" not in config and config.get("model_type") not in ("nvila", "nvila_lite"):
+    if not is_nvila(config):
         raise DowserError(
             f"got the layout {layout!r} for a model of type {config.get('model_type')!r} in {base}, expected an NVILA: "
             "others have one layout. Fix: leave it out"
@@ -71,7 +71,7 @@ def arranged(shards: Sequence[Shard], layout: Layout) -> list[Shard]:
         layout: the other one.
     """
     found = []
-    for prefix in ("",) if layout == "hf" else tuple(f"{part}." for part in _PARTS):
+    for prefix in ("",) if layout == "hf" else tuple(f"{part}." for part in PARTS):
         pieces = [{name: each for name, each in shard.tensors.items() if name.startswith(prefix)} for shard in shards]
         pieces = [piece for piece in pieces if piece]
         for number, piece in enumerate(pieces, start=1):
@@ -96,7 +96,7 @@ def beside_as(base: Path, layout: Layout, apart_from: Path) -> dict[str, Path | 
     for path in beside_weights(base, apart_from=apart_from):
         name = path.relative_to(base).as_posix()
         first, _, rest = name.partition("/")
-        if first in _PARTS:  # those of the root count where there are two
+        if first in PARTS:  # those of the root count where there are two
             files.setdefault(rest, path)
         elif layout == "hf":
             files[name] = path

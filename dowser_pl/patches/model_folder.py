@@ -140,7 +140,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """Weight files of one part of a model, or of a model without parts.
+    """The safetensors files of one part of a model, or of a model without parts.
 
     Raises:
         DowserError: if there are none, or one is missing.

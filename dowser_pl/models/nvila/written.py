@@ -14,7 +14,7 @@ _KINDS = {2: "mlp_downsample_2x2_fix", 3: "mlp_downsample_3x3_fix"}
 
 
 def single_settings(base: Path) -> dict[str, Any]:
-    """Settings of a single folder: a `text_config`, a `vision_config`, and what VILA's root says of both.
+    """Make the config.json of a single folder, out of those that VILA's folders have.
 
     Args:
         base: a folder of VILA.
@@ -27,7 +27,7 @@ def single_settings(base: Path) -> dict[str, Any]:
 
 
 def parts_settings(base: Path) -> dict[str, dict[str, Any]]:
-    """Settings of VILA's folders: the root's under "", and those of the three parts.
+    """Make every config.json of VILA's folders, by the name of the part, that of the root under "".
 
     Args:
         base: a single folder.
