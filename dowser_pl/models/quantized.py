@@ -120,16 +120,19 @@ def _pack_4bit(weight: Any, dtype: torch.dtype) -> None:
 
 
 def keep_as_loaded(model: nn.Module) -> None:
-    """Let evaluation leave 4-bit weights as they are, so that training may go on with them.
+    """Let forward passes leave 4-bit matrices as they are, so that training may go on with them.
 
     On CPUs with bfloat16 instructions bitsandbytes 0.50 reorders them for evaluation, rounds their scales on the way
-    there and back, and does not undo it when training goes on.
+    there and back, and does not undo it when training goes on. The first forward pass casts their biases to what they
+    multiply in, for good: that is done here, before anybody takes note of what is frozen.
     """
     from bitsandbytes.nn import Linear4bit  # noqa: PLC0415 - slow, rarely needed
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+            if module.bias is not None and module.compute_dtype is not None:
+                module.bias.data = module.bias.data.to(module.compute_dtype)
 
 
 def base_weight(linear: nn.Linear) -> Tensor:

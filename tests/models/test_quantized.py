@@ -7,7 +7,7 @@ import torch
 from dowser_pl.importance import FACTORS, PRODUCTS, Probe, fingerprint, measure, probing_mode, write_prompts
 from dowser_pl.models.layers import find_layers
 from dowser_pl.models.loading import load_model
-from dowser_pl.models.quantized import base_weight, is_quantized, quantization_options
+from dowser_pl.models.quantized import base_weight, is_quantized, keep_as_loaded, quantization_options
 from tests.tiny_models import make_processor, tiny_llava
 
 PROBE = Probe(num_prompts=4, num_probes=2, num_tokens=16, batch_size=4)
@@ -45,6 +45,19 @@ def test_a_weight_that_evaluation_reordered_reads_the_same():
     with torch.no_grad():
         linear.eval()(torch.randn(2, 3, 128))
     torch.testing.assert_close(base_weight(linear), before, rtol=5e-3, atol=0)  # scales are bfloat16 now
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_what_is_kept_as_loaded_has_the_same_bits_after_a_forward_pass(train):
+    torch.manual_seed(0)
+    linear = bitsandbytes.nn.Linear4bit(128, 64, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
+    keep_as_loaded(linear)
+    before = {name: value.clone() for name, value in linear.state_dict().items()}
+    with torch.no_grad():
+        linear.train(train)(torch.randn(2, 3, 128))
+    after = linear.state_dict()
+    assert "bias" in after and all(after[name].dtype == value.dtype for name, value in before.items())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_a_plain_weight_reads_as_itself(folder):
