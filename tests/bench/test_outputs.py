@@ -61,6 +61,7 @@ def test_the_numbers_and_the_table(tmp_path):
     assert h_scores == sorted(h_scores, reverse=True)
 
 
+@pytest.mark.slow
 def test_methods_take_turns_where_their_steps_are_timed(tmp_path):
     class Timed(FakeRunner):
         """Steps of Full take a second, of others two; the second round is thrice as slow."""
@@ -152,6 +153,7 @@ def test_every_method_is_compared_with_the_first_on_the_same_questions(tmp_path)
     assert row.split(" | ")[6] == f"{-dare['value']:.3f}, p {dare['p']:.2g}"
 
 
+@pytest.mark.slow
 def test_what_kept_no_answers_is_not_tested_and_nothing_is_where_that_is_the_first(tmp_path):
     content, text, _ = outputs(tmp_path, Answering(without="-Full-"))
     assert content["methods"]["Full"]["against_first"] is None

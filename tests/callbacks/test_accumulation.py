@@ -85,6 +85,7 @@ def test_the_update_of_a_step_is_that_of_the_larger_batch(model_folder, tmp_path
     assert_same(one, fit(model_folder, tmp_path / "four", 2, 4, **METHODS[name]), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "batch", "accumulate"), [(10, 2, 4), (9, 1, 8), (11, 4, 2), (12, 4, 3)])
 def test_a_short_last_window_counts_its_own_tokens(model_folder, tmp_path, rows, batch, accumulate):
     one = fit(model_folder, tmp_path / "one", batch * accumulate, 1, rows)

@@ -102,6 +102,7 @@ def test_the_best_epoch_is_what_a_run_ends_as(model_folder, tmp_path, scored, me
             assert sum(map(patch.num_entries, patch.names)) == dowser.entries.num_trainable, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "update, precision", [("compact", "bf16-true"), ("dense", "bf16-true"), ("compact", "32-true")]
 )

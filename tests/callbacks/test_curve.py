@@ -130,6 +130,7 @@ def test_all_updates_stay_where_they_keep_the_budget(model_folder, tmp_path, mon
     assert (report.budget.update_ratio, report.budget.drops) == (0.1, {0.1: -0.05})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["compact", "full"])
 def test_a_run_resumed_at_its_end_takes_the_same_updates_back(model_folder, tmp_path, monkeypatch, checkpoint):
     scores = [0.9, 0.8, 0.89]
@@ -148,6 +149,7 @@ def test_a_run_resumed_at_its_end_takes_the_same_updates_back(model_folder, tmp_
     assert read_report(tmp_path).budget.update_ratio == 0.1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_know_the_order_is_refused(model_folder, tmp_path):
     fit(model_folder, tmp_path, ModelDowser(0.1))
     last = str(tmp_path / "checkpoints" / "last.ckpt")

@@ -107,6 +107,7 @@ def test_without_upstream_data_the_report_tells_it(tmp_path, model_folder, capsy
     assert "No upstream task was given: this is all that is known of forgetting here." in said
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_bit_of_training(tmp_path, model_folder):
     with_meter = fit(tmp_path / "a", model_folder)[0].lightning_module.state_dict()
     without = fit(tmp_path / "b", model_folder, drift=False)[0].lightning_module.state_dict()

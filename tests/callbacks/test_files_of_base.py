@@ -91,6 +91,7 @@ def test_a_base_written_into_while_it_is_measured(model, tmp_path):
         fit(model, tmp_path / "run", callbacks=[Early()], max_epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [replace, lambda file: file.unlink()], ids=["replaced", "deleted"])
 def test_a_base_replaced_is_told_once_and_the_run_goes_on(model, tmp_path, monkeypatch, act):
     monkeypatch.setattr(watching, "_SECONDS", 0.0)

@@ -28,6 +28,7 @@ def said(model_folder, folder, lr, max_epochs=3, scheduler="constant", method=No
     return [str(each.message) for each in caught if "cannot move them" in str(each.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", "dense"])
 def test_a_rate_that_bfloat16_does_not_see_is_said_once(model_folder, tmp_path, update):
     (message,) = said(model_folder, tmp_path, 1e-9, update=update)
@@ -40,6 +41,7 @@ def test_so_is_one_that_float32_does_not_see(model_folder, tmp_path):
     assert "100% of the trained entries" in message and "in float32" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Spider(), MoFO()])
 def test_methods_that_hold_entries_back_are_not_blamed(model_folder, tmp_path, method):
     assert said(model_folder, tmp_path, 1e-2, method=method) == []

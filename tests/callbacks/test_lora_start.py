@@ -181,6 +181,7 @@ def test_it_begins_as_the_base_and_is_exported_relative_to_it(model_folder, tmp_
     assert not (tmp_path / "patch.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_with_freeze_b_alone_is_trained(model_folder, tmp_path):
     _, dowser = fit(model_folder, tmp_path, LoraStart(tokens=60, freeze=True), export=True)
     for name, value in adapter_of(tmp_path).items():
@@ -213,6 +214,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_
         fit(folder, tmp_path / "cut", SMALL["corda"], ckpt_path=last, **options)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_says_what_the_run_said(model_folder, tmp_path):
     """Loaded to be validated, where nothing is begun again."""
     said = Said()
@@ -223,6 +225,7 @@ def test_a_checkpoint_alone_says_what_the_run_said(model_folder, tmp_path):
         assert torch.equal(module.network.eval()(input_ids=TOKENS).logits, said.logits["last"])
 
 
+@pytest.mark.slow
 def test_what_it_cannot_do_is_refused(model_folder, tmp_path):
     with pytest.raises(ValueError, match="start.rule must be one of lora_null, corda, got 'pissa'"):
         LoraStart("pissa")

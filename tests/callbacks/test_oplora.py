@@ -82,6 +82,7 @@ def test_directions_of_another_side_are_refused(pair):
         ProjectedEntries({"a": first.weight, "b": second.weight}, {"b": right})
 
 
+@pytest.mark.slow
 def test_the_leading_triples_of_every_matrix_are_triples_of_the_tuned_one(model_folder, tmp_path):
     module, dowser = fit(model_folder, tmp_path)
     base, plain = load_model(str(model_folder), dtype="float32"), fit(model_folder, tmp_path / "plain", None)[0]

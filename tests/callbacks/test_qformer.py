@@ -110,6 +110,7 @@ def keep(taken, name, module, given):
     taken[name] = given[0]
 
 
+@pytest.mark.slow
 def test_tailored_by_the_inputs_of_the_rows_that_are_learnt(folder, tmp_path):
     method = ModelTailor(0.1)
     tuned, _ = fit(folder, tmp_path / "full", Full(), Asked(batch_size=3))

@@ -94,6 +94,7 @@ def test_accumulated_batches_get_the_gradient_of_replay_once(tmp_path, model_fol
         torch.testing.assert_close(one, three, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_other_step_at_twice_the_weight(tmp_path, model_folder, monkeypatch):
     factors = []
 
@@ -134,6 +135,7 @@ def test_sources_are_those_that_the_base_writes(tmp_path, model_folder):
         fit(tmp_path / "b", model_folder, Replay(sources=["blank"]), max_steps=1)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_and_half_precision_go_on(tmp_path, model_folder):
     module = build_module(model_folder, lr=1e-2, gradient_checkpointing=True)
     steps = fit(tmp_path, model_folder, Replay(), module=module, precision="bf16-mixed")[1]

@@ -38,6 +38,7 @@ def test_too_little_room_is_refused_before_anything_is_measured(model, tmp_path,
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "checkpoint, export, keep",
     [

@@ -65,6 +65,7 @@ def test_all_sources_are_mixed_and_none_is_both_used_and_held_out(tmp_path, mode
     assert set(json.loads((tmp_path / "report.json").read_text())["drift"]["sources"]) == set(every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_rows", "used", "held_out"), [(24, 21, 3), (9, 7, 2), (2, 1, 1)])
 def test_held_out_rows_have_pictures_of_their_own(tmp_path, model_folder, num_rows, used, held_out):
     data = TinyData(num_rows=num_rows)

@@ -87,6 +87,7 @@ def test_a_data_module_of_ones_own(folder, model_folder):
     assert report.steps == 1
 
 
+@pytest.mark.slow
 def test_a_method_begins_with_its_own_defaults(folder, model_folder, capsys):
     """Those of the default method, which has arguments of the same names, are not what anybody set."""
     base = ["fit", "--config", str(user_yaml(folder, model_folder))]

@@ -55,6 +55,7 @@ def alone(path, question, images) -> str:
     return ask(module, module.network.eval(), question, images, 4)
 
 
+@pytest.mark.slow
 def test_base_and_tuned_answer_beside_each_other(base, run, image, capsys):
     question = "what colour is it ?"
     expected = [alone(path, question, [image]) or "(nothing)" for path in (base, run / "model")]

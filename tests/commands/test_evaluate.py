@@ -250,6 +250,7 @@ def test_evaluations_of_one_model_each_are_compared_with_the_first(models, again
     assert main(["report", "a", "b"]) == 0 and "0 base" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_of_text_alone(here):
     model = save_text_model(here / "text")
     rows = [{"id": str(i), "question": "is it red ?", "answer": "yes"} for i in range(3)]
@@ -259,6 +260,7 @@ def test_a_model_of_text_alone(here):
     assert found["tasks"]["asked"]["count"] == 3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_is_told_in_one_line(models, here, capsys, monkeypatch):
     base = models / "base"
     assert "twice" in refused(capsys, base, base)

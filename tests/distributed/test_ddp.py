@@ -109,6 +109,7 @@ def first_answers(model):
     return said
 
 
+@pytest.mark.slow
 def test_uneven_data_is_counted_once_and_nothing_waits(model_folder, tmp_path):
     """13 rows and 3 questions for 2 ranks; twice as many rows as expected would give scores of 1/4 or 1/2."""
     data = Answers(alone(first_answers, model_folder), 13)

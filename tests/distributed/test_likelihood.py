@@ -35,6 +35,7 @@ def measured(folder, model, strategy=None):
     return module.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_scores_are_those_of_one_process(tmp_path, strategy):
     model = save_tiny_llava(tmp_path / "model")

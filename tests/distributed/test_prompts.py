@@ -35,6 +35,7 @@ def written(settings, spoiled=None):
     return [(each.tokens, each.image) for each in prompts], sizes
 
 
+@pytest.mark.slow
 def test_ranks_share_the_batches_of_one_process():
     expected, sizes = alone(written, TEXT)
     assert sizes == [64, 64, 2] and len({tuple(tokens.tolist()) for tokens, _ in expected}) > 100

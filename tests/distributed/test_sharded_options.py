@@ -87,6 +87,7 @@ def fit_scaled(folder, model):
     fit(folder, model, strategy="fsdp2", plugins=[plugin])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "said"),
     [

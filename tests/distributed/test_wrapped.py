@@ -104,6 +104,7 @@ def of_two_processes():
     return {name: mask.clone() for name, mask in masks.items()}, numbers, refused(lambda: trained(model, masks))
 
 
+@pytest.mark.slow
 def test_ddp_is_refused_and_what_it_wraps_is_measured():
     (found,) = run(in_one_process, of_ddp, ranks=1)
     for said, same, count, inside in [found, *run(in_one_process, of_ddp)]:
@@ -114,6 +115,7 @@ def test_ddp_is_refused_and_what_it_wraps_is_measured():
         assert all("wrapped in DistributedDataParallel" in each or "got 2 processes" in each for each in inside)
 
 
+@pytest.mark.slow
 def test_shards_are_refused_at_every_call():
     (found,) = run(in_one_process, of_shards, ranks=1)
     assert len(found) == 8
@@ -121,6 +123,7 @@ def test_shards_are_refused_at_every_call():
         assert all("whose weights are sharded over processes, expected whole ones" in each for each in said)
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_masks_and_numbers_of_one():
     model, tokenizer = tiny_llama(), with_template()
     masks, rows = choose_masks(measured(model)), evaluate(model, tokenizer, TASKS)["colour"].rows

@@ -23,6 +23,7 @@ def test_by_hand():
     assert others.tolist() == [False, False, True, False, False, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [7, 2**21])  # all at a time, and in chunks of four
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_any_batch_against_probabilities(vocabulary, dtype):

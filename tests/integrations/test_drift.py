@@ -64,6 +64,7 @@ def loaded(folder):
     return AutoModelForImageTextToText.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_verb_bit_for_bit(tmp_path, folder, tuned):
     told = verb(tmp_path, folder, tuned / "model", options=["--moved", str(tmp_path / "moved.png")])
     name = str(tuned / "model")
@@ -90,6 +91,7 @@ def test_pictures_and_seeds_are_those_of_the_verb(tmp_path, folder, tuned):
     assert {"train", "shuffle", "mosaic"} <= set(found.sources)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_held_gives_the_same(tmp_path, folder, tuned):
     model, processor = loaded(folder), AutoProcessor.from_pretrained(folder)
     with train_only(model, masks_of(model)) as trained:

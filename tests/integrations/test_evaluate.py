@@ -66,6 +66,7 @@ def task_files(folder, tasks):
     return [TaskFile(**each | {"file": str(folder / each["file"])}) for each in tasks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llava", "text"])
 def test_scores_and_answers_are_those_of_the_verb_bit_for_bit(tmp_path, files, kind):
     tasks = TASKS if kind == "llava" else TASKS[1:]

@@ -333,6 +333,7 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit_without_a_second_importance_pa
     assert same(state_of(base), state_of(again.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["dense", "compact"])
 def test_the_best_model_is_the_one_in_the_patch(tmp_path, update):
     class SecondStepIsBest(InOrder):
@@ -463,6 +464,7 @@ class Stopped(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("update", ["dense", "compact"])
 def test_a_stopped_run_leaves_nothing_to_the_next_over_its_model(tmp_path, update, held):

@@ -40,6 +40,7 @@ class Colours(TinyData):
         return super().evaluation_tasks()[:1]
 
 
+@pytest.mark.slow
 def test_a_model_that_learnt_its_answers_scores(folder, tmp_path, caplog):
     module = build_module(folder, lr=1e-2, also_train=["projector", "lm_head"])
     with caplog.at_level(logging.INFO):

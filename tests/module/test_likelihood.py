@@ -96,6 +96,7 @@ def test_scores_are_those_of_the_oracle_in_batches_of_any_size(folder, tmp_path,
     assert logged["val/text/perplexity"] == pytest.approx(module.scores["text"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_reports_perplexities_and_counts_them_by_role(folder, tmp_path):
     module = build_module(folder, lr=3e-2, also_train=["lm_head"])
     build_trainer(tmp_path, Full(), max_epochs=3, check_val_every_n_epoch=3).fit(module, Measured())

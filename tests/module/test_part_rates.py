@@ -44,6 +44,7 @@ def test_a_part_moves_at_its_own_rate_and_all_others_at_that_of_the_optimizer(mo
     assert {id(each) for each in dowser.entries.parameters()} <= {id(each) for each in groups[0]["params"]}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_them(model_folder, tmp_path):
     options = {"also_train": ["projector"], "part_rates": {"projector": 1e-3}}
     _, trainer = fit(model_folder, tmp_path, 2, **options)

@@ -77,6 +77,7 @@ def test_7b_is_planned_from_its_config_alone(folder_of_7b, tmp_path):
     assert dense["batch"] == {"rows": 1, "tokens": 1024, "gradient_checkpointing": True, "positions": None}
 
 
+@pytest.mark.slow
 def test_the_world_is_planned_with_its_data_and_its_optimizer(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = "plan -c base -c model/world -c data/world -c method/random --data.batch_size 5"
@@ -130,6 +131,7 @@ def test_what_a_method_keeps_beside_the_matrices_is_planned(name, capsys, tmp_pa
     assert ("kept by method" in capsys.readouterr().out) == (name != "anchor")
 
 
+@pytest.mark.slow
 def test_adapters_are_planned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main("plan -c base -c model/world -c data/world -c method/lora --model.lora.r 4 --json plan.json".split())
