@@ -8,14 +8,14 @@ from typing import Any
 
 from dowser_pl.errors import DowserError, MissingFileError
 
-__all__ = ["PARTS", "check_folder", "check_pointers", "foreign", "foreign_config", "parts_of", "text_folder"]
+__all__ = ["VILA_PARTS", "check_folder", "check_pointers", "foreign", "foreign_config", "parts_of", "text_folder"]
 
 _CONVERTED = "take a converted model, such as one whose name ends in -hf (llava-hf/llava-1.5-7b-hf)"
 _CONVERT = f"convert it with the script of its family in transformers, or {_CONVERTED}"
 _ORIGINAL_LLAVA = "a model in the layout of the original LLaVA code"
 _VILA = "parts of a model in the layout of VILA or NVILA"
 _WHOLE_VILA = "fetch the whole model: config.json, and the folders llm, vision_tower and mm_projector"
-PARTS = ("llm", "vision_tower", "mm_projector")
+VILA_PARTS = ("llm", "vision_tower", "mm_projector")
 _SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -76,9 +76,9 @@ def parts_of(folder: Path) -> dict[str, Path]:
         folder: of a model.
     """
     is_whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    if is_whole or not all((folder / part).is_dir() for part in PARTS):
+    if is_whole or not all((folder / part).is_dir() for part in VILA_PARTS):
         return {"": folder}
-    return {f"{part}.": folder / part for part in PARTS}
+    return {f"{part}.": folder / part for part in VILA_PARTS}
 
 
 def text_folder(folder: Path) -> Path:

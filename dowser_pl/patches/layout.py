@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dowser_pl.errors import DowserError
-from dowser_pl.models.layouts import PARTS, parts_of
+from dowser_pl.models.layouts import VILA_PARTS, parts_of
 from dowser_pl.models.nvila.published import is_nvila
 from dowser_pl.models.nvila.written import parts_settings, single_settings
 from dowser_pl.patches.conversion import new_header
@@ -71,7 +71,7 @@ def arranged(shards: Sequence[Shard], layout: Layout) -> list[Shard]:
         layout: the other one.
     """
     found = []
-    for prefix in ("",) if layout == "hf" else tuple(f"{part}." for part in PARTS):
+    for prefix in ("",) if layout == "hf" else tuple(f"{part}." for part in VILA_PARTS):
         pieces = [{name: each for name, each in shard.tensors.items() if name.startswith(prefix)} for shard in shards]
         pieces = [piece for piece in pieces if piece]
         for number, piece in enumerate(pieces, start=1):
@@ -96,7 +96,7 @@ def beside_as(base: Path, layout: Layout, apart_from: Path) -> dict[str, Path | 
     for path in beside_weights(base, apart_from=apart_from):
         name = path.relative_to(base).as_posix()
         first, _, rest = name.partition("/")
-        if first in PARTS:  # those of the root count where there are two
+        if first in VILA_PARTS:  # those of the root count where there are two
             files.setdefault(rest, path)
         elif layout == "hf":
             files[name] = path
