@@ -80,7 +80,7 @@ class _BuiltError(Exception):
 
 
 def training_parser() -> Any:
-    """The parser of the training verbs, as the command line builds it."""
+    """The parser of the training verbs, as a command line that names none builds it."""
     original = command_line.DowserCLI.parse_arguments
 
     def carry_out(_cli: Any, parser: Any, _args: Any) -> None:
@@ -88,7 +88,7 @@ def training_parser() -> Any:
 
     command_line.DowserCLI.parse_arguments = carry_out
     try:
-        command_line.main(["fit", "-c", str(ROOT / "configs" / "quickstart.yaml")])
+        command_line.main([])
     except _BuiltError as built:
         return built.args[0]
     finally:

@@ -44,7 +44,7 @@ def parser():
     patched = pytest.MonkeyPatch()
     patched.setattr(command_line.DowserCLI, "parse_arguments", carry_out)
     with pytest.raises(_BuiltError) as built:
-        command_line.main(["fit", "-c", str(ROOT / "configs" / "quickstart.yaml")])
+        command_line.main([])
     patched.undo()
     return built.value.args[0]
 
