@@ -266,6 +266,8 @@ def batch_of(
 
 def _image_tokens(config: Any) -> int:
     """Of one image: as the config says, but no more than its patches and what is made of them; 0 where none is told."""
+    if most := getattr(config, "most_image_tokens", None):  # NVILA, which cuts an image into tiles
+        return int(most)
     vision = getattr(config, "vision_config", None)
     size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
     told = [getattr(config, name, None) for name in ("image_seq_length", "mm_tokens_per_image", "num_query_tokens")]

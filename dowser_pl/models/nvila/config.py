@@ -57,6 +57,16 @@ class NVILAConfig(PreTrainedConfig):
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
 
+    @property
+    def most_image_tokens(self) -> int:
+        """Of one picture, with what ends each tile among its embeddings and in the text."""
+        side = self.vision_config.image_size // self.vision_config.patch_size
+        of_tile = (-(-side // self.downsample)) ** 2 + 1
+        if self.image_aspect_ratio == "resize":
+            return of_tile
+        tiles = self.max_tiles + 1 if self.max_tiles > 1 else 1  # the whole picture comes last
+        return tiles * (of_tile + 1)
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Read config.json, whichever layout it is of.

@@ -1,5 +1,7 @@
 """Which tokens NVILA's processor makes of texts and pictures: token by token as VILA, in both forms of a prompt."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +10,9 @@ from dowser_pl.data.encoders import build_encoder
 from dowser_pl.data.messages import MessageReader
 from dowser_pl.data.rows import Conversation, Question
 from dowser_pl.errors import DowserError
+from dowser_pl.models.nvila.config import NVILAConfig
 from dowser_pl.models.nvila.processing import NVILAProcessor
+from dowser_pl.planning.model import ASSUMED_TEXT_TOKENS, batch_of
 from tests.data.builders import turn
 from tests.tiny_nvila_processor import (
     IM_END,
@@ -179,6 +183,16 @@ def test_a_4_to_3_picture_takes_1599_tokens():
     assert (len(ids), ids.count(IMAGE), ids.count(NEWLINE)) == (1599, 1573, 26)
     assert processor._get_num_multimodal_tokens(image_sizes=[(48, 64), (70, 70)])["num_image_tokens"] == [1599, 123]
     assert build_encoder(processor, max_length="auto").max_length == 1599 + 2048
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 1599), ({"downsample": 2}, 13 * 258), ({"max_tiles": 1}, 123), ({"image_aspect_ratio": "resize"}, 122)],
+)
+def test_the_config_tells_the_largest_picture(settings, expected):
+    config = NVILAConfig(vision_config={"image_size": 448, "patch_size": 14}, **settings)
+    assert config.most_image_tokens == expected
+    assert batch_of(SimpleNamespace(config=config), None, True).tokens == expected + ASSUMED_TEXT_TOKENS
 
 
 def test_wrong_numbers_of_pictures(processor):
