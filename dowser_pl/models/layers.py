@@ -112,7 +112,7 @@ def text_inputs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> dict[st
     """What forward and generate of a `text_model` take for text alone.
 
     PaliGemma must be told that every token is to be read causally: without token types, and where no row is padded,
-    transformers lets its text see its own future.
+    transformers lets its text see its own future. Molmo2 wants to be told in training that no token is an image's.
 
     Args:
         model: what `text_model` returned.
@@ -122,6 +122,8 @@ def text_inputs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> dict[st
     inputs = {"input_ids": tokens, "attention_mask": mask}
     if model.config.model_type == "paligemma":
         inputs["token_type_ids"] = torch.ones_like(tokens)
+    elif model.config.model_type == "molmo2":
+        inputs["mm_token_type_ids"] = torch.zeros_like(tokens)
     return inputs
 
 

@@ -14,8 +14,9 @@ from dowser_pl.methods import Dare, Full, Lora, ModelDowser
 from dowser_pl.models.lora import LoraSettings
 from dowser_pl.patches.apply import apply_patches
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
-from tests.tiny_models import CHAT_TEMPLATE, EOS, UNK, make_processor_folder, save_text_model, tiny_paligemma
+from tests.tiny_models import CHAT_TEMPLATE, EOS, make_processor_folder, save_text_model, tiny_paligemma
 from tests.tiny_run import TinyData, TinyTextData, build_module, build_trainer
+from tests.tiny_sizes import UNK
 
 
 @pytest.fixture

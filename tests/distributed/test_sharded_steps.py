@@ -25,8 +25,15 @@ def inputs_of(family):
         inputs |= {"qformer_input_ids": tokens[:, 4:], "qformer_attention_mask": torch.ones_like(tokens[:, 4:])}
     if family == "instructblip_t5":
         inputs["decoder_attention_mask"] = inputs["attention_mask"]
-    if family == "paligemma":
+    if family.startswith("paligemma"):
         inputs["token_type_ids"] = torch.ones_like(tokens)
+    if family == "molmo2":
+        inputs["mm_token_type_ids"] = torch.zeros_like(tokens)
+    if family == "mllama":  # without one of its layers is left out
+        inputs["pixel_values"] = torch.rand(2, 1, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        inputs["aspect_ratio_ids"] = torch.ones(2, 1, dtype=torch.int64)
+        inputs["aspect_ratio_mask"] = torch.tensor([[[1, 0]], [[1, 0]]])
+        inputs["cross_attention_mask"] = torch.tensor([1, 0]).expand(2, 8, 1, 2).clone()
     return inputs
 
 

@@ -6,17 +6,8 @@ from dowser_pl.importance import Probe, write_prompts
 from dowser_pl.importance.prompts import noise_images
 from dowser_pl.models.generation import Ending
 from dowser_pl.models.layers import text_model
-from tests.tiny_models import (
-    BOS,
-    EOS,
-    IMAGE,
-    SPECIAL_TOKENS,
-    VISION_END,
-    make_processor,
-    tiny_instructblip_t5,
-    tiny_llava,
-    tiny_qwen2_5_vl,
-)
+from tests.tiny_models import BOS, EOS, IMAGE, make_processor, tiny_instructblip_t5, tiny_llava, tiny_qwen2_5_vl
+from tests.tiny_sizes import SPECIAL_TOKENS, VISION_END
 
 SETTINGS = Probe(num_prompts=12, num_tokens=24, batch_size=5, seed=3)
 

@@ -8,8 +8,6 @@ from dowser_pl.models.generation import Ending, greedy_answers, own_ends, write_
 from tests.tiny_models import (
     EOS,
     FAMILIES,
-    VISION_END,
-    VISION_START,
     VOCABULARY,
     make_processor,
     tiny_instructblip,
@@ -17,6 +15,7 @@ from tests.tiny_models import (
     tiny_llava,
     tiny_tokenizer,
 )
+from tests.tiny_sizes import VISION_END, VISION_START
 
 LEFT_BEHIND = [
     {"min_new_tokens": 8},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dowser_pl.models.layers import find_layers, text_model
+from dowser_pl.models.layers import find_layers, text_inputs, text_model
 from tests.tiny_models import (
     FAMILIES,
     tiny_blip2_gpt2,
@@ -17,6 +17,7 @@ from tests.tiny_models import (
     tiny_llava_mixtral,
     tiny_qwen3_vl_moe,
 )
+from tests.tiny_more_models import tiny_phi4_multimodal
 
 BOTH = ["attn", "mlp"]
 LLAMA = {
@@ -31,8 +32,13 @@ T5 = {
     "attn": [f"layer.{place}.{name}" for place in ("0.SelfAttention", "1.EncDecAttention") for name in "qkvo"],
     "mlp": [f"layer.2.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo")],
 }
+GLM = LLAMA | {"mlp": ["mlp.gate_up_proj", "mlp.down_proj"]}
+READS_PICTURES = LLAMA | {"attn": [f"cross_attn.{name}_proj" for name in "qkvo"]}
+CARRIES_A_STATE = LLAMA | {
+    "attn": [f"linear_attn.{name}" for name in ("out_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")]
+}
 PHI = {"attn": ["self_attn.o_proj", "self_attn.qkv_proj"], "mlp": ["mlp.gate_up_proj", "mlp.down_proj"]}
-# Family -> list of decoder layers, their number, and the matrices of one layer.
+# Family -> list of decoder layers, their number, and the matrices of one layer, or of each.
 EXPECTED = {
     "llava": ("model.language_model.layers", 3, LLAMA),
     "llava_next": ("model.language_model.layers", 3, LLAMA),
@@ -44,6 +50,15 @@ EXPECTED = {
     "smolvlm": ("model.text_model.layers", 3, LLAMA),
     "nvila": ("model.language_model.layers", 3, LLAMA),
     "paligemma": ("model.language_model.layers", 3, LLAMA),
+    "qwen2_vl": ("model.language_model.layers", 3, LLAMA),
+    "gemma3_vl": ("model.language_model.layers", 3, LLAMA),
+    "paligemma2": ("model.language_model.layers", 3, LLAMA),
+    "mistral3": ("model.language_model.layers", 3, LLAMA),
+    "molmo2": ("model.language_model.layers", 3, LLAMA),
+    "mllama": ("model.language_model.layers", 3, [LLAMA, READS_PICTURES, LLAMA]),
+    "llava_phi3": ("model.language_model.layers", 3, PHI),
+    "glm4v": ("model.language_model.layers", 3, GLM),
+    "minicpmv": ("model.language_model.layers", 3, [CARRIES_A_STATE, LLAMA, CARRIES_A_STATE]),
     "instructblip": ("language_model.model.layers", 3, LLAMA),
     "instructblip_t5": ("language_model.decoder.block", 2, T5),
     "blip2": ("language_model.model.decoder.layers", 3, OPT),
@@ -72,7 +87,7 @@ def tracked(layers: dict[str, nn.Linear]) -> Iterator[tuple[set[str], set[str]]]
 
 
 def test_every_family_is_expected() -> None:
-    assert EXPECTED.keys() == FAMILIES.keys()
+    assert EXPECTED.keys() >= FAMILIES.keys() >= EXPECTED.keys() - {"molmo2"}, "which transformers has since 5.20"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,8 +99,13 @@ def test_exactly_the_matrices_of_the_last_decoder_layers(
     model = FAMILIES[family]()
     prefix, num_layers, matrices = EXPECTED[family]
     first = num_layers - (last_n_layers or num_layers)
-    suffixes = [suffix for target in targets for suffix in matrices[target]]
-    expected = [f"{prefix}.{index}.{suffix}" for index in range(first, num_layers) for suffix in suffixes]
+    of_each = matrices if isinstance(matrices, list) else [matrices] * num_layers
+    expected = [
+        f"{prefix}.{index}.{suffix}"
+        for index in range(first, num_layers)
+        for target in targets
+        for suffix in of_each[index][target]
+    ]
 
     found = find_layers(model, last_n_layers, targets)
 
@@ -102,9 +122,18 @@ def test_text_alone_reaches_every_layer(family: str) -> None:
     extra = {"decoder_input_ids": tokens} if text.config.is_encoder_decoder else {}
 
     with tracked(layers) as (forward, backward):
-        text(input_ids=tokens, attention_mask=torch.ones_like(tokens), **extra).logits[:, -1].square().sum().backward()
+        text(**text_inputs(text, tokens, torch.ones_like(tokens)), **extra).logits[:, -1].square().sum().backward()
 
-    assert forward == backward == layers.keys()
+    reads_pictures = {name for name in layers if family == "mllama" and ".layers.1." in name}
+    assert forward == backward == layers.keys() - reads_pictures
+
+
+def test_a_tower_inside_the_text_decoder_is_refused() -> None:
+    """Or its blocks would be taken for those of the decoder."""
+    with pytest.raises(
+        ValueError, match=r"decoder layers of Phi4MultimodalForCausalLM: got 3 lists of blocks .model.lay"
+    ):
+        find_layers(tiny_phi4_multimodal(), None, BOTH)
 
 
 def test_quantised_layers_are_found() -> None:

@@ -5,6 +5,9 @@ from safetensors.torch import load_file, save_file
 from dowser_pl.models.names import saved_names
 from tests.tiny_models import FAMILIES, tiny_llava, tiny_llava_mixtral, tiny_paligemma
 
+MIXTRAL = {"gate_up_proj", "down_proj"}  # experts are joined in memory and apart in the files
+MOLMO2 = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens"}  # the other way round
+
 
 def numbered(model):
     """Fill every tensor with a number of its own; tied ones share theirs."""
@@ -29,7 +32,7 @@ def assert_names_are_those_of_the_files(model, folder):
     assert len(set(values)) == len(values)  # or equal values would prove nothing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "molmo2"])
 def test_a_model_that_was_built(family, tmp_path):
     assert_names_are_those_of_the_files(numbered(FAMILIES[family]()), tmp_path)
 
@@ -65,15 +68,18 @@ def test_a_tied_tensor_has_one_name():
         names["nonsense"]
 
 
-def test_a_tensor_in_another_layout_has_none(tmp_path):
-    model = tiny_llava_mixtral()  # its experts are joined in memory and apart in the files
+@pytest.mark.parametrize(("family", "parts"), [("mixtral", MIXTRAL), ("molmo2", MOLMO2)])
+def test_a_tensor_in_another_layout_has_none(family, parts, tmp_path):
+    if family == "molmo2" and family not in FAMILIES:
+        pytest.skip("transformers has it since 5.20")
+    model = (FAMILIES | {"mixtral": tiny_llava_mixtral})[family]()
     names = saved_names(model)
     model.save_pretrained(tmp_path)
     written, state = load_file(tmp_path / "model.safetensors"), model.state_dict()
     assert all(torch.equal(state[runtime], written[saved]) for runtime, saved in names.items())
     refused = set(state) - set(names)
-    assert {name.rpartition(".")[2] for name in refused} == {"gate_up_proj", "down_proj"}
-    assert len(written) > len(state)
+    assert {name.split(".")[-2 if name.endswith("weight") else -1] for name in refused} == parts
+    assert len(written) != len(state)
     for name in refused:
         with pytest.raises(ValueError, match="transposed, split or joined"):
             names[name]

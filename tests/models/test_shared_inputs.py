@@ -9,7 +9,8 @@ from dowser_pl.models.lora import Adapters, LoraSettings
 from dowser_pl.models.shared_inputs import input_owners
 from tests.tiny_models import FAMILIES, tiny_llava
 
-DECODERS = [name for name in FAMILIES if not name.endswith("_t5")]
+NOT_RUN = ("instructblip_t5", "minicpmv")  # demands what a decoder is to read; looks at the values of its mask
+DECODERS = [name for name in FAMILIES if name not in NOT_RUN]
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -22,7 +23,8 @@ def test_it_is_what_a_pass_with_weights_sees(family):
         text(**text_inputs(text, tokens, torch.ones_like(tokens)), use_cache=False)
     found = input_owners(model, layers)
     assert found == {name: grams.shared_with(name) for name in layers}
-    assert len(set(found.values())) == 12 if family != "blip2" else len(set(found.values())) < len(layers)
+    in_each = 15 if family == "mllama" else 12  # one of its layers does not read text: each matrix is by itself
+    assert len(set(found.values())) == in_each
 
 
 def test_adapters_and_packed_weights_change_nothing():
@@ -34,7 +36,8 @@ def test_adapters_and_packed_weights_change_nothing():
     assert input_owners(model, layers) == found and input_owners(model.to("meta"), layers) == found
 
 
-def test_what_cannot_be_run_without_weights_is_each_by_itself():
-    model = FAMILIES["instructblip_t5"]()
+@pytest.mark.parametrize("family", NOT_RUN)
+def test_what_cannot_be_run_without_weights_is_each_by_itself(family):
+    model = FAMILIES[family]()
     layers = find_layers(model, None, ["attn", "mlp"])
     assert input_owners(model, layers) == {name: name for name in layers}

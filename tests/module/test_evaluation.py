@@ -11,8 +11,9 @@ from dowser_pl.data import Task
 from dowser_pl.importance.cache import read_head
 from dowser_pl.methods import Full, ModelDowser
 from dowser_pl.models.generation import Ending
-from tests.tiny_models import CHAT_TEMPLATE, EOS, VISION_END, VOCABULARY, make_processor, save_tiny_llava, tiny_llava
+from tests.tiny_models import CHAT_TEMPLATE, EOS, VOCABULARY, make_processor, save_tiny_llava, tiny_llava
 from tests.tiny_run import TinyData, build_module, build_trainer
+from tests.tiny_sizes import VISION_END
 
 OWN_TOKEN = CHAT_TEMPLATE.replace("' </s>'", "' <vision_end>'")
 OWN_WORDS = CHAT_TEMPLATE.replace("' </s>'", "' right moon'")
