@@ -1,8 +1,8 @@
 """The shapes of published models, and how many weights their files hold.
 
-Values are those of the published config.json; one that is not here is the default of its class in transformers. How many
-weights a model has, as the hub states, would not be met with a wrong width, depth or vocabulary. It is not given for four: Molmo2 and
-GLM-4.1V are the defaults of classes that were written for these very models, LLaVA-Phi-3 has Phi-3-mini as a Llama,
+Values are those of the published config.json; one that is not here is the default of its class in transformers. A wrong
+width, depth or vocabulary would not give the number of weights that the hub states. That is not known of four: Molmo2
+and GLM-4.1V are the defaults of classes that were written for these very models, LLaVA-Phi-3 has Phi-3-mini as a Llama,
 Idefics3 the Llama 3.1 8B with three more tokens and the tower of SmolVLM.
 """
 

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.recorder import Watching
+from dowser_pl.models.picture_layers import by_row, tiles_read
 from dowser_pl.models.qformer import QFORMER, positions_read
 
 __all__ = ["InputGrams", "grouped"]
@@ -50,25 +51,34 @@ class InputGrams(Watching):
         self._positions: Tensor | None = None
         self._weights: Tensor | None = None
         self._instruction: Tensor | None = None
+        self._tiles: Tensor | None = None
         self._last: tuple[str, Tensor] | None = None
 
     def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(self._watch(name))
 
     def _forget(self) -> None:
-        self._positions = self._weights = self._instruction = self._last = None
+        self._positions = self._weights = self._instruction = self._tiles = self._last = None
 
-    def start(self, positions: Tensor | None, weights: Tensor | None = None, instruction: Tensor | None = None) -> None:
+    def start(
+        self,
+        positions: Tensor | None,
+        weights: Tensor | None = None,
+        instruction: Tensor | None = None,
+        tiles: Tensor | None = None,
+    ) -> None:
         """Begin a batch of inputs.
 
         Args:
             positions: (B, T) bool, True = real token; None counts every position. Inputs of another length
                 (cross-attention reads the source) count whole.
-            weights: (B, T) float32, how much a position counts; None = each as one token. To matrices of a Q-Former
-                all their positions are one token each.
+            weights: (B, T) float32, how much a position counts; None = each as one token. To matrices that read
+                something else than the row all their positions are one token each.
             instruction: (B, T') mask of what a Q-Former reads beside its queries, `qformer_attention_mask`.
+            tiles: (B, C, N) mask of what layers read that look at pictures, see `models.picture_layers`.
         """
-        self._positions, self._weights, self._instruction, self._last = positions, weights, instruction, None
+        self._positions, self._weights, self._last = positions, weights, None
+        self._instruction, self._tiles = instruction, tiles
 
     def clear(self) -> None:
         """Forget what was summed, but not of which matrices."""
@@ -123,6 +133,8 @@ class InputGrams(Watching):
         flat, weights = value.reshape(-1, value.shape[-1]), self._weights
         if QFORMER in name.split("."):
             real, weights = positions_read(name, value.shape[1], self._instruction), None
+        elif (tiles := tiles_read(name, by_row(name, value, self._tiles).shape[1], self._tiles)) is not None:
+            real, weights = tiles, None
         else:
             real = self._positions
             given = weights if real is None else real

@@ -24,6 +24,7 @@ from dowser_pl.importance.factors import Factors, Statistics, in_order, joined
 from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
 from dowser_pl.importance.recorder import FACTORS, Recorder, live_rows_only
 from dowser_pl.importance.settings import Probe
+from dowser_pl.models.picture_layers import TILES
 
 __all__ = ["measure", "probing_mode", "stacked"]
 
@@ -129,7 +130,7 @@ def _measure_batch(
 ) -> Statistics:
     inputs, positions = stacked(batch, device_of(model), text_inputs)
     with measuring(model), live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
-        recorder.start(positions, inputs.get("qformer_attention_mask"))
+        recorder.start(positions, inputs.get("qformer_attention_mask"), inputs.get(TILES))
         logits, probed = _probed_logits(model, inputs, positions, settings)
         _backward(logits, probed, indices, settings)
         recorder.check_complete()
@@ -227,6 +228,9 @@ def stacked(batch: list[Prompt], device: torch.device, text_inputs: TextInputs) 
         parts = [prompt.image[name] for prompt in batch]
         if name.endswith("token_type_ids"):  # one entry per token: text that was written later is type 0
             parts = [nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+        if name == "cross_attention_mask":  # and what the last token of the prompt sees
+            later = [part[:, -1:].expand(-1, longest - part.shape[1], -1, -1) for part in parts]
+            parts = [torch.cat(pair, dim=1) for pair in zip(parts, later, strict=True)]
         inputs[name] = torch.cat(parts)
     if inputs:
         inputs |= {"input_ids": tokens, "attention_mask": positions.long()}

@@ -139,8 +139,8 @@ def alike(rows: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
     groups: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
         shapes = ((name, value.shape) for name, value in sorted(row.image.items()))
-        # token types are as long as the text before what was written, and are padded with it
-        key = tuple(each for each in shapes if not each[0].endswith("token_type_ids"))
+        # what is told of each token is as long as the text before what was written, and is padded with it
+        key = tuple(each for each in shapes if not each[0].endswith(("token_type_ids", "cross_attention_mask")))
         groups.setdefault(key if row.source is None else number, []).append(number)
     for numbers in groups.values():
         yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))

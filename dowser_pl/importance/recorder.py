@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.picture_layers import by_row, tiles_read
 from dowser_pl.models.qformer import QFORMER, positions_read
 
 __all__ = ["FACTORS", "PRODUCTS", "Recorder", "Watching", "live_rows_only"]
@@ -89,6 +90,7 @@ class Recorder(Watching):
         self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
         self._weights = torch.empty(0, 0)
         self._instruction: Tensor | None = None
+        self._tiles: Tensor | None = None
         self._seen: set[str] = set()
         self._inputs: dict[str, Tensor] = {}
         self._last_input: tuple[Tensor, Tensor] | None = None
@@ -98,21 +100,22 @@ class Recorder(Watching):
 
     def _forget(self) -> None:
         self._inputs.clear()
-        self._last_input = self._instruction = None
+        self._last_input = self._instruction = self._tiles = None
 
-    def start(self, positions: Tensor, instruction: Tensor | None = None) -> None:
+    def start(self, positions: Tensor, instruction: Tensor | None = None, tiles: Tensor | None = None) -> None:
         """Forget the factors of the last batch.
 
         Args:
             positions: (B, T) bool, True = real token.
             instruction: (B, T') mask of what a Q-Former reads beside its queries, `qformer_attention_mask`.
+            tiles: (B, C, N) mask of what layers read that look at pictures, see `models.picture_layers`.
         """
         for recorded in self.factors.values():
             recorded.clear()
         self._seen.clear()
         counts = positions.sum(dim=1, keepdim=True)
         self._weights = positions.float() / counts.float()  # explicit: half precision changes the default dtype
-        self._instruction = instruction
+        self._instruction, self._tiles = instruction, tiles
 
     def check_complete(self) -> None:
         """Fail closed when a matrix saw no gradient in this batch.
@@ -167,7 +170,7 @@ class Recorder(Watching):
             _accumulate(self.factors["square_gradient"], name, self._mean(name, gradient.float().square()))
         if not self.products:
             return
-        g, h = (self._by_prompt(each).float() for each in (gradient, self._inputs[name]))
+        g, h = (self._by_prompt(name, each).float() for each in (gradient, self._inputs[name]))
         for statistic, sums in self.products.items():
             if name not in sums:
                 sums[name] = g.new_zeros(g.shape[-1], h.shape[-1])
@@ -181,11 +184,12 @@ class Recorder(Watching):
 
     def _mean(self, name: str, values: Tensor) -> Tensor:
         """(B, T, D), or (B * T, D) as OPT has it, -> (B, D) float32, the mean over real positions."""
-        values = self._by_prompt(values).float()
+        values = self._by_prompt(name, values).float()
         return torch.bmm(self._position_weights(name, values)[:, None], values)[:, 0]
 
-    def _by_prompt(self, values: Tensor) -> Tensor:
+    def _by_prompt(self, name: str, values: Tensor) -> Tensor:
         num_rows, num_positions = self._weights.shape
+        values = by_row(name, values, self._tiles)
         if values.dim() == 2 and len(values) == num_rows * num_positions:
             values = values.view(num_rows, num_positions, -1)
         if values.dim() != 3 or len(values) != num_rows:
@@ -197,12 +201,13 @@ class Recorder(Watching):
 
     def _position_weights(self, name: str, values: Tensor) -> Tensor:
         """(B, T) float32 that sum to one over the real positions of each row."""
+        read = tiles_read(name, values.shape[1], self._tiles)
         if QFORMER in name.split("."):
             read = positions_read(name, values.shape[1], self._instruction)
-            if read is not None:
-                return read.float() / read.sum(dim=1, keepdim=True).float()
-        elif values.shape[1] == self._weights.shape[1]:
+        elif read is None and values.shape[1] == self._weights.shape[1]:
             return self._weights
+        if read is not None:
+            return read.float() / read.sum(dim=1, keepdim=True).float()
         # cross-attention reads the source, which is never padded
         return values.new_full(values.shape[:2], 1 / values.shape[1])
 

@@ -40,7 +40,8 @@ from dowser_pl.importance.batches import aligned
 from dowser_pl.importance.prompts import noise_images
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
-from dowser_pl.models.layers import text_inputs, text_model
+from dowser_pl.models.layers import places_of, text_inputs, text_model
+from dowser_pl.models.picture_layers import picture_layers
 from dowser_pl.models.qformer import QFORMER
 from dowser_pl.models.text_only import reads_images, tokenizer_of
 
@@ -180,11 +181,15 @@ class ImportanceRunner:
     def _check_reached(self) -> None:
         """Refuse matrices that text alone does not pass through."""
         unseen = [name for name in self.layers if QFORMER in name.split(".")]
+        of = "of the Q-Former" if unseen else "of layers that read the picture"
+        if not unseen and (numbers := picture_layers(self.pl_module.network)):
+            places = places_of(self.pl_module.network, self.layers)
+            unseen = [name for name, (number, _) in places.items() if number in numbers]
         if unseen and not self.probe.noise_images:
             raise DowserError(
-                f"got {len(unseen)} matrices of the Q-Former among the targets, first {unseen[0]}, and prompts without "
-                "pictures, expected one in every prompt: the Q-Former runs on pictures alone. Set "
-                "--dowser.probe.noise_images true, or leave them out of model.targets"
+                f"got {len(unseen)} matrices {of} among the targets, first {unseen[0]}, and prompts without pictures, "
+                "expected one in every prompt: they run on pictures alone. Set --dowser.probe.noise_images true, or "
+                "leave them out of model.targets"
             )
 
     def _rows(self, number: int) -> list[Prompt]:

@@ -18,6 +18,7 @@ from dowser_pl.masking import DenseEntries, Protection, TunedModule, frozen_of
 from dowser_pl.methods import AfterFit, Layer, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.lora import adapters_of
+from dowser_pl.models.picture_layers import TILES
 
 __all__ = ["BeforeMerge", "Chooser", "Merging", "announce_merge", "let_choose", "merge_adapters", "snapshot", "unmerge"]
 
@@ -160,7 +161,8 @@ class Merging:
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), InputGrams(layers) as grams:
             for batch in self._batches():
                 batch.pop("ids", None)
-                grams.start(batch["attention_mask"].bool(), instruction=batch.get("qformer_attention_mask"))
+                instruction, tiles = batch.get("qformer_attention_mask"), batch.get(TILES)
+                grams.start(batch["attention_mask"].bool(), instruction=instruction, tiles=tiles)
                 network(**batch, use_cache=False)
         network.train()
         for name, total in grams.sums.items():
