@@ -36,7 +36,10 @@ class InlineEncoder(Encoder):
         encoded = self.process(texts, rows, "right", return_offsets_mapping=True, **wanted)
         offsets = encoded.pop("offset_mapping")
         replacements = encoded.pop("text_replacement_offsets", None) or [[]] * len(rows)
-        self._check_replacements(rows, replacements)
+        if "cross_attention_mask" in encoded:
+            self._check_unchanged(rows, texts)
+        else:
+            self._check_replacements(rows, replacements)
         marked = [
             mark_tokens(offset, shift_spans(text, _learnt(row, spans), replacement, row.id))
             for row, (text, spans), offset, replacement in zip(rows, rendered, offsets, replacements, strict=True)
@@ -86,6 +89,16 @@ class InlineEncoder(Encoder):
         self.check_words(row.id, messages, text)
         self.check_images(row, text)
         return text, spans
+
+    def _check_unchanged(self, rows: Sequence[Conversation], texts: Sequence[str]) -> None:
+        """Fail closed: what is read by cross-attention leaves the text as it is, if that has its first token."""
+        begin = self.tokenizer.bos_token
+        for row, text in zip(rows, texts, strict=True):
+            if begin is not None and begin not in text:
+                raise DowserError(
+                    f"{row.id}: {type(self.processor).__name__} puts {begin!r} before a text that has none, so the "
+                    f"assistant's tokens cannot be located. Use a chat template that writes {begin!r} itself."
+                )
 
     def _check_replacements(self, rows: Sequence[Conversation], replacements: Sequence[Sequence[object]]) -> None:
         """Fail closed: without knowing where images grew the text, the wrong tokens would be learnt."""

@@ -226,8 +226,9 @@ def stacked(batch: list[Prompt], device: torch.device, text_inputs: TextInputs) 
     inputs: dict[str, Tensor] = {}
     for name in batch[0].image:
         parts = [prompt.image[name] for prompt in batch]
-        if name.endswith("token_type_ids"):  # one entry per token: text that was written later is type 0
-            parts = [nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+        if name.endswith("token_type_ids"):  # one entry per token: text that was written later is of the type of text
+            of_text = text_inputs(tokens[:1, :1], tokens[:1, :1]).get(name, torch.zeros(()))
+            parts = [nn.functional.pad(part, (0, longest - part.shape[-1]), value=int(of_text)) for part in parts]
         if name == "cross_attention_mask":  # and what the last token of the prompt sees
             later = [part[:, -1:].expand(-1, longest - part.shape[1], -1, -1) for part in parts]
             parts = [torch.cat(pair, dim=1) for pair in zip(parts, later, strict=True)]

@@ -343,6 +343,7 @@ def noise_images(processor: Any, settings: Probe, indices: range) -> list[dict[s
         pixels = torch.randint(0, 256, (_SIDE, _SIDE, 3), generator=random, dtype=torch.uint8)
         image = Image.fromarray(pixels.numpy())
         made = dict(processor(text=[start], images=[image], return_tensors="pt", add_special_tokens=False))
+        made.pop("labels", None)  # which PaliGemma's makes of any text
         if "qformer_input_ids" in made:
             made |= _random_instruction(processor.qformer_tokenizer, settings, index)
         if as_authors:

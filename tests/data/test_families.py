@@ -10,6 +10,7 @@ from transformers import (
     InstructBlipProcessor,
     InternVLProcessor,
     LlavaNextProcessor,
+    MllamaProcessor,
     PaliGemmaProcessor,
     Qwen2_5_VLProcessor,
 )
@@ -18,6 +19,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -93,7 +95,13 @@ def nvila(template):
     return NVILAProcessor(images, build_tokenizer(), template, image_seq_length=4)
 
 
-FAMILIES = [llava_next, idefics3, gemma3, qwen2_5_vl, internvl, nvila]
+def mllama(template):
+    tokenizer = build_tokenizer()
+    tokenizer.image_token, tokenizer.image_token_id = "<image>", tokenizer.convert_tokens_to_ids("<image>")
+    return MllamaProcessor(MllamaImageProcessorPil(size=SIZE, max_image_tiles=2), tokenizer, chat_template=template)
+
+
+FAMILIES = [llava_next, idefics3, gemma3, qwen2_5_vl, internvl, nvila, mllama]
 
 
 @pytest.mark.parametrize("build", FAMILIES)

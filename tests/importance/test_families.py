@@ -1,6 +1,7 @@
 """The importance pass runs on every supported family, and no matrix is left out."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from dowser_pl.importance import FACTORS, PRODUCTS, Probe, measure, probing_mode, write_prompts
-from dowser_pl.importance.prompts import noise_images
+from dowser_pl.importance.probe import stacked
+from dowser_pl.importance.prompts import Prompt, noise_images
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
 from tests.tiny_models import BOS, FAMILIES, IMAGE, tiny_tokenizer
 
@@ -78,6 +80,15 @@ def test_pictures_reach_the_qformer(family):
             scale = float(expected.max())
             assert (scale > 0) == (statistic == "activation" or name not in unused), (name, statistic)
             torch.testing.assert_close(got[statistic], expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("family", "later"), [("paligemma2", 1), ("gemma3_vl", 0)])
+def test_text_behind_a_picture_is_of_the_type_of_text(family, later):
+    """Of PaliGemma's types 0 is what is asked, which sees all of itself, 1 what is answered; Gemma's 1 is an image."""
+    types = torch.zeros(1, 3, dtype=torch.int64)
+    row = Prompt(torch.tensor([IMAGE, BOS, 20, 30, 40]), image={"token_type_ids": types})
+    inputs, _ = stacked([row], torch.device("cpu"), partial(text_inputs, FAMILIES[family]()))
+    assert inputs["token_type_ids"].tolist() == [[0, 0, 0, later, later]]
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])
