@@ -132,7 +132,8 @@ class RowWriter:
         special = not text.startswith(self.tokenizer.bos_token or "\0")
         made = dict(self.processor(text=[text], images=[picture], return_tensors="pt", add_special_tokens=special))
         tokens = made.pop("input_ids")[0]
-        made.pop("attention_mask", None)
+        for name in ("attention_mask", "labels"):  # PaliGemma's makes labels of any text
+            made.pop(name, None)
         return Start(tokens, made)
 
     def write(self, starts: list[Start], streams: list[torch.Generator], num_new: int) -> list[Tensor]:

@@ -18,6 +18,8 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     MistralConfig,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -35,6 +37,7 @@ from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from tests.data import test_families as processors
 from tests.data.builders import chat_template
 from tests.tiny_models import QWEN_VISION, TEXT, VISION, build
+from tests.tiny_more_models import tiny_mllama
 
 PICTURES = [Image.new("RGB", (40 + 9 * n, 31), (n * 60, 90, 200 - n * 30)) for n in range(4)]
 SOURCES = ["text", "chat", "turn", "noise", "train", "shuffle", "mosaic"]
@@ -91,7 +94,15 @@ def nvila(text, ids):
     return NVILAForConditionalGeneration, config
 
 
-@pytest.mark.parametrize("family", [llava_next, idefics3, internvl, gemma3, qwen2_5_vl, nvila])
+def mllama(text, ids):
+    vision = tiny_mllama().config.vision_config
+    text = {name: value for name, value in text.items() if name != "head_dim"} | {"cross_attention_layers": [1]}
+    return MllamaForConditionalGeneration, MllamaConfig(
+        vision_config=vision, text_config=text, image_token_index=ids("<image>")
+    )
+
+
+@pytest.mark.parametrize("family", [llava_next, idefics3, internvl, gemma3, qwen2_5_vl, nvila, mllama])
 def test_a_family_writes_reads_and_makes_again_rows_of_every_source(family):
     processor = getattr(processors, family.__name__)(chat_template())
     tokenizer = processor.tokenizer

@@ -151,8 +151,10 @@ def test_model_type_of_another_version(folder: Path) -> None:
         load_model(str(folder))
 
 
-def test_code_is_not_run_unless_trusted(folder: Path) -> None:
-    change_json(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+@pytest.mark.parametrize("model_type", ["own", "minicpmv", "molmo", "internvl_chat", "phi3_v"])
+def test_code_is_not_run_unless_trusted(model_type: str, folder: Path) -> None:
+    """Families of which transformers has no class among them."""
+    change_json(folder / "config.json", model_type=model_type, auto_map={"AutoConfig": "own.OwnConfig"})
     with pytest.raises(ValueError, match=r"brings its own Python code.* set trust_remote_code to true"):
         load_model(str(folder))
 

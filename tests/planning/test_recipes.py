@@ -11,6 +11,7 @@ from dowser_pl.models.loading import skeleton
 from tests.published_models import PUBLISHED
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 HERE = {"world", "real"}  # what is shipped, and what a tool of the repository makes
 UNKNOWN = {"minicpm_v_4_6"}  # whose shapes are published where this repository cannot read them
@@ -23,6 +24,9 @@ PLANNED = [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) f
 
 def test_every_recipe_says_what_it_takes_or_that_it_is_not_planned():
     assert set(RECIPES) == PUBLISHED.keys() | HERE | UNKNOWN | {"molmo2_8b"}
+    table = dict(re.findall(r"\| `(\w+)` \| ([\d.]+|not planned) \|", PAGE.read_text()))
+    said = {name: SAYS.search((FOLDER / f"{name}.yaml").read_text()) for name in RECIPES if name not in HERE}
+    assert table == {name: "not planned" if words is None else words[1] for name, words in said.items()}
     for name in UNKNOWN:
         assert "not planned" in (FOLDER / f"{name}.yaml").read_text()
 
