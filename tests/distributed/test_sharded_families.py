@@ -7,7 +7,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from dowser_pl.distributed.tensors import is_sharded, to_rank_zero
 from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
-from dowser_pl.models.layers import find_layers, text_inputs, text_model
+from dowser_pl.models.layers import find_layers, places_of, text_inputs, text_model
+from dowser_pl.models.picture_layers import picture_layers
 from dowser_pl.strategies.fsdp1 import flat_shard_model
 from dowser_pl.strategies.fsdp2 import fully_shard_model
 from tests.distributed.harness import run
@@ -19,6 +20,8 @@ SETTINGS = Probe(num_prompts=3, num_probes=2, num_tokens=8, batch_size=2, seed=1
 
 def measured(model):
     layers, text = find_layers(model, None, ["attn", "mlp"]), text_model(model)
+    places, seeing = places_of(model, layers), picture_layers(model)  # which text does not enter
+    layers = {name: layer for name, layer in layers.items() if places[name][0] not in seeing}
 
     def inputs(tokens, mask):
         return text_inputs(text, tokens, mask)
