@@ -9,10 +9,11 @@ from transformers import Blip2Processor, InstructBlipProcessor, MllamaProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from dowser_pl.importance import FACTORS, PRODUCTS, Probe, measure, probing_mode, write_prompts
+from dowser_pl.importance import FACTORS, PRODUCTS, InputGrams, Probe, measure, probing_mode, write_prompts
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, noise_images
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
+from tests.distributed.test_sharded_steps import inputs_of
 from tests.tiny_models import BOS, FAMILIES, IMAGE, tiny_tokenizer
 
 SETTINGS = Probe(num_prompts=4, num_probes=2, num_tokens=12, batch_size=4, seed=1)
@@ -126,6 +127,23 @@ def means_of_inputs(model, layers, prompt):
     for handle in handles:
         handle.remove()
     return means
+
+
+@torch.no_grad()
+def test_grams_of_pictures_leave_padding_tiles_out():
+    """Two rows whose second tile is padding: of what keys and values are made of the first tile of each counts."""
+    model, inputs, seen = FAMILIES["mllama"]().eval(), inputs_of("mllama"), {}
+    layers = {name: layer for name, layer in find_layers(model, None, ["attn"]).items() if ".cross_attn." in name}
+    first = next(layer for name, layer in layers.items() if name.endswith("k_proj"))
+    handle = first.register_forward_pre_hook(lambda module, args: seen.update(value=args[0][[0, 2]].flatten(0, 1)))
+    with InputGrams(layers) as grams:
+        grams.start(inputs["attention_mask"].bool(), tiles=inputs["aspect_ratio_mask"])
+        model(**inputs, use_cache=False)
+    handle.remove()
+    expected = seen["value"].T @ seen["value"] / len(seen["value"])
+    for name in layers:
+        if name.endswith(("k_proj", "v_proj")):
+            torch.testing.assert_close(grams.mean(name), expected)
 
 
 def mllama_processor():
