@@ -97,7 +97,7 @@ class DowserCLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Those asked for of Lightning's verbs, `probe` and `plan`."""
+        """The verbs whose options are read: of Lightning's, `probe` and `plan` those that were asked for."""
         ours = {"model", "datamodule"}
         skipped = {**LightningCLI.subcommands(), "probe": ours, "plan": ours}
         return {verb: skipped[verb] for verb in self._verbs}

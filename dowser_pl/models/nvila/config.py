@@ -59,7 +59,7 @@ class NVILAConfig(PreTrainedConfig):
 
     @property
     def most_image_tokens(self) -> int:
-        """Of one picture, with what ends each tile among its embeddings and in the text."""
+        """Tokens of the largest picture, with what ends each tile among its embeddings and in the text."""
         side = self.vision_config.image_size // self.vision_config.patch_size
         of_tile = (-(-side // self.downsample)) ** 2 + 1
         if self.image_aspect_ratio == "resize":
