@@ -5,15 +5,14 @@ of repeated blocks), an `nn.Linear` inside it, and the words on the way to it. F
 layer is not understood is refused by name, because a matrix that is overlooked is neither scored nor masked.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from dowser_pl.errors import DowserError
+from dowser_pl.models.experts import NOT_MASKED, is_block, of_experts, refuse_reached
 from dowser_pl.models.qformer import QFORMER, qformer_layers, qformer_matrices
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "decoder_layers",
     "find_blocks",
     "find_layers",
-    "is_block",
     "kind_of",
     "places_of",
     "text_inputs",
@@ -59,12 +57,6 @@ def _block_lists(module: nn.Module, skip: nn.Module) -> Iterator[nn.ModuleList]:
             yield child
         else:
             yield from _block_lists(child, skip)
-
-
-def is_block(module: nn.Module) -> bool:
-    """Whether a module holds matrices without being one."""
-    matrices = (nn.Linear, Conv1D)
-    return not isinstance(module, matrices) and any(isinstance(part, matrices) for part in module.modules())
 
 
 def text_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -134,8 +126,6 @@ _WORDS = {
     "attn": ("attn", "attention"),
     "mlp": ("mlp", "ffn", "feedforward", "densereludense", "fc1", "fc2"),
 }
-# Modules that are understood and whose weights simply stay frozen.
-_NOT_MASKED = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequence[str]) -> dict[str, nn.Linear]:
@@ -153,7 +143,8 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
         their shape from `out_features` and `in_features`, their weight is packed. Biases are the caller's.
 
     Raises:
-        DowserError: nothing found, an argument out of range, or a layer that is not understood (see above).
+        DowserError: nothing found, an argument out of range, a layer that is not understood (see above), or targets
+            that reach a mixture of experts, which stays frozen whole.
     """
     _check_targets(targets)
     found, met, there = _qformer_targets(model, targets)
@@ -167,16 +158,25 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
     layers = decoder_layers(model)
     first = _first_layer(last_n_layers, len(layers))
     for index, layer in enumerate(layers):
-        _refuse_unmaskable(names[layer], layer)
-        for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
-                kind = _kind(names[layer], layer, name)
-                matched = {each for each in in_decoder if each == kind or f".{name}".endswith(f".{each}")}
-                if index >= first:
-                    there[name.rpartition(".")[2]] = None
-                    met |= matched
-                if index >= first and matched:
-                    found[f"{names[layer]}.{name}"] = module
+        experts = of_experts(layer)
+        _refuse_unmaskable(names[layer], layer, experts)
+        matrices = {
+            name: module
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear) and name not in experts
+        }
+        kinds = {name: _kind(names[layer], layer, name) for name in matrices}
+        if index < first:
+            continue
+        called = {_called(name, experts): None for name in matrices}
+        if experts:
+            refuse_reached(names[layer], experts, in_decoder, list(called))
+        there |= called
+        for name, module in matrices.items():
+            matched = {each for each in in_decoder if each == kinds[name] or f".{name}".endswith(f".{each}")}
+            met |= matched
+            if matched:
+                found[f"{names[layer]}.{name}"] = module
     if not found or set(targets) - met - set(TARGETS):
         raise DowserError(
             f"got targets={list(targets)!r}, of which {sorted(set(targets) - met)} match no matrix to tune in "
@@ -199,7 +199,7 @@ def _qformer_targets(
             met |= matched
             found[full_name] = module
     for name, layer in qformer_layers(model).items() if found else ():
-        _refuse_unmaskable(name, layer)
+        _refuse_unmaskable(name, layer, ())
     return found, met, there
 
 
@@ -230,6 +230,12 @@ def places_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[i
     return {name: (order[block], name.removeprefix(f"{block}.")) for name, block in find_blocks(model, names).items()}
 
 
+def _called(name: str, experts: Collection[str]) -> str:
+    """The last part of a matrix's name, with the part before it where experts have a matrix of that name."""
+    last = name.rpartition(".")[2]
+    return ".".join(name.split(".")[-2:]) if any(f".{each}".endswith(f".{last}") for each in experts) else last
+
+
 def _kind(layer_name: str, layer: nn.Module, name: str) -> str:
     """The target, "attn" or "mlp", that the matrix `name` inside `layer` belongs to."""
     steps = name.split(".")
@@ -245,36 +251,19 @@ def _kind(layer_name: str, layer: nn.Module, name: str) -> str:
     return kinds[0]
 
 
-def _refuse_unmaskable(layer_name: str, layer: nn.Module) -> None:
-    """Raise for experts, for GPT-2's transposed matrices, and for matrices outside any known module."""
-    weights = [
-        (f"{name}.{weight_name}", module, weight)
-        for name, module in layer.named_modules(prefix=layer_name)
-        if not isinstance(module, (nn.Linear, *_NOT_MASKED))
-        for weight_name, weight in module.named_parameters(recurse=False)
-    ]
-    experts = [name for name, module in layer.named_modules(prefix=layer_name) if _is_expert_list(module)]
-    experts += [name for name, _, weight in weights if weight.ndim >= 3]
-    if experts:
-        raise DowserError(
-            f"got a mixture of experts at {experts[0]}, expected dense decoder layers: an expert sees only "
-            f"the tokens routed to it, so its importance is not defined here. Fix: use a model without experts."
-        )
-    for name, module, weight in weights:
-        if weight.ndim == 2:
-            raise DowserError(
-                f"got the matrix {name} in a {type(module).__name__}, expected every matrix of a decoder layer "
-                f"in an nn.Linear (GPT-2's Conv1D and custom modules are not supported). Fix: use a model "
-                f"whose decoder is built from nn.Linear."
-            )
-
-
-def _is_expert_list(module: nn.Module) -> bool:
-    """Whether a module lists several blocks of one class: so experts behind a router are kept."""
-    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        return False
-    classes = Counter(type(child) for child in module.children() if is_block(child))
-    return any(count > 1 for count in classes.values())
+def _refuse_unmaskable(layer_name: str, layer: nn.Module, experts: Collection[str]) -> None:
+    """Raise for GPT-2's transposed matrices, and for matrices outside any known module, but those of experts."""
+    for name, module in layer.named_modules():
+        if isinstance(module, (nn.Linear, *NOT_MASKED)):
+            continue
+        for own, weight in module.named_parameters(recurse=False):
+            full = f"{name}.{own}" if name else own
+            if weight.ndim >= 2 and full.removesuffix(".weight") not in experts:
+                raise DowserError(
+                    f"got the matrix {layer_name}.{full} in a {type(module).__name__}, expected every matrix of a "
+                    f"decoder layer in an nn.Linear (GPT-2's Conv1D and custom modules are not supported). Fix: use a "
+                    f"model whose decoder is built from nn.Linear."
+                )
 
 
 def _check_targets(targets: Sequence[str]) -> None:

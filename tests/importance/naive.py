@@ -97,7 +97,7 @@ def per_row(model, layers, group, first, probe, seed, everywhere=False):
         )[-1]
         gradients = torch.autograd.grad((signs * logits).sum(), [z for _, z in outputs.values()])
         for (name, (h, _)), g in zip(outputs.items(), gradients, strict=True):
-            recorded[name].append((h[0], g[0]))
+            recorded[name].append((h.flatten(0, -2), g.flatten(0, -2)))  # shared experts read (T, I)
     return recorded
 
 

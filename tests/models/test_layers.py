@@ -7,15 +7,12 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
 from tests.tiny_models import (
     FAMILIES,
     tiny_blip2_gpt2,
     tiny_llava,
-    tiny_llava_mixtral,
-    tiny_qwen3_vl_moe,
 )
 from tests.tiny_more_models import tiny_phi4_multimodal
 
@@ -192,21 +189,6 @@ def test_names_that_match_nothing_are_refused_with_what_there_is(name: str) -> N
     there = r"'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'\]\."
     with pytest.raises(ValueError, match=rf"of which \['{name}'\] match no matrix .*'mlp'\], or .*\[{there}"):
         find_layers(tiny_llava(), 2, ["attn", name])
-
-
-@pytest.mark.parametrize("build", [tiny_qwen3_vl_moe, tiny_llava_mixtral])
-def test_packed_experts_are_refused(build: Callable[[], PreTrainedModel]) -> None:
-    with pytest.raises(ValueError, match=r"mixture of experts at model.language_model.layers.0.mlp.experts"):
-        find_layers(build(), None, ["attn"])
-
-
-def test_experts_in_a_list_are_refused() -> None:
-    model = tiny_llava()
-    last = model.model.language_model.layers[2]
-    experts = nn.ModuleList([type(last.mlp)(last.mlp.config) for _ in range(2)])
-    last.mlp = nn.ModuleDict({"router": nn.Linear(32, 2), "experts": experts})
-    with pytest.raises(ValueError, match=r"mixture of experts at model.language_model.layers.2.mlp.experts"):
-        find_layers(model, 1, ["attn"])
 
 
 def test_transposed_matrices_are_refused() -> None:

@@ -1,0 +1,111 @@
+"""Mixtures of experts inside a decoder layer: which matrices stay frozen whole there, and which targets reach them.
+
+An expert computes only what its router sends it, so that experts and routers are neither scored nor tuned. A mixture is
+found by structure: the module that holds the experts, be they stacked in parameters of three dimensions or listed as
+blocks of one class, and the router beside them. Experts that every token passes, with "shared" in their name, are
+matrices like any other.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dowser_pl.errors import DowserError
+
+__all__ = ["NOT_MASKED", "has_experts", "is_block", "of_experts", "refuse_reached"]
+
+NOT_MASKED = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules that are understood and whose weights simply stay frozen."""
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module holds matrices without being one."""
+    matrices = (nn.Linear, Conv1D)
+    return not isinstance(module, matrices) and any(isinstance(part, matrices) for part in module.modules())
+
+
+def has_experts(layer: nn.Module) -> bool:
+    """Whether a decoder layer holds a mixture of experts."""
+    return bool(_experts(layer))
+
+
+def of_experts(layer: nn.Module) -> dict[str, str]:
+    """Every matrix that stays frozen whole because it belongs to a mixture: of experts, routers and gates.
+
+    Args:
+        layer: a decoder layer.
+
+    Returns:
+        Name within the layer, without ".weight", to the name of the experts; empty for a dense layer. What is joined in
+        memory has the names of its halves too, which are those in the files.
+    """
+    found: dict[str, str] = {}
+    for experts in _experts(layer):
+        mixture, _, own = experts.rpartition(".")
+        beside = layer.get_submodule(mixture)
+        parts = {name for name, part in beside.named_children() if not _is_shared(name, part)}
+        if beside is layer:  # so that attention and a dense MLP are beside the experts too
+            parts = {name for name in parts if name == own or "router" in name}
+        else:
+            parts |= {name for name, _ in beside.named_parameters(recurse=False)}
+        start = f"{mixture}." if mixture else ""
+        for name, weight in layer.named_parameters():
+            part = name.removeprefix(start).partition(".")[0]
+            if weight.ndim >= 2 and name.startswith(start) and part in parts:
+                for called in _names(name.removesuffix(".weight")):
+                    found.setdefault(called, experts)
+    return found
+
+
+def refuse_reached(layer_name: str, experts: Mapping[str, str], targets: Sequence[str], others: Sequence[str]) -> None:
+    """Raise if targets mean experts or a router of a layer.
+
+    Args:
+        layer_name: of the decoder layer, for the message.
+        experts: what `of_experts` found in it.
+        targets: kinds and names of matrices; "mlp" means the experts too, "attn" where they are part of attention.
+        others: names of the matrices of that layer that are none of them, for the message.
+
+    Raises:
+        DowserError: naming these targets and the experts.
+    """
+    kinds = {"attn" if "attn" in name or "attention" in name else "mlp" for name in experts.values()}
+    reaching = [each for each in targets if each in kinds or any(f".{name}".endswith(f".{each}") for name in experts)]
+    if not reaching:
+        return
+    there = [*(["attn"] if "attn" not in kinds else []), *others]
+    fix = f"--model.targets '[{there[0]}]', or more of {there}" if there else "use a model whose layers are dense"
+    raise DowserError(
+        f"got targets={list(targets)!r}, of which {reaching} reach the mixture of experts at "
+        f"{layer_name}.{next(iter(experts.values()))}, expected matrices that every token passes: an expert sees only "
+        f"the tokens that are routed to it, so that experts and routers stay frozen whole. Fix: {fix}."
+    )
+
+
+def _names(name: str) -> list[str]:
+    start, joined, end = name.rpartition("gate_up_proj")
+    return [name, *(f"{start}{half}_proj{end}" for half in ("gate", "up") if joined)]
+
+
+def _experts(layer: nn.Module) -> list[str]:
+    """Names within the layer of modules that hold stacked experts, and of lists of experts."""
+    return [name for name, module in layer.named_modules() if name and (_is_stack(module) or _is_list(module))]
+
+
+def _is_stack(module: nn.Module) -> bool:
+    plain = isinstance(module, (nn.Linear, *NOT_MASKED))
+    return not plain and any(weight.ndim >= 3 for weight in module.parameters(recurse=False))
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Whether it lists several blocks of one class, as experts behind a router are kept."""
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return False
+    classes = Counter(type(child) for child in module.children() if is_block(child))
+    return any(count > 1 for count in classes.values())
+
+
+def _is_shared(name: str, part: nn.Module) -> bool:
+    return "shared" in name and is_block(part) and not any(map(_is_stack, part.modules()))
