@@ -404,7 +404,7 @@ def make_processor_folder(folder: Path, chat_template: str | None = CHAT_TEMPLAT
 
 def save_text_model(folder: Path, family: str = "llama", chat_template: str | None = CHAT_TEMPLATE) -> Path:
     """Write a model of text alone and its tokenizer, so that from_pretrained works; returns the folder."""
-    FAMILIES[family]().save_pretrained(folder)
+    (FAMILIES | EXPERT_FAMILIES)[family]().save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)

@@ -19,8 +19,9 @@ from dowser_pl.importance.probe import probing_mode
 from dowser_pl.importance.prompts import Prompt
 from dowser_pl.importance.rows import Writers
 from dowser_pl.importance.settings import Rows
+from dowser_pl.models.experts import has_experts
 from dowser_pl.models.generation import Ending
-from dowser_pl.models.layers import TARGETS, check_kind, find_layers, kind_of, places_of, text_model
+from dowser_pl.models.layers import TARGETS, check_kind, decoder_layers, find_layers, kind_of, places_of, text_model
 from dowser_pl.models.lora import weight_beside
 from dowser_pl.models.quantized import is_quantized
 from dowser_pl.reporting.drift import DriftScore, ReportedDrift
@@ -98,13 +99,18 @@ class Origin:
             places: whether matrices and outputs of layers are kept, in host memory.
 
         Raises:
-            DowserError: for an encoder-decoder, or where matrices are to be kept that are quantized.
+            DowserError: for an encoder-decoder, or where matrices are to be kept that are quantized or experts.
         """
         network, size = base.network, settings.batch_size
         if text_model(network).config.is_encoder_decoder:
             raise DowserError(
                 f"got {type(network).__name__}, an encoder-decoder, expected a model that continues its own text: it "
                 "writes no rows to compare models on"
+            )
+        if places and any(has_experts(layer) for layer in decoder_layers(network)):
+            raise DowserError(
+                f"got {type(network).__name__}, a mixture of experts, expected a model whose layers are dense: experts "
+                "are not compared matrix by matrix. Fix: do not ask where its matrices moved"
             )
         layers = find_layers(network, None, TARGETS) if places else {}
         if any(is_quantized(layer) for layer in layers.values()):

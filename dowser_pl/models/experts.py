@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from dowser_pl.distributed.tensors import shape_of
 from dowser_pl.errors import DowserError
 
-__all__ = ["NOT_MASKED", "has_experts", "is_block", "of_experts", "refuse_reached"]
+__all__ = ["NOT_MASKED", "has_experts", "is_block", "of_experts", "refuse_reached", "refuse_unpacked"]
 
 NOT_MASKED = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules that are understood and whose weights simply stay frozen."""
@@ -42,18 +43,17 @@ def of_experts(layer: nn.Module) -> dict[str, str]:
         memory has the names of its halves too, which are those in the files.
     """
     found: dict[str, str] = {}
+    modules = dict(layer.named_modules())
     for experts in _experts(layer):
-        mixture, _, own = experts.rpartition(".")
-        beside = layer.get_submodule(mixture)
-        parts = {name for name, part in beside.named_children() if not _is_shared(name, part)}
-        if beside is layer:  # so that attention and a dense MLP are beside the experts too
-            parts = {name for name in parts if name == own or "router" in name}
-        else:
-            parts |= {name for name, _ in beside.named_parameters(recurse=False)}
+        mixture = experts.rpartition(".")[0]
         start = f"{mixture}." if mixture else ""
+        outside = {name for name, part in modules.items() if _is_shared(name.removeprefix(start), part)}
+        if not mixture:  # the layer itself: attention and a dense MLP are beside the experts too
+            own = [*layer.named_children(), *layer.named_parameters(recurse=False)]
+            outside |= {name for name, _ in own if name != experts and "router" not in name}
         for name, weight in layer.named_parameters():
-            part = name.removeprefix(start).partition(".")[0]
-            if weight.ndim >= 2 and name.startswith(start) and part in parts:
+            within = f"{start}{name.removeprefix(start).partition('.')[0]}"
+            if len(shape_of(weight)) >= 2 and name.startswith(start) and within not in outside:
                 for called in _names(name.removesuffix(".weight")):
                     found.setdefault(called, experts)
     return found
@@ -84,6 +84,27 @@ def refuse_reached(layer_name: str, experts: Mapping[str, str], targets: Sequenc
     )
 
 
+def refuse_unpacked(model: nn.Module, quantization: str) -> None:
+    """Raise if a model is to be packed that holds stacked experts, which bitsandbytes leaves as they are.
+
+    Args:
+        model: as its config makes it.
+        quantization: that is asked for.
+
+    Raises:
+        DowserError: with the share of the weights that would stay unpacked.
+    """
+    stacked = {id(each) for part in model.modules() if _is_stack(part) for each in part.parameters(recurse=False)}
+    if quantization != "none" and stacked:
+        sizes = {id(each): each.numel() for each in model.parameters()}
+        share = sum(size for key, size in sizes.items() if key in stacked) / sum(sizes.values())
+        raise DowserError(
+            f"got quantization={quantization!r} for {type(model).__name__}, {share:.0%} of whose weights are stacked "
+            "experts, which bitsandbytes does not pack; expected a model of linear layers. Fix: --model.quantization "
+            "none (`plan` tells what that takes), or a model whose layers are dense."
+        )
+
+
 def _names(name: str) -> list[str]:
     start, joined, end = name.rpartition("gate_up_proj")
     return [name, *(f"{start}{half}_proj{end}" for half in ("gate", "up") if joined)]
@@ -96,7 +117,7 @@ def _experts(layer: nn.Module) -> list[str]:
 
 def _is_stack(module: nn.Module) -> bool:
     plain = isinstance(module, (nn.Linear, *NOT_MASKED))
-    return not plain and any(weight.ndim >= 3 for weight in module.parameters(recurse=False))
+    return not plain and any(len(shape_of(weight)) >= 3 for weight in module.parameters(recurse=False))
 
 
 def _is_list(module: nn.Module) -> bool:

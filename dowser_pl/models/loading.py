@@ -20,6 +20,7 @@ from transformers.image_processing_backends import PilBackend
 
 from dowser_pl.errors import DowserError
 from dowser_pl.models.agreement import check_agreement
+from dowser_pl.models.experts import refuse_unpacked
 from dowser_pl.models.layouts import foreign_config
 from dowser_pl.models.nvila import NVILAConfig, NVILAProcessor, is_nvila
 from dowser_pl.models.quantized import Quantization, pack_empty, quantization_options
@@ -58,8 +59,9 @@ def load_model(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        DowserError: not a model that writes text, or weights that are missing, left over or of another shape:
-            transformers would fill them at random, and scores of random weights mean nothing; or not finite.
+        DowserError: not a model that writes text, one to be packed whose experts cannot be, or weights that are
+            missing, left over or of another shape: transformers would fill them at random, and scores of random weights
+            mean nothing; or not finite.
     """
     if dtype not in get_args(Dtype):
         raise DowserError(f"got dtype={dtype!r}, expected one of {list(get_args(Dtype))}.")
@@ -68,6 +70,8 @@ def load_model(
     model_class = auto_class(path, config)
     if Path(source).is_dir():
         weight_files(path, Path(source))
+    if quantization != "none" and not trust_remote_code:  # that of others may not be made for models without weights
+        skeleton(path, dtype=dtype, quantization=quantization)  # refuses what cannot be packed
     with explained(path):
         loaded: Any = model_class.from_pretrained(
             source,
@@ -261,7 +265,7 @@ def skeleton(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        DowserError: not a model that writes text.
+        DowserError: not a model that writes text, or one to be packed whose experts cannot be.
     """
     config: Any = read_config(path, find_source(path), trust_remote_code)
     model_class = auto_class(path, config)
@@ -272,5 +276,6 @@ def skeleton(
             model: PreTrainedModel = model_class.from_config(
                 config, dtype=chosen, trust_remote_code=trust_remote_code, **options
             )
+        refuse_unpacked(model, quantization)
         pack_empty(model, quantization, dtype)
     return model

@@ -11,7 +11,7 @@ from dowser_pl.models.layers import find_layers
 from tests.distributed.harness import RankError, run
 from tests.distributed.sharded import both
 from tests.distributed.test_sharded_families import shard
-from tests.tiny_models import FAMILIES, IMAGE, tiny_tokenizer
+from tests.tiny_models import EXPERT_FAMILIES, FAMILIES, IMAGE, tiny_tokenizer
 
 
 def inputs_of(family):
@@ -39,8 +39,8 @@ def inputs_of(family):
 
 def stepped(family, kind):
     """Losses of two passes and answers then, and what a matrix' gradients of each are: whole, on the first rank."""
-    model, losses, taken = FAMILIES[family]().eval().requires_grad_(False), [], {}
-    targets = ["attn", "mlp", *(["qformer"] if "blip" in family else [])]
+    model, losses, taken = (FAMILIES | EXPERT_FAMILIES)[family]().eval().requires_grad_(False), [], {}
+    targets = ["attn", *([] if family in EXPERT_FAMILIES else ["mlp"]), *(["qformer"] if "blip" in family else [])]
     for layer in find_layers(model, None, targets).values():
         layer.weight.requires_grad_(True)
     if kind is not None:
@@ -66,10 +66,10 @@ def stepped(family, kind):
     return losses, {name: [gather_to_rank_zero(each) for each in taken[name]] for name in sorted(taken)}
 
 
-def compare_families(kind):
+def compare_families(kind, families):
     """Names of the families that differ, and how."""
     odd = []
-    for family in FAMILIES:
+    for family in families:
         (losses, gradients), (its_losses, its_gradients) = stepped(family, None), stepped(family, kind)
         if its_losses[2:] != losses[2:] or its_losses[:2] != pytest.approx(losses[:2], rel=1e-6):
             odd.append(f"{family}: {losses} {its_losses}")
@@ -84,7 +84,13 @@ def compare_families(kind):
 @pytest.mark.slow
 @both
 def test_every_family_steps_as_in_one_process(kind):
-    assert run(compare_families, kind, seconds=300) == [[], []]
+    assert run(compare_families, kind, list(FAMILIES), seconds=300) == [[], []]
+
+
+@pytest.mark.slow
+@both
+def test_so_do_models_with_experts(kind):
+    assert run(compare_families, kind, list(EXPERT_FAMILIES), seconds=300) == [[], []]
 
 
 def with_a_trained_table(family):

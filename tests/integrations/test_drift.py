@@ -140,6 +140,16 @@ def test_a_model_of_text_alone(tmp_path):
     assert json.loads(drift(model, None, folder, **FEW).to_json())["drift"] == told
 
 
+def test_experts_are_compared_by_what_they_say_alone(tmp_path):
+    folder = save_text_model(tmp_path / "base", "qwen3_moe")
+    model, processor = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj += 0.1
+    assert drift(model, processor, str(folder), **FEW).kl > 0
+    with pytest.raises(DowserError, match="got Qwen3MoeForCausalLM, a mixture of experts, .*Fix: do not ask where"):
+        drift(model, processor, str(folder), moved=True, **FEW)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path, folder):
     model, processor = loaded(folder), AutoProcessor.from_pretrained(folder)
     with pytest.raises(DowserError, match=r"got nothing as the base, .*Fix: base=model\.name_or_path"):

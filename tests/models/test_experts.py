@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dowser_pl.errors import DowserError
 from dowser_pl.models.experts import has_experts, of_experts
 from dowser_pl.models.layers import decoder_layers, find_layers
+from dowser_pl.models.loading import load_model, skeleton
+from dowser_pl.models.names import saved_names
+from dowser_pl.planning.model import sizes_of
 from tests.tiny_models import EXPERT_FAMILIES, FAMILIES, tiny_llava
 
 HALVES = {f"experts.{name}" for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj")}
@@ -98,6 +102,32 @@ def test_attention_that_has_experts_is_reached_by_its_kind():
     with pytest.raises(DowserError, match=r"\['attn'\] reach .*1.self_attn.experts, .* Fix: --model.targets '\[gate_"):
         find_layers(model, None, ["attn"])
     assert len(find_layers(model, None, ["mlp"])) == 9
+
+
+@pytest.mark.parametrize("read", [load_model, skeleton], ids=["loaded", "skeleton"])
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_stacks_that_would_stay_unpacked_are_refused(read, quantization, tmp_path):
+    EXPERT_FAMILIES["qwen3_moe"]().save_pretrained(tmp_path)
+    with pytest.raises(DowserError, match=rf"got quantization='{quantization}' for Qwen3Moe.*, 69% of whose weights"):
+        read(str(tmp_path), quantization=quantization)
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_what_is_tuned_beside_experts_has_one_name_in_the_files(family, tmp_path):
+    model = EXPERT_FAMILIES[family]()
+    model.save_pretrained(tmp_path)
+    written, names = load_file(tmp_path / "model.safetensors"), saved_names(model)
+    for name, layer in find_layers(model, None, ["attn"]).items():
+        assert torch.equal(written[names[f"{name}.weight"]], layer.weight)
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_experts_are_weights_of_the_plan(family):
+    model = EXPERT_FAMILIES[family]().requires_grad_(False)
+    blocks, tuned = list(decoder_layers(model)), [each.weight for each in find_layers(model, None, ["attn"]).values()]
+    sizes = sizes_of(model, blocks, tuned, 100)
+    assert sum(sizes.weights.values()) == sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    assert len(sizes.matrices) == len(tuned) and not sizes.whole
 
 
 @pytest.mark.parametrize("family", FAMILIES)
