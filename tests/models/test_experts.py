@@ -10,7 +10,7 @@ from dowser_pl.models.experts import has_experts, of_experts
 from dowser_pl.models.layers import decoder_layers, find_layers
 from dowser_pl.models.loading import load_model, skeleton
 from dowser_pl.models.names import saved_names
-from dowser_pl.planning.model import sizes_of
+from dowser_pl.planning.model import decoder_of, sizes_of
 from tests.tiny_models import EXPERT_FAMILIES, FAMILIES, tiny_llava
 
 HALVES = {f"experts.{name}" for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj")}
@@ -128,6 +128,8 @@ def test_experts_are_weights_of_the_plan(family):
     sizes = sizes_of(model, blocks, tuned, 100)
     assert sum(sizes.weights.values()) == sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
     assert len(sizes.matrices) == len(tuned) and not sizes.whole
+    wide = {"llava_mixtral": 96, "olmoe": 96}  # two experts of 48 a token; others have a dense MLP of 48 or the like
+    assert decoder_of(model, blocks, "32-true").intermediate_size == wide.get(family, 48)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
