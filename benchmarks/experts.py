@@ -2,9 +2,10 @@
 
     python benchmarks/experts.py --json runs/experts.json
 
-The MLPs of the embedded world become mixtures: each expert an eighth of the neurons of one (sparse upcycling, Komatsuzaki
-et al. 2022, arXiv 2212.05055), top 8 of 128 as in Qwen3-VL-30B-A3B, routers new; then all of the text decoder is trained
-on rows of the world, with the balancing loss of Switch Transformers (arXiv 2101.03961, equation 4). Of two probe seeds:
+The MLPs of the embedded world become mixtures: each expert an eighth of the neurons of one (sparse upcycling,
+Komatsuzaki et al. 2022, arXiv 2212.05055), top 8 of 128 as in Qwen3-VL-30B-A3B, routers new; then all of the text
+decoder is trained on rows of the world, with the balancing loss of Switch Transformers (arXiv 2101.03961, equation 4).
+Of two probe seeds:
 
 - reach: how many tokens and prompts reach an expert, of how many prompts a gradient does (of the last layer only the
   probed position has one), and the share of experts that none reaches.
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -77,7 +79,14 @@ def upcycled(base: Any, experts: int, top: int) -> Any:
     old = base.config.text_config
     width = old.intermediate_size // top
     config = base.config.__class__.from_dict(base.config.to_dict())
-    shared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    shared = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    )
     shared += ("max_position_embeddings", "rms_norm_eps", "rope_parameters", "hidden_act", "tie_word_embeddings")
     settings = {name: getattr(old, name) for name in shared}
     config.text_config = MixtralConfig(
@@ -101,6 +110,7 @@ def upcycled(base: Any, experts: int, top: int) -> Any:
 
 
 def layers_of(model: Any) -> Any:
+    """Of the text decoder."""
     return model.model.language_model.layers
 
 
@@ -129,7 +139,9 @@ def train(model: Any, steps: int, losses: list[float]) -> None:
         schedule.step()
         losses.append(round(loss.item(), 4))
         if step % 10 == 9:
-            print(f"step {step + 1}: loss {mean(losses[-10:]):.3f}, balance {torch.stack(routed).mean():.3f}", flush=True)
+            print(
+                f"step {step + 1}: loss {mean(losses[-10:]):.3f}, balance {torch.stack(routed).mean():.3f}", flush=True
+            )
     for handle in handles:
         handle.remove()
     model.eval().requires_grad_(False)
@@ -183,20 +195,24 @@ def compare(model: Any, base: Any, tokenizer: Any, count: int) -> dict[str, Any]
 
 
 def spread(values: Any) -> dict[str, Any]:
+    """Mean and quantiles."""
     each = torch.tensor(list(values), dtype=torch.float64)
     low, middle, high = (round(float(each.quantile(q)), 3) for q in (0.1, 0.5, 0.9))
     return {"overlap": round(float(each.mean()), 3), "10 % / median / 90 %": (low, middle, high), "matrices": len(each)}
 
 
 def weights(layers: dict[str, nn.Linear]) -> dict[str, Tensor]:
+    """Of each matrix."""
     return {name: layer.weight.detach() for name, layer in layers.items()}
 
 
 def lowest_of(scores: Tensor) -> Tensor:
+    """The mask of the lowest tenth."""
     return lowest(scores, num_trainable(0.1, scores.numel()))
 
 
 def masks_of(factors: Factors, matrices: dict[str, Tensor]) -> Masks:
+    """Those that Model-Dowser gives each matrix."""
     method = ModelDowser(0.1)
     grouped = factors.grouped(method.prompts_per_row).layers
     return {name: method.mask(Layer(name, matrices[name], **each)) for name, each in grouped.items()}
@@ -216,16 +232,23 @@ class Reach:
     def summary(self, count: int) -> Iterator[tuple[str, Any]]:
         """Per layer."""
         for index, (tokens, graded) in enumerate(zip(self.tokens, self.graded, strict=True)):
-            routed, prompts, with_gradient = tokens.sum(1).double(), (tokens > 0).sum(1).double(), graded.sum(1).double()
+            routed, prompts, with_gradient = (
+                tokens.sum(1).double(),
+                (tokens > 0).sum(1).double(),
+                graded.sum(1).double(),
+            )
             quantiles = [round(float(with_gradient.quantile(q))) for q in (0, 0.1, 0.5, 0.9, 1)]
-            yield f"layer {index}", {
-                "tokens": round(float(routed.mean())),
-                "prompts": round(float(prompts.mean()), 1),
-                "with a gradient": round(float(with_gradient.mean()), 1),
-                "0/10/50/90/100 %": quantiles,
-                "reached by none": round(float((with_gradient == 0).double().mean()), 3),
-                "of": count,
-            }
+            yield (
+                f"layer {index}",
+                {
+                    "tokens": round(float(routed.mean())),
+                    "prompts": round(float(prompts.mean()), 1),
+                    "with a gradient": round(float(with_gradient.mean()), 1),
+                    "0/10/50/90/100 %": quantiles,
+                    "reached by none": round(float((with_gradient == 0).double().mean()), 3),
+                    "of": count,
+                },
+            )
 
 
 class Expert:
@@ -242,6 +265,7 @@ class Expert:
         self.positions, self.numbers = torch.empty(0), torch.empty(0)
 
     def __call__(self, hidden: Tensor, index: Tensor, share: Tensor) -> Tensor:
+        """What the module computes of (B * T, H), the experts of each position and their shares."""
         total = torch.zeros_like(hidden)
         rows = torch.arange(len(self.positions)).repeat_interleave(self.positions.shape[1])
         weights = (self.positions / self.positions.sum(1, keepdim=True)).flatten()
@@ -249,27 +273,29 @@ class Expert:
             token, place = (index == expert).nonzero(as_tuple=True)
             where = self.numbers[rows[token]]
             self.tokens[expert].index_add_(0, where, self.positions.flatten()[token])
-
-            def through(name: str, value: Tensor) -> Tensor:
-                add(self.activation[name][expert], where, value, weights[token])
-                out = linear(value, self.matrices[name][expert])
-                if not out.requires_grad:
-                    out = out.requires_grad_()
-                out.register_hook(lambda g, e=expert, w=where, t=token: add(self.gradient[name][e], w, g, weights[t]))
-                return out
-
+            through = partial(self._through, expert, where, weights[token])
             value = hidden[token]
             value = through("down", self.module.act_fn(through("gate", value)) * through("up", value))
             total = total.index_add(0, token, value * share[token, place, None])
         return total
 
+    def _through(self, expert: int, where: Tensor, weights: Tensor, name: str, value: Tensor) -> Tensor:
+        add(self.activation[name][expert], where, value, weights)
+        out = linear(value, self.matrices[name][expert])
+        if not out.requires_grad:
+            out = out.requires_grad_()
+        out.register_hook(lambda gradient: add(self.gradient[name][expert], where, gradient, weights))
+        return out
+
 
 def add(sums: Tensor, where: Tensor, value: Tensor, weights: Tensor) -> None:
+    """Add sizes of rows, weighted, to those of their prompts."""
     sums.index_add_(0, where, value.detach().abs() * weights[:, None])
 
 
 @contextmanager
 def apart(model: Any, count: int) -> Iterator[list[Expert]]:
+    """Within it experts are computed one by one, and recorded."""
     experts = [Expert(layer.mlp.experts, count) for layer in layers_of(model)]
     for each in experts:
         each.module.forward = each
