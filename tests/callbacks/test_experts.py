@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from dowser_pl.__main__ import main
 from dowser_pl.importance import Rows
+from dowser_pl.importance.kl_to_base import KLToBase
 from dowser_pl.importance.replay import Replay
 from dowser_pl.methods import OSF, Grafting, Lora, NullSpace
 from dowser_pl.models import load_model
@@ -67,6 +68,7 @@ def test_a_run_moves_nothing_of_experts_and_routers(family, tmp_path, capsys):
     assert changed(before, in_files(tmp_path / "merged")) <= changed(before, after)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path):
     base = save(tmp_path / "base", "qwen3_moe")
     fit("qwen3_moe", base, tmp_path / "whole")
@@ -77,6 +79,16 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
+def test_the_dense_form_and_the_reader_of_the_base_leave_experts_alone(tmp_path):
+    base = save(tmp_path / "base", "qwen2_moe")
+    held = {"update": "dense", "drift": True, "kl_to_base": KLToBase()}
+    fit("qwen2_moe", base, tmp_path / "run", **held)
+    moved = changed(in_files(base), in_files(tmp_path / "run" / "model"))
+    assert len(moved) == 14 and all(".self_attn." in name or ".shared_expert.up_proj" in name for name in moved)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     "method",
