@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--top", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=250, help="of training")
+    parser.add_argument("--steps", type=int, default=300, help="of training")
     parser.add_argument("--prompts", type=int, nargs="+", default=[128], help="of the probe")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -70,7 +70,7 @@ def main() -> None:
         found[f"{count} prompts"] = rows = compare(model, base, tokenizer, count)
         print(f"\n{count} prompts\n" + "\n".join(f"{name:28} {rows[name]}" for name in rows), flush=True)
     if options.json:
-        found |= {"seconds": time.time() - started} | provenance()
+        found |= {"seconds": time.time() - started} | provenance("benchmarks/experts.py", sys.argv[1:])
         write_atomically(options.json, json.dumps(found, indent=1) + "\n")
 
 

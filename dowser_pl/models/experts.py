@@ -49,8 +49,8 @@ def of_experts(layer: nn.Module) -> dict[str, str]:
         start = f"{mixture}." if mixture else ""
         outside = {name for name, part in modules.items() if _is_shared(name.removeprefix(start), part)}
         if not mixture:  # the layer itself: attention and a dense MLP are beside the experts too
-            own = [*layer.named_children(), *layer.named_parameters(recurse=False)]
-            outside |= {name for name, _ in own if name != experts and "router" not in name}
+            own = {name.partition(".")[0] for name, _ in layer.named_parameters()}
+            outside |= {name for name in own if name != experts and "router" not in name}
         for name, weight in layer.named_parameters():
             within = f"{start}{name.removeprefix(start).partition('.')[0]}"
             if len(shape_of(weight)) >= 2 and name.startswith(start) and within not in outside:
