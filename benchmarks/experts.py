@@ -13,7 +13,7 @@ Of two probe seeds:
   lowest tenth of the weights' sizes, which no probe is needed for.
 
 A position that is not routed to an expert adds zero to its activation and its gradient, so that both are means over all
-real positions of a prompt, as of any matrix. About 15 minutes on one busy core; `--steps` is most of them.
+real positions of a prompt, as of any matrix. About 30 minutes on one busy core, half of them training.
 """
 
 import argparse
