@@ -35,6 +35,7 @@ LONG = {"max_position_embeddings": 32768}
 MROPE = LONG | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
 QWEN2_5_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584}
 QWEN3_VISION = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096}
+A3B = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,14 @@ PUBLISHED = {
         8_767_123_696,
         "qwen3_vl",
         both(QWEN3_VISION, text("qwen3_vl_text", 4096, 12288, 36, 32, 8, 151936, head_dim=128)),
+    ),
+    "qwen3_vl_30b_a3b": Published(
+        31_070_754_032,
+        "qwen3_vl_moe",
+        both(
+            QWEN3_VISION | {"out_hidden_size": 2048},
+            text("qwen3_vl_moe_text", 2048, 6144, 48, 32, 4, 151936, head_dim=128, **A3B),
+        ),
     ),
     "internvl3_8b": Published(
         7_944_373_760,
