@@ -21,8 +21,6 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    Gemma4ForCausalLM,
-    Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
     Idefics3Config,
@@ -32,8 +30,6 @@ from transformers import (
     InstructBlipProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
-    Llama4ForCausalLM,
-    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -45,9 +41,6 @@ from transformers import (
     LlavaProcessor,
     MistralConfig,
     MistralForCausalLM,
-    MixtralConfig,
-    OlmoeConfig,
-    OlmoeForCausalLM,
     OPTConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
@@ -59,16 +52,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -76,6 +63,7 @@ from transformers import (
 )
 
 from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
+from tests.tiny_experts import EXPERT_FAMILIES
 from tests.tiny_more_models import MORE_FAMILIES
 from tests.tiny_sizes import (
     BOS,
@@ -121,17 +109,6 @@ def tiny_llava(seed: int = 0, **text: object) -> PreTrainedModel:
     return build(LlavaForConditionalGeneration, config, seed)
 
 
-def tiny_llava_mixtral(seed: int = 0) -> PreTrainedModel:
-    """LLaVA on Mixtral: the MLPs are mixtures of four experts."""
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION),
-        text_config=MixtralConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2),
-        image_token_index=IMAGE,
-        vision_feature_layer=-1,
-    )
-    return build(LlavaForConditionalGeneration, config, seed)
-
-
 def tiny_llava_next(seed: int = 0) -> PreTrainedModel:
     """LLaVA-NeXT on Mistral, with images cut into 16 x 16 tiles."""
     config = LlavaNextConfig(
@@ -168,14 +145,6 @@ def tiny_qwen3_vl(seed: int = 0) -> PreTrainedModel:
     vision = QWEN_VISION | {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     config = Qwen3VLConfig(vision_config=vision, text_config=qwen_text([2, 1, 1]), **QWEN_TOKENS)
     return build(Qwen3VLForConditionalGeneration, config, seed)
-
-
-def tiny_qwen3_vl_moe(seed: int = 0) -> PreTrainedModel:
-    """Qwen3-VL with experts held in 3-D parameters."""
-    vision = QWEN_VISION | {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-    text = qwen_text([2, 1, 1], moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
-    config = Qwen3VLMoeConfig(vision_config=vision, text_config=text, **QWEN_TOKENS)
-    return build(Qwen3VLMoeForConditionalGeneration, config, seed)
 
 
 def tiny_internvl(seed: int = 0) -> PreTrainedModel:
@@ -298,27 +267,6 @@ def tiny_blip2_gpt2(seed: int = 0) -> PreTrainedModel:
     return build(Blip2ForConditionalGeneration, config, seed)
 
 
-def tiny_qwen2_moe(seed: int = 0) -> PreTrainedModel:
-    """Qwen2-MoE by itself: the first MLP is dense, beside the other experts is one that every token passes."""
-    config = Qwen2MoeConfig(**TEXT, **_EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[0])
-    return build(Qwen2MoeForCausalLM, config, seed)
-
-
-def tiny_llama4(seed: int = 0) -> PreTrainedModel:
-    """Llama 4 by itself: the first MLP is dense, routers are linear layers, experts lie transposed and as in memory."""
-    config = Llama4TextConfig(
-        **TEXT, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=48, moe_layers=[1, 2]
-    )
-    return build(Llama4ForCausalLM, config, seed)
-
-
-def tiny_gemma4_moe(seed: int = 0) -> PreTrainedModel:
-    """Gemma 4 by itself: experts and router lie in the decoder layer, beside a dense MLP."""
-    text = TEXT | {"tie_word_embeddings": True, "enable_moe_block": True, "top_k_experts": 2, "num_experts": 4}
-    text |= {"moe_intermediate_size": 16, "hidden_size_per_layer_input": 0, "global_head_dim": 8}
-    return build(Gemma4ForCausalLM, Gemma4TextConfig(**text), seed)
-
-
 def tiny_llama(seed: int = 0) -> PreTrainedModel:
     """Llama by itself."""
     return build(LlamaForCausalLM, LlamaConfig(**TEXT), seed)
@@ -346,17 +294,6 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma2": lambda: build(Gemma2ForCausalLM, Gemma2Config(**TEXT | {"tie_word_embeddings": True}), 0),
     "gemma3": lambda: build(Gemma3ForCausalLM, Gemma3TextConfig(**TEXT | {"tie_word_embeddings": True}), 0),
     "phi3": lambda: build(Phi3ForCausalLM, Phi3Config(**TEXT), 0),
-}
-_EXPERTS = {"moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2}
-# Mixtures of experts, which stay frozen: attention is tuned, and what every token passes.
-EXPERT_FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "qwen3_moe": lambda: build(Qwen3MoeForCausalLM, Qwen3MoeConfig(**TEXT, **_EXPERTS), 0),
-    "qwen3_vl_moe": tiny_qwen3_vl_moe,
-    "llava_mixtral": tiny_llava_mixtral,
-    "olmoe": lambda: build(OlmoeForCausalLM, OlmoeConfig(**TEXT, num_experts=8, num_experts_per_tok=2), 0),
-    "qwen2_moe": tiny_qwen2_moe,
-    "llama4": tiny_llama4,
-    "gemma4_moe": tiny_gemma4_moe,
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3")
 """Those of text alone: a tokenizer is all that comes with them."""

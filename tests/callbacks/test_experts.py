@@ -14,7 +14,8 @@ from dowser_pl.importance.replay import Replay
 from dowser_pl.methods import OSF, Grafting, Lora, NullSpace
 from dowser_pl.models import load_model
 from dowser_pl.models.lora import LoraSettings
-from tests.tiny_models import EXPERT_FAMILIES, make_processor_folder, save_text_model
+from tests.tiny_experts import EXPERT_FAMILIES
+from tests.tiny_models import make_processor_folder, save_text_model
 from tests.tiny_run import KillAt, Killed, TinyData, TinyTextData, build_module, build_trainer
 
 TARGETS = {"qwen2_moe": ["attn", "shared_expert.up_proj"]}

@@ -11,7 +11,8 @@ from dowser_pl.models.layers import find_layers
 from tests.distributed.harness import RankError, run
 from tests.distributed.sharded import both
 from tests.distributed.test_sharded_families import shard
-from tests.tiny_models import EXPERT_FAMILIES, FAMILIES, IMAGE, tiny_tokenizer
+from tests.tiny_experts import EXPERT_FAMILIES
+from tests.tiny_models import FAMILIES, IMAGE, tiny_tokenizer
 
 
 def inputs_of(family):

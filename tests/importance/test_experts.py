@@ -9,7 +9,8 @@ from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
 from dowser_pl.methods import Layer, ModelDowser
 from dowser_pl.models.layers import find_layers, text_model
 from tests.importance import naive
-from tests.tiny_models import EXPERT_FAMILIES, tiny_tokenizer
+from tests.tiny_experts import EXPERT_FAMILIES
+from tests.tiny_models import tiny_tokenizer
 
 SETTINGS = Probe(num_prompts=8, num_probes=2, num_tokens=20, batch_size=3, seed=7)
 TARGETS = {"qwen2_moe": ["attn", "shared_expert.up_proj", "shared_expert.down_proj", "mlp.gate_proj"]}

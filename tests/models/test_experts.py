@@ -11,7 +11,8 @@ from dowser_pl.models.layers import decoder_layers, find_layers
 from dowser_pl.models.loading import load_model, skeleton
 from dowser_pl.models.names import saved_names
 from dowser_pl.planning.model import decoder_of, sizes_of
-from tests.tiny_models import EXPERT_FAMILIES, FAMILIES, tiny_llava
+from tests.tiny_experts import EXPERT_FAMILIES
+from tests.tiny_models import FAMILIES, tiny_llava
 
 HALVES = {f"experts.{name}" for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj")}
 # Family -> first decoder layer with experts, their block, and what of it is frozen.

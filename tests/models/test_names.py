@@ -3,7 +3,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dowser_pl.models.names import saved_names
-from tests.tiny_models import FAMILIES, tiny_llava, tiny_llava_mixtral, tiny_paligemma
+from tests.tiny_experts import tiny_llava_mixtral
+from tests.tiny_models import FAMILIES, tiny_llava, tiny_paligemma
 
 MIXTRAL = {"gate_up_proj", "down_proj"}  # experts are joined in memory and apart in the files
 MOLMO2 = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens"}  # the other way round

@@ -14,12 +14,12 @@ from dowser_pl.models.loading import load_model
 from dowser_pl.patches.safetensors_file import read_header
 from dowser_pl.patches.tuned_folder import TunedFolder
 from tests.patches.samples import fingerprints, load_folder, same_bits, save_base
+from tests.tiny_experts import tiny_llava_mixtral
 from tests.tiny_models import (
     FAMILIES,
     make_processor_folder,
     tiny_instructblip_t5,
     tiny_llava,
-    tiny_llava_mixtral,
     tiny_paligemma,
 )
 
