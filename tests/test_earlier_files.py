@@ -81,6 +81,7 @@ def test_so_are_those_of_methods_that_keep_more_than_entries(files, name):
     check_same(changed(f"{name}/model/model.safetensors"), load_file(f"{MADE}/{name}/end.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_folder_of_two_processes_is_gone_on_with_by_one(files):
     with measuring_fails():
         go_on(files / "sharded", lambda *words: main([*words, *WITHOUT_STRATEGY]))

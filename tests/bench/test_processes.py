@@ -70,6 +70,7 @@ def test_cells_of_a_model_of_text_alone(tmp_path):
     assert json.loads((tmp_path / "numbers.json").read_text())["methods"]["Random"]["chosen"] == {"lr": 0.01}
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_leaves_its_last_words(tmp_path):
     ended = Processes()([["fit", "--model.path", "./no/such/model"]], tmp_path)
     assert ended.status != 0 and ended.peak_memory_bytes is None

@@ -91,7 +91,10 @@ def test_a_configuration_that_is_not_there_is_an_error_at_once(tmp_path):
         Bench(read_settings(path, MERGES))
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+LONG = {"world-full": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("path", [pytest.param(each, id=each.stem, marks=LONG.get(each.stem, ())) for each in SHIPPED])
 def test_every_shipped_bench_is_read(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     bench = Bench(read_settings(path, METHODS))

@@ -92,6 +92,7 @@ def test_a_short_last_window_counts_its_own_tokens(model_folder, tmp_path, rows,
     assert_same(one, fit(model_folder, tmp_path / "cut", batch, accumulate, rows), 2 if rows < 12 else 1)
 
 
+@pytest.mark.slow
 def test_a_window_that_grows_from_epoch_to_epoch(model_folder, tmp_path):
     schedule = GradientAccumulationScheduler({0: 2, 1: 4})
     _, watched = fit(model_folder, tmp_path, 2, 1, 10, callbacks=(schedule,), max_epochs=2)

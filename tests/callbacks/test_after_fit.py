@@ -185,6 +185,7 @@ def test_a_run_resumed_at_its_end_merges_again(model_folder, tmp_path, name):
     assert all(torch.equal(again[1][key], value) for key, value in whole[1].items())
 
 
+@pytest.mark.slow
 def test_inputs_measured_a_few_layers_at_a_time_are_the_same(model_folder, tmp_path, monkeypatch):
     """What is merged first must not feed what is measured next."""
     _, together, _ = fit(model_folder, tmp_path / "together", ModelTailor(0.1))

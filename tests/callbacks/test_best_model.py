@@ -168,6 +168,7 @@ def test_a_killed_run_keeps_the_same_model(model_folder, tmp_path, scored, hook,
     assert read_report(tmp_path / "cut").kept == read_report(tmp_path / "whole").kept
 
 
+@pytest.mark.slow
 def test_the_last_model_is_kept_where_it_is_the_best(model_folder, tmp_path, scored):
     scored.update({6: 0.6, 12: 0.7})
     last, _ = fit(model_folder, tmp_path / "last", keep="last", max_epochs=2)
@@ -178,6 +179,7 @@ def test_the_last_model_is_kept_where_it_is_the_best(model_folder, tmp_path, sco
     assert "it is also the last" in (tmp_path / "best" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_of_equal_ones_the_last_is_kept(model_folder, tmp_path, scored):
     scored.update({6: 0.9, 12: 0.9, 18: 0.2})
     two, _ = fit(model_folder, tmp_path / "two", keep="last", max_epochs=2)

@@ -159,6 +159,7 @@ def test_what_is_looked_for_is_the_same_in_another_run(tmp_path, model_folder, k
     assert identity_of(tmp_path, model_folder, callbacks=[EarlyStopping("val/upstream_mean")]) == known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", OTHER)
 def test_other_questions_are_others(what, tmp_path, model_folder, known):
     other = identity_of(tmp_path, model_folder, OTHER[what]())

@@ -429,6 +429,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_cache_knows_what_the_factors_depend_on(model_folder, tmp_path, change):
     alter, num_files = CHANGES[change]

@@ -205,6 +205,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(model_folder, wide_folder, tmp_
             fit(folder, tmp_path / "cut", NullSpaceSettings(0.1, 7, 60), ckpt_path=last, **options)
 
 
+@pytest.mark.slow
 def test_matrices_with_one_input_share_their_directions(model_folder, tmp_path):
     _, dowser = fit(model_folder, tmp_path)
     found = dowser.entries.directions

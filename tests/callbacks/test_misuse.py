@@ -23,6 +23,7 @@ def last(folder):
     return folder / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["compact", "full"])
 def test_a_model_that_loaded_a_checkpoint_is_not_scored(model_folder, tmp_path, checkpoint):
     fit(model_folder, tmp_path, checkpoint=checkpoint)
@@ -33,6 +34,7 @@ def test_a_model_that_loaded_a_checkpoint_is_not_scored(model_folder, tmp_path, 
         trainer.fit(module, datamodule=TinyData())
 
 
+@pytest.mark.slow
 def test_a_fitted_module_takes_its_checkpoint_again(model_folder, tmp_path):
     """fit, validate the last checkpoint, go on from it: on one module, as in a notebook."""
     trainer, module, _ = fit(model_folder, tmp_path, max_epochs=2)
@@ -176,6 +178,7 @@ def test_a_run_stopped_in_its_backward_pass_leaves_a_module_that_can_be_fitted(m
     assert trainer.callbacks[0].counts[1].changed > 0
 
 
+@pytest.mark.slow
 def test_a_trainer_that_leaves_the_end_of_a_run_out_is_found_out(model_folder, tmp_path, monkeypatch):
     """A checkpoint of the last step leaves nothing to train; what is merged or written then would be missing."""
     done = build_trainer(tmp_path, Dare(0.3), max_epochs=1, callbacks=[EndOnly()])

@@ -111,6 +111,7 @@ def run(model_folder, folder, callbacks):
     return weights_of(module), told, {name: task.after for name, task in read_report(folder).tasks.items()}
 
 
+@pytest.mark.slow
 def test_orders_that_pass_give_the_same_files(model_folder, tmp_path):
     """The other callbacks before those of the table, behind them, and in between; the report before the export."""
     dowser, export, report, patch = (lambda name=name: make([name], Dare(0.3))[0] for name in RIGHT)

@@ -82,6 +82,7 @@ def test_it_holds_the_model_to_its_base(tmp_path, model_folder, method, update):
     torch.testing.assert_close(held.gradients[0], free.gradients[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_get_the_gradient_of_replay_once(tmp_path, model_folder):
     """The same rows in one batch and in three; replay's gradient is zero at the first step alone."""
     options = {"replay": Replay(weight=5.0), "method": Full()}
@@ -120,6 +121,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, model_folder):
     assert same(whole, weights(resumed[0]))
 
 
+@pytest.mark.slow
 def test_resuming_with_another_replay_is_refused(tmp_path, model_folder):
     with pytest.raises(Killed):
         fit(tmp_path, model_folder, Replay(), callbacks=[KillAt(3)])
@@ -128,6 +130,7 @@ def test_resuming_with_another_replay_is_refused(tmp_path, model_folder):
             fit(tmp_path, model_folder, other, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_sources_are_those_that_the_base_writes(tmp_path, model_folder):
     dowser = fit(tmp_path / "a", model_folder, Replay(sources=["noise"]), max_steps=1)[2]
     assert {row.kind for row in dowser._replayer.base.rows} == {"noise"}

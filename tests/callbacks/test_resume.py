@@ -116,6 +116,7 @@ def test_a_finished_run_can_write_its_results_again(model_folder, tmp_path, opti
     assert result(tmp_path) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "options"),
     [(None, {}), (None, {"val_check_interval": 0.5}), (None, {"check_val_every_n_epoch": 2}), (4, {})],
@@ -135,6 +136,7 @@ def test_checkpoints_are_written_on_time_and_at_the_end(model_folder, tmp_path, 
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_fresh_run_sets_the_checkpoint_of_the_earlier_one_aside(model_folder, tmp_path):
     fit(model_folder, tmp_path, max_epochs=1)
     fit(model_folder, tmp_path, None, KillAt("on_train_batch_start", 3), max_epochs=1)
@@ -178,6 +180,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_flipped_bit_of_a_checkpoint_is_told_to_all_who_read_it(model_folder, tmp_path, name):
     fit(model_folder, tmp_path, 1, KillAt("on_train_batch_start", 3))

@@ -86,6 +86,7 @@ def test_without_training_pictures_it_says_what_is_not_looked_at(tmp_path, model
     assert all("pictures such as yours is not looked at" in line for line in said) and len(said) == 2
 
 
+@pytest.mark.slow
 def test_rows_of_the_cache_say_it_too(tmp_path, model_folder, monkeypatch):
     said = []
     monkeypatch.setattr("dowser_pl.callbacks.dowser.rows.rank_zero_info", said.append)
@@ -229,6 +230,7 @@ def test_too_little_memory_is_not_taken_for_a_model_that_cannot_see(tmp_path, mo
         fit(tmp_path, model_folder, replay=None)
 
 
+@pytest.mark.slow
 def test_other_pictures_end_the_meter_and_not_the_run(tmp_path, model_folder):
     fit(tmp_path, model_folder, replay=None, max_epochs=2, max_steps=3)
     last = str(tmp_path / "checkpoints" / "last.ckpt")

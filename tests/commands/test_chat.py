@@ -68,6 +68,7 @@ def test_base_and_tuned_answer_beside_each_other(base, run, image, capsys):
     assert twice == f"{answers}\n{answers}"
 
 
+@pytest.mark.slow
 def test_lines_are_questions_until_an_empty_one(base, run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("is it red ?\nwhat is it ?\n\nnot this\n"))
     out = said(capsys, run / "patch.safetensors")

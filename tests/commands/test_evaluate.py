@@ -215,6 +215,7 @@ def test_standard_errors_and_differences_are_those_of_the_answers(models, again)
     assert second["questions"]["gqa"]["gained"] == 1 and second["questions"]["gqa"]["forgotten"] == 0
 
 
+@pytest.mark.slow
 def test_reports_read_compare_and_draw_it(models, again, capsys):
     base, other = (str(models / name) for name in ("base", "other"))
     content = json.loads(Path("out", "evaluation.json").read_text())

@@ -64,6 +64,7 @@ def refused(capsys, words):
     return capsys.readouterr().err.splitlines()[-1], status
 
 
+@pytest.mark.slow
 def test_models_are_asked_and_compared(models, calls, capsys):
     base, other = models / "base", models / "other"
     more = ["--downstream", "coco", "--limit", "4", "--device", "cpu", "--model_args", "device_map=cpu,dtype=float32"]

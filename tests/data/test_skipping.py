@@ -224,6 +224,7 @@ def fit(folder=None, ckpt_path=None, **options):
     return module, data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"check": "first"}])
 def test_a_resumed_run_leaves_out_and_counts_the_same_rows(tmp_path, options):
     whole, _ = fit(tmp_path, **options)

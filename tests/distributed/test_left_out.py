@@ -45,6 +45,7 @@ def test_all_processes_take_the_same_steps_and_the_report_counts_all(model_folde
     assert first.report["diagnostics"]["training_rows_left_out"] == len(BAD)
 
 
+@pytest.mark.slow
 def test_without_leave_the_row_is_named_on_all_processes(model_folder, tmp_path):
     with pytest.raises(RankError, match=r"row \d+: got 1 images, expected 2"):
         run(fit, tmp_path, model_folder, data=SomeBad(skip_bad_rows=False), max_epochs=1, patience=5.0)

@@ -99,6 +99,7 @@ def test_one_rank_then_two_then_one(model_folder, tmp_path, unbroken, update):
         assert torch.equal(mask, end.masks[name]), name
 
 
+@pytest.mark.slow
 def test_other_rows_a_step_are_refused_in_mid_epoch(model_folder, tmp_path):
     """Where every rank takes as many rows as the only one did before, a step is not what it was."""
     killed(tmp_path, model_folder, 1, 2, **SETTINGS)

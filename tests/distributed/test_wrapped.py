@@ -142,6 +142,7 @@ def accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("accelerate")
 def test_what_accelerate_has_prepared_for_half_precision_is_asked_for_and_then_right():
     tokenizer, base = with_template(), tiny_llama()

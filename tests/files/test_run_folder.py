@@ -88,6 +88,7 @@ def test_a_run_that_has_not_ended_is_kept_as_well(user):
     assert contents(user) == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_its_folder(user):
     fit("--ckpt_path", "last", "--trainer.max_epochs", "2")
     assert json.loads((user / "report.json").read_text())["steps"] == 8
@@ -127,6 +128,7 @@ def test_a_mistake_replaces_nothing(user):
     assert {name: after.get(name) for name in before} == before
 
 
+@pytest.mark.slow
 def test_what_does_not_train_needs_no_leave(user):
     before = contents(user)
     with alone(user, "run"):  # nor that nobody trains
@@ -149,6 +151,7 @@ def test_two_runs_at_the_same_time(user):
     fit("--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_a_new_folder_is_told_nothing_of(user):
     fit("--trainer.default_root_dir", "runs/mine.1", "--ckpt_path", "last")
     assert (user.with_name("mine.1") / "report.json").is_file()

@@ -128,6 +128,7 @@ def test_both_models_are_left_as_they_were(folder, tuned):
         drift(model, processor, base, moved=True, **FEW)
 
 
+@pytest.mark.slow
 def test_a_model_of_text_alone(tmp_path):
     folder = save_text_model(tmp_path / "text")
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -140,6 +141,7 @@ def test_a_model_of_text_alone(tmp_path):
     assert json.loads(drift(model, None, folder, **FEW).to_json())["drift"] == told
 
 
+@pytest.mark.slow
 def test_experts_are_compared_by_what_they_say_alone(tmp_path):
     folder = save_text_model(tmp_path / "base", "qwen3_moe")
     model, processor = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -37,6 +37,7 @@ def example(name):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_trains_and_all_else_keeps_its_bits(name, tmp_path, capsys):
     folder = NAMES[name](tmp_path / "model")

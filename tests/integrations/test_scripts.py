@@ -54,6 +54,7 @@ def test_masks_are_those_of_fit(tmp_path, folder, model, processor, method):
     assert sum(trained for trained, _ in found.counts.values()) == sum(int(mask.sum()) for mask in expected.values())
 
 
+@pytest.mark.slow
 def test_the_cache_is_that_of_fit(tmp_path, folder, model, processor):
     trainer = build_trainer(tmp_path / "run", ModelDowser(0.1), cache_dir=tmp_path / "cache", max_epochs=1)
     trainer.fit(build_module(folder), datamodule=TinyData())
@@ -82,6 +83,7 @@ def test_scores_order_the_masks(importance):
         importance.scores("lm_head")
 
 
+@pytest.mark.slow
 def test_importance_survives_a_file_and_fit_reads_it(tmp_path, folder, model, importance):
     importance.save(tmp_path / "importance.safetensors")
     again = Importance.load(tmp_path / "importance.safetensors", AutoModelForImageTextToText.from_pretrained(folder))

@@ -38,6 +38,7 @@ def made(kind, folder, callback, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["dense", "compact"])
 @pytest.mark.parametrize("kind", ["SFT", "DPO"])
 def test_frozen_entries_keep_their_bits_and_the_patch_makes_the_tuned_model(tmp_path, kind, update):

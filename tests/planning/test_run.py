@@ -86,6 +86,7 @@ def test_a_rate_is_above_nothing(rate, monkeypatch, tmp_path):
         main(["plan", "-c", "model/world", f"--tokens_per_second={rate}"])
 
 
+@pytest.mark.slow
 def test_the_disk_is_what_a_run_asks_room_for(monkeypatch, tmp_path):
     model, found = save_tiny_llava(tmp_path / "model"), []
     needed = room.disk_bytes
