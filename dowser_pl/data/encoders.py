@@ -36,7 +36,7 @@ class InlineEncoder(Encoder):
         encoded = self.process(texts, rows, "right", return_offsets_mapping=True, **wanted)
         offsets = encoded.pop("offset_mapping")
         replacements = encoded.pop("text_replacement_offsets", None) or [[]] * len(rows)
-        if "cross_attention_mask" in encoded:
+        if "cross_attention_mask" in getattr(self.processor, "model_input_names", ()):
             self._check_unchanged(rows, texts)
         else:
             self._check_replacements(rows, replacements)

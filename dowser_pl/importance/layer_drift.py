@@ -6,6 +6,7 @@ hands on, its residual stream included.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def layer_drift(
         for both in zip(_passes(network, rows, batch_size), before, strict=True)
     ]
     apart, size = torch.stack(squares).sum(0).unbind(1)
-    return (apart / size).sqrt().tolist()
+    return torch.where(apart == 0, 0.0, (apart / size).sqrt()).tolist()  # a layer that no row entered handed on nothing
 
 
 def _square(values: Tensor) -> Tensor:
@@ -66,19 +67,21 @@ def _passes(network: PreTrainedModel, rows: Sequence[Prompt], batch_size: int) -
             chosen = [rows[number] for number in numbers]
             current_logits(network, chosen)
             positions = nn.utils.rnn.pad_sequence([counted(row) for row in chosen], batch_first=True)
-            yield [each[positions.to(each.device)] for each in outputs]
+            here = {number: each[positions.to(each.device)] for number, each in outputs.items()}
+            nothing = next(iter(here.values()))[:0]
+            yield [here.get(number, nothing) for number in range(len(decoder_layers(network)))]
             outputs.clear()
 
 
 @contextmanager
-def _kept(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
-    """What the layers hand on meanwhile, in the order in which they run."""
-    seen: list[Tensor] = []
+def _kept(layers: nn.ModuleList) -> Iterator[dict[int, Tensor]]:
+    """What the layers hand on meanwhile, by their number; text passes by those that read pictures alone."""
+    seen: dict[int, Tensor] = {}
 
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(output if isinstance(output, Tensor) else output[0])
+    def keep(number: int, _: nn.Module, __: Any, output: Any) -> None:
+        seen[number] = output if isinstance(output, Tensor) else output[0]
 
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    hooks = [layer.register_forward_hook(partial(keep, number)) for number, layer in enumerate(layers)]
     try:
         yield seen
     finally:

@@ -207,7 +207,7 @@ class Recorder(Watching):
         elif read is None and values.shape[1] == self._weights.shape[1]:
             return self._weights
         if read is not None:
-            return read.float() / read.sum(dim=1, keepdim=True).float()
+            return read.float() / read.sum(dim=1, keepdim=True).clamp(min=1).float()
         # cross-attention reads the source, which is never padded
         return values.new_full(values.shape[:2], 1 / values.shape[1])
 

@@ -201,7 +201,11 @@ class RowWriter:
         """The row of a start and what was written behind it."""
         tokens = torch.cat([start.tokens, written])
         is_text = ~torch.isin(tokens, tokens.new_tensor(self.image_ids))
-        return Prompt(tokens, None, start.followed_by(written).image, kind, is_text, number)
+        image = start.followed_by(written).image
+        of_text, begin = self.text_inputs(tokens[None], torch.ones_like(tokens)[None]), len(start.tokens)
+        for name in image.keys() & of_text.keys():  # PaliGemma reads both ways what is not told to be written
+            image[name][:, begin:] = of_text[name][:, begin:]
+        return Prompt(tokens, None, image, kind, is_text, number)
 
 
 def token_ids(tokenizer: Any, text: str, begins: bool) -> Tensor:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from dowser_pl.distributed.tensors import shape_of
 from dowser_pl.errors import DowserError
 
-__all__ = ["NOT_MASKED", "has_experts", "is_block", "of_experts", "refuse_reached", "refuse_unpacked"]
+__all__ = ["NOT_MASKED", "has_experts", "is_block", "of_experts", "refuse_reached", "refuse_unpacked", "width_beside"]
 
 NOT_MASKED = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules that are understood and whose weights simply stay frozen."""
@@ -59,6 +59,24 @@ def of_experts(layer: nn.Module) -> dict[str, str]:
     return found
 
 
+def width_beside(layer: nn.Module, hidden_size: int) -> int:
+    """Neurons of a layer with experts that every token passes: of shared experts, or of an MLP beside the experts.
+
+    Args:
+        layer: a decoder layer.
+        hidden_size: of what it takes in and hands on.
+    """
+    routed = of_experts(layer)
+    return max(
+        (
+            part.out_features if part.out_features != hidden_size else part.in_features
+            for name, part in layer.named_modules()
+            if isinstance(part, nn.Linear) and name not in routed and "attn" not in name and "attention" not in name
+        ),
+        default=0,
+    )
+
+
 def refuse_reached(layer_name: str, experts: Mapping[str, str], targets: Sequence[str], others: Sequence[str]) -> None:
     """Raise if targets mean experts or a router of a layer.
 
@@ -71,7 +89,7 @@ def refuse_reached(layer_name: str, experts: Mapping[str, str], targets: Sequenc
     Raises:
         DowserError: naming these targets and the experts.
     """
-    kinds = {"attn" if "attn" in name or "attention" in name else "mlp" for name in experts.values()}
+    kinds = {"attn" if "attn" in name or "attention" in name else "mlp" for name in (*experts, *experts.values())}
     reaching = [each for each in targets if each in kinds or any(f".{name}".endswith(f".{each}") for name in experts)]
     if not reaching:
         return

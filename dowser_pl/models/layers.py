@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dowser_pl.errors import DowserError
-from dowser_pl.models.experts import NOT_MASKED, is_block, of_experts, refuse_reached
+from dowser_pl.models.experts import NOT_MASKED, has_experts, is_block, of_experts, refuse_reached
 from dowser_pl.models.qformer import QFORMER, qformer_layers, qformer_matrices
 
 __all__ = [
@@ -157,6 +157,7 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
     names = {module: name for name, module in model.named_modules()}
     layers = decoder_layers(model)
     first = _first_layer(last_n_layers, len(layers))
+    reached = set[str]()
     for index, layer in enumerate(layers):
         experts = of_experts(layer)
         _refuse_unmaskable(names[layer], layer, experts)
@@ -177,6 +178,8 @@ def find_layers(model: PreTrainedModel, last_n_layers: int | None, targets: Sequ
             met |= matched
             if matched:
                 found[f"{names[layer]}.{name}"] = module
+        reached |= experts.keys()
+    there = {name: None for name in there if not any(f".{each}".endswith(f".{name}") for each in reached)}
     if not found or set(targets) - met - set(TARGETS):
         raise DowserError(
             f"got targets={list(targets)!r}, of which {sorted(set(targets) - met)} match no matrix to tune in "
@@ -200,6 +203,11 @@ def _qformer_targets(
             found[full_name] = module
     for name, layer in qformer_layers(model).items() if found else ():
         _refuse_unmaskable(name, layer, ())
+        if has_experts(layer):
+            raise DowserError(
+                f"got a mixture of experts in {name}, expected dense layers of a Q-Former. Fix: leave {QFORMER} out of "
+                "the targets."
+            )
     return found, met, there
 
 

@@ -6,14 +6,27 @@ that are left over being padding (Llama Team 2024, arXiv 2407.21783, section 7).
 Legend: B rows of a batch, C pictures of a row, N tiles of a picture, P patches of a tile, D features.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = ["TILES", "by_row", "picture_layers", "tiles_read"]
+__all__ = ["by_row", "picture_layers", "tiles_of", "tiles_read"]
 
-TILES = "aspect_ratio_mask"
-"""The input of the model that says which tiles there are: (B, C, N), 0 at padding."""
+
+def tiles_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Which tiles some token of a row may look at; neither padding of a picture nor a picture that is padding.
+
+    Args:
+        inputs: of the model; its `cross_attention_mask` is (B, T, C, N).
+
+    Returns:
+        (B, C, N) bool; None where the model has no such mask.
+    """
+    mask = inputs.get("cross_attention_mask")
+    return None if mask is None else mask.bool().any(1)
 
 
 def picture_layers(model: PreTrainedModel) -> list[int]:
@@ -31,7 +44,7 @@ def by_row(name: str, values: Tensor, tiles: Tensor | None) -> Tensor:
     Args:
         name: of the matrix, at run time.
         values: (B * C * N, P, D) where it reads tiles; others come back as they are.
-        tiles: (B, C, N), see `TILES`; None = the model has none.
+        tiles: (B, C, N), see `tiles_of`; None = the model has none.
 
     Returns:
         (B, C * N * P, D).
@@ -45,12 +58,12 @@ def tiles_read(name: str, length: int, tiles: Tensor | None) -> Tensor | None:
     Args:
         name: of the matrix, at run time.
         length: C * N * P.
-        tiles: (B, C, N), see `TILES`; None = the model has none.
+        tiles: (B, C, N), see `tiles_of`; None = the model has none.
 
     Returns:
         (B, C * N * P) bool; None where the matrix reads no tiles.
     """
     if tiles is None or not _reads_tiles(name):
         return None
-    each = tiles.bool().flatten(1)
+    each = tiles.flatten(1)
     return torch.repeat_interleave(each, length // each.shape[1], dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dowser_pl.methods import OSF, EachStep, Lora, NullSpace
-from dowser_pl.models.experts import has_experts
+from dowser_pl.models.experts import has_experts, width_beside
 from dowser_pl.models.layers import decoder_layers
 from dowser_pl.models.lora import Adapters, adapters_of
 from dowser_pl.models.quantized import is_quantized, scale_bytes
@@ -223,9 +223,10 @@ def decoder_of(network: Any, blocks: Sequence[nn.Module], precision: str) -> Dec
         return None
     named = ("intermediate_size", "ffn_dim", "d_ff")
     mlp = next((size for name in named if isinstance(size := getattr(text, name, None), int)), 4 * hidden)
-    if any(has_experts(block) for block in blocks):  # each token passes some of them, as narrow as the config says
-        width = getattr(text, "moe_intermediate_size", None) or mlp
-        mlp = max(mlp, width * (getattr(text, "num_experts_per_tok", None) or 1))
+    if mixtures := [block for block in blocks if has_experts(block)]:  # each token passes some, as the config says
+        width = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None) or mlp
+        some = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k_experts", None) or 1
+        mlp = max(mlp, width * some + max(width_beside(block, hidden) for block in mixtures))
     head_size = getattr(text, "head_dim", None) or hidden // heads
     above = _that_keep_something(network, blocks)
     itemsize = network.dtype.itemsize

@@ -114,6 +114,14 @@ def test_labels_equal_huggingfaces_mask(build, generation):
     assert torch.equal(batch["labels"] != -100, mask)
 
 
+@pytest.mark.parametrize("rows", [[one_image()], [text_only()]], ids=["picture", "text"])
+def test_a_template_that_leaves_the_first_token_to_mllamas_processor_is_refused(rows):
+    begin = build_tokenizer().bos_token
+    encoder = build_encoder(mllama(chat_template().replace(begin, "")))
+    with pytest.raises(ValueError, match=f"{rows[0].id}: MllamaProcessor puts '{begin}' before a text that has none"):
+        encoder.training_batch(rows)
+
+
 @pytest.mark.parametrize("build", FAMILIES)
 def test_questions_end_where_the_assistant_starts(build):
     processor = build(chat_template())

@@ -13,6 +13,7 @@ from dowser_pl.importance import FACTORS, PRODUCTS, InputGrams, Probe, measure, 
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, noise_images
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
+from dowser_pl.models.picture_layers import tiles_of
 from tests.distributed.test_sharded_steps import inputs_of
 from tests.tiny_models import BOS, FAMILIES, IMAGE, tiny_tokenizer
 
@@ -137,13 +138,34 @@ def test_grams_of_pictures_leave_padding_tiles_out():
     first = next(layer for name, layer in layers.items() if name.endswith("k_proj"))
     handle = first.register_forward_pre_hook(lambda module, args: seen.update(value=args[0][[0, 2]].flatten(0, 1)))
     with InputGrams(layers) as grams:
-        grams.start(inputs["attention_mask"].bool(), tiles=inputs["aspect_ratio_mask"])
+        grams.start(inputs["attention_mask"].bool(), tiles=tiles_of(inputs))
         model(**inputs, use_cache=False)
     handle.remove()
     expected = seen["value"].T @ seen["value"] / len(seen["value"])
     for name in layers:
         if name.endswith(("k_proj", "v_proj")):
             torch.testing.assert_close(grams.mean(name), expected)
+
+
+@torch.no_grad()
+def test_grams_of_pictures_leave_padding_pictures_out():
+    """A place for a second picture, which the rows do not have, changes nothing: its first tile counts as one there."""
+    model, inputs = FAMILIES["mllama"]().eval(), inputs_of("mllama")
+    padded = inputs | {
+        "pixel_values": torch.cat([inputs["pixel_values"], torch.zeros_like(inputs["pixel_values"])], dim=1),
+        "aspect_ratio_ids": torch.cat([inputs["aspect_ratio_ids"], torch.zeros(2, 1, dtype=torch.int64)], dim=1),
+        "aspect_ratio_mask": torch.tensor([[[1, 0], [1, 0]]] * 2),  # as the processor has it
+        "cross_attention_mask": torch.nn.functional.pad(inputs["cross_attention_mask"], (0, 0, 0, 1)),
+    }
+    layers = {name: layer for name, layer in find_layers(model, None, ["attn"]).items() if ".cross_attn." in name}
+    means = []
+    for each in (inputs, padded):
+        with InputGrams(layers) as grams:
+            grams.start(each["attention_mask"].bool(), tiles=tiles_of(each))
+            model(**each, use_cache=False)
+        means.append({name: grams.mean(name) for name in layers if name.endswith(("k_proj", "v_proj"))})
+    assert means[0]
+    torch.testing.assert_close(means[1], means[0])
 
 
 def mllama_processor():

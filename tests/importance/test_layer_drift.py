@@ -7,6 +7,7 @@ from dowser_pl.importance.layer_drift import layer_drift, layer_outputs
 from dowser_pl.importance.prompts import Prompt
 from dowser_pl.models.layers import decoder_layers
 from tests.tiny_models import tiny_llava
+from tests.tiny_more_models import tiny_mllama
 
 TOKENS = [[5, 9, 11, 20, 7], [8, 3, 14], [30, 31, 32, 33]]
 
@@ -30,6 +31,17 @@ def hidden(network):
     hook.remove()
     layers = [[*each[1:-1], last] for each, last in zip(states, before_norm, strict=True)]
     return [torch.cat([one[0, :-1].double() for one in layer]) for layer in zip(*layers, strict=True)]
+
+
+@torch.no_grad()
+def test_layers_that_text_passes_by_have_not_drifted_and_the_others_keep_their_numbers(rows):
+    """The second layer of this Llama 3.2 Vision reads pictures alone, and the last one was changed."""
+    network = tiny_mllama().eval()
+    assert network.config.text_config.cross_attention_layers == [1]
+    before = layer_outputs(network, rows, 2)
+    decoder_layers(network)[2].mlp.down_proj.weight.mul_(2)
+    first, picture, last = layer_drift(network, rows, before, 2)
+    assert first == picture == 0.0 and last > 0.01
 
 
 def test_an_unchanged_model_has_not_drifted(network, rows):

@@ -30,13 +30,14 @@ from dowser_pl.data.templates import ChatTemplate
 from dowser_pl.importance import Openers, Rows, Writers
 from dowser_pl.importance.base_outputs import current_logits, record_base
 from dowser_pl.importance.drift import measure_drift
-from dowser_pl.importance.writing import RowWriter
+from dowser_pl.importance.probe import stacked
+from dowser_pl.importance.writing import RowWriter, Start
 from dowser_pl.models.generation import Ending, own_ends
 from dowser_pl.models.layers import text_inputs, text_model
 from dowser_pl.models.nvila import NVILAConfig, NVILAForConditionalGeneration
 from tests.data import test_families as processors
 from tests.data.builders import chat_template
-from tests.tiny_models import QWEN_VISION, TEXT, VISION, build
+from tests.tiny_models import BOS, FAMILIES, IMAGE, QWEN_VISION, TEXT, VISION, build, tiny_tokenizer
 from tests.tiny_more_models import tiny_mllama
 
 PICTURES = [Image.new("RGB", (40 + 9 * n, 31), (n * 60, 90, 200 - n * 30)) for n in range(4)]
@@ -123,3 +124,20 @@ def test_a_family_writes_reads_and_makes_again_rows_of_every_source(family):
         assert all(torch.equal(again.image[name], value) for name, value in row.image.items())
     drifts = measure_drift(model, record_base(model, rows, 4), 3)  # read in other company
     assert all(abs(drift.kl) < 1e-5 and drift.agreement == 1.0 for drift in drifts.values())
+
+
+@torch.no_grad()
+def test_what_paligemma_wrote_behind_a_picture_does_not_see_its_own_future():
+    """With the types that its processor gives a picture and a question, all 0, every token would see all others."""
+    model = FAMILIES["paligemma"]().eval()
+    size = model.config.vision_config.image_size
+    image = {"token_type_ids": torch.zeros(1, 6, dtype=torch.int64), "pixel_values": torch.rand(1, 3, size, size)}
+    start = Start(torch.tensor([IMAGE] * 4 + [BOS, 20]), image)
+    writer = RowWriter(model, tiny_tokenizer(), 1.0, 1, partial(text_inputs, model), Ending(()))
+    logits = []
+    for last in (32, 33):
+        prompt = writer.prompt(start, torch.tensor([30, 31, last]), "noise", 0)
+        assert prompt.image["token_type_ids"].tolist() == [[0] * 6 + [1] * 3]
+        inputs, _ = stacked([prompt], torch.device("cpu"), writer.text_inputs)
+        logits.append(model(**inputs, use_cache=False).logits[0, :-1])
+    torch.testing.assert_close(logits[0], logits[1])

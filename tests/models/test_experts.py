@@ -129,8 +129,23 @@ def test_experts_are_weights_of_the_plan(family):
     sizes = sizes_of(model, blocks, tuned, 100)
     assert sum(sizes.weights.values()) == sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
     assert len(sizes.matrices) == len(tuned) and not sizes.whole
-    wide = {"llava_mixtral": 96, "olmoe": 96}  # two experts of 48 a token; others have a dense MLP of 48 or the like
-    assert decoder_of(model, blocks, "32-true").intermediate_size == wide.get(family, 48)
+    wide = {
+        "llava_mixtral": 2 * 48,
+        "olmoe": 2 * 48,
+        "qwen2_moe": 2 * 16 + 24,  # with the shared expert
+        "llama4": 48 + 48,
+        "gemma4_moe": 2 * 16 + 48,  # with the dense MLP beside the experts
+    }
+    assert decoder_of(model, blocks, "32-true").intermediate_size == wide.get(family, 48)  # of dense layers
+
+
+def test_layers_of_layers_are_refused_whatever_the_target():
+    model = tiny_llava()
+    layers = decoder_layers(model)
+    layers[1].both = nn.ModuleList([type(layers[0])(model.config.text_config, 0) for _ in range(2)])
+    for target in ("attn", "mlp"):
+        with pytest.raises(DowserError, match=r"reach the mixture of experts at .*layers.1.both"):
+            find_layers(model, None, [target])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

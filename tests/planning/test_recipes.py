@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "model"
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 HERE = {"world", "real"}  # what is shipped, and what a tool of the repository makes
-UNKNOWN = {"minicpm_v_4_6"}  # whose shapes are published where this repository cannot read them
+UNKNOWN = {"minicpm_v_4_6"}  # `plan` says it with its config.json
 SAYS = re.compile(r"# ([\d.]+) GiB of a device: (python -m dowser_pl (plan .*))")
 
 

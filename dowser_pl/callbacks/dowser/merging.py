@@ -18,7 +18,7 @@ from dowser_pl.masking import DenseEntries, Protection, TunedModule, frozen_of
 from dowser_pl.methods import AfterFit, Layer, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.lora import adapters_of
-from dowser_pl.models.picture_layers import TILES
+from dowser_pl.models.picture_layers import tiles_of
 
 __all__ = ["BeforeMerge", "Chooser", "Merging", "announce_merge", "let_choose", "merge_adapters", "snapshot", "unmerge"]
 
@@ -161,7 +161,7 @@ class Merging:
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), InputGrams(layers) as grams:
             for batch in self._batches():
                 batch.pop("ids", None)
-                instruction, tiles = batch.get("qformer_attention_mask"), batch.get(TILES)
+                instruction, tiles = batch.get("qformer_attention_mask"), tiles_of(batch)
                 grams.start(batch["attention_mask"].bool(), instruction=instruction, tiles=tiles)
                 network(**batch, use_cache=False)
         network.train()

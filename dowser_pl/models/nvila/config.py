@@ -62,7 +62,7 @@ class NVILAConfig(PreTrainedConfig):
         """Tokens of the largest picture, with what ends each tile among its embeddings and in the text."""
         side = self.vision_config.image_size // self.vision_config.patch_size
         of_tile = (-(-side // self.downsample)) ** 2 + 1
-        if self.image_aspect_ratio == "resize":
+        if self.image_aspect_ratio != "dynamic":
             return of_tile
         tiles = self.max_tiles + 1 if self.max_tiles > 1 else 1  # the whole picture comes last
         return tiles * (of_tile + 1)

@@ -187,7 +187,13 @@ def test_a_4_to_3_picture_takes_1599_tokens():
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, 1599), ({"downsample": 2}, 13 * 258), ({"max_tiles": 1}, 123), ({"image_aspect_ratio": "resize"}, 122)],
+    [
+        ({}, 1599),
+        ({"downsample": 2}, 13 * 258),
+        ({"max_tiles": 1}, 123),
+        ({"image_aspect_ratio": "resize"}, 122),
+        ({"image_aspect_ratio": None}, 122),
+    ],
 )
 def test_the_config_tells_the_largest_picture(settings, expected):
     config = NVILAConfig(vision_config={"image_size": 448, "patch_size": 14}, **settings)
