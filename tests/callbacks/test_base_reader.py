@@ -301,6 +301,7 @@ class Quantized(Callback):
         self.expected.append(float((p * (p / q).log()).sum(-1).mean()) * KL.temperature**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_adapters_are_held_to_the_packed_base(tmp_path, wide_folder, bits):  # noqa: F811
     module = build_module(wide_folder, lr=1e-2, lora=LORA, quantization=bits, dtype="float32")

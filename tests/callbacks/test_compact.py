@@ -228,6 +228,7 @@ PATCHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATCHED)
 def test_the_patch_turns_the_base_into_the_exported_model(model_folder, tmp_path, name):
     """By hand: unpack the bits, put the values there."""

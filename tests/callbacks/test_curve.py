@@ -120,6 +120,7 @@ def test_no_ratio_within_the_budget_is_said_and_the_smallest_is_kept(model_folde
     assert budget.drops == {0.02: 0.2, 0.05: 0.3, 0.1: 0.4}
 
 
+@pytest.mark.slow
 def test_all_updates_stay_where_they_keep_the_budget(model_folder, tmp_path, monkeypatch):
     plain, _ = fit(model_folder, tmp_path / "plain", ModelDowser(0.1))
     watch(monkeypatch, [0.9, 0.95])

@@ -154,6 +154,7 @@ def known(tmp_path_factory, model_folder):
     return identity_of(tmp_path_factory.mktemp("known"), model_folder)
 
 
+@pytest.mark.slow
 def test_what_is_looked_for_is_the_same_in_another_run(tmp_path, model_folder, known):
     assert known is not None and identity_of(tmp_path, model_folder) == known
     assert identity_of(tmp_path, model_folder, callbacks=[EarlyStopping("val/upstream_mean")]) == known
@@ -203,6 +204,7 @@ class OfAnother(MultimodalModule):
     pass
 
 
+@pytest.mark.slow
 def test_what_others_may_change_is_always_asked(tmp_path, model_folder):
     assert identity_of(tmp_path, model_folder, callbacks=[Watching()]) is None
     assert identity_of(tmp_path, model_folder, callbacks=[LambdaCallback(on_validation_start=lambda *_: None)]) is None

@@ -37,6 +37,7 @@ class Seen(Callback):
                 self.frozen.add(float(weight.grad[~entries.masks[name]].abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_optimizer_sees_k_gradients_and_no_matrix_has_one(model_folder, tmp_path, name):
     seen = Seen()

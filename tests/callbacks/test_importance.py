@@ -345,6 +345,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_file_is_set_aside_and_measured_anew(module, tmp_path, measured, name, caplog):
     damage, said = DAMAGES[name]

@@ -91,6 +91,7 @@ def tiny_steps(parameters):
     return torch.optim.SGD(parameters, lr=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["compact", "dense"])
 def test_a_matrix_without_a_trainable_entry_stays_out(tmp_path, update):
     folder = save_tiny_llava(tmp_path / "model")
@@ -126,6 +127,7 @@ def test_a_writer_of_trainable_entries_is_found_out(model_folder, tmp_path):
         fit(model_folder, tmp_path, callbacks=[Halve()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [ModelDowser(0.1), Magnitude(0.1), Full(), Spider(), Lora()], ids=lambda m: type(m).__name__
 )

@@ -31,6 +31,7 @@ def answers(folder):
     return greedy_answers(model, processor.tokenizer, inputs, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_run_writes_its_base_with_other_numbers(layout, tmp_path):
     save_nvila(tmp_path / "base", layout, shards=2, dtype=torch.float32)

@@ -56,6 +56,7 @@ def written(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_all_sources_are_mixed_and_none_is_both_used_and_held_out(tmp_path, model_folder):
     dowser = fit(tmp_path, model_folder)
     used, held_out = dowser._replayer.base.rows, dowser._meter.base.rows

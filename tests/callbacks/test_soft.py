@@ -45,6 +45,7 @@ def distance(module, model_folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_pulls_to_its_base_and_touches_nothing_else(model_folder, tmp_path, name):
     _, module, dowser = fit(model_folder, tmp_path, METHODS[name], accumulate_grad_batches=2, gradient_clip_val=1.0)

@@ -71,6 +71,7 @@ def test_the_patch_of_the_last_checkpoint_is_that_of_the_run(model_folder, tmp_p
     assert_same_patch(tmp_path / "p.safetensors", folder / "patch.safetensors")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_named_as_well_as_its_run(finished, tmp_path, capsys):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     last = shutil.copy(finished / "checkpoints" / "last.ckpt", tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -169,6 +169,7 @@ def test_world_data(processor):
     assert questions["references"] == [q.references for q in data.tasks[0].questions]
 
 
+@pytest.mark.slow
 def test_validation_never_touches_test_or_training_digits():
     def digits(rows):
         return {row.images[0].items[0].glyph for row in rows}

@@ -79,6 +79,7 @@ def tied(kind, empty):
     return one, same, buffers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", [False, True])
 @both
 def test_tied_embeddings_stay_tied(kind, empty):

@@ -44,6 +44,7 @@ def test_scores_equal_the_naive_loop(family, computed):
         assert set(mask.flatten().nonzero().flatten().tolist()) == set(order[: round(0.1 * mask.numel())].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def test_the_batch_and_the_way_experts_are_computed_change_no_mask(family):
     _, layers, _, one = measured(family, "eager", 1)

@@ -312,6 +312,7 @@ def test_the_importance_pass_takes_no_random_numbers_from_training(tmp_path):
 MODELS = {"llama": tiny_llama, "llava": lambda: tiny_llava().to(torch.bfloat16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["dense", "compact"])
 @pytest.mark.parametrize("family", MODELS)
 def test_it_goes_on_from_a_checkpoint_bit_for_bit_without_a_second_importance_pass(

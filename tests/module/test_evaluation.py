@@ -52,6 +52,7 @@ def test_a_model_that_learnt_its_answers_scores(folder, tmp_path, caplog):
     assert "which the chat template writes behind them" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [None, OWN_TOKEN, OWN_WORDS], ids=["none", "token", "words"])
 def test_prompts_end_there_too_and_probe_fills_the_cache_of_fit(tmp_path, template):
     """A template of the data module counts in both, though `probe` reads no data."""

@@ -115,6 +115,7 @@ def test_a_widened_folder_says_so_everywhere_and_comes_back_byte_for_byte(layout
     assert fingerprints(tmp_path / "out") == fingerprints(tmp_path / "base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "other"), [("original", "hf"), ("remote", "hf"), ("hf", "original")])
 @pytest.mark.parametrize(("shards", "downsample", "tied"), [(1, 3, True), (3, 2, False)])
 def test_there_and_back_every_tensor_has_its_bytes(
