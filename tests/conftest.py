@@ -8,3 +8,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of those that take more t
 import torch
 
 torch.set_num_threads(1)
+
+LONGEST = ("tests/docs/test_run.py", "tests/benchmarks/test_gpu_proof.py")  # one test of each takes minutes
+
+
+def pytest_collection_modifyitems(items):
+    """Those first, where files are taken in order: last, one worker would wait for the other."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONGEST)
