@@ -8,6 +8,7 @@ Legend: B rows of a batch, T positions, I inputs of a matrix.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.errors import DowserError
 from dowser_pl.importance.recorder import Watching
-from dowser_pl.models.picture_layers import by_row, tiles_read
-from dowser_pl.models.qformer import QFORMER, positions_read
+from dowser_pl.models.input_positions import InputPositions
 
 __all__ = ["InputGrams", "grouped"]
 
@@ -50,22 +50,18 @@ class InputGrams(Watching):
         self._owner: dict[str, str] = {}
         self._positions: Tensor | None = None
         self._weights: Tensor | None = None
-        self._instruction: Tensor | None = None
-        self._tiles: Tensor | None = None
+        self._elsewhere = InputPositions({})
         self._last: tuple[str, Tensor] | None = None
 
     def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(self._watch(name))
 
     def _forget(self) -> None:
-        self._positions = self._weights = self._instruction = self._tiles = self._last = None
+        self._positions = self._weights = self._last = None
+        self._elsewhere = InputPositions({})
 
     def start(
-        self,
-        positions: Tensor | None,
-        weights: Tensor | None = None,
-        instruction: Tensor | None = None,
-        tiles: Tensor | None = None,
+        self, positions: Tensor | None, weights: Tensor | None = None, inputs: Mapping[str, Any] | None = None
     ) -> None:
         """Begin a batch of inputs.
 
@@ -74,11 +70,10 @@ class InputGrams(Watching):
                 (cross-attention reads the source) count whole.
             weights: (B, T) float32, how much a position counts; None = each as one token. To matrices that read
                 something else than the row all their positions are one token each.
-            instruction: (B, T') mask of what a Q-Former reads beside its queries, `qformer_attention_mask`.
-            tiles: (B, C, N) mask of what layers read that look at pictures, see `models.picture_layers`.
+            inputs: of the model, which tell what matrices read that is no token of the row.
         """
         self._positions, self._weights, self._last = positions, weights, None
-        self._instruction, self._tiles = instruction, tiles
+        self._elsewhere = InputPositions(inputs or {})
 
     def clear(self) -> None:
         """Forget what was summed, but not of which matrices."""
@@ -131,10 +126,9 @@ class InputGrams(Watching):
     def _tokens(self, name: str, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """(tokens, I) float32 of (B, T, I), or (B * T, I) as OPT has it, without padding; and (tokens, 1) weights."""
         flat, weights = value.reshape(-1, value.shape[-1]), self._weights
-        if QFORMER in name.split("."):
-            real, weights = positions_read(name, value.shape[1], self._instruction), None
-        elif (tiles := tiles_read(name, by_row(name, value, self._tiles).shape[1], self._tiles)) is not None:
-            real, weights = tiles, None
+        real = self._elsewhere.real(name, self._elsewhere.by_row(name, value))
+        if real is not None:
+            weights = None
         else:
             real = self._positions
             given = weights if real is None else real

@@ -20,7 +20,6 @@ from dowser_pl.functional.null_space import Directions, check_directions, direct
 from dowser_pl.importance.gram import InputGrams, grouped
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
-from dowser_pl.models.picture_layers import tiles_of
 
 __all__ = ["GRAM_BYTES", "first_tokens", "input_directions", "input_moments", "num_words"]
 
@@ -145,7 +144,7 @@ def _summed(
         inputs, positions = stacked(batches[max(number, 0)], device_of(model), text_inputs)
         with measuring(model), grams:
             weights = _weights(batches[max(number, 0)], positions)
-            grams.start(positions, weights, inputs.get("qformer_attention_mask"), tiles_of(inputs))
+            grams.start(positions, weights, inputs)
             model(**inputs, use_cache=False)
         if number < 0:
             grams.clear()

@@ -24,7 +24,6 @@ from dowser_pl.importance.factors import Factors, Statistics, in_order, joined
 from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
 from dowser_pl.importance.recorder import FACTORS, Recorder, live_rows_only
 from dowser_pl.importance.settings import Probe
-from dowser_pl.models.picture_layers import tiles_of
 
 __all__ = ["measure", "probing_mode", "stacked"]
 
@@ -130,7 +129,7 @@ def _measure_batch(
 ) -> Statistics:
     inputs, positions = stacked(batch, device_of(model), text_inputs)
     with measuring(model), live_rows_only(recorder.layers), recorder:  # not while the model writes the next prompts
-        recorder.start(positions, inputs.get("qformer_attention_mask"), tiles_of(inputs))
+        recorder.start(positions, inputs)
         logits, probed = _probed_logits(model, inputs, positions, settings)
         _backward(logits, probed, indices, settings)
         recorder.check_complete()

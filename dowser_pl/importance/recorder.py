@@ -22,8 +22,7 @@ from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from dowser_pl.errors import DowserError
-from dowser_pl.models.picture_layers import by_row, tiles_read
-from dowser_pl.models.qformer import QFORMER, positions_read
+from dowser_pl.models.input_positions import InputPositions
 
 __all__ = ["FACTORS", "PRODUCTS", "Recorder", "Watching", "live_rows_only"]
 
@@ -89,8 +88,7 @@ class Recorder(Watching):
         self.factors: dict[str, dict[str, Tensor]] = {name: {} for name in FACTORS if name in statistics}
         self.products: dict[str, dict[str, Tensor]] = {name: {} for name in PRODUCTS if name in statistics}
         self._weights = torch.empty(0, 0)
-        self._instruction: Tensor | None = None
-        self._tiles: Tensor | None = None
+        self._elsewhere = InputPositions({})
         self._seen: set[str] = set()
         self._inputs: dict[str, Tensor] = {}
         self._last_input: tuple[Tensor, Tensor] | None = None
@@ -100,22 +98,22 @@ class Recorder(Watching):
 
     def _forget(self) -> None:
         self._inputs.clear()
-        self._last_input = self._instruction = self._tiles = None
+        self._last_input = None
+        self._elsewhere = InputPositions({})
 
-    def start(self, positions: Tensor, instruction: Tensor | None = None, tiles: Tensor | None = None) -> None:
+    def start(self, positions: Tensor, inputs: Mapping[str, Any] | None = None) -> None:
         """Forget the factors of the last batch.
 
         Args:
             positions: (B, T) bool, True = real token.
-            instruction: (B, T') mask of what a Q-Former reads beside its queries, `qformer_attention_mask`.
-            tiles: (B, C, N) mask of what layers read that look at pictures, see `models.picture_layers`.
+            inputs: of the model, which tell what matrices read that is no token of the row.
         """
         for recorded in self.factors.values():
             recorded.clear()
         self._seen.clear()
         counts = positions.sum(dim=1, keepdim=True)
         self._weights = positions.float() / counts.float()  # explicit: half precision changes the default dtype
-        self._instruction, self._tiles = instruction, tiles
+        self._elsewhere = InputPositions(inputs or {})
 
     def check_complete(self) -> None:
         """Fail closed when a matrix saw no gradient in this batch.
@@ -189,7 +187,7 @@ class Recorder(Watching):
 
     def _by_prompt(self, name: str, values: Tensor) -> Tensor:
         num_rows, num_positions = self._weights.shape
-        values = by_row(name, values, self._tiles)
+        values = self._elsewhere.by_row(name, values)
         if values.dim() == 2 and len(values) == num_rows * num_positions:
             values = values.view(num_rows, num_positions, -1)
         if values.dim() != 3 or len(values) != num_rows:
@@ -201,13 +199,11 @@ class Recorder(Watching):
 
     def _position_weights(self, name: str, values: Tensor) -> Tensor:
         """(B, T) float32 that sum to one over the real positions of each row."""
-        read = tiles_read(name, values.shape[1], self._tiles)
-        if QFORMER in name.split("."):
-            read = positions_read(name, values.shape[1], self._instruction)
-        elif read is None and values.shape[1] == self._weights.shape[1]:
-            return self._weights
+        read = self._elsewhere.real(name, values)
         if read is not None:
             return read.float() / read.sum(dim=1, keepdim=True).clamp(min=1).float()
+        if values.shape[1] == self._weights.shape[1]:
+            return self._weights
         # cross-attention reads the source, which is never padded
         return values.new_full(values.shape[:2], 1 / values.shape[1])
 

@@ -22,6 +22,7 @@ __all__ = [
     "find_blocks",
     "find_layers",
     "kind_of",
+    "picture_layers",
     "places_of",
     "text_inputs",
     "text_model",
@@ -98,6 +99,11 @@ def check_kind(model: PreTrainedModel, base: tuple[str, int], name: str) -> None
 def kind_of(model: PreTrainedModel) -> tuple[str, int]:
     """The class of a model, and how many tokens it knows."""
     return type(model).__name__, len(text_model(model).get_output_embeddings().weight)
+
+
+def picture_layers(model: PreTrainedModel) -> list[int]:
+    """Numbers of the decoder layers that run where there is a picture, and not else; empty for most families."""
+    return list(getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None) or [])
 
 
 def text_inputs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -7,8 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from dowser_pl.distributed.tensors import is_sharded, to_rank_zero
 from dowser_pl.importance import Probe, measure, probing_mode, write_prompts
-from dowser_pl.models.layers import find_layers, places_of, text_inputs, text_model
-from dowser_pl.models.picture_layers import picture_layers
+from dowser_pl.models.layers import find_layers, picture_layers, places_of, text_inputs, text_model
 from dowser_pl.strategies.fsdp1 import flat_shard_model
 from dowser_pl.strategies.fsdp2 import fully_shard_model
 from tests.distributed.harness import run

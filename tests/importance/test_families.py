@@ -13,7 +13,6 @@ from dowser_pl.importance import FACTORS, PRODUCTS, InputGrams, Probe, measure, 
 from dowser_pl.importance.probe import stacked
 from dowser_pl.importance.prompts import Prompt, noise_images
 from dowser_pl.models.layers import find_layers, text_inputs, text_model
-from dowser_pl.models.picture_layers import tiles_of
 from tests.distributed.test_sharded_steps import inputs_of
 from tests.tiny_models import BOS, FAMILIES, IMAGE, tiny_tokenizer
 
@@ -138,7 +137,7 @@ def test_grams_of_pictures_leave_padding_tiles_out():
     first = next(layer for name, layer in layers.items() if name.endswith("k_proj"))
     handle = first.register_forward_pre_hook(lambda module, args: seen.update(value=args[0][[0, 2]].flatten(0, 1)))
     with InputGrams(layers) as grams:
-        grams.start(inputs["attention_mask"].bool(), tiles=tiles_of(inputs))
+        grams.start(inputs["attention_mask"].bool(), inputs=inputs)
         model(**inputs, use_cache=False)
     handle.remove()
     expected = seen["value"].T @ seen["value"] / len(seen["value"])
@@ -161,7 +160,7 @@ def test_grams_of_pictures_leave_padding_pictures_out():
     means = []
     for each in (inputs, padded):
         with InputGrams(layers) as grams:
-            grams.start(each["attention_mask"].bool(), tiles=tiles_of(each))
+            grams.start(each["attention_mask"].bool(), inputs=each)
             model(**each, use_cache=False)
         means.append({name: grams.mean(name) for name in layers if name.endswith(("k_proj", "v_proj"))})
     assert means[0]

@@ -155,7 +155,7 @@ def test_the_qformer_counts_its_own_positions():
         for grams, batches in ((together, [both]), (alone, rows)):
             with torch.no_grad(), grams:
                 for batch in batches:
-                    grams.start(batch["attention_mask"].bool(), instruction=batch["qformer_attention_mask"])
+                    grams.start(batch["attention_mask"].bool(), inputs=batch)
                     model(**batch)
         for name in layers:
             torch.testing.assert_close(together.mean(name), alone.mean(name), rtol=1e-4, atol=1e-6)

@@ -40,8 +40,7 @@ from dowser_pl.importance.batches import aligned
 from dowser_pl.importance.prompts import noise_images
 from dowser_pl.masking import TunedModule
 from dowser_pl.methods import Agreement, Method
-from dowser_pl.models.layers import places_of, text_inputs, text_model
-from dowser_pl.models.picture_layers import picture_layers
+from dowser_pl.models.layers import picture_layers, places_of, text_inputs, text_model
 from dowser_pl.models.qformer import QFORMER
 from dowser_pl.models.text_only import reads_images, tokenizer_of
 

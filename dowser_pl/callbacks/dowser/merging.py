@@ -18,7 +18,6 @@ from dowser_pl.masking import DenseEntries, Protection, TunedModule, frozen_of
 from dowser_pl.methods import AfterFit, Layer, build_masks
 from dowser_pl.models.layers import find_blocks
 from dowser_pl.models.lora import adapters_of
-from dowser_pl.models.picture_layers import tiles_of
 
 __all__ = ["BeforeMerge", "Chooser", "Merging", "announce_merge", "let_choose", "merge_adapters", "snapshot", "unmerge"]
 
@@ -161,8 +160,7 @@ class Merging:
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), InputGrams(layers) as grams:
             for batch in self._batches():
                 batch.pop("ids", None)
-                instruction, tiles = batch.get("qformer_attention_mask"), tiles_of(batch)
-                grams.start(batch["attention_mask"].bool(), instruction=instruction, tiles=tiles)
+                grams.start(batch["attention_mask"].bool(), inputs=batch)
                 network(**batch, use_cache=False)
         network.train()
         for name, total in grams.sums.items():
