@@ -7,7 +7,6 @@ backward costs half of a training backward and no weight-sized memory. The head 
 Legend: N prompts, B prompts of a batch, T positions, V vocabulary, R probes.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from dowser_pl.importance.factors import Factors, Statistics, in_order, joined
 from dowser_pl.importance.prompts import Prompt, TextInputs, alike, plain_text
 from dowser_pl.importance.recorder import FACTORS, Recorder, live_rows_only
 from dowser_pl.importance.settings import Probe
+from dowser_pl.models.likelihood import logits_at
 
 __all__ = ["measure", "probing_mode", "stacked"]
 
@@ -199,12 +199,9 @@ def _probed_logits(
     """(B, P, V) float32 logits, probed positions first in each row, and the (B, P) mask of probed positions."""
     if settings.positions == "all":
         return model(**inputs, use_cache=False).logits.float(), positions
-    last = positions.sum(dim=1) - 1
-    options: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"], last = last.unique(return_inverse=True)
-    logits = model(**inputs, use_cache=False, **options).logits
-    chosen = logits[torch.arange(len(logits), device=logits.device), last]
+    columns, place = (positions.sum(dim=1) - 1).unique(return_inverse=True)
+    logits = logits_at(model, inputs, columns)
+    chosen = logits[torch.arange(len(logits), device=logits.device), place]
     return chosen[:, None].float(), positions[:, :1]
 
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from dowser_pl.distributed.models import generating, is_sharded_model
 from dowser_pl.errors import DowserError
+from dowser_pl.models.layers import text_model
 
 __all__ = ["Ending", "generation_tokens", "greedy_answers", "own_ends", "write_tokens"]
 
@@ -111,7 +112,7 @@ def write_tokens(
         setattr(settings, name, value)
     stops = [ending.text, *([stops] if isinstance(stops := settings.stop_strings or [], str) else stops)]
     settings.stop_strings = None  # those of transformers work with some tokenizers only
-    with _nothing_of_its_own(model), generating(model), _same_draws(bool(settings.do_sample)):
+    with _nothing_of_its_own(model), generating(model), _packed_for_head(model), _same_draws(bool(settings.do_sample)):
         tokens: Tensor = model.generate(
             **inputs,
             generation_config=settings,
@@ -182,6 +183,21 @@ def _nothing_of_its_own(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, settings in own:
             part.generation_config = settings
+
+
+@contextmanager
+def _packed_for_head(model: PreTrainedModel) -> Iterator[None]:
+    """Give the head the last positions of the prompts as a tensor of their own.
+
+    They are a slice of all positions, and of such a slice a CPU multiplies each row by a copy of its own of a frozen
+    head: seven seconds instead of a hundredth for 32 rows of bfloat16 and a vocabulary of 49,152.
+    """
+    head = text_model(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How likely a model finds given texts: teacher-forced, in batches, nothing is written."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,27 @@ from transformers import PreTrainedModel
 from dowser_pl.distributed import collectives
 from dowser_pl.distributed.models import is_sharded_model
 
-__all__ = ["measured_likelihoods", "target_likelihoods"]
+__all__ = ["logits_at", "measured_likelihoods", "target_likelihoods"]
 
 _IGNORED = -100
+
+
+def logits_at(model: PreTrainedModel, inputs: dict[str, Tensor], columns: Tensor) -> Tensor:
+    """Logits at some columns alone, where the model can leave the others out: a vocabulary is wide.
+
+    Args:
+        model: decoder-only.
+        inputs: what `forward` takes of B rows of T tokens.
+        columns: (C,) int64, 0 to T - 1.
+
+    Returns:
+        (B, C, V), in the model's dtype.
+    """
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        some: Tensor = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+        return some
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits[:, columns]
 
 
 def target_likelihoods(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -32,8 +51,9 @@ def target_likelihoods(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tup
     if model.config.get_text_config().is_encoder_decoder or model.config.is_encoder_decoder:
         logits = model(**given, labels=labels).logits  # the decoder's input is made of the labels
     else:
-        logits = model(**given, use_cache=False).logits[:, :-1]
         labels = labels[:, 1:]
+        columns = (labels != _IGNORED).any(0).nonzero().squeeze(1)
+        logits, labels = logits_at(model, given, columns), labels[:, columns]
     is_target = labels != _IGNORED
     losses = cross_entropy(logits[is_target].float(), labels[is_target], reduction="none")
     counts = is_target.sum(1)

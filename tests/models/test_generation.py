@@ -5,6 +5,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 from dowser_pl.models.generation import Ending, greedy_answers, own_ends, write_tokens
+from dowser_pl.models.layers import text_model
 from tests.tiny_models import (
     EOS,
     FAMILIES,
@@ -194,3 +195,14 @@ def test_a_processor_without_padding_pads_with_an_end():
     processor = make_processor()
     processor.tokenizer.pad_token = None
     assert len(greedy_answers(tiny_llava(), processor.tokenizer, asked(), 3)) == 2
+
+
+def test_the_head_is_given_tensors_of_their_own():
+    """Of a slice of the prompts' positions a CPU would copy a frozen head for each row of the batch."""
+    model, packed = tiny_llava(), []
+    head = text_model(model).get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, __: packed.append(inputs[0].is_contiguous()))
+    greedy_answers(model, tiny_tokenizer(), asked(), 3)
+    assert len(packed) == 3
+    assert all(packed)
+    assert not head._forward_pre_hooks

@@ -1,13 +1,15 @@
 """Likelihoods of given texts, against sums by hand in float64, decoder-only and encoder-decoder."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from dowser_pl.data import Conversation
 from dowser_pl.data.encoders import build_encoder
-from dowser_pl.models.likelihood import measured_likelihoods, target_likelihoods
-from tests.tiny_models import make_processor, tiny_instructblip_t5, tiny_llava
+from dowser_pl.models.likelihood import logits_at, measured_likelihoods, target_likelihoods
+from tests.tiny_models import make_processor, tiny_blip2_gpt2, tiny_instructblip_t5, tiny_llava
 from tests.tiny_run import pictures, turn
 
 
@@ -85,3 +87,30 @@ def test_padding_and_the_company_of_other_rows_change_nothing():
         together = measured_likelihoods(model, [encoder.encode(rows())])
     assert together[0] == pytest.approx(alone[0], rel=1e-5)
     assert together[1] == alone[1]
+
+
+def test_logits_are_made_where_there_are_targets_alone():
+    """Of a prompt with its picture they would fill the memory: a vocabulary for each token."""
+    model = tiny_llava()
+    batch = build_encoder(make_processor()).encode(rows())
+    widths = []
+    model.lm_head.register_forward_hook(lambda _, __, output: widths.append(output.shape[1]))
+    with torch.no_grad():
+        target_likelihoods(model, batch)
+    columns = int((batch["labels"][:, 1:] != -100).any(0).sum())
+    assert widths == [columns]
+    assert columns < batch["labels"].shape[1] // 2
+
+
+@pytest.mark.parametrize("build", [tiny_llava, tiny_blip2_gpt2])
+def test_and_elsewhere_where_a_model_cannot_leave_them_out(build):
+    model = build()
+    kept = "logits_to_keep" in inspect.signature(model.forward).parameters
+    assert kept == (build is tiny_llava)
+    inputs = {"input_ids": torch.arange(20, 30).view(2, 5)}
+    if not kept:
+        inputs["pixel_values"] = torch.ones(2, 3, 16, 16)
+        inputs["input_ids"][:, :2] = model.config.image_token_index
+    columns = torch.tensor([1, 4])
+    with torch.no_grad():
+        torch.testing.assert_close(logits_at(model, inputs, columns), model(**inputs).logits[:, columns])
