@@ -9,7 +9,6 @@ Legend: N prompts, B prompts of a batch, T positions, V vocabulary, R probes.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
