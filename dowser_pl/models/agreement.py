@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.initialization import no_init_weights
 
 from dowser_pl.errors import DowserError
 from dowser_pl.models.text_only import Processor, reads_images, tokenizer_of
@@ -193,7 +194,8 @@ def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
     tower: Any = getattr(config, "vision_config", None)
     if isinstance(layer, int) and layer < 0 and hasattr(tower, "num_hidden_layers"):
         tower.num_hidden_layers = min(tower.num_hidden_layers, 1 - layer)
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):  # draws weights, then drops them
+    empty = init_empty_weights(include_buffers=False)  # what draws all the same draws from a state of its own
+    with torch.random.fork_rng(devices=[]), empty, no_init_weights():
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     for module in model.modules():
         if type(module) is nn.Linear:
