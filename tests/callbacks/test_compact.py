@@ -57,7 +57,10 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+LONGER = {"clip by value", "checkpointing", "all of it"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in EXACT])
 def test_equal_to_the_dense_form_bit_by_bit(model_folder, tmp_path, name):
     _, compact, _ = fit(model_folder, tmp_path / "compact", **EXACT[name])
     _, dense, dowser = fit(model_folder, tmp_path / "dense", update="dense", **EXACT[name])

@@ -52,8 +52,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("update", ["compact", "dense"])
+QUICK = {("compact", name) for name in ("plain", "accumulation", "clip by norm", "bf16-true", "last layer")}
+QUICK |= {("dense", name) for name in ("plain", "bf16-mixed")}
+CASES = [(update, setting) for update in ("compact", "dense") for setting in SETTINGS]
+
+
+@pytest.mark.parametrize(
+    ("update", "setting"), [pytest.param(*each, marks=[pytest.mark.slow] * (each not in QUICK)) for each in CASES]
+)
 @pytest.mark.parametrize(
     "method", [ModelDowser(0.1), pytest.param(Random(0.3), marks=pytest.mark.slow)], ids=["ModelDowser", "Random"]
 )

@@ -57,8 +57,7 @@ def results(folder):
     return report, load_file(folder / "model" / "model.safetensors"), load_file(patch) if patch.exists() else {}
 
 
-QUICK = {("export, disk full", "steps"), ("last evaluation", "epochs"), ("merge", "steps"), ("curve", "epochs")}
-QUICK |= {(name, "steps") for name in ("report", "patch", "calibration")}
+QUICK = {("export, disk full", "steps"), ("last evaluation", "epochs"), ("patch", "steps")}
 ALL = [(name, end) for name in FAILURES for end in ENDS]
 
 

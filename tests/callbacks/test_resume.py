@@ -88,7 +88,7 @@ KILLS = {
 }
 
 
-LONGER = {"in the last evaluation", "epoch mode, before the report"}
+LONGER = {"in the last evaluation", "epoch mode, before the report", "before the report, mid epoch"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in KILLS])

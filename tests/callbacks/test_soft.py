@@ -71,11 +71,11 @@ class Kill(Callback):
 @pytest.mark.parametrize(
     ("name", "precision", "checkpoint"),
     [
-        ("spider", "32-true", "compact"),
+        pytest.param("spider", "32-true", "compact", marks=pytest.mark.slow),
         pytest.param("spider", "bf16-true", "full", marks=pytest.mark.slow),
         ("soft_dowser", "bf16-true", "compact"),
         pytest.param("anchor", "bf16-true", "compact", marks=pytest.mark.slow),
-        ("l2sp", "32-true", "full"),
+        pytest.param("l2sp", "32-true", "full", marks=pytest.mark.slow),
         ("mofo", "bf16-true", "compact"),
         pytest.param("mofo", "32-true", "full", marks=pytest.mark.slow),
     ],

@@ -79,7 +79,8 @@ def test_every_kind_of_collective_is_counted():
         assert +traffic.bytes == {"all_reduce": 40, "all_gather": 24, "reduce_scatter": 24, "broadcast": 20}
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_of_compact_ddp_is_what_the_note_says(model_folder, sizes, tmp_path, accumulate):
     options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0, "num_rows": 16}
     for batches, _ in run(counted, tmp_path, model_folder, **options):
