@@ -119,7 +119,8 @@ def _merge(settings: Settings, cell: Cell, entry: Entry, tuned: str) -> list[str
     own |= dict.fromkeys(entry.seeded, cell.seed)
     words = _words({f"method.{name}": value for name, value in own.items()})
     base = settings.worlds[cell.group.world]
-    return ["merge", "--base", base, "--tuned", tuned, "--method", str(entry.merge), *words]
+    # --cast: a world may be kept in float32 and trained in bfloat16
+    return ["merge", "--base", base, "--tuned", tuned, "--method", str(entry.merge), "--cast", *words]
 
 
 def _common(settings: Settings, cell: Cell) -> dict[str, Any]:

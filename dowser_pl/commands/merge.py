@@ -74,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="whose changed tensors to take where none are merged: the tuned model's (the default; of several, the "
         "mean of those that changed it) or the base's",
     )
+    parser.add_argument(
+        "--cast",
+        action="store_true",
+        help="convert every floating tensor of the base to the dtype of the tuned models even where that loses digits "
+        "(float32 to bfloat16); a conversion that loses none needs no option",
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the numbers, with versions and machine")
     parser.set_defaults(program=PROGRAM, methods=tuple(METHODS))
     return parser

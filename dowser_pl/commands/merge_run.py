@@ -24,7 +24,7 @@ from dowser_pl.reporting.provenance import installed_version, provenance
 def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) -> str:
     """Merge and write; returns what to print."""
     method, out = _method(options, settings), Path(options.out)
-    versions = Versions(model_folder(options.base), [_tuned(name) for name in options.tuned])
+    versions = Versions(model_folder(options.base), [_tuned(name) for name in options.tuned], options.cast)
     as_patch = options.patch or out.suffix == ".safetensors"
     if as_patch:
         _check_apart(out, [versions.base, *versions.tuned])
@@ -45,10 +45,8 @@ def run(options: Namespace, settings: Mapping[str, Any], argv: Sequence[str]) ->
     if len(options.tuned) > 1:
         lines += ["", f"Of the matrices, {merge.shared:,} entries are moved by several of them."]
     if versions.dtype is not None:
-        lines += [
-            "",
-            f"The base was converted to {dtype_name(versions.dtype)}, the tuned model's, which loses nothing.",
-        ]
+        loss = "which may lose digits" if options.cast else "which loses nothing"
+        lines += ["", f"The base was converted to {dtype_name(versions.dtype)}, the tuned model's, {loss}."]
     return "\n".join([*lines, "", f"{'Patch' if as_patch else 'Merged model'} written to {out}."])
 
 

@@ -82,8 +82,17 @@ def _furthest(name: str, before: Tensor, after: Tensor, k: int) -> Tensor:
     return highest(distance, k)
 
 
-def check_same_tensors(base: Path, expected: Mapping[str, Slot], tuned: Path, found: Mapping[str, Slot]) -> None:
+def check_same_tensors(
+    base: Path, expected: Mapping[str, Slot], tuned: Path, found: Mapping[str, Slot], of_dtypes: str = ""
+) -> None:
     """Refuse a tuned model whose tensors are not those of its base in names, shapes and dtypes.
+
+    Args:
+        base: for messages.
+        expected: name -> where its tensors lie.
+        tuned: for messages.
+        found: name -> where those of the tuned model lie.
+        of_dtypes: what else helps where dtypes differ.
 
     Raises:
         DowserError: naming the first that differs.
@@ -100,4 +109,5 @@ def check_same_tensors(base: Path, expected: Mapping[str, Slot], tuned: Path, fo
             got, wanted = (f"{dtype_name(one.dtype)} of shape {one.shape}" for one in (found[name], slot))
             raise DowserError(
                 f"{name} is {got} in {tuned} and {wanted} in {base}, expected the same; save both in one dtype"
+                + of_dtypes * (found[name].shape == slot.shape)
             )

@@ -29,20 +29,21 @@ class Versions:
     Args:
         base: a folder that `save_pretrained` wrote.
         tuned: folders of tuned models with the same tensors, and files of patches of the base.
+        cast_to_tuned: convert the base to the floating dtype of the tuned models even where that loses digits.
 
     Attributes:
         base: as given.
         tuned: as given.
         names: of all tensors, in the order of the base.
         dtype: to which the base is converted as it is read, where the tuned models are in one that holds all its
-            numbers; None = as it is.
+            numbers, or a person asked for it; None = as it is.
 
     Raises:
         DowserError: if a folder is no model, has other tensors than the base, a patch was made from another base, or
             the base has patches.
     """
 
-    def __init__(self, base: Path, tuned: Sequence[Path]) -> None:
+    def __init__(self, base: Path, tuned: Sequence[Path], cast_to_tuned: bool = False) -> None:
         if read_applied(base):
             raise DowserError(f"{base} has patches, expected a base; take them off first (`patch remove`)")
         self.base, self.tuned = base, list(tuned)
@@ -52,9 +53,9 @@ class Versions:
         patches = [each for each in self._versions if isinstance(each, Patch)]
         first = self._versions[0]
         self.dtype = (
-            dtype_to_cast(base, patches, self._slots, [], False)
+            dtype_to_cast(base, patches, self._slots, [], cast_to_tuned)
             if isinstance(first, Patch)
-            else _wider(self._slots, first)
+            else _dtype_of(first, self._slots, cast_to_tuned)
         )
         self._targets = {id(patch): _by_target(patch, self._slots, base) for patch in patches}
         expected = _converted(self._slots, self.dtype)
@@ -62,7 +63,7 @@ class Versions:
             if isinstance(version, Patch):
                 check_base(version, base, self._slots, Beneath(base, [], {}), self.dtype)
             else:
-                check_same_tensors(base, expected, path, version)
+                check_same_tensors(base, expected, path, version, ", or add --cast to convert the base as it is read")
 
     def before(self, name: str) -> Tensor:
         """One tensor of the base, on the CPU."""
@@ -119,14 +120,14 @@ def _by_target(patch: Patch, slots: Mapping[str, Slot], base: Path) -> dict[str,
     return {target: name for name, target in resolve(patch, slots, base).items()}
 
 
-def _wider(base: Mapping[str, Slot], tuned: Mapping[str, Slot]) -> torch.dtype | None:
-    """The one floating dtype of the tuned model, if the base has another and loses nothing in it."""
+def _dtype_of(tuned: Mapping[str, Slot], base: Mapping[str, Slot], also_lossy: bool) -> torch.dtype | None:
+    """The one floating dtype of the tuned model, if the base has another and loses nothing in it, or may."""
     wanted = {slot.code for slot in tuned.values()} & CASTABLE
     present = {slot.code for slot in base.values()} & CASTABLE
     if len(wanted) != 1 or wanted == present:
         return None
     dtype = DTYPES[next(iter(wanted))]
-    return dtype if is_lossless(base, dtype) else None
+    return dtype if also_lossy or is_lossless(base, dtype) else None
 
 
 def _converted(slots: Mapping[str, Slot], dtype: torch.dtype | None) -> dict[str, Slot]:

@@ -214,7 +214,7 @@ def test_the_commands_of_a_cell_that_merges(tmp_path):
     settings = settings_of(tmp_path, methods__Dare__options={"rescale": False})
     cell = Cell(GROUP, "Dare", (("lr", 2e-4), ("update_ratio", 0.4)), 5, "test")
     merge, patch, validate = commands(settings, cell, "there", "tuned/model")
-    shared = "merge --base embedded:world --tuned tuned/model --method Dare --method.rescale false"
+    shared = "merge --base embedded:world --tuned tuned/model --method Dare --cast --method.rescale false"
     shared += " --method.update_ratio 0.4 --method.seed 5 --out there"
     assert " ".join(merge) == f"{shared}/model --json there/merge.json"
     assert " ".join(patch) == f"{shared}/patch.safetensors"

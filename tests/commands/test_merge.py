@@ -178,6 +178,18 @@ def test_the_embedded_world_is_a_base_of_models_in_full_precision(tmp_path, caps
     assert same_bits(load_folder(tmp_path / "out"), tuned)
 
 
+def test_a_base_is_narrowed_where_it_is_asked_for(made, tmp_path, capsys):
+    tuned = {name: tensor.bfloat16() for name, tensor in load_folder(made / "one").items()}
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "config.json").write_text("{}")
+    save_file(tuned, tmp_path / "tuned" / "model.safetensors")
+    arguments = ["--base", made / "base", "--tuned", tmp_path / "tuned", "--method", "Wise", "--method.alpha", "1"]
+    assert "or add --cast to convert the base" in error(capsys, *arguments, "--out", tmp_path / "out")
+    out = run(capsys, *arguments, "--out", tmp_path / "out", "--cast")
+    assert "The base was converted to bfloat16, the tuned model's, which may lose digits." in out
+    assert same_bits(load_folder(tmp_path / "out"), tuned)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -159,6 +159,30 @@ def test_a_narrower_base_is_widened(tmp_path):
         Versions(base, [tmp_path / "tuned"])
 
 
+def test_a_wider_base_is_narrowed_where_a_person_asks(tmp_path):
+    """As of a run in bfloat16 whose base is kept in float32."""
+    base = save_base(tmp_path / "base")
+    narrow = {name: tensor.bfloat16() for name, tensor in load_folder(base).items()}
+    name = next(name for name in narrow if name.endswith(FAMILY))
+    tuned = {**narrow, name: narrow[name] + 0.5}
+    for folder, tensors in (("narrow", narrow), ("tuned", tuned)):
+        shutil.copytree(base, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        save_file(tensors, tmp_path / folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"bfloat16 of shape .* and float32 of shape .* or add --cast"):
+        Versions(base, [tmp_path / "tuned"])
+    versions = Versions(base, [tmp_path / "tuned"], cast_to_tuned=True)
+    assert versions.dtype == torch.bfloat16
+    assert versions.changed() == [name], "that all were converted is no change"
+    Merge(versions, Wise(0.5)).write_folder(tmp_path / "out")
+    Merge(Versions(tmp_path / "narrow", [tmp_path / "tuned"]), Wise(0.5)).write_folder(tmp_path / "expected")
+    assert same_bits(load_folder(tmp_path / "out"), load_folder(tmp_path / "expected"))
+    assert not same_bits(load_folder(tmp_path / "out"), tuned)
+
+    patch = make_patch(tmp_path / "p.safetensors", tmp_path / "narrow", tmp_path / "tuned")
+    Merge(Versions(base, [patch], cast_to_tuned=True), Wise(0.5)).write_folder(tmp_path / "patched")
+    assert same_bits(load_folder(tmp_path / "patched"), load_folder(tmp_path / "expected"))
+
+
 @pytest.mark.parametrize("method", [Ties(0.15), Dare(0.3), Wise(0.5)], ids=lambda method: type(method).__name__)
 def test_a_patch_is_merged_as_the_folder_that_it_makes(folders, tmp_path, method):
     base, tuned = folders
