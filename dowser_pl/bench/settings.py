@@ -167,6 +167,7 @@ _KEYS = (
     *("folder", "fit", "set", "seeded", "validation", "test", "cost", "seeds", "tuning_seed"),
     *("worlds", "tasks", "depths", "methods", "smallest_grid", "widen", "keep"),
 )
+_SEEDED = ("seed_everything", "data.seed", "dowser.probe.seed", "dowser.rows.seed")  # order of rows, prompts, own rows
 _METHOD_KEYS = ("method", "config", "options", "seeded", "grid", "after", "merge")
 
 
@@ -208,7 +209,8 @@ class Settings:
         folder: where everything is written.
         fit: configurations of every run.
         options: of every run, dotted.
-        seeded: options of every run that are set to the seed.
+        seeded: options of every run that are set to the seed; where the file names none, all that draw anything: the
+            order of the training rows, the prompts of the importance pass and the rows that the base writes.
         splits: "validation" and "test" -> options that choose the split; "cost" -> of short runs in which what was
             chosen takes turns, one of each method and then the next of each, so that what else the machine does falls
             on all alike; without it steps are not timed.
@@ -278,7 +280,7 @@ def read_settings(path: Path, merges: Collection[str]) -> Settings:
         folder=Path(file.text("folder")).expanduser(),
         fit=file.texts("fit"),
         options=file.options("set", {}),
-        seeded=file.texts("seeded") or ("seed_everything",),
+        seeded=file.texts("seeded") or _SEEDED,
         splits=splits,
         seeds=file.counts("seeds"),
         tuning_seed=file.count("tuning_seed", 0),
