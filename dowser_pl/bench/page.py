@@ -86,11 +86,21 @@ def _sections(settings: Settings, comparison: Comparison) -> list[str]:
     sections = [markdown_grid(grid[0], grid[1:], "ll" + "r" * (len(shown) - 2))]
     if others:
         sections.append(f"Not begun: {', '.join(others)}.")
+    if alike := [method.entry.name for method in methods if _seeds_alike(method)]:
+        sections.append(
+            f"The same scores with every seed, of every task: {', '.join(alike)}. Does `seeded` name what draws there?"
+        )
     if any(method.choice is not None and method.choice.edges for method in methods):
         sections.append(f"{EDGE_MARK} at the edge of what was tried: a better setting may lie outside.")
     sections += _matched(comparison) + _foretold(comparison) + _failures(methods) + _drops(methods)
     sections += ["What was tried, on the validation split:", _tried(methods)]
     return sections
+
+
+def _seeds_alike(method: MethodResult) -> bool:
+    """Whether several seeds gave one result, so that their spread says nothing."""
+    scores = [{name: task.after for name, task in record.tasks.items()} for record in method.records]
+    return len(scores) > 1 and all(each == scores[0] for each in scores[1:])
 
 
 def _row(

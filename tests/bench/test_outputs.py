@@ -193,6 +193,19 @@ def test_nothing_is_marked_where_no_best_is_at_an_edge(tmp_path):
     assert "\u2020" not in text
 
 
+def test_seeds_that_changed_nothing_are_told(tmp_path):
+    """Three times one run has no spread; whoever lists what draws may have forgotten the order of the rows."""
+    assert "every seed" not in outputs(tmp_path, only=["Full"], seeds=[1, 2])[1]
+    (tmp_path / "same").mkdir()
+    _, text, _ = outputs(tmp_path / "same", only=["Full"], seeds=[1, 3])
+    assert "The same scores with every seed, of every task: Full. Does `seeded` name what draws there?" in text
+
+
+def test_what_is_not_listed_varies_all_that_draws(tmp_path):
+    bench = settings_of(tmp_path, seeded=None)
+    assert bench.seeded == ("seed_everything", "data.seed", "dowser.probe.seed", "dowser.rows.seed")
+
+
 def test_failures_and_what_is_not_finished_are_shown(tmp_path):
     runner = FakeRunner(fails=["Full-lr_0.0002-seed_1-test", "ModelTailor"])
     content, text, _ = outputs(tmp_path, runner, only=["Full", "ModelTailor"])
