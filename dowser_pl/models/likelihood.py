@@ -17,11 +17,11 @@ __all__ = ["logits_at", "measured_likelihoods", "target_likelihoods"]
 _IGNORED = -100
 
 
-def logits_at(model: PreTrainedModel, inputs: dict[str, Tensor], columns: Tensor) -> Tensor:
+def logits_at(model: torch.nn.Module, inputs: dict[str, Tensor], columns: Tensor) -> Tensor:
     """Logits at some columns alone, where the model can leave the others out: a vocabulary is wide.
 
     Args:
-        model: decoder-only.
+        model: decoder-only, of transformers.
         inputs: what `forward` takes of B rows of T tokens.
         columns: (C,) int64, 0 to T - 1.
 
