@@ -34,12 +34,18 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
     rows = OwnRows(options.per_source, options.seed, options.batch_size, pictures)
     base = loaded(options.base, options.dtype)
     origin = Origin.of(base, rows, places=bool(options.moved))
-    found, moved = dict[str, ReportedDrift](), dict[str, Moved]()
+    found, moved, rounded = dict[str, ReportedDrift](), dict[str, Moved](), list[str]()
     for name, what in zip(options.tuned, tuned, strict=True):
         with tuned_model(base, what, options.dtype) as network:
             found[name] = origin.drift(network)
             if options.moved:
                 moved[name] = origin.moved(network)
+            if network.dtype != base.network.dtype:
+                here, there = (str(model.dtype).removeprefix("torch.") for model in (network, base.network))
+                rounded.append(
+                    f"{name} is {here} and {options.base} {there}: what rounding changed counts as moved. "
+                    f"--dtype {here} leaves it out."
+                )
     if options.json:
         content = {name: each.to_dict() for name, each in found.items()}
         written = provenance("drift", argv) | {"base": options.base, "drift": content}
@@ -52,7 +58,7 @@ def run(options: Namespace, argv: Sequence[str]) -> str:
         plot_moved(dict(zip(labels, moved.values(), strict=True)), options.moved)
         lines = "\n".join(f"{name}: {moved_text(each)}" for name, each in moved.items())
         parts.append(f"{lines}\nPicture: {options.moved}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *rounded])
 
 
 def _pictures(folder: Path) -> list[Image.Image]:

@@ -88,6 +88,17 @@ def test_an_adapter_moves_what_its_merged_model_moves(base, tmp_path):
     assert adapter["drift"] == pytest.approx(merged["drift"], rel=1e-3)
 
 
+def test_a_narrower_model_is_told_that_rounding_counts(tmp_path, capsys):
+    base, tuned = (make_processor_folder(tmp_path / name) for name in ("base", "tuned"))
+    tiny_llava().save_pretrained(base)
+    tiny_llava().bfloat16().save_pretrained(tuned)
+    measured(tmp_path, base, tuned)
+    told = f"{tuned} is bfloat16 and {base} float32: what rounding changed counts as moved. --dtype bfloat16 leaves it"
+    assert told in capsys.readouterr().out
+    assert measured(tmp_path, base, tuned, options=["--dtype", "bfloat16"])[str(tuned)]["kl"] == 0.0
+    assert "rounding" not in capsys.readouterr().out
+
+
 def test_a_matrix_of_zeros_that_moved_moved_by_its_whole_size(tmp_path):
     base, tuned = (make_processor_folder(tmp_path / name) for name in ("base", "tuned"))
     network = tiny_llava()

@@ -65,6 +65,31 @@ def test_the_short_table_of_methods_is_the_long_one():
     assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
 
 
+def test_what_is_said_of_the_real_model_follows_from_its_table():
+    """Who leads, by how much, and whether that may be chance."""
+    spread = r"0(\.\d+) ± \S+"
+    rows = re.findall(
+        rf"^\| (\w+) \| lr [^|\u2020]+ \| {spread} \| {spread} \| {spread} \| [^|]+ \| ?(?:0(\.\d+), p 0(\.\d+))? ?\|",
+        page("results/real.md"),
+        re.MULTILINE,
+    )
+    score, behind, p = ({row[0]: row[column] for row in rows} for column in (3, 4, 5))
+    order = list(score)
+    assert order[:2] == ["NullSpace", "ModelDowser"]
+    assert sorted(score.values(), reverse=True) == list(score.values())
+    readme = README[README.index("[a real model]") :].split("\n\n")[0].replace("\n", " ")
+    assert f"the null space leads full fine-tuning by {behind['Full']} and OSF by {behind['OSF']}" in readme
+    assert float(p["Full"]) < 0.05
+    assert float(p["OSF"]) < 0.05
+    assert f"Model-Dowser is second, {behind['ModelDowser']} behind, which may be chance" in readme
+    assert float(p["ModelDowser"]) > 0.05
+    assert "Of five methods on\n[a real" in README
+    assert len(rows) == 5
+    long = page("results/real.md").replace("\n", " ")
+    for name, p_text in (("Full", "full fine-tuning"), ("OSF", "OSF")):
+        assert f"{behind[name]} ahead of {p_text} (p {p[name]})" in long
+
+
 def test_experiments_say_what_they_cost():
     names = {"llava_7b_dowser": "compact", "llava_7b_dowser_8bit": "compact_8bit", "llava_7b_lora": "lora"}
     folder = ROOT / "configs" / "experiment"
