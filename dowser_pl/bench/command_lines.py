@@ -67,6 +67,7 @@ def digest(settings: Settings, cell: Cell) -> str:
     """
     base = required(settings, cell)
     lines = commands(settings, cell, "RUN", None if base is None else digest(settings, base))
+    lines = [[word for word in line if word != "--cast"] for line in lines]  # decides whether a merge fails, no result
     told = [
         [_content(word) if before == "-c" else word for before, word in zip(["", *line], line, strict=False)]
         for line in lines

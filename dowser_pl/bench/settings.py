@@ -167,7 +167,6 @@ _KEYS = (
     *("folder", "fit", "set", "seeded", "validation", "test", "cost", "seeds", "tuning_seed"),
     *("worlds", "tasks", "depths", "methods", "smallest_grid", "widen", "keep"),
 )
-_SEEDED = ("seed_everything", "data.seed", "dowser.probe.seed", "dowser.rows.seed")  # order of rows, prompts, own rows
 _METHOD_KEYS = ("method", "config", "options", "seeded", "grid", "after", "merge")
 
 
@@ -209,8 +208,9 @@ class Settings:
         folder: where everything is written.
         fit: configurations of every run.
         options: of every run, dotted.
-        seeded: options of every run that are set to the seed; where the file names none, all that draw anything: the
-            order of the training rows, the prompts of the importance pass and the rows that the base writes.
+        seeded: options of every run that are set to the seed: `seed_everything` where the file names none, which does
+            not change the order of the training rows (`data.seed`), the prompts of the importance pass
+            (`dowser.probe.seed`) and the rows that the base writes (`dowser.rows.seed`).
         splits: "validation" and "test" -> options that choose the split; "cost" -> of short runs in which what was
             chosen takes turns, one of each method and then the next of each, so that what else the machine does falls
             on all alike; without it steps are not timed.
@@ -280,7 +280,7 @@ def read_settings(path: Path, merges: Collection[str]) -> Settings:
         folder=Path(file.text("folder")).expanduser(),
         fit=file.texts("fit"),
         options=file.options("set", {}),
-        seeded=file.texts("seeded") or _SEEDED,
+        seeded=file.texts("seeded") or ("seed_everything",),
         splits=splits,
         seeds=file.counts("seeds"),
         tuning_seed=file.count("tuning_seed", 0),

@@ -201,11 +201,6 @@ def test_seeds_that_changed_nothing_are_told(tmp_path):
     assert "The same scores with every seed, of every task: Full. Does `seeded` name what draws there?" in text
 
 
-def test_what_is_not_listed_varies_all_that_draws(tmp_path):
-    bench = settings_of(tmp_path, seeded=None)
-    assert bench.seeded == ("seed_everything", "data.seed", "dowser.probe.seed", "dowser.rows.seed")
-
-
 def test_failures_and_what_is_not_finished_are_shown(tmp_path):
     runner = FakeRunner(fails=["Full-lr_0.0002-seed_1-test", "ModelTailor"])
     content, text, _ = outputs(tmp_path, runner, only=["Full", "ModelTailor"])

@@ -135,3 +135,14 @@ def test_the_options_of_a_shipped_bench_exist(name, capsys):
     assert ("Replay" in name) == ("replay: null" not in shown)
     assert (name == "KLToBase") == ("kl_to_base: null" not in shown)
     assert (name == "TokenMasking") == ("max_perplexity: null" not in shown)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_seeds_of_shipped_benches_vary_all_that_draws(path):
+    """Also the order of the rows, without which three seeds of full fine-tuning are one run."""
+    assert read_settings(path, METHODS).seeded == (
+        "seed_everything",
+        "data.seed",
+        "dowser.probe.seed",
+        "dowser.rows.seed",
+    )
