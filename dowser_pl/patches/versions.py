@@ -63,7 +63,9 @@ class Versions:
             if isinstance(version, Patch):
                 check_base(version, base, self._slots, Beneath(base, [], {}), self.dtype)
             else:
-                check_same_tensors(base, expected, path, version, ", or add --cast to convert the base as it is read")
+                helps = not cast_to_tuned and _dtype_of(version, self._slots, True) is not None
+                advice = ", or add --cast to convert the base as it is read" if helps else ""
+                check_same_tensors(base, expected, path, version, advice)
 
     def before(self, name: str) -> Tensor:
         """One tensor of the base, on the CPU."""

@@ -178,6 +178,13 @@ def test_a_wider_base_is_narrowed_where_a_person_asks(tmp_path):
     assert same_bits(load_folder(tmp_path / "out"), load_folder(tmp_path / "expected"))
     assert not same_bits(load_folder(tmp_path / "out"), tuned)
 
+    mixed = tuned | {name: tuned[name].float()}  # no one dtype that --cast could take
+    (tmp_path / "mixed").mkdir()
+    save_file(mixed, tmp_path / "mixed" / "model.safetensors")
+    for asked in (False, True):
+        with pytest.raises(ValueError, match=r"save both in one dtype$"):
+            Versions(base, [tmp_path / "mixed"], cast_to_tuned=asked)
+
     patch = make_patch(tmp_path / "p.safetensors", tmp_path / "narrow", tmp_path / "tuned")
     Merge(Versions(base, [patch], cast_to_tuned=True), Wise(0.5)).write_folder(tmp_path / "patched")
     assert same_bits(load_folder(tmp_path / "patched"), load_folder(tmp_path / "expected"))
